@@ -1,0 +1,23 @@
+"""What one training step needs from the data, and nothing else.
+
+B labelled, M trusted and U unlabelled images of this rank; C channels, H x W pixels. Shapes are static over a run, so
+that a step can be captured as one CUDA graph on fixed buffers.
+"""
+
+from typing import NamedTuple
+
+from jaxtyping import Float, Int
+from torch import Tensor
+
+
+class Batch(NamedTuple):
+    """Images are normalised floats; indices are positions in the whole data set, the key of every random draw."""
+
+    labelled: Float[Tensor, "B *image"]  # weak view
+    targets: Int[Tensor, "B"]
+    labelled_index: Int[Tensor, "B"]
+    weak: Float[Tensor, "U *image"]
+    strong: Float[Tensor, "U *image"]
+    index: Int[Tensor, "U"]
+    trusted: Float[Tensor, "M *image"] | None = None  # clean labelled images of the feedback alone, weak view
+    trusted_targets: Int[Tensor, "M"] | None = None

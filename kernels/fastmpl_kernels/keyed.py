@@ -1,0 +1,41 @@
+"""Random numbers that are a pure function of their key: no generator, no state.
+
+A generator's draw depends on what was drawn before it, so resuming, another number of ranks, another schedule or a
+captured graph would each see other numbers. Here draw `c` of item `i` under a key is `splitmix64(splitmix64(key + i) + c)`
+(Steele, Lea and Flood, "Fast splittable pseudorandom number generators", OOPSLA 2014), computed in int64 arithmetic
+that wraps: bit-identical on every device, and capturable, because the key is a 0-D tensor.
+"""
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+GOLDEN = -7046029254386353131  # 0x9E3779B97F4A7C15 as a signed integer
+MIX_1 = -4658895280553007687  # 0xBF58476D1CE4E5B9
+MIX_2 = -7723592293110705685  # 0x94D049BB133111EB
+
+
+def _unsigned_shift(x: Tensor, bits: int) -> Tensor:
+    return (x >> bits) & ((1 << (64 - bits)) - 1)
+
+
+def splitmix64(x: Int[Tensor, "*n"]) -> Int[Tensor, "*n"]:
+    """The 64-bit finaliser of splitmix64, element-wise on int64."""
+    x = x + GOLDEN
+    x = (x ^ _unsigned_shift(x, 30)) * MIX_1
+    x = (x ^ _unsigned_shift(x, 27)) * MIX_2
+    return x ^ _unsigned_shift(x, 31)
+
+
+def combine(key: Int[Tensor, ""], *words: int | Tensor) -> Int[Tensor, ""]:
+    """A new key from a key and further words (a purpose, a step, a layer's number)."""
+    for word in words:
+        key = splitmix64(key + word)
+    return key
+
+
+def uniform(key: Int[Tensor, ""], item: Int[Tensor, "*n"], columns: int) -> Float[Tensor, "*n columns"]:
+    """Float32 in the open interval (0, 1): `columns` draws for each item, from the item's number alone."""
+    column = torch.arange(columns, device=item.device)
+    bits = splitmix64(splitmix64(key + item).unsqueeze(-1) + column)
+    return (_unsigned_shift(bits, 41).to(torch.float32) + 0.5) * (1.0 / (1 << 23))
