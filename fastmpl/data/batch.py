@@ -18,6 +18,6 @@ class Batch(NamedTuple):
     labelled_index: Int[Tensor, "B"]
     weak: Float[Tensor, "U *image"]
     strong: Float[Tensor, "U *image"]
-    index: Int[Tensor, "U"]
+    unlabelled_index: Int[Tensor, "U"]
     trusted: Float[Tensor, "M *image"] | None = None  # clean labelled images of the feedback alone, weak view
     trusted_targets: Int[Tensor, "M"] | None = None
