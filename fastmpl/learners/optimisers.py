@@ -123,9 +123,7 @@ class Optimiser:
     def state(self) -> dict[str, Tensor]:
         """Every tensor of the optimiser, by `parameter/name`."""
         return {
-            f"{name}/{key}": value
-            for name, p in self.parameters.items()
-            for key, value in self.inner.state[p].items()
+            f"{name}/{key}": value for name, p in self.parameters.items() for key, value in self.inner.state[p].items()
         }
 
     def load(self, state: Mapping[str, Tensor]) -> None:

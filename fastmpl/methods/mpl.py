@@ -12,7 +12,7 @@ B labelled, U unlabelled images, K classes.
 """
 
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -29,6 +29,7 @@ class Feedback:
     """How the student's validation loss credits the labels."""
 
     kind: feedback.Kind = "exact"
+    images: Literal["labelled", "trusted"] = "labelled"  # whose loss the student is judged by
     weight: float = 1.0  # 1: the true gradient
     control: feedback.Control = "none"
     baseline: float = 0.0  # decay of a moving average that is subtracted from the scalar

@@ -2,8 +2,8 @@
 
 import torch
 from jaxtyping import Float
-
 from torch import Tensor
+
 from fastmpl.data.batch import Batch
 from fastmpl.learners.protocol import Learner
 from fastmpl.methods.alone import Alone

@@ -91,17 +91,16 @@ def _needs_gradient(method: MetaPseudoLabels) -> bool:
     return method.feedback.kind in ("exact", "per_example") or method.feedback.cosine
 
 
-def _validation_images(batch: Batch) -> tuple[Tensor, Int[Tensor, "M"]]:
-    if batch.trusted is None or batch.trusted_targets is None:
+def _validation_images(method: MetaPseudoLabels, batch: Batch) -> tuple[Tensor, Int[Tensor, "M"]]:
+    if method.feedback.images == "labelled":
         return batch.labelled, batch.targets
+    assert batch.trusted is not None and batch.trusted_targets is not None, "the data has no trusted images"
     return batch.trusted, batch.trusted_targets
 
 
-def _validation_loss(
-    method: MetaPseudoLabels, student: Learner, batch: Batch, moment: Moment
-) -> Float[Tensor, ""]:
+def _validation_loss(method: MetaPseudoLabels, student: Learner, batch: Batch, moment: Moment) -> Float[Tensor, ""]:
     """V at the student's present parameters: these images alone, the same draws each time, in full precision."""
-    inputs, targets = _validation_images(batch)
+    inputs, targets = _validation_images(method, batch)
     return method.validate(student.observe(inputs, moment.dropout(VALIDATION), precise=True), targets)
 
 
@@ -124,7 +123,7 @@ def _credit(
     if before is not None:
         h = student.mean(before - _validation_loss(method, student, batch, moment))
     else:
-        inputs, targets = _validation_images(batch)
+        inputs, targets = _validation_images(method, batch)
         draw = moment.dropout(VALIDATION)
         gradient = student.gradient(inputs, lambda logits: method.validate(logits, targets), draw)
         h = student.cosine(update, gradient) if settings.cosine else student.progress(update, gradient)

@@ -18,8 +18,8 @@ from fastmpl.config import NetworkConfig
 from fastmpl.learners import optimisers, plain
 from fastmpl.methods import feedback, mpl
 from fastmpl.methods.mpl import Feedback, MetaPseudoLabels
-from fastmpl.methods.targets import Labels
 from fastmpl.methods.pseudo_label import PseudoLabel
+from fastmpl.methods.targets import Labels
 from fastmpl.methods.uda import Consistency, Uda
 from fastmpl.models.norms import frozen_statistics
 from fastmpl.models.stochastic import set_draw
@@ -181,7 +181,8 @@ def test_exact_feedback_holds_with_temperature_and_smoothing(name: str, settings
 
 
 def test_exact_feedback_holds_with_dropout_and_a_trusted_set() -> None:
-    check_soft_labels(World(exact(), OPTIMISERS["nesterov"], norm=True, dropout=0.3, trusted=5))
+    method = exact(feedback=Feedback("exact", images="trusted"))
+    check_soft_labels(World(method, OPTIMISERS["nesterov"], norm=True, dropout=0.3, trusted=5))
 
 
 def test_the_difference_form_agrees_with_double_backward_to_its_step() -> None:
@@ -362,7 +363,7 @@ def labels_redrawn(patch: pytest.MonkeyPatch) -> None:
 
 
 def before_on_another_batch(patch: pytest.MonkeyPatch) -> None:
-    """"Before" is measured inside the student's larger batch, "after" on the labelled images alone."""
+    """ "Before" is measured inside the student's larger batch, "after" on the labelled images alone."""
     honest, calls = meta._validation_loss, itertools.count()
 
     def mixed(method: Any, student: Any, batch: Any, moment: Any) -> Tensor:

@@ -76,9 +76,7 @@ class World:
     tangent: str = "jvp"
 
     def __post_init__(self) -> None:
-        self.teacher = PlainLearner(
-            network(1, norm=self.norm, dropout=self.dropout), self.teacher_config, steps=1000
-        )
+        self.teacher = PlainLearner(network(1, norm=self.norm, dropout=self.dropout), self.teacher_config, steps=1000)
         self.student = PlainLearner(
             network(2, norm=self.norm, dropout=self.dropout),
             self.student_config,
