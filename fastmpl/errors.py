@@ -1,7 +1,7 @@
 """What a run can end with, and the exit code of each; `fastmpl.cli` prints the sentence and returns the code.
 
-A mistake of the user or of the machine is one of these. Anything else that is raised is a mistake of ours, and keeps its
-traceback. Packages define their own below the one that fits (a bad image is a DataError of `fastmpl.data`).
+A mistake of the user or a fault of the machine is one of these; anything else that is raised is a mistake of ours, and
+keeps its traceback. Packages derive their own (a bad image is a DataError of `fastmpl.data`).
 """
 
 from typing import ClassVar

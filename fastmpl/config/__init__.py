@@ -1,4 +1,4 @@
-"""The configuration of a run: `sections` (every key), `rules` (what goes together), `load` (TOML), `options` (--help)."""
+"""A run's configuration: `sections` (every key), `rules` (what goes together), `load` (TOML), `options` (--help)."""
 
 from fastmpl.config.load import difference, load, save, to_toml
 from fastmpl.config.rules import feeds_back, names_own_model, names_run

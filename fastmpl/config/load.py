@@ -1,7 +1,7 @@
 """From a TOML file and overrides to a Config, and back. Precedence: default < file < overrides.
 
-A file is untrusted: its size, depth and numbers are bounded before anything looks at its meaning, and every mistake in it
-is one sentence of a ConfigError that names key, value and file.
+A file is untrusted: its size, depth and numbers are bounded before anything looks at its meaning, and every mistake in
+it is one sentence of a ConfigError that names key, value and file.
 """
 
 import difflib
@@ -13,6 +13,7 @@ from typing import Any, Final
 
 import tomli_w
 from pydantic import ValidationError
+from pydantic.fields import FieldInfo
 
 from fastmpl.config.schema import Config
 from fastmpl.config.wording import allowed_by, toml
@@ -22,12 +23,9 @@ LARGEST: Final = 65_536  # bytes; the longest configuration, with every key and 
 DEEPEST: Final = 64  # brackets or dots of keys in a line; the parser's time grows with their square
 SHOWN: Final = 5  # mistakes reported at once
 COMMAND_LINE: Final = "command line"
-SECTIONS: Final = {name: field.annotation for name, field in Config.model_fields.items()}
-KEYS: Final = {
-    f"{name}.{key}": field
-    for name, section in SECTIONS.items()
-    if section is not None
-    for key, field in section.model_fields.items()
+SECTIONS: Final[dict[str, Any]] = {name: field.annotation for name, field in Config.model_fields.items()}
+KEYS: Final[dict[str, FieldInfo]] = {
+    f"{name}.{key}": field for name, section in SECTIONS.items() for key, field in section.model_fields.items()
 }
 _QUOTED_OR_COMMENT: Final = re.compile(r'"(?:[^"\\\n]|\\.)*"|\'[^\'\n]*\'|#.*')
 
@@ -37,9 +35,7 @@ def _bounded_text(path: Path) -> str:
         with path.open("rb") as file:
             content = file.read(LARGEST + 1)
     except OSError as error:
-        raise ConfigError(
-            f"{path} cannot be read: {error.strerror}. Name a TOML file; launch/configs holds some."
-        ) from error
+        raise ConfigError(f"{path} cannot be read: {error.strerror}. launch/configs holds examples.") from error
     if len(content) > LARGEST:
         raise ConfigError(f"{path} is larger than {LARGEST} bytes: this is no configuration of a run.")
     try:
@@ -111,8 +107,8 @@ def load(path: str | Path, overrides: Mapping[str, Any] | None = None) -> Config
     """The configuration of a TOML file, with `overrides` over it.
 
     overrides: dotted (`{"student.lr": 0.1}`) or nested (`{"student": {"lr": 0.1}}`).
-    Raises ConfigError, one sentence a mistake: a file that cannot be read, malformed TOML, unknown keys, values of a wrong
-    type or out of bounds, and keys that do not go together.
+    Raises ConfigError, one sentence a mistake: a file that cannot be read, malformed TOML, unknown keys, values of a
+    wrong type or out of bounds, and keys that do not go together.
     """
     path = Path(path)
     file, over = _flat(_read(path)), _flat(overrides or {})

@@ -1,8 +1,8 @@
 """Which keys go together. What cannot work is refused when the file is read, not at step 1,000.
 
-A rule is a function from the configuration to the sentences that refuse it. NOT_YET lists what the configuration names and
-this version does not do; building a feature deletes its row. What only the machine can tell (a GPU, free memory, the
-number of images) is not asked here.
+A rule is a function from the configuration to the sentences that refuse it. NOT_YET lists what the configuration names
+and this version does not do. What only the machine can tell (a GPU, free memory, the number of images) is not asked
+here.
 """
 
 import re
@@ -71,7 +71,7 @@ def _models(config: "Config") -> Iterator[str]:
         trained = {"student": student, "teacher": teacher} if method == "mpl" else {"student": student}
         for role, model in trained.items():
             if not model.startswith("perceptron"):
-                yield f'data.source = "two_moons" with {role}.model = "{model}": points are not images. Use "perceptron".'
+                yield f'data.source = "two_moons" with {role}.model = "{model}": use "perceptron".'
 
 
 def _optimisers(config: "Config") -> Iterator[str]:
@@ -143,7 +143,7 @@ def _data(config: "Config") -> Iterator[str]:
     data, system = config.data, config.system
     kind, share = data.noise
     if kind == "none" and share > 0:
-        yield f'data.noise = ["none", {share}] asks for wrong labels of no kind. Use "pair", "symmetric" or "brightness".'
+        yield f'data.noise = ["none", {share}] has no kind of wrong label. Use "pair", "symmetric" or "brightness".'
     if data.batch_trusted > 0 and data.trusted == 0:
         yield f"data.batch_trusted = {data.batch_trusted} needs data.trusted above 0."
     if config.finetune.steps > 0 and config.finetune.images == "trusted" and data.trusted == 0:
@@ -153,7 +153,7 @@ def _data(config: "Config") -> Iterator[str]:
     for key in ("batch_labelled", "batch_unlabelled", "batch_trusted"):
         batch: int = getattr(data, key)
         if batch % system.accumulate:
-            yield f"data.{key} = {batch} cannot be cut into system.accumulate = {system.accumulate} equal micro-batches."
+            yield f"data.{key} = {batch} is not a multiple of system.accumulate = {system.accumulate}."
 
 
 def _system(config: "Config") -> Iterator[str]:
@@ -164,7 +164,7 @@ def _system(config: "Config") -> Iterator[str]:
         yield 'system.graph = "on" with system.engine = "zero": shards cannot be captured. Use graph = "auto".'
 
 
-# Keys that name more than this version does: the values that it has. A feature that gets built widens or deletes its row.
+# Keys that name more than this version does: the values that it has. Building a feature widens or deletes its row.
 NOT_YET: Final[dict[str, tuple[str | int | bool, ...]]] = {
     "method.name": ("supervised", "distillation", "pseudo_label", "uda", "mpl"),
     "data.source": ("digits", "fashion_mnist", "two_moons"),

@@ -2,7 +2,7 @@
 
 from typing import Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, model_validator
 
 from fastmpl.config.rules import refuse
 from fastmpl.config.sections import (
@@ -23,15 +23,15 @@ class Config(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    run: RunConfig = Field(RunConfig(), description="The run.")
-    data: DataConfig = Field(DataConfig(), description="The images.")
-    teacher: TeacherConfig = Field(TeacherConfig(), description="The teacher.")
-    student: StudentConfig = Field(StudentConfig(), description="The student.")
-    method: MethodConfig = Field(MethodConfig(), description="The method.")
-    feedback: FeedbackConfig = Field(FeedbackConfig(), description="The feedback.")
-    uda: UdaConfig = Field(UdaConfig(), description="The consistency loss.")
-    finetune: FinetuneConfig = Field(FinetuneConfig(), description="The fine-tuning.")
-    system: SystemConfig = Field(SystemConfig(), description="The execution.")
+    run: RunConfig = RunConfig()
+    data: DataConfig = DataConfig()
+    teacher: TeacherConfig = TeacherConfig()
+    student: StudentConfig = StudentConfig()
+    method: MethodConfig = MethodConfig()
+    feedback: FeedbackConfig = FeedbackConfig()
+    uda: UdaConfig = UdaConfig()
+    finetune: FinetuneConfig = FinetuneConfig()
+    system: SystemConfig = SystemConfig()
 
     @model_validator(mode="after")
     def _checked(self) -> Self:

@@ -1,7 +1,7 @@
 """Every key of the configuration: its type, default, bounds and one sentence. The single source of all four.
 
-Leaves out what needs two keys (`rules`), and how a file is read (`load`). Types are strict: a file's "0.1" is no number.
-Keys declared with `rare` are shown by --help-all alone.
+Leaves out what needs two keys (`rules`), and how a file is read (`load`). Types are strict: "0.1" is no number. Keys
+declared with `_rare` are shown by --help-all alone.
 """
 
 from typing import Annotated, Any, Literal
@@ -69,7 +69,7 @@ class DataConfig(_Section):
     batch_labelled: Positive = _key(64, "Labelled images a step, over all ranks.")
     batch_unlabelled: Positive = _key(448, "Unlabelled images a step, over all ranks.")
     batch_trusted: Count = _rare(0, "Trusted images a step, over all ranks; 0: as batch_labelled.")
-    flip: bool = _key(True, "Whether both views are mirrored at random.")
+    flip: bool = _rare(True, "Whether both views are mirrored at random.")
     rand_augment: Annotated[
         tuple[Annotated[int, Field(ge=0, le=16)], Annotated[int, Field(ge=0, le=30)]], Field(strict=False)
     ] = _key((2, 10), "RandAugment's operations and magnitude for the strong view; 0 operations: off.")
@@ -114,9 +114,7 @@ class MethodConfig(_Section):
     label_view: Literal["strong", "weak"] = _rare("strong", "View of an image that the teacher labels.")
     temperature: Temperature = _key(1.0, "Temperature of the teacher's distribution.")
     threshold: BelowOne = _key(0.0, "Confidence below which pseudo_label leaves an image out.")
-    label_smoothing: BelowOne = _key(
-        0.0, "Smoothing of the true labels in the supervised loss (the teacher's, in mpl)."
-    )
+    label_smoothing: BelowOne = _rare(0.0, "Smoothing of the true labels in the supervised loss.")
     supervised_weight: Rate = _rare(1.0, "Weight of the supervised loss.")
 
 
@@ -137,7 +135,7 @@ class UdaConfig(_Section):
     """Consistency of a network between the two views of an image."""
 
     weight: Rate = _key(8.0, "Weight of the consistency loss; 0: off.")
-    temperature: Temperature = _key(0.7, "Temperature of the weak view's distribution.")
+    temperature: Temperature = _rare(0.7, "Temperature of the weak view's distribution.")
     threshold: BelowOne = _key(0.6, "Confidence below which an image is left out.")
     ramp: Count = _rare(1000, "Steps over which the weight grows to its value.")
 
@@ -147,7 +145,7 @@ class FinetuneConfig(_Section):
 
     steps: Count = _key(0, "Steps; 0: off.")
     images: CleanImages = _key("labelled", "Images to fine-tune on.")
-    lr: Rate = _key(3e-5, "Learning rate.")
+    lr: Rate = _rare(3e-5, "Learning rate.")
     batch: Positive = _rare(512, "Images a step, over all ranks.")
 
 
@@ -166,5 +164,5 @@ class SystemConfig(_Section):
     engine: Literal["plain", "zero"] = _rare("plain", "Copies of the networks on each rank, or shards by DeepSpeed.")
     zero_stage: int = _rare(1, "What DeepSpeed shards: nothing, optimiser, gradients, parameters.", ge=0, le=3)
     offload: bool = _rare(False, "Whether shards of the optimiser live in the host's memory.")
-    threads: int = _key(0, "CPU threads of a rank; 0: cores / ranks.", ge=0, le=4096)
+    threads: int = _rare(0, "CPU threads of a rank; 0: cores / ranks.", ge=0, le=4096)
     timeout: int = _rare(120, "Seconds after which a rank that does not answer is given up.", ge=1, le=86400)

@@ -50,7 +50,7 @@ def _range(metadata: Iterable[Any]) -> str:
     return "".join(f" {part}" for part in (low, high) if part)
 
 
-def _plain(annotation: Any) -> tuple[Any, list[Any]]:
+def plain(annotation: Any) -> tuple[Any, list[Any]]:
     """The type behind `Annotated[type, ...]`, and its metadata."""
     return (
         (annotation.__origin__, list(annotation.__metadata__))
@@ -61,7 +61,7 @@ def _plain(annotation: Any) -> tuple[Any, list[Any]]:
 
 def allowed(annotation: Any, metadata: Iterable[Any] = ()) -> str:
     """What a key accepts: `a number from 0 to 1`, `"batch" or "group"`, `[an integer from 0 to 16, ...]`."""
-    kind, inner = _plain(annotation)
+    kind, inner = plain(annotation)
     everything = [*inner, *metadata]
     if get_origin(kind) is tuple:
         return "[" + ", ".join(allowed(item) for item in get_args(kind)) + "]"
