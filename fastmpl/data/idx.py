@@ -18,13 +18,6 @@ from fastmpl.data.errors import DataError
 _LARGEST = 1 << 32  # bytes; a header that promises more is taken for damage, not for data
 
 
-def _open(path: Path) -> BinaryIO:
-    file = path.open("rb")
-    compressed = file.read(2) == b"\x1f\x8b"
-    file.seek(0)
-    return cast(BinaryIO, gzip.GzipFile(fileobj=file)) if compressed else file
-
-
 def _parse(stream: BinaryIO, path: Path) -> NDArray[np.uint8]:
     head = stream.read(4)
     if len(head) < 4 or head[:3] != b"\x00\x00\x08" or not 1 <= head[3] <= 4:
@@ -43,8 +36,10 @@ def _parse(stream: BinaryIO, path: Path) -> NDArray[np.uint8]:
 def read_idx(path: Path) -> NDArray[np.uint8]:
     """The array in an IDX file. Raises DataError where the file is missing, truncated or something else."""
     try:
-        with _open(path) as stream:
-            return _parse(stream, path)
+        with path.open("rb") as file:
+            compressed = file.read(2) == b"\x1f\x8b"
+            file.seek(0)
+            return _parse(cast(BinaryIO, gzip.GzipFile(fileobj=file)) if compressed else file, path)
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise DataError(f"{path} is truncated or damaged ({error}); download it again.") from error
     except OSError as error:
