@@ -21,7 +21,9 @@ _LARGEST = 1 << 32  # bytes; a header that promises more is taken for damage, no
 def _parse(stream: BinaryIO, path: Path) -> NDArray[np.uint8]:
     head = stream.read(4)
     if len(head) < 4 or head[:3] != b"\x00\x00\x08" or not 1 <= head[3] <= 4:
-        raise DataError(f"{path} is not an IDX file of unsigned bytes (it begins with {head.hex()}); download it again.")
+        raise DataError(
+            f"{path} is not an IDX file of unsigned bytes (it begins with {head.hex()}); download it again."
+        )
     sizes = stream.read(4 * head[3])
     shape = tuple(int(n) for n in np.frombuffer(sizes[: len(sizes) // 4 * 4], dtype=">u4"))
     if len(shape) < head[3] or prod(shape) > _LARGEST:
@@ -29,7 +31,9 @@ def _parse(stream: BinaryIO, path: Path) -> NDArray[np.uint8]:
     body = stream.read(prod(shape) + 1)
     if len(body) != prod(shape):
         found = f"{len(body)} bytes" if len(body) < prod(shape) else "more"
-        raise DataError(f"{path} should hold {prod(shape)} bytes after its header, and holds {found}; download it again.")
+        raise DataError(
+            f"{path} should hold {prod(shape)} bytes after its header, and holds {found}; download it again."
+        )
     return np.frombuffer(body, dtype=np.uint8).reshape(shape)
 
 

@@ -16,7 +16,6 @@ from fastmpl.data.errors import DataError
 from fastmpl.data.stream import ViewStream
 
 Open = Callable[[Stream, int], ViewStream]
-Word = int | float | str | bool | list[int]
 
 
 class Labelled(NamedTuple):
@@ -24,7 +23,7 @@ class Labelled(NamedTuple):
 
     images: Float[Tensor, "n *image"]
     targets: Int[Tensor, "n"]
-    index: Int[Tensor, "n"]
+    index: Int[Tensor, "n"]  # type: ignore[assignment]  # hides tuple.index, which nobody needs
 
 
 class LabelledStream:
@@ -49,7 +48,9 @@ class _Streams(NamedTuple):
 class Loader(Iterator[Batch]):
     """This rank's batches, without end. Streams are opened at the first batch, and again after `restore`."""
 
-    def __init__(self, open_stream: Open, targets: Int[Tensor, "N"], *, trusted: bool, fingerprint: Mapping[str, Word]) -> None:
+    def __init__(
+        self, open_stream: Open, targets: Int[Tensor, "N"], *, trusted: bool, fingerprint: Mapping[str, object]
+    ) -> None:
         self._open = open_stream
         self._targets = targets
         self._has_trusted = trusted
@@ -95,11 +96,15 @@ class Loader(Iterator[Batch]):
         """Continues at `state`'s step. Raises DataError, and changes nothing, if it is of other data or settings."""
         step, there = state.get("step"), state.get("fingerprint")
         if not isinstance(step, int) or step < 0 or not isinstance(there, Mapping):
-            raise DataError("The checkpoint holds no position in the data: resume from another one, or start a new run.")
+            raise DataError(
+                "The checkpoint holds no position in the data: resume from another one, or start a new run."
+            )
         here = self._fingerprint
         differing = [k for k in {**here, **there} if here.get(k) != there.get(k)]
         if differing:
             what = ", ".join(f"{k} ({there.get(k)} there, {here.get(k)} here)" for k in differing)
-            raise DataError(f"The checkpoint is of other data than this run: {what}. Resume with its settings, or start a new run.")
+            raise DataError(
+                f"The checkpoint is of other data than this run: {what}. Resume with its settings, or start a new run."
+            )
         self._step = step
         self._streams = None

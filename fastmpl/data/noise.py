@@ -60,7 +60,9 @@ def add_noise(
         members = np.flatnonzero(labels == c)
         if members.size:
             uniform_rate = np.full(len(members), float(rate))
-            probability = _by_brightness(np.asarray(images[members], np.uint8), rate) if kind == "brightness" else uniform_rate
+            probability = (
+                _by_brightness(np.asarray(images[members], np.uint8), rate) if kind == "brightness" else uniform_rate
+            )
             moved = members[_choose(probability, draws.extend(key, c))]
             noisy[moved] = (c + shift[moved]) % classes
     return noisy

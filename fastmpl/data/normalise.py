@@ -25,7 +25,9 @@ def measure(images: NDArray[np.uint8]) -> Normalisation:
     value = np.arange(256, dtype=np.float64)
     means, stds = [], []
     for channel in range(images.shape[3]):
-        parts = (images[first : first + 1000, ..., channel] for first in range(0, len(images), 1000))  # bounds the memory
+        parts = (
+            images[first : first + 1000, ..., channel] for first in range(0, len(images), 1000)
+        )  # bounds the memory
         share = sum(np.bincount(part.ravel(), minlength=256) for part in parts) / images[..., channel].size
         mean = float(share @ value)
         means.append(mean)

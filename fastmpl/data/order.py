@@ -18,7 +18,7 @@ from fastmpl.data.errors import DataError
 class Rows(NamedTuple):
     """The images of one rank's batch, and how many times each of them came before (its epoch). Both [n]."""
 
-    index: NDArray[np.int64]
+    index: NDArray[np.int64]  # type: ignore[assignment]  # hides tuple.index, which nobody needs
     epoch: NDArray[np.int64]
 
 

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch.utils.dlpack import from_dlpack
 
 from fastmpl.data import views
 from fastmpl.data.errors import DataError
@@ -79,7 +80,7 @@ class ImageStream:
 
     def _copy(self, output: Node) -> torch.Tensor:
         """DALI's buffers are DALI's again at the next run."""
-        tensor: torch.Tensor = torch.from_dlpack(output.as_tensor())
+        tensor: torch.Tensor = from_dlpack(output.as_tensor())
         return tensor.clone(memory_format=torch.channels_last if self._channels_last else torch.contiguous_format)
 
     def _source(self, iteration: int) -> tuple[NDArray[Any], ...]:
@@ -98,7 +99,11 @@ class ImageStream:
         if self._two_views:
             kinds += [types.INT32, types.INT32, types.FLOAT, types.FLOAT] + [types.INT32] * (2 * operations)
         inputs = fn.external_source(
-            source=self._source, num_outputs=len(kinds), batch=True, dtype=kinds, layout=["HWC"] + [""] * (len(kinds) - 1)
+            source=self._source,
+            num_outputs=len(kinds),
+            batch=True,
+            dtype=kinds,
+            layout=["HWC"] + [""] * (len(kinds) - 1),
         )
         image = self._prepare(inputs[0])
         weak = self._normalise(self._window(image, inputs[1]), inputs[2])

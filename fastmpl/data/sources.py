@@ -69,10 +69,14 @@ def fashion_mnist(root: str) -> Arrays:
     """Fashion-MNIST (Xiao, Rasul and Vollgraf, 2017): 60,000 and 10,000 grey images of 28 x 28 pixels."""
 
     def part(name: str) -> tuple[NDArray[np.uint8], Labels]:
-        image_file, label_file = (_fashion_file(f"{name}-{kind}", root) for kind in ("images-idx3-ubyte", "labels-idx1-ubyte"))
+        image_file, label_file = (
+            _fashion_file(f"{name}-{kind}", root) for kind in ("images-idx3-ubyte", "labels-idx1-ubyte")
+        )
         images, labels = read_idx(image_file), read_idx(label_file)
         if images.ndim != 3 or labels.ndim != 1 or len(images) != len(labels):
-            raise DataError(f"{image_file} and {label_file} do not belong together: shapes {images.shape}, {labels.shape}.")
+            raise DataError(
+                f"{image_file} and {label_file} do not belong together: shapes {images.shape}, {labels.shape}."
+            )
         if labels.size and labels.max() >= len(_CLOTHES):
             raise DataError(f"{label_file} names class {labels.max()}; Fashion-MNIST has classes 0 to 9.")
         return images[..., None], labels.astype(np.int64)

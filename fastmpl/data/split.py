@@ -68,5 +68,7 @@ def split(
     rest = order[~np.isin(order, used)]  # keeps the drawn order, which is not by class
     rest = rest if rest.size else order[np.isin(order, chosen)]
     if unlabelled > len(rest):
-        raise DataError(f"data.unlabelled = {unlabelled}, and {len(rest)} images are left: ask for fewer, or 0 for all.")
+        raise DataError(
+            f"data.unlabelled = {unlabelled}, and {len(rest)} images are left: ask for fewer, or 0 for all."
+        )
     return Split(chosen, chosen_trusted, np.sort(rest[: unlabelled or None]), chosen_validation)

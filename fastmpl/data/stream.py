@@ -11,7 +11,7 @@ class Views(NamedTuple):
 
     weak: Float[Tensor, "n *image"]
     strong: Float[Tensor, "n *image"] | None
-    index: Int[Tensor, "n"]  # positions in the training arrays
+    index: Int[Tensor, "n"]  # type: ignore[assignment]  # positions in the training arrays; hides tuple.index
 
 
 class ViewStream(Protocol):
