@@ -1,0 +1,1 @@
+"""How a method's step is executed, and what that costs."""
