@@ -113,7 +113,8 @@ def measure(fn: Callable[[], object], *watched: object, round_to: int = 1) -> Ac
 def arithmetic(fn: Callable[[], object]) -> int:
     """Floating-point operations of one call of `fn` in convolutions, matrix products and attention (2 a multiply-add).
 
-    Element-wise work is not counted. A forward-mode derivative is: it runs the same operators on tangents.
+    Element-wise work is not counted. A forward-mode derivative is: it runs the same operators on tangents, two for each
+    product; a factor without a tangent (the images, at the first layer) is counted as though it had one.
     """
     with FlopCounterMode(display=False) as counter:
         fn()
