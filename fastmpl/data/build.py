@@ -95,7 +95,7 @@ class Data:
     classes: tuple[str, ...]
     image_shape: tuple[int, ...]  # (3, size, size), or (2,) for points
     split: Split
-    truth: Int[Tensor, "N"]  # the true label of every training image: for reports alone, by Batch.index
+    truth: Int[Tensor, "N"]  # the true label of every training image: for reports alone, by a Batch's indices
     _streams: _Streams
 
     @property

@@ -76,7 +76,7 @@ class Loader(Iterator[Batch]):
             labelled_index=labelled.index,
             weak=views.weak,
             strong=views.strong,
-            index=views.index,
+            unlabelled_index=views.index,
             trusted=trusted.images if trusted else None,
             trusted_targets=trusted.targets if trusted else None,
         )
