@@ -61,7 +61,7 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def _nearest(name: str) -> str | None:
-    """The key that was most likely meant: alike in its section, of that name in another section, or alike as a whole."""
+    """The key that was likely meant: alike in its section, of that name in another section, or alike as a whole."""
     section, _, key = name.rpartition(".")
     if section in SECTIONS:
         alike = difflib.get_close_matches(key, SECTIONS[section].model_fields, n=1)
