@@ -8,9 +8,9 @@ import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Final
+from typing import Any, Final
 
-from tyro.conf import FlagCreatePairsOff, Positional, arg
+from tyro.conf import FlagCreatePairsOff, Positional
 
 from fastmpl.config.load import difference, load, to_toml
 from fastmpl.config.options import parse
@@ -29,7 +29,7 @@ class Train:
     """TOML file; launch/configs holds examples."""
     resume: str = "auto"
     """auto: from the newest valid checkpoint, if there is one; never: from the start; or a checkpoint's folder."""
-    dry_run: Annotated[FlagCreatePairsOff[bool], arg(name="dry-run")] = False
+    dry_run: FlagCreatePairsOff[bool] = False
     """Print the resolved configuration, and train nothing."""
     debug: FlagCreatePairsOff[bool] = False
     """Show where in the code an error came from."""

@@ -60,16 +60,25 @@ def _read(path: Path) -> dict[str, Any]:
         raise ConfigError(f"{path} is not valid TOML: a number has too many digits.") from error
 
 
+def _nearest(name: str) -> str | None:
+    """The key that was likely meant: alike in its section, of that name in another section, or alike as a whole."""
+    section, _, key = name.rpartition(".")
+    if section in SECTIONS:
+        alike = difflib.get_close_matches(key, SECTIONS[section].model_fields, n=1)
+        near = [f"{section}.{found}" for found in alike]
+    else:
+        near = difflib.get_close_matches(name, KEYS, n=1)
+    return next(iter(near + [known for known in KEYS if known.endswith(f".{key}")]), None)
+
+
 def unknown_key(name: str, source: object) -> str:
     """The sentence for a key that does not exist, with the nearest one that does."""
     if name in SECTIONS:
         return f"{name} ({source}) is a section, not a value. Write [{name}], and its keys below."
     name = name if len(name) <= 64 else name[:61] + "..."
-    near = difflib.get_close_matches(name, KEYS, n=1)
-    same = [key for key in KEYS if key.split(".")[1] == name.rsplit(".", 1)[-1]]
-    guess = near or same[:1]
-    hint = f" Did you mean {guess[0]!r}?" if guess else " `fastmpl train --help-all` lists every key."
-    return f"unknown key {name!r} ({source}).{hint}"
+    near = _nearest(name)
+    hint = f"Did you mean {near!r}?" if near else "`fastmpl train --help-all` lists every key."
+    return f"unknown key {name!r} ({source}). {hint}"
 
 
 def _flat(tree: Mapping[str, Any]) -> dict[str, Any]:
