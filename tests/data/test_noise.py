@@ -50,7 +50,7 @@ def test_brighter_images_are_moved_more_often() -> None:
     brightness = IMAGES.reshape(400, -1).mean(1)
     rates = np.mean([noisy("brightness", 0.3, s) != LABELS for s in range(40)], axis=0)
     for c in range(4):
-        members = np.flatnonzero(LABELS == c)
+        members = np.arange(100 * c, 100 * c + 100)
         ranked = rates[members[np.argsort(brightness[members])]]
         thirds = ranked[:33].mean(), ranked[33:66].mean(), ranked[66:].mean()
         np.testing.assert_allclose(thirds, [0.1, 0.3, 0.5], atol=0.07)
