@@ -1,6 +1,7 @@
 """All the data of a run in one value: what a trainer, an evaluation and a report need."""
 
 from dataclasses import dataclass
+from importlib import import_module
 from typing import Literal, NamedTuple, cast
 
 import numpy as np
@@ -140,6 +141,8 @@ def build(
     views are made and batches lie, None for the CPU. Raises DataError where the data cannot be used as asked.
     """
     prepared = prepare(settings, seed)
+    if prepared.normalisation is not None:
+        import_module("fastmpl.data.pipeline")  # a missing DALI is told now, not at the first batch
     streams = _Streams(prepared, settings, seed, rank, world, channels_last, max(threads, 1), device)
     with_trusted = prepared.split.trusted.size > 0
     used = [Stream.LABELLED, Stream.UNLABELLED] + [Stream.TRUSTED] * with_trusted

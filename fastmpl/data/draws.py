@@ -47,8 +47,11 @@ def splitmix64(x: UInt) -> UInt:
 
 
 def key(seed: int, *words: int) -> UInt:
-    """A 0-D key from a seed and further words (a purpose, a stream, an epoch)."""
-    result = np.asarray(seed % 2**64, dtype=np.uint64)
+    """A 0-D key from a seed and further words (a purpose, a stream, an epoch).
+
+    The seed is mixed by itself first: words are added to a key, so seed 0 with word 2 would else be seed 1 with word 1.
+    """
+    result = np.asarray(splitmix64(np.asarray(seed % 2**64, dtype=np.uint64)))
     for word in words:
         result = extend(result, word)
     return result

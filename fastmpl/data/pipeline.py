@@ -27,7 +27,7 @@ try:
     from nvidia.dali.auto_aug.core import select, signed_bin
 except ImportError as error:
     raise DataError(
-        "Images are prepared by NVIDIA DALI, which is not installed: pip install nvidia-dali-cuda130 "
+        f"Images are prepared by NVIDIA DALI, which cannot be imported ({error}): pip install nvidia-dali-cuda130 "
         "(nvidia-dali-cuda120 beside a CUDA 12 torch; both run without a GPU)."
     ) from error
 
@@ -91,13 +91,14 @@ class ImageStream:
         if not self._two_views:
             return inputs
         drawn = views.strong(u, self._how)
-        return (*inputs, drawn.start, drawn.mirror, drawn.cut_start, drawn.cut_shape, *drawn.operation, *drawn.sign)
+        cut = (drawn.cut_start, drawn.cut_shape) if self._how.cut > 0 else ()
+        return (*inputs, drawn.start, drawn.mirror, *drawn.operation, *drawn.sign, *cut)
 
     def _define(self) -> Node:
         how, operations = self._how, self._how.operations if self._two_views else 0
         kinds = [types.UINT8, types.INT32, types.INT32]
         if self._two_views:
-            kinds += [types.INT32, types.INT32, types.FLOAT, types.FLOAT] + [types.INT32] * (2 * operations)
+            kinds += [types.INT32] * (2 + 2 * operations) + [types.FLOAT] * (2 if how.cut > 0 else 0)
         inputs = fn.external_source(
             source=self._source,
             num_outputs=len(kinds),
@@ -109,13 +110,13 @@ class ImageStream:
         weak = self._normalise(self._window(image, inputs[1]), inputs[2])
         if not self._two_views:
             return weak
-        start, mirror, cut_start, cut_shape, *chosen = inputs[3:]
+        start, mirror, *chosen = inputs[3:]
         strong = self._window(image, start)
         if operations > 0:
-            strong = _rand_augment(strong, chosen[:operations], chosen[operations:], how)
-        strong = self._normalise(strong, mirror)
+            strong = _rand_augment(strong, chosen[:operations], chosen[operations : 2 * operations], how)
+        strong = self._normalise(strong, mirror)  # flips last: RandAugment's signs make the order indifferent
         if how.cut > 0:  # after normalising, where 0 is the data set's mean
-            strong = fn.erase(strong, anchor=cut_start, shape=cut_shape, axis_names="HW", fill_value=0.0)
+            strong = fn.erase(strong, anchor=chosen[-2], shape=chosen[-1], axis_names="HW", fill_value=0.0)
         return weak, strong
 
     def _prepare(self, image: Node) -> Node:
