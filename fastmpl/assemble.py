@@ -78,7 +78,7 @@ def assemble(
     def learner(section: NetworkConfig, seed: int, average: float) -> PlainLearner:
         module = network(section, classes=classes, image_shape=image_shape, seed=config.run.seed * 1009 + seed)
         return PlainLearner(
-            module.to(device, memory_format=_memory_format(config)),
+            module.to(device).to(memory_format=_memory_format(config)),
             section,
             steps=config.run.steps,
             precision=config.system.precision,

@@ -43,7 +43,12 @@ class Row(NamedTuple):
 
 def few_labels(outcomes: Mapping[str, Sequence[Outcome]]) -> list[Row]:
     """The rows of the first table."""
-    names = {"supervised": "supervised", "uda": "UDA", "mpl-off": "MPL, feedback off", "mpl-exact": "MPL, feedback exact"}
+    names = {
+        "supervised": "supervised",
+        "uda": "UDA",
+        "mpl-off": "MPL, feedback off",
+        "mpl-exact": "MPL, feedback exact",
+    }
     return [Row(name, [_average(o) for o in outcomes[arm]]) for arm, name in names.items()]
 
 

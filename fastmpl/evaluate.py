@@ -1,7 +1,7 @@
 """How well a network classifies images that it was not trained on."""
 
 from collections.abc import Callable, Iterator, Mapping
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -11,6 +11,8 @@ from torch import Tensor
 from fastmpl.data.build import Data, Held
 from fastmpl.learners.plain import PlainLearner
 
+Network = Literal["student", "average", "teacher"]
+Split = Literal["validation", "test"]
 Infer = Callable[[Tensor], Tensor]
 ROWS = 1000  # images a pass
 
@@ -27,14 +29,14 @@ class Score(NamedTuple):
 def score(infer: Infer, images: Float[Tensor, "N *image"], labels: Int[Tensor, "N"]) -> Score:
     """The score of `infer`, images -> logits, over labelled images; one read of the device."""
     right, loss = torch.zeros((), device=labels.device), torch.zeros((), device=labels.device)
-    for rows, targets in zip(images.split(ROWS), labels.split(ROWS), strict=True):
+    for rows, targets in zip(torch.split(images, ROWS), torch.split(labels, ROWS), strict=True):
         logits = infer(rows)
         right += (logits.argmax(-1) == targets).sum()
         loss += F.cross_entropy(logits, targets, reduction="sum")
     return Score(float(right) / len(labels), float(loss) / len(labels), len(labels))
 
 
-def inferences(networks: Mapping[str, PlainLearner]) -> Iterator[tuple[str, Infer]]:
+def inferences(networks: Mapping[Network, PlainLearner]) -> Iterator[tuple[Network, Infer]]:
     """Each network by name, and "average" where one keeps its average; a network is to be used before the next is asked."""
     for name, learner in networks.items():
         yield name, learner.infer
@@ -47,18 +49,18 @@ class Judge:
     """Scores networks on the validation images, where there are any, and on the test images."""
 
     def __init__(self, data: Data, device: torch.device) -> None:
-        held = {"validation": data.validation, "test": data.test}
+        held: dict[Split, Held | None] = {"validation": data.validation, "test": data.test}
         self.splits = {
             name: Held(split.images.to(device), split.labels.to(device))
             for name, split in held.items()
             if split is not None
         }
 
-    def scores(self, infer: Infer) -> dict[str, Score]:
+    def scores(self, infer: Infer) -> dict[Split, Score]:
         """By split."""
         return {name: score(infer, held.images, held.labels) for name, held in self.splits.items()}
 
-    def accuracies(self, networks: Mapping[str, PlainLearner]) -> dict[str, dict[str, float]]:
+    def accuracies(self, networks: Mapping[Network, PlainLearner]) -> dict[Network, dict[Split, float]]:
         """By network and split."""
         return {
             name: {split: found.accuracy for split, found in self.scores(infer).items()}

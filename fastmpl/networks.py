@@ -27,7 +27,7 @@ def load_network(folder: Path, *, classes: int, image_shape: tuple[int, ...]) ->
     if not (folder / WEIGHTS).is_file():
         raise ConfigError(f"{folder} has no {WEIGHTS}: name the folder of a finished run, or train it first.")
     config: Config = load(folder / "config.toml")
-    with safetensors.safe_open(folder / WEIGHTS, "pt") as file:  # type: ignore[no-untyped-call]
+    with safetensors.safe_open(folder / WEIGHTS, "pt") as file:
         facts = file.metadata()
         state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # not a mapping
     held_classes = len(facts["classes"].split("\n"))

@@ -179,3 +179,12 @@ class Progress:
     def _print(self, sentence: str) -> None:
         """As it is: a name in brackets is no markup, and a long line is not broken."""
         self._console.print(sentence, markup=False, highlight=False, soft_wrap=True)
+
+
+class Silent(Progress):
+    """Shows nothing: for runs of an experiment, of which many go on at once."""
+
+    def __init__(self, name: str, steps: int, start: int = 0) -> None:
+        from rich.console import Console
+
+        super().__init__(name, steps, start, Console(quiet=True, force_interactive=False))

@@ -5,7 +5,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, nullcontext
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from fastmpl_kernels import dispatch
@@ -18,12 +18,12 @@ from fastmpl.data.batch import Batch
 from fastmpl.data.build import Data
 from fastmpl.data.build import build as build_data
 from fastmpl.errors import ConfigError, DivergedError, StorageError
-from fastmpl.evaluate import Judge, inferences
+from fastmpl.evaluate import Judge, Network, Split, inferences
 from fastmpl.learners.plain import PlainLearner
-from fastmpl.lifecycle import Stopper, claimed, write_status
+from fastmpl.lifecycle import State, Stopper, claimed, write_status
 from fastmpl.metrics import Evaluation, Log, Meter
 from fastmpl.networks import fixed_teacher, save_network
-from fastmpl.progress import Progress
+from fastmpl.progress import Progress, Silent
 from fastmpl.step.eager import EagerStep
 
 # May differ between a run and its continuation: they change neither the data nor the arithmetic.
@@ -38,21 +38,20 @@ class Results(NamedTuple):
     """What a run ended with: accuracies are shares, by network and split. `results.json` holds the same."""
 
     steps: int
-    last: dict[str, dict[str, float]]
+    last: dict[Network, dict[Split, float]]
     selected: dict[str, Any] | None  # the best on the validation images, and when
-    finetuned: dict[str, float] | None
+    finetuned: dict[Split, float] | None
     seconds: float
 
 
 class Phase(NamedTuple):
     """A stretch of steps of one kind; steps are numbered through all phases."""
 
-    name: str
-    first: int
+    name: Literal["train", "finetune"]
     last: int
     step: EagerStep
     batches: Callable[[], Batch]
-    networks: dict[str, PlainLearner]  # what is evaluated, "average" being the student's
+    networks: dict[Network, PlainLearner]  # what is evaluated, "average" being the student's
 
 
 def train(config: Config, *, resume: str = "auto", quiet: bool = False) -> Results:
@@ -72,7 +71,7 @@ def train(config: Config, *, resume: str = "auto", quiet: bool = False) -> Resul
             run.restore(resume)
             results = run.finish() if run.step == run.total else run.go()
         except BaseException as error:
-            state = "interrupted" if run.saved == run.step else "failed"
+            state: State = "interrupted" if run.saved == run.step else "failed"
             write_status(folder, state, run.step, str(error))
             raise
         write_status(folder, "done", run.step)
@@ -104,6 +103,7 @@ class Training:
             **kind,  # type: ignore[arg-type]
         )
         self.total = config.run.steps + config.finetune.steps
+        self.meter = Meter(self.device)
         self.step, self.saved, self.seconds = 0, -1, 0.0
         self.best: dict[str, Any] | None = None
         self.finetuned: tuple[PlainLearner, EagerStep] | None = None
@@ -124,6 +124,7 @@ class Training:
         self.step = self.saved = found.step
         self.best, self.seconds = found.facts["best"], found.facts["seconds"]
         self.trainee.load(found.tensors)
+        self.meter.kept.copy_(found.tensors["meter"])
         if self.step > self.config.run.steps:
             learner, step = self._finetuned()
             learner.load(below(found.tensors, "finetuned"))
@@ -134,7 +135,7 @@ class Training:
     def go(self) -> Results:
         """Trains from the present step to the last, through both phases."""
         config = self.config
-        with Progress(config.run.name, self.total, self.step, quiet=self.quiet) as progress:
+        with (Silent if self.quiet else Progress)(config.run.name, self.total, self.step) as progress:
             log = Log(self.folder)
             log.truncate_after(self.step)
             for note in self.notes:
@@ -165,27 +166,27 @@ class Training:
         """The phases that are not over yet."""
         steps = self.config.run.steps
         if self.step < steps:
-            yield Phase("train", 0, steps, self.trainee.step, self._next_batch, self._trained())
+            yield Phase("train", steps, self.trainee.step, self._next_batch, self._trained())
         if self.step < self.total:
             learner, step = self._finetuned()
             settings = self.config.finetune
             stream = self.data.finetune(settings.images, settings.batch, self.step - steps)
             following = finetune.batches(stream, self.device)
-            yield Phase("finetune", steps, self.total, step, following, {"student": learner})
+            yield Phase("finetune", self.total, step, following, {"student": learner})
 
     def _train(self, phase: Phase) -> None:
         """Steps to the end of a phase, with what is due between steps."""
-        run, meter, since, at = self.config.run, Meter(), self.step, time.monotonic()
+        run, since, at = self.config.run, self.step, time.monotonic()
         while self.step < phase.last:
             batch = phase.batches()
-            meter.add(phase.step(batch))
+            self.meter.add(phase.step(batch))
             self.step += 1
             ends = self.step == phase.last
             if self.step % run.log_every == 0 or ends:
                 now = time.monotonic()
                 images = (self.step - since) * (len(batch.labelled) + len(batch.weak)) / max(now - at, 1e-9)
                 self.seconds += now - at
-                self._report(meter.read(), images, self.step - since)
+                self._report(self.meter.read(), images, self.step - since)
                 since, at = self.step, now
             if self.step % run.evaluate_every == 0 or ends:
                 self._evaluate(phase)
@@ -215,12 +216,12 @@ class Training:
                 continue
             accuracies = {split: result.accuracy for split, result in found.items()}
             if self.best is None or accuracies["validation"] > self.best["validation"]:
-                self.best = {"step": self.step, "network": network, **accuracies}
+                self.best = {"step": self.step, "network": network} | dict(accuracies.items())
 
     def _save(self, *, last: bool) -> None:
         """A checkpoint. Where the disk is full, training goes on, unless it was the last."""
         folder = self.folder / "checkpoints"
-        tensors = self.trainee.state()
+        tensors = self.trainee.state() | {"meter": self.meter.kept}
         if self.finetuned is not None:
             learner, step = self.finetuned
             tensors |= {f"finetuned/{name}": value for name, value in learner.state().items()}
@@ -242,11 +243,13 @@ class Training:
         batch = next(self.data.train)
         if self.device.type == "cpu":
             return batch
-        return Batch(*(None if part is None else part.to(self.device, non_blocking=True) for part in batch))
+        return batch.to(self.device)
 
-    def _trained(self) -> dict[str, PlainLearner]:
-        teacher = self.trainee.teacher
-        return {"student": self.trainee.student} | ({} if teacher is None else {"teacher": teacher})
+    def _trained(self) -> dict[Network, PlainLearner]:
+        networks: dict[Network, PlainLearner] = {"student": self.trainee.student}
+        if self.trainee.teacher is not None:
+            networks["teacher"] = self.trainee.teacher
+        return networks
 
     def _finetuned(self) -> tuple[PlainLearner, EagerStep]:
         if self.finetuned is None:

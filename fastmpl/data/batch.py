@@ -4,8 +4,9 @@ B labelled, M trusted and U unlabelled images of this rank; C channels, H x W pi
 that a step can be captured as one CUDA graph on fixed buffers.
 """
 
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
+import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
@@ -21,3 +22,7 @@ class Batch(NamedTuple):
     unlabelled_index: Int[Tensor, "U"]
     trusted: Float[Tensor, "M *image"] | None = None  # clean labelled images of the feedback alone, weak view
     trusted_targets: Int[Tensor, "M"] | None = None
+
+    def to(self, device: torch.device) -> Self:
+        """The batch on that device, copied without waiting."""
+        return type(self)(*(None if part is None else part.to(device, non_blocking=True) for part in self))  # type: ignore[arg-type]

@@ -29,7 +29,8 @@ class Row(NamedTuple):
 
 def _sgd_derivative(optimiser: torch.optim.Optimizer, parameter: Tensor, gradient: Tensor, v: Tensor) -> Tensor:
     group = optimiser.param_groups[0]
-    return v * group["lr"] * ((1 + group["momentum"]) if group["nesterov"] else 1)
+    lr: Tensor = group["lr"]
+    return v * lr * ((1 + group["momentum"]) if group["nesterov"] else 1)
 
 
 def _adamw_derivative(optimiser: torch.optim.Optimizer, parameter: Tensor, gradient: Tensor, v: Tensor) -> Tensor:

@@ -106,13 +106,8 @@ class PlainLearner:
             if self.tangent_form == "difference":
                 return self._difference(update.old, direction, images, logits)
             with forward_ad.dual_level():
-                dual = {
-                    name: forward_ad.make_dual(p, direction[name]) if name in direction else p
-                    for name, p in update.old.items()
-                }
-                tangent = forward_ad.unpack_dual(functional_call(self.module, dual, (images,))).tangent
-                assert tangent is not None, "an operator of this network lost the tangent"
-                return _full(tangent)
+                dual = {name: _dual(p, direction.get(name)) for name, p in update.old.items()}
+                return _full(_tangent(functional_call(self.module, dual, (images,))))
 
     def progress(self, update: Update, gradient: Gradient) -> Float[Tensor, ""]:
         """<g', theta - theta'>: to first order what the update took off the validation loss."""
@@ -170,6 +165,20 @@ class PlainLearner:
         # the weight cache would give a pass after an in-place update the weights from before it
         enabled = self.precision == "bf16" and not precise
         return torch.autocast(self.device.type, torch.bfloat16, enabled=enabled, cache_enabled=False)
+
+
+def _dual(value: Tensor, tangent: Tensor | None) -> Tensor:
+    """The value with its tangent; without one it is a constant."""
+    if tangent is None:
+        return value
+    dual: Tensor = forward_ad.make_dual(value, tangent)  # type: ignore[no-untyped-call]
+    return dual
+
+
+def _tangent(dual: Tensor) -> Tensor:
+    tangent: Tensor | None = forward_ad.unpack_dual(dual).tangent  # type: ignore[no-untyped-call]
+    assert tangent is not None, "an operator of this network lost the tangent"
+    return tangent
 
 
 def _full(logits: Tensor) -> Tensor:

@@ -101,7 +101,7 @@ def test_a_checkpoint_without_a_position_is_refused(settings: Make, state: dict[
 
 def test_another_seed_gives_other_batches(settings: Make) -> None:
     first, second = (build(settings(**SMALL), seed=s).train.next() for s in (0, 1))
-    assert not torch.equal(first.index, second.index)
+    assert not torch.equal(first.unlabelled_index, second.unlabelled_index)
     assert not torch.equal(first.labelled, second.labelled)
 
 
@@ -109,7 +109,7 @@ def test_labelled_and_trusted_rows_carry_the_labels_of_their_images(settings: Ma
     data = build(settings(**SMALL), seed=1)
     for batch in batches(data, 5):
         assert np.isin(batch.labelled_index, data.split.labelled).all()
-        assert np.isin(batch.index, data.split.unlabelled).all()
+        assert np.isin(batch.unlabelled_index, data.split.unlabelled).all()
         moved = batch.targets != data.truth[batch.labelled_index]
         assert torch.equal(batch.targets[moved], (data.truth[batch.labelled_index][moved] + 1) % 10)
         assert batch.trusted_targets is not None
@@ -160,7 +160,7 @@ def test_two_moons_are_tested_on_the_points_without_labels(settings: Make) -> No
     assert data.image_shape == (2,)
     assert data.test.labels.shape == (1994,)
     batch = data.train.next()
-    torch.testing.assert_close(batch.weak, data.examples(batch.index.numpy()).images, atol=0, rtol=0)
+    torch.testing.assert_close(batch.weak, data.examples(batch.unlabelled_index.numpy()).images, atol=0, rtol=0)
     jitter = torch.cat([b.strong - b.weak for b in batches(data, 200)])
     torch.testing.assert_close(jitter.std(0), torch.full((2,), 0.2), atol=0.01, rtol=0)
 

@@ -164,5 +164,5 @@ def test_nothing_is_printed_about_aliases_that_no_user_can_change(coloured: Imag
 def test_a_missing_dali_is_one_sentence_with_the_package_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "nvidia.dali", None)
     monkeypatch.delitem(sys.modules, "fastmpl.data.pipeline")
-    with pytest.raises(DataError, match=r"^Images are prepared by NVIDIA DALI.*pip install nvidia-dali-cuda130"):
+    with pytest.raises(DataError, match=r"^Data: Images are prepared by NVIDIA DALI.*pip install nvidia-dali-cuda130"):
         importlib.import_module("fastmpl.data.pipeline")
