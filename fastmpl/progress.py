@@ -30,6 +30,7 @@ class State(NamedTuple):
     values: Mapping[str, float] = {}  # of the last line of metrics
     accuracy: Mapping[tuple[str, str], float] = {}  # of (split, network), the last
     seconds_per_step: float | None = None
+    skipped: float = 0.0  # updates, since the start
     saved: float | None = None  # when the last checkpoint was written
 
 
@@ -74,7 +75,7 @@ def facts(state: State, now: float) -> list[Fact]:
         if of:
             shown.append(Fact(split, ", ".join(f"{network} {percent(share)}" for network, share in of.items())))
     if "skipped" in values:
-        shown.append(Fact("skipped", f"{values['skipped']:.0f} updates"))
+        shown.append(Fact("skipped", f"{state.skipped:.0f} updates"))
     if state.saved is not None:
         shown.append(Fact("checkpoint", f"{duration(now - state.saved)} ago"))
     return [fact for fact in shown if fact.value]
@@ -132,13 +133,15 @@ class Progress:
         self._printed = clock()
 
     def update(self, step: int, values: Mapping[str, float]) -> None:
-        """The run is at `step`; values: the last line of metrics, with `images_per_second`, or nothing new."""
+        """The run is at `step`; values: a new line of metrics, with `images_per_second`, or empty."""
         now = self._clock()
         then, first = self._seen[0]
         pace = (now - then) / (step - first) if step > first else None
         if now - self._seen[-1][0] >= 1:
             self._seen.append((now, step))
-        self._state = self._state._replace(step=step, values=values or self._state.values, seconds_per_step=pace)
+        old = self._state
+        skipped = old.skipped + values.get("skipped", 0.0)
+        self._state = old._replace(step=step, values=values or old.values, seconds_per_step=pace, skipped=skipped)
         if self._live is None and now - self._printed >= PLAIN_EVERY:
             self._print(line(self._state, now))
             self._printed = now

@@ -140,6 +140,15 @@ def test_time_left_follows_the_last_half_minute_and_not_the_whole_run() -> None:
     assert "time left 26:40" in text(console).splitlines()[-1]  # 800 steps of 2 s
 
 
+def test_skipped_updates_are_counted_over_the_whole_run() -> None:
+    console = pipe()
+    with Progress("digits", 10, 0, console) as progress:
+        progress.update(1, VALUES)
+        progress.update(2, {})
+        progress.update(3, VALUES)
+    assert "skipped 4 updates" in text(console)
+
+
 def test_a_resumed_run_measures_its_own_speed() -> None:
     console, clock = pipe(), Clock()
     with Progress("digits", 1000, 900, console, clock) as progress:

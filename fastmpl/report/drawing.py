@@ -1,0 +1,81 @@
+"""Figures as SVG that lives inside a page: its text is text, and its colours are the page's, in light and in dark.
+
+Matplotlib writes fixed colours, so each role has a colour of its own that is replaced by the page's variable of that name
+(`--student`). Leaves out what is drawn (`curves`, `dots`) and the variables' values (`templates/style.css`).
+"""
+
+import io
+import re
+from collections.abc import Callable, Sequence
+from typing import Any, Final, NamedTuple
+
+from markupsafe import Markup
+from matplotlib import rc_context
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+ROLES: Final = ("ink", "muted", "grid", "surface", "student", "average", "teacher", "extra")
+COLOUR: Final = {role: f"#0a0b{number:02x}" for number, role in enumerate(ROLES, 1)}
+WIDTH: Final = 4.4  # inches; a page scales the picture to its column
+STYLE: Final[dict[str, Any]] = {
+    "svg.fonttype": "none",
+    "text.parse_math": False,  # a name may hold dollar signs
+    "font.sans-serif": ["DejaVu Sans"],  # measures the text; the page's own font shows it
+    "font.size": 8,
+    "text.color": COLOUR["ink"],
+    "axes.facecolor": "none",
+    "axes.edgecolor": COLOUR["muted"],
+    "axes.linewidth": 0.6,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.spines.left": False,
+    "grid.color": COLOUR["grid"],
+    "grid.linewidth": 0.6,
+    "xtick.color": COLOUR["muted"],
+    "ytick.color": COLOUR["muted"],
+    "xtick.major.size": 3,
+    "ytick.major.size": 0,
+    "lines.linewidth": 1.6,
+    "lines.solid_capstyle": "round",
+}
+_SIZE: Final = re.compile(r'width="[\d.]+pt" height="[\d.]+pt" ')
+_NAMED: Final = re.compile(r'<g id="[^"]*">')
+
+
+class Key(NamedTuple):
+    """One row of a legend: what is drawn in the colour of `role`."""
+
+    label: str
+    role: str
+
+
+class Picture(NamedTuple):
+    """A figure with its words, as the templates take it."""
+
+    title: str
+    caption: str
+    legend: Sequence[Key]
+    svg: Markup
+
+
+def draw(description: str, height: float, paint: Callable[[Axes], None]) -> Markup:
+    """What `paint` draws, as an SVG element of no fixed size; the same for the same input.
+
+    description: for those who do not see it, and unlike that of any other figure of the page. height: inches.
+    """
+    buffer = io.StringIO()
+    with rc_context({**STYLE, "svg.hashsalt": description}):
+        figure = Figure(figsize=(WIDTH, height), layout="constrained")
+        paint(figure.subplots())
+        nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))
+        figure.savefig(buffer, format="svg", transparent=True, metadata=nothing)
+    text = buffer.getvalue()
+    text = text[text.index("<svg") :]
+    described = Markup('role="img" aria-label="{}" ').format(description)
+    text = _SIZE.sub(lambda match: described, text, count=1)
+    text = _NAMED.sub("<g>", text)  # names that would repeat in every figure of a page
+    for role, colour in COLOUR.items():
+        text = text.replace(f": {colour}", f": var(--{role})")
+    return Markup(text)
