@@ -13,9 +13,9 @@ from typing import Any, Final
 from tyro.conf import FlagCreatePairsOff, Positional
 
 from fastmpl.config.load import difference, load, to_toml
-from fastmpl.config.options import parse
+from fastmpl.config.options import parse, parse_plain
 from fastmpl.config.schema import Config
-from fastmpl.errors import FastMPLError
+from fastmpl.errors import ConfigError, FastMPLError
 from fastmpl.threads import limit_threads
 
 INTERRUPTED: Final = 130  # Ctrl-C, as shells count it
@@ -64,14 +64,54 @@ def check(asked: Check, config: Config) -> None:
         print(line)
 
 
-VERBS: Final[dict[str, tuple[type[Any], Callable[[Any, Config], None]]]] = {
+@dataclass(frozen=True)
+class Demo:
+    """Trains two small tables on real data: what feedback does with few labels, and with noisy ones."""
+
+    output: Path = Path("runs/demo")
+    """Folder of the runs; finished ones are not trained again."""
+    debug: FlagCreatePairsOff[bool] = False
+    """Show where in the code an error came from."""
+
+
+@dataclass(frozen=True)
+class Report:
+    """Writes the report of a run, a page that needs nothing else, from what its folder holds."""
+
+    run: Positional[Path]
+    """Folder of the run."""
+    debug: FlagCreatePairsOff[bool] = False
+    """Show where in the code an error came from."""
+
+
+def demo(asked: Demo) -> None:
+    from fastmpl import demo
+
+    print(f"\nreport: {demo.run(asked.output)}")
+
+
+def report(asked: Report) -> None:
+    from fastmpl.report import write_report
+
+    if not (asked.run / "config.toml").is_file():
+        raise ConfigError(f"{asked.run} is not the folder of a run: it has no config.toml.")
+    print(write_report(asked.run))
+
+
+# A verb over a configuration takes the options of every key of it.
+CONFIGURED: Final[dict[str, tuple[type[Any], Callable[[Any, Config], None]]]] = {
     "train": (Train, train),
     "check": (Check, check),
 }
+OTHERS: Final[dict[str, tuple[type[Any], Callable[[Any], None]]]] = {
+    "demo": (Demo, demo),
+    "report": (Report, report),
+}
+VERBS: Final = {name: asked for name, (asked, _) in (CONFIGURED | OTHERS).items()}
 
 
 def _usage() -> str:
-    verbs = "\n".join(f"  {name:8}{asked.__doc__}" for name, (asked, _) in VERBS.items())
+    verbs = "\n".join(f"  {name:8}{asked.__doc__}" for name, asked in VERBS.items())
     return f"usage: fastmpl VERB ...\n\n{verbs}\n\nfastmpl VERB --help explains a verb."
 
 
@@ -80,8 +120,13 @@ def _run(arguments: Sequence[str]) -> int:
         asked_for_help = bool(arguments) and arguments[0] in ("-h", "--help", "--help-all")
         print(_usage(), file=sys.stdout if asked_for_help else sys.stderr)
         return 0 if asked_for_help else 2
-    asked_type, verb = VERBS[arguments[0]]
-    asked, overrides = parse(asked_type, f"fastmpl {arguments[0]}", arguments[1:])
+    name, rest = arguments[0], arguments[1:]
+    if name in OTHERS:
+        asked_type, other = OTHERS[name]
+        other(parse_plain(asked_type, f"fastmpl {name}", rest))
+        return 0
+    asked_type, verb = CONFIGURED[name]
+    asked, overrides = parse(asked_type, f"fastmpl {name}", rest)
     verb(asked, load(asked.config, overrides))
     return 0
 

@@ -5,9 +5,8 @@ difference is the setting's. Runs are ordinary run folders, one process each; a 
 """
 
 import json
-import math
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from multiprocessing import get_context
 from pathlib import Path
@@ -58,7 +57,7 @@ def _run(config: Config) -> Outcome:
     from fastmpl import trainer
 
     torch.set_num_threads(1)
-    return trainer.train(config, quiet=True)._asdict()
+    return trainer.train(config, quiet=True, report=False)._asdict()
 
 
 def _finished(config: Config) -> Outcome | None:
@@ -68,46 +67,3 @@ def _finished(config: Config) -> Outcome | None:
         return None
     outcome: Outcome = json.loads((folder / "results.json").read_text())
     return outcome if outcome["steps"] == config.run.steps + config.finetune.steps else None
-
-
-class Summary(NamedTuple):
-    """A mean and its standard error; `error` is nan for one value."""
-
-    mean: float
-    error: float
-
-
-def summary(values: Sequence[float]) -> Summary:
-    mean = sum(values) / len(values)
-    if len(values) < 2:
-        return Summary(mean, math.nan)
-    variance = sum((value - mean) ** 2 for value in values) / (len(values) - 1)
-    return Summary(mean, math.sqrt(variance / len(values)))
-
-
-class Paired(NamedTuple):
-    """Mean difference of pairs, its 95 % t interval, and the two-sided p of no difference."""
-
-    mean: float
-    low: float
-    high: float
-    p: float
-
-
-def paired(a: Sequence[float], b: Sequence[float]) -> Paired:
-    """Of a minus b, by seed: the interval and test for n - 1 degrees of freedom (Student 1908)."""
-    from scipy import stats  # a second to import
-
-    assert len(a) == len(b)
-    mean, error = summary([x - y for x, y in zip(a, b, strict=True)])
-    if len(a) < 2:
-        return Paired(mean, math.nan, math.nan, math.nan)
-    half = float(stats.t.ppf(0.975, len(a) - 1)) * error
-    p = 2 * float(stats.t.sf(abs(mean) / error, len(a) - 1)) if error > 0 else float(mean == 0)
-    return Paired(mean, mean - half, mean + half, p)
-
-
-def seeds_of(accuracies: Mapping[str, Sequence[float]]) -> Iterator[tuple[str, Sequence[float], Summary]]:
-    """Each arm with its accuracies and their summary."""
-    for name, values in accuracies.items():
-        yield name, values, summary(values)

@@ -54,11 +54,12 @@ class Phase(NamedTuple):
     networks: dict[Network, PlainLearner]  # what is evaluated, "average" being the student's
 
 
-def train(config: Config, *, resume: str = "auto", quiet: bool = False) -> Results:
+def train(config: Config, *, resume: str = "auto", quiet: bool = False, report: bool = True) -> Results:
     """Trains the run of `config`, or continues it; gives what its folder's results.json holds.
 
     resume: "auto" continues the newest valid checkpoint of the run's folder, "never" starts over (the old folder is
-    kept under another name), and a path continues that checkpoint. Raises FastMPLError's family, one sentence each.
+    kept under another name), and a path continues that checkpoint. `quiet` shows nothing; `report` says whether
+    report.html is written at the end. Raises FastMPLError's family, one sentence each.
     """
     folder = Path(config.run.output) / config.run.name
     if resume == "never" and folder.exists():
@@ -70,6 +71,10 @@ def train(config: Config, *, resume: str = "auto", quiet: bool = False) -> Resul
         try:
             run.restore(resume)
             results = run.finish() if run.step == run.total else run.go()
+            if report:
+                from fastmpl.report import write_report  # matplotlib takes a second to import
+
+                write_report(folder)
         except BaseException as error:
             state: State = "interrupted" if run.saved == run.step else "failed"
             write_status(folder, state, run.step, str(error))
@@ -147,7 +152,7 @@ class Training:
         return self.finish()
 
     def finish(self) -> Results:
-        """The finished run's weights, results and report."""
+        """The finished run's weights and results."""
         last = self.judge.accuracies(self._trained())
         student, finetuned = self.trainee.student, None
         if self.config.finetune.steps:
@@ -157,9 +162,6 @@ class Training:
         (self.folder / "results.json").write_text(json.dumps(results._asdict(), indent=1) + "\n")
         with student.averaged() if student.average is not None else nullcontext(student.module) as module:
             save_network(self.folder, module, classes=self.data.classes, image_shape=self.data.image_shape)
-        from fastmpl.report import write_report  # matplotlib takes a second to import
-
-        write_report(self.folder)
         return results
 
     def _phases(self) -> Iterator[Phase]:

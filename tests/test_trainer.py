@@ -13,7 +13,7 @@ import torch
 
 from fastmpl import checkpoint, trainer
 from fastmpl.config import Config, load
-from fastmpl.errors import ConfigError, DivergedError, StorageError
+from fastmpl.errors import ConfigError, DivergedError, FastMPLError, StorageError
 from fastmpl.lifecycle import Stopper, claimed
 from fastmpl.metrics import read_lines
 
@@ -39,7 +39,7 @@ def config(folder: Path, base: str = "digits", **changes: Any) -> Config:
 
 
 def train(config: Config, **options: Any) -> trainer.Results:
-    return trainer.train(config, quiet=True, **options)
+    return trainer.train(config, quiet=True, **({"report": False} | options))
 
 
 def stopped_after(steps: int, config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -56,7 +56,7 @@ def stopped_after(steps: int, config: Config, monkeypatch: pytest.MonkeyPatch) -
 
     with monkeypatch.context() as patch:
         patch.setattr(trainer.Training, "_next_batch", counted)
-        with pytest.raises(trainer.FastMPLError) as stopped:
+        with pytest.raises(FastMPLError) as stopped:
             train(config)
     assert stopped.value.exit_code == 75
 
@@ -121,7 +121,7 @@ def test_a_finished_run_gives_its_results_again_without_training(tmp_path: Path)
 
 
 def test_a_run_leaves_what_a_person_and_a_program_need(tmp_path: Path) -> None:
-    results = train(config(tmp_path))
+    results = train(config(tmp_path), report=True)
     folder = tmp_path / "small"
     assert {"config.toml", "metrics.jsonl", "results.json", "STATUS.json", "student.safetensors", "report.html"} <= {
         path.name for path in folder.iterdir()
@@ -140,7 +140,7 @@ def test_a_bad_checkpoint_is_named_and_the_one_before_is_used(
     first = train(settings)
     newest = tmp_path / "small/checkpoints/step-20" / checkpoint.TENSORS
     newest.write_bytes(newest.read_bytes()[:-1])
-    results = trainer.train(settings)
+    results = trainer.train(settings, report=False)
     output = capsys.readouterr().out
     assert str(newest) in output
     assert "Continuing at step 10" in output

@@ -113,3 +113,8 @@ def parse(verb: type[Verb], program: str, arguments: Sequence[str]) -> tuple[Ver
         description=verb.__doc__,
     )
     return parsed, _overrides(parsed.options)
+
+
+def parse_plain(verb: type[Verb], program: str, arguments: Sequence[str]) -> Verb:
+    """The arguments of a verb that has no configuration. tyro prints help and mistakes, and raises SystemExit."""
+    return tyro.cli(verb, prog=program, args=list(arguments), use_underscores=True, description=verb.__doc__)

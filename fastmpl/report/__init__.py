@@ -5,7 +5,7 @@ No scripts and nothing from elsewhere; every text is escaped. Leaves out what a 
 
 from fastmpl.report.dots import Arm, Table
 from fastmpl.report.pages import versions, write_comparison, write_report
-from fastmpl.report.statistics import Interval, mean, paired_interval, standard_error
+from fastmpl.statistics import Interval, mean, paired_interval, standard_error
 
 __all__ = [
     "Arm",

@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 
 from fastmpl.report.curves import PERCENT
 from fastmpl.report.drawing import COLOUR, draw
-from fastmpl.report.statistics import Interval, mean, paired_interval, standard_error
+from fastmpl.statistics import Interval, mean, paired_interval, standard_error
 
 
 class Arm(NamedTuple):

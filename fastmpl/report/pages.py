@@ -15,7 +15,7 @@ from fastmpl.progress import duration
 from fastmpl.report.curves import accuracy_pictures, step_pictures, unanswered
 from fastmpl.report.dots import Table, baseline, dot_plot, rows
 from fastmpl.report.reading import Result, Run, read_run
-from fastmpl.report.statistics import Interval
+from fastmpl.statistics import Interval
 
 PACKAGES: Final = ("torch", "torchvision", "timm", "nvidia-dali-cuda130", "deepspeed")
 NOTHING: Final = "–"
