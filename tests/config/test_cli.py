@@ -141,7 +141,7 @@ def test_every_way_to_end_has_its_exit_code(
     def fail(asked: cli.Check, config: Config) -> None:
         raise error
 
-    monkeypatch.setitem(cli.VERBS, "check", (cli.Check, fail))
+    monkeypatch.setitem(cli.CONFIGURED, "check", (cli.Check, fail))
     assert cli.main(["check", str(EXAMPLE)]) == code
     assert "Traceback" not in capsys.readouterr().err
 
@@ -150,7 +150,7 @@ def test_a_mistake_of_ours_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) 
     def fail(asked: cli.Check, config: Config) -> None:
         raise ZeroDivisionError
 
-    monkeypatch.setitem(cli.VERBS, "check", (cli.Check, fail))
+    monkeypatch.setitem(cli.CONFIGURED, "check", (cli.Check, fail))
     with pytest.raises(ZeroDivisionError):
         cli.main(["check", str(EXAMPLE)])
 
