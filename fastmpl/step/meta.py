@@ -135,5 +135,9 @@ def _credit(
         return Credit(torch.where(update.applied > 0, credit, 0.0), h)
     tangent = student.tangent(update, images(batch, order.student), logits, gradient, moment.dropout(STUDENT))
     mine = by_view(logits, batch, order.student).of("strong")
-    rows = method.credit(mine, by_view(tangent, batch, order.student).of("strong"), labels, key)
+    rows = method.credit(mine, by_view(tangent, batch, order.student).of("strong"), labels)
+    if settings.control == "shuffled":  # over the images of all ranks
+        rows = student.permuted(rows, lambda every: controlled(every, "shuffled", key))
+    else:
+        rows = controlled(rows, settings.control, key)
     return Credit(torch.where(update.applied > 0, rows, 0.0), h)
