@@ -53,9 +53,9 @@ class Ranks:
         """The rows of all ranks, one rank after another: the rows of one process. All ranks have as many."""
         if self.size == 1:
             return mine
-        every = mine.new_empty(self.size * len(mine), *mine.shape[1:])
-        dist.all_gather_into_tensor(every, mine.contiguous())
-        return every
+        every = mine.new_empty(self.size, *mine.shape)
+        dist.all_gather(list(every.unbind()), mine.contiguous())
+        return every.flatten(0, 1)
 
     def of(self, every: Float[Tensor, "ranks*n *rest"]) -> Float[Tensor, "n *rest"]:
         """This rank's part of the rows of all."""

@@ -27,7 +27,7 @@ def on_ranks(size: int, function: Callable[[Ranks], Any]) -> list[Any]:
     """`function(ranks)` on `size` ranks; fails with the traceback of the first that raised."""
     # a server that has imported torch once forks the ranks: they start in milliseconds, with no thread copied
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["torch", "fastmpl.trainer"])
+    context.set_forkserver_preload(["torch", "torch._decomp.decompositions_for_jvp", "fastmpl.learners.plain"])
     results, port = context.Queue(), free_port()
     processes = [context.Process(target=_rank, args=(rank, size, port, function, results)) for rank in range(size)]
     for process in processes:
