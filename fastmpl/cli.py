@@ -141,7 +141,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except FastMPLError as error:
         if "--debug" in arguments:
             traceback.print_exc()
-        else:
+        elif not error.told:
             print(error, file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
