@@ -10,9 +10,7 @@ import signal
 import sys
 import threading
 import time
-from typing import Final, NamedTuple, Self
-
-import torch.distributed as dist
+from typing import Final, NamedTuple, Protocol, Self
 
 from fastmpl.errors import FastMPLError, PeerLostError, ToldByPeer
 from fastmpl.launcher import Launcher
@@ -31,6 +29,15 @@ class Fault(NamedTuple):
     sentence: str
 
 
+class Store(Protocol):
+    """What the ranks of a run write for each other (torch.distributed.TCPStore)."""
+
+    def add(self, key: str, amount: int) -> int: ...
+    def check(self, keys: list[str]) -> bool: ...
+    def get(self, key: str) -> bytes: ...
+    def set(self, key: str, value: str) -> None: ...
+
+
 class Guard:
     """Watches one rank's signals, launcher and peers, from `with` to its end.
 
@@ -39,7 +46,7 @@ class Guard:
     none has gone beyond it, and every rank can reach it, because all others do.
     """
 
-    def __init__(self, stopper: Stopper, rank: int, size: int, store: dist.Store, launcher: Launcher) -> None:
+    def __init__(self, stopper: Stopper, rank: int, size: int, store: Store, launcher: Launcher) -> None:
         self.stopper, self.rank, self.size, self.store, self.launcher = stopper, rank, size, store, launcher
         self._turn = threading.Lock()
         self._begun, self._registered = 0, False
@@ -56,13 +63,13 @@ class Guard:
         self._over.set()
         self._thread.join()
         if error is None:
-            self._await("done", self.size, LONGEST)
+            self._leave(LONGEST)
             return
         lost = is_of_a_lost_peer(error)
         said = PeerLostError(self._lost(error)) if lost and self._first_fault() is None else error
         code = said.exit_code if isinstance(said, FastMPLError) else 1
         fault = self._tell(Fault(code, str(said)))
-        self._await("seen", self.size, GRACE / 2)
+        self._leave(GRACE / 2)
         if fault is not None and (lost or isinstance(error, FastMPLError)):
             raise ToldByPeer(fault.code, fault.sentence) from error
         if said is not error:
@@ -101,7 +108,6 @@ class Guard:
                     asked = now
                 if failed is None and self._first_fault() is not None:
                     failed = now
-                    self.store.add("seen", 1)
             except RuntimeError:  # rank 0, which holds the store, is gone
                 failed = failed or now
             if failed is not None and now - failed > GRACE:  # the others are gone, and this rank waits for them
@@ -136,24 +142,21 @@ class Guard:
         try:
             if self.store.add("faults", 1) == 1:
                 self.store.set("fault", json.dumps(mine))
-                self.store.add("seen", 1)
                 return None
             if self._fault is None:
                 self._fault = Fault(*json.loads(self.store.get("fault")))
-                self.store.add("seen", 1)
         except RuntimeError:  # without the store, the lowest rank that is left speaks
             return self._fault or (None if self.rank == 1 else mine)
         return self._fault
 
-    def _await(self, what: str, count: int, seconds: float) -> None:
-        """Waits until so many ranks have said it: the store must outlive the last look of each."""
-        until = time.monotonic() + seconds
+    def _leave(self, seconds: float) -> None:
+        """The last use of the store; the first rank, which holds it, waits for the others to have had theirs."""
         try:
-            arrived = self.store.add(what, int(what == "done"))
-            while arrived < count and time.monotonic() < until:
-                time.sleep(0.02)
-                arrived = self.store.add(what, 0)
-        except RuntimeError:  # rank 0 had waited long enough
+            self.store.add("left", 1)
+            until = time.monotonic() + seconds
+            while self.rank == 0 and self.store.add("left", 0) < self.size and time.monotonic() < until:
+                time.sleep(EVERY / 10)
+        except RuntimeError:  # rank 0 was lost, or had waited long enough
             return
 
     def _lost(self, error: BaseException) -> str:

@@ -17,9 +17,10 @@ from typing import Final, NamedTuple, Protocol
 
 import torch
 import torch.distributed as dist
+from torch.distributed import PrefixStore, TCPStore  # type: ignore[attr-defined]
 
 from fastmpl.errors import PeerLostError
-from fastmpl.guard import Guard, first_line
+from fastmpl.guard import Guard, Store, first_line
 from fastmpl.launcher import Launcher, end_with_parent, started_by
 from fastmpl.learners.ranks import ALONE, Ranks
 from fastmpl.lifecycle import Stopper
@@ -86,14 +87,14 @@ def joined(here: Place, folder: Path, stopper: Stopper, timeout: int) -> Iterato
         dist.destroy_process_group()
 
 
-def _connected(here: Place, folder: Path, timeout: int) -> dist.Store:
+def _connected(here: Place, folder: Path, timeout: int) -> Store:
     """The store, once all ranks are there and have a process group."""
     backend = "nccl" if torch.cuda.is_available() else "gloo"
     if backend == "nccl":
         torch.cuda.set_device(here.local_rank)
     try:
         store = _meet(here, folder)
-        inner = dist.PrefixStore("group", store)
+        inner = PrefixStore("group", store)
         wait = timedelta(seconds=timeout)
         dist.init_process_group(backend, store=inner, rank=here.rank, world_size=here.size, timeout=wait)
     except (OSError, RuntimeError) as error:
@@ -104,22 +105,22 @@ def _connected(here: Place, folder: Path, timeout: int) -> dist.Store:
     return store
 
 
-def _meet(here: Place, folder: Path) -> dist.Store:
+def _meet(here: Place, folder: Path) -> TCPStore | PrefixStore:
     """The store, held by rank 0. On one machine it takes a free port: the launcher's may be another run's."""
     wait = timedelta(seconds=START)
     address, port = os.environ.get("MASTER_ADDR", "127.0.0.1"), int(os.environ.get("MASTER_PORT", 29500))
     if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":  # torchrun's own, one run after another in it
-        served = dist.TCPStore(address, port, here.size, is_master=False, timeout=wait)
-        return dist.PrefixStore(f"fastmpl/{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", served)
+        served = TCPStore(address, port, here.size, is_master=False, timeout=wait)
+        return PrefixStore(f"fastmpl/{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", served)
     if here.local_size < here.size:
-        return dist.TCPStore(address, port, here.size, is_master=here.is_first, timeout=wait)
+        return TCPStore(address, port, here.size, is_master=here.is_first, timeout=wait)
     if here.is_first:
-        store = dist.TCPStore("127.0.0.1", 0, here.size, is_master=True, timeout=wait, wait_for_workers=False)
+        store = TCPStore("127.0.0.1", 0, here.size, is_master=True, timeout=wait, wait_for_workers=False)
         draft = folder / f"{MEETING}.tmp"
         draft.write_text(json.dumps({"launcher": started_by(), "port": store.port}))
         draft.replace(folder / MEETING)
         return store
-    return dist.TCPStore("127.0.0.1", _told(folder / MEETING), here.size, is_master=False, timeout=wait)
+    return TCPStore("127.0.0.1", _told(folder / MEETING), here.size, is_master=False, timeout=wait)
 
 
 def _told(path: Path) -> int:

@@ -46,7 +46,7 @@ class Ranks:
         for part, flat, work in sent:
             assert work is not None
             work.wait()
-            for tensor, total in zip(part, flat.split([tensor.numel() for tensor in part]), strict=True):
+            for tensor, total in zip(part, torch.split(flat, [tensor.numel() for tensor in part]), strict=True):
                 tensor.copy_(total.view_as(tensor))
 
     def rows(self, mine: Float[Tensor, "n *rest"]) -> Float[Tensor, "ranks*n *rest"]:

@@ -51,12 +51,14 @@ class _Normalise(torch.autograd.Function):
         ctx.save_for_forward(normalised, inverse)
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor, *_: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[override]
-        return _derivative(gradient, *ctx.saved_tensors, ctx.ranks), None, None
+    def backward(ctx: Any, gradient: Tensor, *_: Tensor) -> tuple[Tensor, None, None]:
+        normalised, inverse = ctx.saved_tensors
+        return _derivative(gradient, normalised, inverse, ctx.ranks), None, None
 
     @staticmethod
-    def jvp(ctx: Any, tangent: Tensor, *_: None) -> tuple[Tensor, None, None, None]:  # type: ignore[override]
-        return _derivative(tangent, *ctx.saved_tensors, ctx.ranks), None, None, None
+    def jvp(ctx: Any, tangent: Tensor, *_: None) -> tuple[Tensor, None, None, None]:
+        normalised, inverse = ctx.saved_tensors
+        return _derivative(tangent, normalised, inverse, ctx.ranks), None, None, None
 
 
 def _wide(channels: Float[Tensor, "C"], x: Float[Tensor, "N C *space"]) -> Tensor:
@@ -81,7 +83,7 @@ class SyncBatchNorm(nn.BatchNorm2d):
             return super().forward(input)
         # statistics in float32 under autocast, as torch's own batch norm has them
         precise = input.float() if input.dtype in (torch.bfloat16, torch.float16) else input
-        normalised, mean, variance, _ = _Normalise.apply(precise, self.eps, self.ranks)  # type: ignore[no-untyped-call]
+        normalised, mean, variance, _ = _Normalise.apply(precise, self.eps, self.ranks)
         if self.track_running_stats:
             self._record(mean, variance, input.numel() // input.shape[1] * self.ranks.size)
         if self.affine:

@@ -23,41 +23,47 @@ def free_port() -> int:
         return int(listening.getsockname()[1])
 
 
-def on_ranks(size: int, function: Callable[[Ranks], Any]) -> list[Any]:
-    """`function(ranks)` on `size` ranks; fails with the traceback of the first that raised."""
+def on_ranks(
+    size: int, function: Callable[[Ranks], Any], *, grouped: bool = True, killed: int | None = None
+) -> list[Any]:
+    """`function(ranks)` on `size` ranks; fails with the traceback of the first that raised.
+
+    grouped: whether they are in a process group when it is called. killed: a rank that is not going to return.
+    """
     # a server that has imported torch once forks the ranks: they start in milliseconds, with no thread copied
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["torch", "torch._decomp.decompositions_for_jvp", "fastmpl.learners.plain"])
-    results, port = context.Queue(), free_port()
+    context.set_forkserver_preload(["torch", "torch._decomp.decompositions_for_jvp", "fastmpl.trainer"])
+    results, port = context.Queue(), free_port() if grouped else 0
     processes = [context.Process(target=_rank, args=(rank, size, port, function, results)) for rank in range(size)]
     for process in processes:
         process.start()
     try:
         found: dict[int, Any] = {}
-        while len(found) < size:
+        while len(found) < size - (killed is not None):
             rank, value, fault = results.get(timeout=2 * SECONDS)
             assert fault is None, f"rank {rank}:\n{fault}"
             found[rank] = value
-        for process in processes:
+        for rank, process in enumerate(processes):
             process.join(SECONDS)
-            assert process.exitcode == 0, f"a rank ended with {process.exitcode}"
+            assert process.exitcode == (-9 if rank == killed else 0), f"rank {rank} ended with {process.exitcode}"
     finally:
         for process in processes:
             process.kill()
-    return [found[rank] for rank in range(size)]
+    return [found[rank] for rank in sorted(found)]
 
 
 def _rank(rank: int, size: int, port: int, function: Callable[[Ranks], Any], results: Any) -> None:
     torch.set_num_threads(1)
-    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
-    dist.init_process_group("gloo", rank=rank, world_size=size, timeout=timedelta(seconds=SECONDS))
+    if port:
+        os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+        dist.init_process_group("gloo", rank=rank, world_size=size, timeout=timedelta(seconds=SECONDS))
     try:
-        value = function(Ranks(rank, size))
         # as numpy: a tensor would travel through shared memory that ends with its rank
-        results.put((rank, _arrays(value), None))
+        results.put((rank, _arrays(function(Ranks(rank, size))), None))
     except Exception:
         results.put((rank, None, traceback.format_exc()))
-    dist.destroy_process_group()
+    if port:
+        dist.destroy_process_group()
 
 
 def _arrays(value: Any) -> Any:
