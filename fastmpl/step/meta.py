@@ -72,7 +72,7 @@ def meta_step(
         pseudo_loss=taught.consistency.detach(),
         feedback_loss=taught.feedback.detach(),
         feedback=given.progress,
-        feedback_size=torch.zeros_like(loss) if given.credit is None else given.credit.square().mean().sqrt(),
+        feedback_size=_size(method, given.credit, loss),
         coverage=taught.coverage,
         confidence=labels.probabilities.amax(-1).mean(),
         student_norm=update.norm,
@@ -81,6 +81,14 @@ def meta_step(
         teacher_rate=lesson.rate,
         skipped=2 - update.applied - lesson.applied,
     )
+
+
+def _size(method: MetaPseudoLabels, credit: Float[Tensor, "*shape"] | None, like: Tensor) -> Float[Tensor, ""]:
+    """The credit's root mean square, on the scale of one process: rows are scaled by the images of this rank alone."""
+    if credit is None:
+        return torch.zeros_like(like)
+    share = len(credit) / method.unlabelled if credit.ndim else 1.0
+    return credit.square().mean().sqrt() * share
 
 
 def _needs_losses(method: MetaPseudoLabels) -> bool:

@@ -14,6 +14,7 @@ import torch.distributed as dist
 
 from fastmpl.learners.ranks import Ranks
 
+SLOW_IMPORTS = ("torch", "torch._decomp.decompositions_for_jvp", "sklearn.datasets", "fastmpl.data.pipeline")
 SECONDS = 60  # until a rank that does not answer is given up
 
 
@@ -32,7 +33,7 @@ def on_ranks(
     """
     # a server that has imported torch once forks the ranks: they start in milliseconds, with no thread copied
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["torch", "torch._decomp.decompositions_for_jvp", "fastmpl.trainer"])
+    context.set_forkserver_preload([*SLOW_IMPORTS, "tests.ranks.runs"])
     results, port = context.Queue(), free_port() if grouped else 0
     processes = [context.Process(target=_rank, args=(rank, size, port, function, results)) for rank in range(size)]
     for process in processes:
