@@ -10,6 +10,7 @@ import signal
 import sys
 import threading
 import time
+from pathlib import Path
 from typing import Final, NamedTuple, Protocol, Self
 
 from fastmpl.errors import FastMPLError, PeerLostError, ToldByPeer
@@ -19,6 +20,7 @@ from fastmpl.lifecycle import Stopper
 EVERY: Final = 0.2  # seconds between two looks
 BEATS: Final = 1.5  # seconds after which a rank whose thread did not look again is silent
 GRACE: Final = 5.0  # seconds for a rank to end by itself after another failed
+SPEAKS_FIRST: Final = 0.5  # seconds: a launcher ends every rank as soon as one has ended
 LONGEST: Final = 25.0  # seconds for saving after a signal; launchers kill after 30
 
 
@@ -71,6 +73,7 @@ class Guard:
         fault = self._tell(Fault(code, str(said)))
         self._leave(GRACE / 2)
         if fault is not None and (lost or isinstance(error, FastMPLError)):
+            time.sleep(SPEAKS_FIRST)
             raise ToldByPeer(fault.code, fault.sentence) from error
         if said is not error:
             raise said from error
@@ -90,6 +93,10 @@ class Guard:
             return False
         self.stopper.by = self.stopper.by or signal.Signals(int(self.store.get("stop")))
         return True
+
+    def reason(self, folder: Path, step: int) -> FastMPLError:
+        """What to raise once the run is saved."""
+        return self.stopper.reason(folder, step)
 
     def _last(self) -> int:
         """The step that the ranks agree on, once all have registered."""

@@ -9,7 +9,7 @@ networks need no engine. Leaves out what ranks tell each other in a step (`fastm
 import json
 import os
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
@@ -19,7 +19,7 @@ import torch
 import torch.distributed as dist
 from torch.distributed import PrefixStore, TCPStore  # type: ignore[attr-defined]
 
-from fastmpl.errors import PeerLostError
+from fastmpl.errors import FastMPLError, PeerLostError
 from fastmpl.guard import Guard, Store, first_line
 from fastmpl.launcher import Launcher, end_with_parent, started_by
 from fastmpl.learners.ranks import ALONE, Ranks
@@ -58,6 +58,7 @@ class Stops(Protocol):
 
     def begin(self, step: int) -> None: ...
     def stops_after(self, step: int) -> bool: ...
+    def reason(self, folder: Path, step: int) -> FastMPLError: ...
 
 
 class Group(NamedTuple):
@@ -68,20 +69,21 @@ class Group(NamedTuple):
 
 
 @contextmanager
-def joined(here: Place, folder: Path, stopper: Stopper, timeout: int) -> Iterator[Group]:
+def joined(here: Place, folder: Path, stopper: Callable[[], Stopper], timeout: int) -> Iterator[Group]:
     """The group of all ranks within the block, which ends with a clean departure of each.
 
-    folder: of the run, on a disk that all ranks see. timeout: seconds after which a collective is given up. Raises
+    folder: of the run, on a disk that all ranks see. stopper: called once all ranks have come, and takes their signals
+    from then on: one that waits has nothing to save. timeout: seconds after which a collective is given up. Raises
     PeerLostError where a rank does not come or is lost, and ToldByPeer where another has said what happened.
     """
     if here.is_launched:
         end_with_parent()
     if here.size == 1:
-        yield Group(ALONE, stopper)
+        yield Group(ALONE, stopper())
         return
     store = _connected(here, folder, timeout)
     try:
-        with Guard(stopper, here.rank, here.size, store, Launcher()) as guard:
+        with Guard(stopper(), here.rank, here.size, store, Launcher()) as guard:
             yield Group(Ranks(here.rank, here.size), guard)
     finally:
         dist.destroy_process_group()

@@ -66,11 +66,10 @@ def train(config: Config, *, resume: str = "auto", quiet: bool = False, report: 
     with ExitStack() as held:
         if here.is_first:
             held.enter_context(_taken(folder, config, resume))
-        stopper = held.enter_context(Stopper())
         run: Training | None = None
         try:
-            with joined(here, folder, stopper, config.system.timeout) as group:
-                run = Training(config, folder, quiet, stopper, group, here)
+            with joined(here, folder, lambda: held.enter_context(Stopper()), config.system.timeout) as group:
+                run = Training(config, folder, quiet, group, here)
                 run.restore(resume)
                 results = run.finish() if run.step == run.total else run.go()
             if report and here.is_first:
@@ -102,8 +101,8 @@ def _taken(folder: Path, config: Config, resume: str) -> Iterator[None]:
 class Training:
     """One run between its start and its end."""
 
-    def __init__(self, config: Config, folder: Path, quiet: bool, stopper: Stopper, group: Group, here: Place) -> None:
-        self.config, self.folder, self.stopper = config, folder, stopper
+    def __init__(self, config: Config, folder: Path, quiet: bool, group: Group, here: Place) -> None:
+        self.config, self.folder = config, folder
         self.ranks, self.stops = group
         self.quiet = quiet or not here.is_first
         dispatch.set_backend(config.system.kernels)
@@ -228,7 +227,7 @@ class Training:
             if self.step % run.checkpoint_every == 0 or ends or stops:
                 self._save(last=self.step == self.total)
             if stops:
-                raise self.stopper.reason(self.folder, self.step)
+                raise self.stops.reason(self.folder, self.step)
 
     def _report(self, values: dict[str, float], images: float, steps: int) -> None:
         if self.log is not None:

@@ -14,6 +14,7 @@ from socket import socket
 import pytest
 
 from fastmpl import checkpoint
+from fastmpl.lifecycle import claimed
 
 pytest.importorskip("deepspeed", reason="the sharded extra brings its launcher: pip install fastmpl[sharded]")
 ROOT = Path(__file__).parents[2]
@@ -100,4 +101,13 @@ def test_a_mistake_is_one_sentence_and_its_code_on_any_number_of_ranks(tmp_path:
         output, _ = process.communicate(timeout=SECONDS)
     assert process.returncode == 2, output
     assert output.count("Config: student.lr") == 1
+    assert "Traceback" not in output
+
+
+@pytest.mark.slow
+def test_a_folder_in_use_is_said_once_and_nobody_waits_for_the_first_rank(tmp_path: Path) -> None:
+    with claimed(tmp_path / "two"), launched(tmp_path) as process:
+        output, _ = process.communicate(timeout=SECONDS)
+    assert process.returncode == 5, output
+    assert output.count(f"in use by process {os.getpid()}") == 1
     assert "Traceback" not in output
