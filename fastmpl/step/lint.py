@@ -80,6 +80,7 @@ def lint(build: Callable[[], S], step: Callable[[S], object], advance: Callable[
     live: list[int] = []
     faults: list[Fault] = []
     building = True
+    gc.freeze()  # a collection then looks at what the step made, not at all of torch: 0.5 s less each
     try:
         with FakeTensorMode():
             state = build()
@@ -103,7 +104,9 @@ def lint(build: Callable[[], S], step: Callable[[S], object], advance: Callable[
     except Exception as error:  # whatever a step raises on fake tensors is the finding
         fault = _fault_of(error, building)
         faults += [] if any(f.where == fault.where for f in host.found) else [fault]  # else it was named already
-    else:
+    finally:
+        gc.unfreeze()
+    if len(traces) == 3:
         difference = _first_difference(traces[1], traces[2])
         faults += [difference] if difference else []
         if live[2] > live[1]:
