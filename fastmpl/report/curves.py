@@ -8,10 +8,11 @@ from collections.abc import Sequence
 from typing import Final, NamedTuple
 
 from matplotlib.axes import Axes
-from matplotlib.ticker import FuncFormatter, MaxNLocator, PercentFormatter
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter, PercentFormatter
 
-from fastmpl.report.drawing import COLOUR, Key, Picture, draw
-from fastmpl.report.reading import NETWORKS, SPLITS, Result, Run
+from fastmpl.metrics import Evaluation
+from fastmpl.report.drawing import COLOUR, DASHES, Key, Picture, draw
+from fastmpl.report.reading import NETWORKS, SPLITS, Run
 
 MOST: Final = 300  # points of a curve; more are averaged in bins, because nobody sees them and every one is in the file
 PERCENT: Final = PercentFormatter(1.0, decimals=0, symbol=" %")
@@ -84,7 +85,7 @@ QUESTIONS: Final = (
 
 
 def thinned(xs: Sequence[float], ys: Sequence[float], most: int = MOST) -> tuple[list[float], list[float]]:
-    """At most `most` points: means of bins of equal counts. A bin with a value that is not finite has none, as a gap."""
+    """At most `most` points: means of bins of equal counts. A bin with a value that is not finite is a gap."""
     size = math.ceil(len(xs) / most) or 1
     bins = [slice(first, first + size) for first in range(0, len(xs), size)]
     return [sum(xs[b]) / len(xs[b]) for b in bins], [sum(ys[b]) / len(ys[b]) for b in bins]
@@ -104,12 +105,17 @@ def _steps(axes: Axes) -> None:
     axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda step, _: f"{step:,.0f}"))
     axes.grid(axis="x", visible=False)
+    axes.margins(x=0.02)
     axes.set_xlabel("step", color=COLOUR["muted"])
+
+
+def _measured(run: Run) -> list[Evaluation]:
+    return [row for row in run.evaluations if math.isfinite(row.accuracy)]
 
 
 def accuracy_pictures(run: Run) -> list[Picture]:
     """One for each split that was evaluated, on the same scale."""
-    shown = [row for row in run.evaluations if math.isfinite(row.accuracy)]
+    shown = _measured(run)
     if not shown:
         return []
     low, high = (bound(row.accuracy for row in shown) for bound in (min, max))
@@ -119,12 +125,19 @@ def accuracy_pictures(run: Run) -> list[Picture]:
     return [_accuracy(run, split, limits) for split in splits]
 
 
+def _ring(axes: Axes, step: int, accuracy: float) -> None:
+    axes.plot(
+        [step], [accuracy], marker="o", markersize=9, fillstyle="none", markeredgewidth=1.2,
+        color=COLOUR["ink"], clip_on=False,
+    )  # fmt: skip
+
+
 def _accuracy(run: Run, split: str, limits: tuple[float, float]) -> Picture:
-    rows = sorted((row for row in run.evaluations if row.split == split), key=lambda row: row.step)
+    rows = sorted((row for row in _measured(run) if row.split == split), key=lambda row: row.step)
     curves = {name: [(row.step, row.accuracy) for row in rows if row.network == name] for name in NETWORKS}
     curves = {name: points for name, points in curves.items() if points}
     selected = run.selected if run.selected and split == "validation" else None
-    tuned = [row.step for row in rows if row.phase == "finetune"]
+    trained = max((row.step for row in rows if row.phase == "train"), default=rows[-1].step)
 
     def paint(axes: Axes) -> None:
         axes.set_ylim(*limits)
@@ -132,12 +145,12 @@ def _accuracy(run: Run, split: str, limits: tuple[float, float]) -> Picture:
         for name, points in curves.items():
             axes.plot(*zip(*points, strict=True), color=COLOUR[name], marker="o", markersize=2.6)
         if selected and selected.step is not None:
-            _ring(axes, selected)
-        if tuned:
-            axes.axvline(min(tuned), color=COLOUR["muted"], linewidth=0.8, linestyle=(0, (3, 3)))
-            axes.text(min(tuned), limits[1], "fine-tuning ", ha="right", va="top", color=COLOUR["muted"])
+            _ring(axes, selected.step, selected.validation)
+        if rows[-1].step > trained:
+            axes.axvline(trained, color=COLOUR["muted"], linewidth=0.8, linestyle=(0, (3, 3)))
+            axes.text(trained, limits[0], "fine-tuning ", ha="right", va="bottom", color=COLOUR["muted"])
         ends = spread([points[-1][1] for points in curves.values()], gap=(limits[1] - limits[0]) * 0.065)
-        last = max(row.step for row in rows)
+        last = rows[-1].step
         for (name, points), height in zip(curves.items(), ends, strict=True):
             axes.annotate(
                 f"{100 * points[-1][1]:.1f} %", (last, height), (6, 0), textcoords="offset points", va="center",
@@ -147,14 +160,7 @@ def _accuracy(run: Run, split: str, limits: tuple[float, float]) -> Picture:
 
     title = f"Accuracy on {split} images"
     caption = "Ring: the network and step chosen on these images, never on the test images." if selected else ""
-    return Picture(title, caption, [Key(name, name) for name in curves], draw(title, 2.5, paint))
-
-
-def _ring(axes: Axes, selected: Result) -> None:
-    axes.plot(
-        [selected.step], [selected.validation], marker="o", markersize=9, fillstyle="none", markeredgewidth=1.2,
-        color=COLOUR["ink"], clip_on=False,
-    )  # fmt: skip
+    return Picture(title, caption, [Key(name, name) for name in curves], draw(title, (4.0, 2.3), paint))
 
 
 def _drawn(run: Run, question: Question) -> list[Curve]:
@@ -166,9 +172,14 @@ def _answer(run: Run, question: Question, curves: Sequence[Curve]) -> Picture:
         for curve in curves:
             steps, values = thinned(run.train["step"], run.train[curve.column])
             positive = [value if value > 0 or not question.logarithmic else math.nan for value in values]
-            axes.plot(steps, positive, color=COLOUR[curve.role], marker="o" if len(steps) == 1 else "")
+            line = DASHES.get(curve.role, "solid")
+            axes.plot(steps, positive, color=COLOUR[curve.role], linestyle=line, marker="o" if len(steps) == 1 else "")
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.6g}"))
         if question.logarithmic:
             axes.set_yscale("log")
+            axes.yaxis.set_major_locator(LogLocator(10, (1, 2, 5)))
+            axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+            axes.yaxis.set_minor_formatter(NullFormatter())
         if question.share:
             axes.set_ylim(-0.02, 1.02)
             axes.yaxis.set_major_formatter(PERCENT)
@@ -176,7 +187,7 @@ def _answer(run: Run, question: Question, curves: Sequence[Curve]) -> Picture:
             axes.axhline(0, color=COLOUR["muted"], linewidth=0.8)
         _steps(axes)
 
-    svg = draw(question.title, 2.1, paint)
+    svg = draw(question.title, (3.6, 2.0), paint)
     return Picture(question.title, question.caption, [Key(curve.label, curve.role) for curve in curves], svg)
 
 

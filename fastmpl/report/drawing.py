@@ -1,7 +1,7 @@
 """Figures as SVG that lives inside a page: its text is text, and its colours are the page's, in light and in dark.
 
-Matplotlib writes fixed colours, so each role has a colour of its own that is replaced by the page's variable of that name
-(`--student`). Leaves out what is drawn (`curves`, `dots`) and the variables' values (`templates/style.css`).
+Matplotlib writes fixed colours, so each role has a colour of its own that is replaced by the page's variable of that
+name (`--student`). Leaves out what is drawn (`curves`, `dots`) and the variables' values (`templates/style.css`).
 """
 
 import io
@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 
 ROLES: Final = ("ink", "muted", "grid", "surface", "student", "average", "teacher", "extra")
 COLOUR: Final = {role: f"#0a0b{number:02x}" for number, role in enumerate(ROLES, 1)}
-WIDTH: Final = 4.4  # inches; a page scales the picture to its column
+DASHES: Final = {"teacher": (0, (4, 1.6)), "extra": (0, (1.4, 1.2))}  # by role; curves on each other both show
 STYLE: Final[dict[str, Any]] = {
     "svg.fonttype": "none",
     "text.parse_math": False,  # a name may hold dollar signs
@@ -60,14 +60,16 @@ class Picture(NamedTuple):
     svg: Markup
 
 
-def draw(description: str, height: float, paint: Callable[[Axes], None]) -> Markup:
+def draw(description: str, inches: tuple[float, float], paint: Callable[[Axes], None]) -> Markup:
     """What `paint` draws, as an SVG element of no fixed size; the same for the same input.
 
-    description: for those who do not see it, and unlike that of any other figure of the page. height: inches.
+    description: for those who do not see it, and unlike that of any other figure of the page. inches: width and
+    height for text of 8 points; a page scales the picture to its column.
     """
     buffer = io.StringIO()
-    with rc_context({**STYLE, "svg.hashsalt": description}):
-        figure = Figure(figsize=(WIDTH, height), layout="constrained")
+    settings: Any = STYLE | {"svg.hashsalt": description}
+    with rc_context(settings):
+        figure = Figure(figsize=inches, layout="constrained")
         paint(figure.subplots())
         nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))
         figure.savefig(buffer, format="svg", transparent=True, metadata=nothing)

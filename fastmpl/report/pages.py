@@ -1,4 +1,4 @@
-"""From what was read and drawn to a page: the words and numbers of each template, escaped, written whole or not at all."""
+"""From what was read and drawn to a page: the words and numbers of a template, escaped, written whole or not at all."""
 
 import math
 import os
@@ -27,11 +27,11 @@ def percent(share: float) -> str:
 
 
 def points(interval: Interval | None) -> str:
-    """`+24.9 [22.1, 27.7]` in percentage points."""
+    """`+24.9 [+22.1, +27.7]` in percentage points."""
     if interval is None or not math.isfinite(interval.mean):
         return NOTHING
     centre, low, high = (f"{100 * value:+.1f}" for value in interval)
-    return f"{centre} [{low}, {high}]" if math.isfinite(interval.low) else centre
+    return (f"{centre} [{low}, {high}]" if math.isfinite(interval.low) else centre).replace("-", "\N{MINUS SIGN}")
 
 
 def versions() -> dict[str, str]:
@@ -67,7 +67,7 @@ def summary(run: Run) -> str:
     if run.config is not None:
         data = run.config.data
         labels = f"{data.labels:,} labels" if data.labels else "all labels"
-        said.append(f"{run.config.method.name} on {data.source} with {labels}, seed {run.config.run.seed}")
+        said.append(f"Trained by {run.config.method.name} on {data.source} with {labels}, seed {run.config.run.seed}")
     if run.last and run.last[0].step is not None:
         said.append(f"{run.last[0].step:,} steps")
     if math.isfinite(run.seconds):
@@ -91,7 +91,7 @@ def headline(run: Run) -> Result | None:
     if run.selected is not None:
         return run.selected
     named = {row.name: row for row in run.last}
-    return named.get("average") or named.get("student")
+    return named.get("average, last") or named.get("student, last")
 
 
 def write_report(folder: Path) -> Path:
