@@ -7,8 +7,7 @@ from typing import NamedTuple
 from markupsafe import Markup
 from matplotlib.axes import Axes
 
-from fastmpl.report.curves import PERCENT
-from fastmpl.report.drawing import COLOUR, draw
+from fastmpl.report.drawing import COLOUR, PERCENT, draw
 from fastmpl.report.statistics import Interval, mean, paired_interval, standard_error
 
 
@@ -90,4 +89,4 @@ def dot_plot(table: Table, number: int) -> Markup:
                     textcoords="offset points", va="center", color=COLOUR["ink"], fontweight="bold",
                 )  # fmt: skip
 
-    return draw(f"{number}. {table.title}: accuracy of every seed", (4.0, 0.45 + 0.46 * len(shown)), paint)
+    return draw(f"{number}. {table.title}: accuracy of every seed", (3.7, 0.45 + 0.46 * len(shown)), paint)

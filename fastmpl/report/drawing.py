@@ -1,7 +1,7 @@
 """Figures as SVG that lives inside a page: its text is text, and its colours are the page's, in light and in dark.
 
 Matplotlib writes fixed colours, so each role has a colour of its own that is replaced by the page's variable of that
-name (`--student`). Leaves out what is drawn (`curves`, `dots`) and the variables' values (`templates/style.css`).
+name (`--student`). Leaves out what is drawn (`accuracy`, `curves`, `dots`) and the variables' values (the style sheet).
 """
 
 import io
@@ -13,9 +13,11 @@ from markupsafe import Markup
 from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, MaxNLocator, PercentFormatter
 
 ROLES: Final = ("ink", "muted", "grid", "surface", "student", "average", "teacher", "extra")
 COLOUR: Final = {role: f"#0a0b{number:02x}" for number, role in enumerate(ROLES, 1)}
+PERCENT: Final = PercentFormatter(1.0, decimals=0, symbol=" %")
 DASHES: Final = {"teacher": (0, (4, 1.6)), "extra": (0, (1.4, 1.2))}  # by role; curves on each other both show
 STYLE: Final[dict[str, Any]] = {
     "svg.fonttype": "none",
@@ -37,11 +39,12 @@ STYLE: Final[dict[str, Any]] = {
     "ytick.color": COLOUR["muted"],
     "xtick.major.size": 3,
     "ytick.major.size": 0,
+    "ytick.minor.size": 0,
     "lines.linewidth": 1.6,
     "lines.solid_capstyle": "round",
 }
 _SIZE: Final = re.compile(r'width="[\d.]+pt" height="[\d.]+pt" ')
-_NAMED: Final = re.compile(r'<g id="[^"]*">')
+_NAMED: Final = re.compile(r'<g id="[^"]*"')
 
 
 class Key(NamedTuple):
@@ -58,6 +61,15 @@ class Picture(NamedTuple):
     caption: str
     legend: Sequence[Key]
     svg: Markup
+
+
+def step_axis(axes: Axes) -> None:
+    """Steps along the horizontal axis."""
+    axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda step, _: f"{step:,.0f}"))
+    axes.grid(axis="x", visible=False)
+    axes.margins(x=0.02)
+    axes.set_xlabel("step", color=COLOUR["muted"])
 
 
 def draw(description: str, inches: tuple[float, float], paint: Callable[[Axes], None]) -> Markup:
@@ -77,7 +89,7 @@ def draw(description: str, inches: tuple[float, float], paint: Callable[[Axes], 
     text = text[text.index("<svg") :]
     described = Markup('role="img" aria-label="{}" ').format(description)
     text = _SIZE.sub(lambda match: described, text, count=1)
-    text = _NAMED.sub("<g>", text)  # names that would repeat in every figure of a page
+    text = _NAMED.sub("<g", text)  # names that would repeat in every figure of a page
     for role, colour in COLOUR.items():
         text = text.replace(f": {colour}", f": var(--{role})")
     return Markup(text)

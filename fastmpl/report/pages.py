@@ -12,7 +12,8 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from fastmpl import __version__
 from fastmpl.progress import duration
-from fastmpl.report.curves import accuracy_pictures, step_pictures, unanswered
+from fastmpl.report.accuracy import accuracy_pictures
+from fastmpl.report.curves import step_pictures, unanswered
 from fastmpl.report.dots import Table, baseline, dot_plot, rows
 from fastmpl.report.reading import Result, Run, read_run
 from fastmpl.report.statistics import Interval
@@ -30,7 +31,7 @@ def points(interval: Interval | None) -> str:
     """`+24.9 [+22.1, +27.7]` in percentage points."""
     if interval is None or not math.isfinite(interval.mean):
         return NOTHING
-    centre, low, high = (f"{100 * value:+.1f}" for value in interval)
+    centre, low, high = (f"{round(100 * value, 1) + 0.0:+.1f}" for value in interval)  # + 0.0: no minus at zero
     return (f"{centre} [{low}, {high}]" if math.isfinite(interval.low) else centre).replace("-", "\N{MINUS SIGN}")
 
 
