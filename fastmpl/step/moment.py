@@ -22,6 +22,7 @@ class Moment(NamedTuple):
     key: Int[Tensor, ""]
     consistency_weight: Float[Tensor, ""]
     rank: int = 0
+    part_number: int = 0
 
     def draw(self, purpose: int) -> Int[Tensor, ""]:
         """The key of one purpose's draws in this step, the same on every rank: draws of images, or of the step."""
@@ -29,7 +30,11 @@ class Moment(NamedTuple):
 
     def dropout(self, purpose: int) -> Int[Tensor, ""]:
         """The key of one pass's dropout on this rank; passes that are compared share a purpose."""
-        return keyed.combine(self.key, purpose, self.rank)
+        return keyed.combine(self.key, purpose, self.rank, self.part_number)
+
+    def part(self, number: int) -> "Moment":
+        """The same moment for one of the step's micro-batches, whose dropout is its own."""
+        return self._replace(part_number=number)
 
 
 class Report(NamedTuple):

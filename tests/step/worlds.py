@@ -74,6 +74,7 @@ class World:
     trusted: int = 0
     order: Order | None = None
     tangent: str = "jvp"
+    parts: int = 1
 
     def __post_init__(self) -> None:
         self.teacher = PlainLearner(network(1, norm=self.norm, dropout=self.dropout), self.teacher_config, steps=1000)
@@ -95,9 +96,8 @@ class World:
     def take(self, step: int) -> Report:
         """One step of both."""
         order = self.order or split(self.method)
-        return meta_step(
-            self.method, order, self.teacher, self.student, self.batch(step), self.moment(step), self.baseline
-        )
+        parts = self.batch(step).parts(self.parts)
+        return meta_step(self.method, order, self.teacher, self.student, parts, self.moment(step), self.baseline)
 
     def teacher_gradient(self, step: int) -> Tensor:
         """The gradient that the teacher's step took, flat; the teacher is left as it was before."""
