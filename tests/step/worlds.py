@@ -75,14 +75,21 @@ class World:
     order: Order | None = None
     tangent: str = "jvp"
     parts: int = 1
+    recompute: bool = False
 
     def __post_init__(self) -> None:
-        self.teacher = PlainLearner(network(1, norm=self.norm, dropout=self.dropout), self.teacher_config, steps=1000)
+        self.teacher = PlainLearner(
+            network(1, norm=self.norm, dropout=self.dropout),
+            self.teacher_config,
+            steps=1000,
+            recompute=self.recompute,
+        )
         self.student = PlainLearner(
             network(2, norm=self.norm, dropout=self.dropout),
             self.student_config,
             steps=1000,
             tangent=self.tangent,  # type: ignore[arg-type]
+            recompute=self.recompute,
         )
         self.baseline = torch.zeros((), dtype=torch.float64)
 
