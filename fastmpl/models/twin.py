@@ -11,7 +11,7 @@ from torch import nn
 
 
 def twin(network: nn.Module) -> nn.Module:
-    """A copy of `network` whose parameters and buffers are on `meta`; modules, modes and names are those of the original.
+    """A copy of `network` whose parameters and buffers are on `meta`; its modules, modes and names are the same.
 
     Call it as functional_call(twin, {**parameters, **buffers}, (images,)). Hooks are copied: take the twin before
     anything hooks the network. No tensor is copied, not even for a moment, so it also works on fake tensors.
