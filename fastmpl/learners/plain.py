@@ -116,8 +116,8 @@ class PlainLearner:
     def progress(self, update: Update, gradient: Gradient) -> Float[Tensor, ""]:
         """<g', theta - theta'>: to first order what the update took off the validation loss."""
         assert update.old is not None
-        taken = {name: update.old[name] - self.parameters[name].detach() for name in gradient}
-        return sum_of_products(gradient, taken)
+        old, new = ([held[name].detach() for name in gradient] for held in (update.old, self.parameters))
+        return sum_of_products(gradient, dict(zip(gradient, torch._foreach_sub(old, new), strict=True)))
 
     def cosine(self, update: Update, gradient: Gradient) -> Float[Tensor, ""]:
         """The cosine between the update's gradient and another one."""
