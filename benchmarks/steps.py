@@ -19,7 +19,7 @@ from fastmpl.methods.views import by_view, images
 from fastmpl.models import build
 from fastmpl.step.alone import alone_step
 from fastmpl.step.meta import meta_step
-from fastmpl.step.moment import LABEL, STUDENT, TEACHER, VALIDATION, Moment
+from fastmpl.step.moment import LABEL, STUDENT, TEACHER, VALIDATION, moment
 from fastmpl.step.order import Order, joint, split
 
 NESTEROV = NetworkConfig(optimiser="nesterov", lr=0.05, warmup=0, schedule="constant")
@@ -104,7 +104,8 @@ class Step:
                 strong=self.batch.strong.to(memory_format=last),
             )
         self.baseline = torch.zeros(())
-        self.moment = Moment(torch.zeros((), dtype=torch.int64), torch.zeros((), dtype=torch.int64), torch.ones(()))
+        self.step = torch.zeros((), dtype=torch.int64)
+        self.weight = torch.ones(())
         self.held = [self.student.state(), tuple(part for part in self.batch if part is not None)]
         if self.schedule == "supervised":
             return
@@ -119,6 +120,7 @@ class Step:
         )
 
     def __call__(self) -> object:
+        self.moment = moment(self.step, self.step, self.weight)
         if self.schedule == "supervised":
             return self._supervised()
         if self.schedule == "published":

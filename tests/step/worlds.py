@@ -12,7 +12,7 @@ from fastmpl.learners.plain import PlainLearner
 from fastmpl.methods.mpl import MetaPseudoLabels
 from fastmpl.models.stochastic import KeyedDropout, replace_dropout
 from fastmpl.step.meta import meta_step
-from fastmpl.step.moment import Moment, Report
+from fastmpl.step.moment import Moment, Report, moment
 from fastmpl.step.order import Order, split
 
 CLASSES, FEATURES, HIDDEN = 3, 5, 7
@@ -98,7 +98,7 @@ class World:
 
     def moment(self, step: int) -> Moment:
         weight = torch.tensor(0.7, dtype=torch.float64)
-        return Moment(torch.tensor(step), torch.tensor(1234 + step), weight)
+        return moment(torch.tensor(1234), torch.tensor(step), weight, parts=self.parts)
 
     def take(self, step: int) -> Report:
         """One step of both."""
