@@ -78,7 +78,7 @@ def assemble(
     def learner(section: NetworkConfig, seed: int, average: float) -> PlainLearner:
         module = network(section, classes=classes, image_shape=image_shape, seed=config.run.seed * 1009 + seed)
         return PlainLearner(
-            module.to(device).to(memory_format=_memory_format(config)),
+            _placed(module, config, device),
             section,
             steps=config.run.steps,
             precision=config.system.precision,
@@ -101,7 +101,7 @@ def assemble(
         run = partial(meta_step, method, order, teacher, student)
     else:
         alone = alone_of(config)
-        labeller = fixed_teacher().to(device).eval() if alone.labeller == "fixed" else None
+        labeller = _placed(fixed_teacher(), config, device).eval() if alone.labeller == "fixed" else None
         run = partial(_run_alone, alone, student, labeller)
     step = EagerStep(
         run, seed=config.run.seed, ramp=consistency_ramp, device=device, accumulate=config.system.accumulate
@@ -176,5 +176,8 @@ def _run_alone(
     return alone_step(method, student, parts, moment, given)
 
 
-def _memory_format(config: Config) -> torch.memory_format:
-    return torch.channels_last if config.system.channels_last else torch.contiguous_format
+def _placed(module: nn.Module, config: Config, device: torch.device) -> nn.Module:
+    """On its device, in the memory format asked for. Calls nothing where nothing changes: fake tensors refuse it."""
+    if device.type != "cpu":
+        module = module.to(device)
+    return module.to(memory_format=torch.channels_last) if config.system.channels_last else module
