@@ -13,8 +13,10 @@ class FakeRun:
     """Networks, optimisers and a batch of the run's sizes, made under the fake tensors of the lint."""
 
     def __init__(self, config: Config, classes: int, image_shape: tuple[int, ...]) -> None:
-        # what a memory format changes is not what a capture forbids, and fake parameters cannot be converted
-        config = config.model_copy(update={"system": config.system.model_copy(update={"channels_last": False})})
+        # neither changes what a capture forbids; fake parameters cannot be converted to a memory format, and torch's
+        # forward mode of a bf16 batch norm gives a float32 tangent that fake convolutions refuse (real ones do not)
+        plain = {"channels_last": False, "precision": "float32"}
+        config = config.model_copy(update={"system": config.system.model_copy(update=plain)})
 
         def stand_in() -> torch.nn.Module:
             return network(config.student, classes=classes, image_shape=image_shape, seed=0)
