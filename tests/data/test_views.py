@@ -6,7 +6,7 @@ from numpy.typing import NDArray
 
 from fastmpl.data import draws, views
 
-HOW = views.Augmentation(size=32, flip=True, operations=2, magnitude=10, cut=16)
+HOW = views.Augmentation(size=32, flip=True, operations=2, magnitude=10, cut=16, shift=4)
 
 
 @pytest.fixture
@@ -68,6 +68,6 @@ def test_switching_an_augmentation_off_leaves_the_other_draws_alone(u: NDArray[n
 
 def test_settings_are_read_in_pixels() -> None:
     class Settings:
-        image_size, flip, rand_augment, cutout = 28, False, (2, 9), 0.5
+        image_size, flip, rand_augment, cutout, shift = 28, False, (2, 9), 0.5, 0.125
 
-    assert views.augmentation(Settings()) == views.Augmentation(28, False, 2, 9, 14)  # type: ignore[arg-type]
+    assert views.augmentation(Settings()) == views.Augmentation(28, False, 2, 9, 14, 3)  # type: ignore[arg-type]
