@@ -15,10 +15,11 @@ def u() -> NDArray[np.float32]:
 
 
 @pytest.mark.parametrize(("size", "shift"), [(8, 1), (28, 3), (32, 4), (224, 28)])
-def test_a_shift_reaches_an_eighth_of_the_side_both_ways_and_no_further(
+def test_a_shift_reaches_as_far_as_asked_both_ways_and_no_further(
     u: NDArray[np.float32], size: int, shift: int
 ) -> None:
-    for start in (views.weak(u, HOW._replace(size=size)).start, views.strong(u, HOW._replace(size=size)).start):
+    how = HOW._replace(size=size, shift=shift)
+    for start in (views.weak(u, how).start, views.strong(u, how).start):
         assert start.shape == (4000, 2)
         assert start.min(0).tolist() == [-shift, -shift]
         assert start.max(0).tolist() == [shift, shift]
