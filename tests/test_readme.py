@@ -15,7 +15,7 @@ from benchmarks.records import RESULTS
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
 BLOCK = re.compile(r"```(bash|python)\n(.*?)```", re.DOTALL)
-SHORT = ["--run.steps", "4", "--run.evaluate_every", "4", "--data.batch_unlabelled", "16"]
+SHORT = {"run.steps": 4, "run.evaluate_every": 4, "data.batch_unlabelled": 16}
 
 
 def blocks(language: str) -> list[str]:
@@ -41,7 +41,8 @@ def test_the_readmes_commands_run_in_its_order(tmp_path: Path) -> None:
             assert run(["make", "--dry-run", "--directory", str(ROOT), *command[1:]], tmp_path).returncode == 0
             continue
         assert command[0] == "fastmpl", command
-        short = SHORT if command[1] == "train" and "--help" not in command else []
+        trains = command[1] == "train" and "--help" not in command
+        short = [word for key, value in SHORT.items() for word in (f"--{key}", str(value))] if trains else []
         done = run([sys.executable, "-m", *command, *short], tmp_path)
         assert done.returncode == 0, f"{shlex.join(command)}: {done.stderr}"
         ran += 1
@@ -52,15 +53,11 @@ def test_the_readmes_commands_run_in_its_order(tmp_path: Path) -> None:
 def test_the_readmes_python_runs(tmp_path: Path) -> None:
     (tmp_path / "launch").symlink_to(ROOT / "launch")
     assert len(blocks("python")) == 1
-    program = blocks("python")[0].replace('digits.toml")', f'digits.toml", {dict(zip(*[iter(overrides())] * 2))})')
+    program = blocks("python")[0].replace('digits.toml")', f'digits.toml", {SHORT})')
     assert "run.steps" in program
     done = run([sys.executable, "-c", program], tmp_path)
     assert done.returncode == 0, done.stderr
     assert 0 <= float(done.stdout.splitlines()[-1]) <= 1
-
-
-def overrides() -> list[str | int]:
-    return [int(word) if word.isdigit() else word.removeprefix("--") for word in SHORT]
 
 
 @pytest.mark.parametrize("path", tables.documents(), ids=lambda path: path.name)
