@@ -1,0 +1,110 @@
+// The student's loss on pseudo labels, its logits gradient, the label and the confidence mask: one pass a row.
+// The formulas are those of student_objective/reference.py.
+#include <vector>
+
+#include "cross_entropy.hpp"
+
+namespace fastmpl {
+namespace {
+
+enum Targets : int32_t { SOFT = 0, SAMPLED = 1, ARGMAX = 2 };
+
+struct StudentObjective {  // mirrored in student_objective/native.py
+  int64_t rows, columns;
+  const void *label_logits, *student_logits;
+  const int64_t *key, *index;  // null unless targets are sampled
+  float* row_loss;             // [rows], scratch
+  float* loss;                 // 0-D
+  int64_t* label;              // [rows]
+  uint8_t* mask;               // [rows]
+  void* gradient;              // [rows, columns], or null where nobody asks for it
+  int32_t targets;
+  float temperature, label_smoothing, threshold;
+};
+
+FASTMPL_INLINE uint64_t splitmix64(uint64_t x) {
+  x += 0x9e3779b97f4a7c15u;
+  x = (x ^ (x >> 30)) * 0xbf58476d1ce4e5b9u;
+  x = (x ^ (x >> 27)) * 0x94d049bb133111ebu;
+  return x ^ (x >> 31);
+}
+
+FASTMPL_INLINE Ints fixed_point(const float* weight) {
+  return __builtin_convertvector(read<Floats>(weight) * 1073741824.0f + 0.5f, Ints);
+}
+
+FASTMPL_INLINE int64_t sum(Ints v) {
+  int32_t lane[LANES];
+  write(lane, v);
+  int64_t total = 0;
+  for (int64_t i = 0; i < LANES; ++i) total += lane[i];
+  return total;
+}
+
+// The inverse of the cumulative distribution at the row's keyed uniform number, in 30-bit fixed point: integer sums are
+// exact in any order, so every implementation draws the same label. `block_sum` is scratch.
+FASTMPL_INLINE int64_t draw(const float* weight, int64_t columns, uint64_t key, uint64_t index, int64_t* block_sum) {
+  int64_t total = 0;
+  for (int64_t c = 0; c < columns; c += LANES) total += block_sum[c / LANES] = sum(fixed_point(weight + c));
+  const int64_t odd = static_cast<int64_t>((splitmix64(splitmix64(key + index)) >> 41) << 1 | 1);  // uniform * 2^24
+  const int64_t point = odd * (total >> 24) + (odd * (total & 0xffffff) >> 24);
+  int64_t below = 0, c = 0;
+  while (c + LANES < columns && below + block_sum[c / LANES] <= point) below += block_sum[c / LANES], c += LANES;
+  for (; c < columns - 1; ++c) {
+    below += static_cast<int32_t>(weight[c] * 1073741824.0f + 0.5f);
+    if (below > point) break;
+  }
+  return c;
+}
+
+struct Scratch {
+  float *weight, *shifted, *exponential;
+  int64_t* block_sum;
+};
+
+template <class T>
+FASTMPL_INLINE void student_row(const StudentObjective& o, int64_t row, const Scratch& s) {
+  const int64_t K = o.columns, at = row * K;
+  T* gradient = static_cast<T*>(o.gradient);
+  load_row(static_cast<const T*>(o.label_logits) + at, K, s.weight);
+  const float top = maximum(s.weight, K);
+  int64_t label = o.targets == SAMPLED ? 0 : first(s.weight, K, top);
+  const float total = exponentials(s.weight, K, top, 1.0f / o.temperature, s.weight);
+  if (o.targets == SAMPLED)
+    label = draw(s.weight, K, static_cast<uint64_t>(*o.key), static_cast<uint64_t>(o.index[row]), s.block_sum);
+  const bool keep = 1.0f / total >= o.threshold;
+  o.label[row] = label;
+  o.mask[row] = keep;
+  if (!keep) {
+    o.row_loss[row] = 0.0f;
+    if (gradient != nullptr) store_zeros(gradient + at, K);
+    return;
+  }
+  load_row(static_cast<const T*>(o.student_logits) + at, K, s.shifted);
+  const int64_t hard = o.targets == SOFT ? NO_LABEL : label;
+  const float scale = 1.0f / static_cast<float>(o.rows);
+  o.row_loss[row] = cross_entropy(s.shifted, s.exponential, s.weight, 1.0f / total, hard, o.label_smoothing, scale, K);
+  if (gradient != nullptr) store_row(gradient + at, K, s.exponential);
+}
+
+template <class T>
+FASTMPL_INLINE void student_rows(const StudentObjective& o, int64_t begin, int64_t end) {
+  const size_t wide = static_cast<size_t>(padded(o.columns));
+  std::vector<float> rows(3 * wide);
+  std::vector<int64_t> block_sum(wide / LANES);
+  const Scratch scratch{rows.data(), rows.data() + wide, rows.data() + 2 * wide, block_sum.data()};
+  for (int64_t row = begin; row < end; ++row) student_row<T>(o, row, scratch);
+}
+
+FASTMPL_CLONES void student_float(const StudentObjective& o, int64_t b, int64_t e) { student_rows<float>(o, b, e); }
+FASTMPL_CLONES void student_bfloat16(const StudentObjective& o, int64_t b, int64_t e) { student_rows<bfloat16>(o, b, e); }
+
+}  // namespace
+}  // namespace fastmpl
+
+FASTMPL_EXPORT void fastmpl_student_objective(const fastmpl::StudentObjective* o, int32_t is_bfloat16) {
+  using namespace fastmpl;
+  const auto rows = is_bfloat16 ? student_bfloat16 : student_float;
+  parallel(o->rows, rows_per_thread(o->columns), [o, rows](int64_t begin, int64_t end) { rows(*o, begin, end); });
+  *o->loss = mean(o->row_loss, o->rows);
+}

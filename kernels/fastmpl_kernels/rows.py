@@ -1,0 +1,80 @@
+"""What the row losses share: which inputs they take, when a gradient is wanted, and a C structure's bookkeeping.
+
+A row loss reads rows of logits `[N, K]` and gives a mean over rows together with its gradient. The gradient is computed
+with the loss, because the rows are in registers then: backward only scales it.
+"""
+
+import ctypes
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.autograd import forward_ad
+
+from fastmpl_kernels.dispatch import BackendError
+from fastmpl_kernels.library import library, pointer
+
+
+def check_rows(op: str, name: str, logits: Tensor, like: Tensor | None = None) -> None:
+    """Refuses what is not rows of logits, of the shape of `like` if that is given."""
+    if logits.dim() != 2 or logits.numel() == 0 or not logits.is_floating_point():
+        raise ValueError(
+            f"{op}: {name} must be floating-point rows [N, K] with at least one row and one class, "
+            f"found {logits.dtype} {tuple(logits.shape)}."
+        )
+    if like is not None and logits.shape != like.shape:
+        raise ValueError(f"{op}: {name} must have the shape {tuple(like.shape)}, found {tuple(logits.shape)}.")
+
+
+def check_labels(op: str, name: str, labels: Tensor, rows: int) -> None:
+    """Refuses what is not one int64 label a row."""
+    if labels.dtype != torch.int64 or labels.shape != (rows,):
+        raise ValueError(f"{op}: {name} must be int64 [{rows}], found {labels.dtype} {tuple(labels.shape)}.")
+
+
+def gradient_wanted(*logits: Tensor | None) -> bool:
+    """Whether a gradient or a tangent may be asked of an op on these logits."""
+    if forward_ad._current_level >= 0:
+        return True
+    return torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in logits)
+
+
+def wide(logits: Float[Tensor, "*n"]) -> Float[Tensor, "*n"]:
+    """float64 as it is, everything else in float32: the precision that every row reduction has."""
+    return logits if logits.dtype == torch.float64 else logits.float()
+
+
+def gradient_like(logits: Tensor, wanted: bool) -> Tensor:
+    """An unwritten contiguous gradient for `logits`, or an empty tensor where none is wanted."""
+    return torch.empty(logits.shape if wanted else (0,), dtype=logits.dtype, device=logits.device)
+
+
+def tangent_of_loss(*pairs: tuple[Tensor, Tensor | None]) -> Tensor:
+    """The loss's tangent: the sum of <gradient, tangent> over the inputs that have a tangent."""
+    return torch.stack([(wide(g) * wide(t)).sum() for g, t in pairs if t is not None]).sum()
+
+
+def native_form(logits: Tensor, dtype: torch.dtype) -> Tensor:
+    """`logits` as the native kernels read them: contiguous rows of `dtype` (no copy if they are that already)."""
+    return logits.to(dtype).contiguous()
+
+
+def native_dtype(*logits: Tensor | None) -> torch.dtype:
+    """bfloat16 where all logits are, else float32: the two types that the native kernels are compiled for."""
+    return torch.bfloat16 if all(x is None or x.dtype == torch.bfloat16 for x in logits) else torch.float32
+
+
+def call_native(function: str, arguments: ctypes.Structure, dtype: torch.dtype) -> int:
+    """Calls a row loss of the native library; returns 0, or 1 + the first row whose label is no class."""
+    native: Any = library()
+    if native is None:
+        raise BackendError(f"{function}: the native library was not built.")
+    call = getattr(native, function)
+    call.restype = ctypes.c_int64
+    return int(call(ctypes.byref(arguments), ctypes.c_int32(dtype == torch.bfloat16)))
+
+
+def address(tensor: Tensor | None) -> int | None:
+    """A null pointer for no tensor and for an empty one: nobody asked for it."""
+    return None if tensor is None or tensor.numel() == 0 else pointer(tensor)
