@@ -5,36 +5,43 @@
 
 namespace fastmpl {
 
-constexpr int64_t NO_LABEL = -1;
+// What a row is to learn: the class `label`, or, where `row` is not null, the distribution row * scale (0 in its
+// padding), whose sum is `mass`: a distribution that was rounded to bfloat16 does not sum to one.
+struct Target {
+  const float* row;
+  float scale, mass;
+  int64_t label;
+};
 
-// The loss -sum_c t_c log p_c with t = (1 - smoothing) * target + smoothing / K, where the target is the row `target`
-// (0 in its padding) times `target_scale`, or one-hot at `label`. Leaves scale * (p - t), the gradient of scale times
-// the loss, in `exponential`; `shifted` holds the logits before, and the logits less their maximum after.
-FASTMPL_INLINE float cross_entropy(float* shifted, float* exponential, const float* target, float target_scale,
-                                   int64_t label, float smoothing, float scale, int64_t columns) {
+FASTMPL_INLINE Target one_hot(int64_t label) { return {nullptr, 1.0f, 1.0f, label}; }
+FASTMPL_INLINE Target distribution(const float* row, float scale, float mass) { return {row, scale, mass, -1}; }
+
+// The loss -sum_c t_c log p_c with t = (1 - smoothing) * target + smoothing / K. Leaves scale * (sum(t) p - t), the
+// gradient of scale times the loss, in `exponential`; `shifted` holds the logits before, and the logits less their
+// maximum after.
+FASTMPL_INLINE float cross_entropy(float* shifted, float* exponential, const Target& target, float smoothing,
+                                   float scale, int64_t columns) {
   const float peak = maximum(shifted, columns);
   const float total = exponentials(shifted, columns, peak, 1.0f, exponential);
   shift(shifted, columns, peak);
   const float uniform = smoothing / static_cast<float>(columns), kept = 1.0f - smoothing;
-  const float soft = kept * target_scale, inverse = scale / total;
+  const float mass = kept * target.mass + smoothing, inverse = scale * mass / total;
   Floats cross = {};
-  float agreement = 0.0f;
-  if (label == NO_LABEL) {
+  if (target.row != nullptr) {
+    const float soft = kept * target.scale;
     for (int64_t c = 0; c < columns; c += LANES) {
-      const Floats t = read<Floats>(target + c) * soft + uniform;
+      const Floats t = read<Floats>(target.row + c) * soft + uniform;
       cross += t * read<Floats>(shifted + c);
       write(exponential + c, read<Floats>(exponential + c) * inverse - t * scale);
     }
-  } else {
-    for (int64_t c = 0; c < columns; c += LANES) {
-      cross += read<Floats>(shifted + c);
-      write(exponential + c, read<Floats>(exponential + c) * inverse - uniform * scale);
-    }
-    cross *= all(uniform);
-    agreement = kept * shifted[label];
-    exponential[label] -= kept * scale;
+    return mass * std::log(total) - sum(cross);
   }
-  return std::log(total) - (agreement + sum(cross));
+  for (int64_t c = 0; c < columns; c += LANES) {
+    cross += read<Floats>(shifted + c);
+    write(exponential + c, read<Floats>(exponential + c) * inverse - uniform * scale);
+  }
+  exponential[target.label] -= kept * scale;
+  return std::log(total) - (kept * shifted[target.label] + uniform * sum(cross));
 }
 
 // 0, or 1 + the first row whose label is no class: a label is an address here.

@@ -157,6 +157,12 @@ FASTMPL_INLINE float dot(const float* x, const float* y, int64_t columns) {
   return sum(total);
 }
 
+FASTMPL_INLINE float total(const float* x, int64_t columns) {
+  Floats lanes = {};
+  for (int64_t c = 0; c < columns; c += LANES) lanes += read<Floats>(x + c);
+  return sum(lanes);
+}
+
 // The sum of the rows' values over their number, in double and in the rows' order.
 FASTMPL_INLINE float mean(const float* value, int64_t rows) {
   double total = 0.0;

@@ -81,9 +81,9 @@ FASTMPL_INLINE void student_row(const StudentObjective& o, int64_t row, const Sc
     return;
   }
   load_row(static_cast<const T*>(o.student_logits) + at, K, s.shifted);
-  const int64_t hard = o.targets == SOFT ? NO_LABEL : label;
+  const Target target = o.targets == SOFT ? distribution(s.weight, 1.0f / total, 1.0f) : one_hot(label);
   const float scale = 1.0f / static_cast<float>(o.rows);
-  o.row_loss[row] = cross_entropy(s.shifted, s.exponential, s.weight, 1.0f / total, hard, o.label_smoothing, scale, K);
+  o.row_loss[row] = cross_entropy(s.shifted, s.exponential, target, o.label_smoothing, scale, K);
   if (gradient != nullptr) store_row(gradient + at, K, s.exponential);
 }
 

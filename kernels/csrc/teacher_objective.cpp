@@ -7,21 +7,21 @@
 namespace fastmpl {
 namespace {
 
-enum Feedback : int32_t { NONE = 0, EXACT = 1, LABELLED = 2 };
+enum Feedback : int32_t { NONE = 0, EXACT = 1, ON_LABEL = 2 };
 
 struct TeacherObjective {  // mirrored in teacher_objective/native.py
   int64_t labelled, unlabelled, columns;
   const void *labelled_logits, *strong_logits, *weak_logits;  // the last null where no term reads it
   const int64_t* target;                                      // [labelled]
   const float *uda_weight, *feedback_weight;                  // 0-D
-  const float* tangent;        // [unlabelled, columns]: the student's tangent (exact)
-  const float* credit;         // [unlabelled] or 0-D (labelled feedback), 0-D (exact)
-  const int64_t* drawn;        // [unlabelled]: the label that the student learnt (labelled feedback)
-  float* part;                 // [labelled + unlabelled, 4], scratch
-  float* parts;                // [5]: total, supervised, uda, feedback, coverage
+  const float* tangent;  // [unlabelled, columns]: the student's tangent (exact)
+  const float* credit;   // [unlabelled] or 0-D (feedback on a label), 0-D: the tangent's scale (exact)
+  const int64_t* drawn;  // [unlabelled]: the label that the student learnt (feedback on a label)
+  float* part;           // [labelled + unlabelled, 4], scratch
+  float* parts;          // [5]: loss, supervised, uda, feedback, coverage
   void *labelled_gradient, *strong_gradient, *weak_gradient;  // null where nobody asks for it
   int32_t uda, feedback, credit_a_row, feedback_on_weak;
-  float supervised_weight, label_smoothing, uda_temperature, uda_threshold, temperature, credit_sign;
+  float temperature, label_smoothing, supervised_weight, uda_temperature, uda_threshold, credit_sign;
 };
 
 struct Scratch {
@@ -34,7 +34,7 @@ FASTMPL_INLINE void labelled_row(const TeacherObjective& o, int64_t row, const S
   const float scale = o.supervised_weight / static_cast<float>(o.labelled);
   load_row(static_cast<const T*>(o.labelled_logits) + at, K, s.shifted);
   float* part = o.part + 4 * row;
-  part[0] = cross_entropy(s.shifted, s.gradient, nullptr, 1.0f, o.target[row], o.label_smoothing, scale, K);
+  part[0] = cross_entropy(s.shifted, s.gradient, one_hot(o.target[row]), o.label_smoothing, scale, K);
   part[1] = part[2] = part[3] = 0.0f;
   if (o.labelled_gradient != nullptr) store_row(static_cast<T*>(o.labelled_gradient) + at, K, s.gradient);
 }
@@ -45,7 +45,8 @@ FASTMPL_INLINE bool consistency_row(const TeacherObjective& o, const Scratch& s,
   const float scale = *o.uda_weight / static_cast<float>(o.unlabelled);
   const float total = exponentials(s.weak, K, maximum(s.weak, K), 1.0f / o.uda_temperature, s.target);
   const bool keep = 1.0f / total >= o.uda_threshold;
-  if (keep) *loss = cross_entropy(s.shifted, s.gradient, s.target, 1.0f / total, NO_LABEL, 0.0f, scale, K);
+  const Target target = distribution(s.target, 1.0f / total, 1.0f);
+  if (keep) *loss = cross_entropy(s.shifted, s.gradient, target, 0.0f, scale, K);
   return keep;
 }
 

@@ -50,9 +50,18 @@ def gradient_like(logits: Tensor, wanted: bool) -> Tensor:
     return torch.empty(logits.shape if wanted else (0,), dtype=logits.dtype, device=logits.device)
 
 
+def scaled(gradient: Tensor, upstream: Tensor) -> Tensor | None:
+    """The gradient of what the loss became; None for an empty one, which nothing depends on."""
+    return gradient * upstream if gradient.numel() else None
+
+
 def tangent_of_loss(*pairs: tuple[Tensor, Tensor | None]) -> Tensor:
-    """The loss's tangent: the sum of <gradient, tangent> over the inputs that have a tangent."""
-    return torch.stack([(wide(g) * wide(t)).sum() for g, t in pairs if t is not None]).sum()
+    """The loss's tangent: the sum of <gradient, tangent> over the inputs that have both."""
+    total = torch.zeros((), device=pairs[0][0].device)
+    for gradient, tangent in pairs:
+        if tangent is not None and gradient.numel():
+            total = total + (wide(gradient) * wide(tangent)).sum()
+    return total
 
 
 def native_form(logits: Tensor, dtype: torch.dtype) -> Tensor:

@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from fastmpl_kernels import dispatch, library, ops
-from fastmpl_kernels.rows import check_labels, check_rows, gradient_like, gradient_wanted, tangent_of_loss
+from fastmpl_kernels.rows import check_labels, check_rows, gradient_like, gradient_wanted, scaled, tangent_of_loss
 from fastmpl_kernels.student_objective import native, reference
 from fastmpl_kernels.student_objective.reference import StudentObjective, Targets
 
@@ -71,7 +71,7 @@ class _StudentObjective(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, upstream: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
         (gradient,) = ctx.saved_tensors
-        return gradient * upstream, *[None] * 9
+        return scaled(gradient, upstream), *[None] * 9
 
     @staticmethod
     def jvp(ctx: Any, tangent: Tensor | None, *_: Any) -> tuple[Tensor | None, ...]:
