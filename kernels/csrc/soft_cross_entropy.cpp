@@ -23,21 +23,19 @@ FASTMPL_INLINE void cross_entropy_rows(const SoftCrossEntropy& o, int64_t begin,
   const int64_t K = o.columns;
   const size_t wide = static_cast<size_t>(padded(K));
   std::vector<float> buffer(3 * wide);
-  float *shifted = buffer.data(), *exponential = shifted + wide, *row_target = exponential + wide;
+  float *logits = buffer.data(), *slope = logits + wide, *row_target = slope + wide;
+  const float scale = 1.0f / static_cast<float>(o.rows);
   for (int64_t row = begin; row < end; ++row) {
     const int64_t at = row * K;
-    const float scale = 1.0f / static_cast<float>(o.rows);
-    load_row(static_cast<const T*>(o.logits) + at, K, shifted);
-    Target target = one_hot(0);
+    const float top = load_row(static_cast<const T*>(o.logits) + at, K, logits);
+    Target target = one_hot(o.label == nullptr ? 0 : o.label[row]);
     if (o.distribution != nullptr) {
       load_row(static_cast<const T*>(o.distribution) + at, K, row_target);
       pad(row_target, K, 0.0f);
       target = distribution(row_target, 1.0f, total(row_target, K));
-    } else {
-      target.label = o.label[row];
     }
-    o.row_loss[row] = cross_entropy(shifted, exponential, target, o.label_smoothing, scale, K);
-    if (o.gradient != nullptr) store_row(static_cast<T*>(o.gradient) + at, K, exponential);
+    o.row_loss[row] = cross_entropy(logits, top, target, o.label_smoothing, scale, K, slope);
+    if (o.gradient != nullptr) store_row(static_cast<T*>(o.gradient) + at, K, slope);
   }
 }
 

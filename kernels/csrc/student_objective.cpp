@@ -29,49 +29,43 @@ FASTMPL_INLINE uint64_t splitmix64(uint64_t x) {
   return x ^ (x >> 31);
 }
 
-FASTMPL_INLINE Ints fixed_point(const float* weight) {
-  return __builtin_convertvector(read<Floats>(weight) * 1073741824.0f + 0.5f, Ints);
-}
+FASTMPL_INLINE int64_t fixed_point(float weight) { return static_cast<int32_t>(weight * 1073741824.0f + 0.5f); }
 
-FASTMPL_INLINE int64_t sum(Ints v) {
-  int32_t lane[LANES];
-  write(lane, v);
-  int64_t total = 0;
-  for (int64_t i = 0; i < LANES; ++i) total += lane[i];
-  return total;
+FASTMPL_INLINE int64_t fixed_point_sum(const float* weight, int64_t count) {
+  int64_t sum = 0;
+#pragma omp simd reduction(+ : sum)
+  for (int64_t c = 0; c < count; ++c) sum += fixed_point(weight[c]);
+  return sum;
 }
 
 // The inverse of the cumulative distribution at the row's keyed uniform number, in 30-bit fixed point: integer sums are
-// exact in any order, so every implementation draws the same label. `block_sum` is scratch.
-FASTMPL_INLINE int64_t draw(const float* weight, int64_t columns, uint64_t key, uint64_t index, int64_t* block_sum) {
-  int64_t total = 0;
-  for (int64_t c = 0; c < columns; c += LANES) total += block_sum[c / LANES] = sum(fixed_point(weight + c));
+// exact in any order, so every implementation draws the same label.
+FASTMPL_INLINE int64_t draw(const float* weight, int64_t columns, uint64_t key, uint64_t index) {
+  const int64_t total = fixed_point_sum(weight, columns);
   const int64_t odd = static_cast<int64_t>((splitmix64(splitmix64(key + index)) >> 41) << 1 | 1);  // uniform * 2^24
   const int64_t point = odd * (total >> 24) + (odd * (total & 0xffffff) >> 24);
   int64_t below = 0, c = 0;
-  while (c + LANES < columns && below + block_sum[c / LANES] <= point) below += block_sum[c / LANES], c += LANES;
+  for (; c + LANES < columns; c += LANES) {
+    const int64_t block = fixed_point_sum(weight + c, LANES);
+    if (below + block > point) break;
+    below += block;
+  }
   for (; c < columns - 1; ++c) {
-    below += static_cast<int32_t>(weight[c] * 1073741824.0f + 0.5f);
+    below += fixed_point(weight[c]);
     if (below > point) break;
   }
   return c;
 }
 
-struct Scratch {
-  float *weight, *shifted, *exponential;
-  int64_t* block_sum;
-};
-
 template <class T>
-FASTMPL_INLINE void student_row(const StudentObjective& o, int64_t row, const Scratch& s) {
+FASTMPL_INLINE void student_row(const StudentObjective& o, int64_t row, float* weight, float* logits, float* slope) {
   const int64_t K = o.columns, at = row * K;
   T* gradient = static_cast<T*>(o.gradient);
-  load_row(static_cast<const T*>(o.label_logits) + at, K, s.weight);
-  const float top = maximum(s.weight, K);
-  int64_t label = o.targets == SAMPLED ? 0 : first(s.weight, K, top);
-  const float total = exponentials(s.weight, K, top, 1.0f / o.temperature, s.weight);
+  const float top = load_row(static_cast<const T*>(o.label_logits) + at, K, weight);
+  int64_t label = o.targets == SAMPLED ? 0 : first(weight, K, top);
+  const float total = exponentials(weight, K, top, 1.0f / o.temperature, weight);
   if (o.targets == SAMPLED)
-    label = draw(s.weight, K, static_cast<uint64_t>(*o.key), static_cast<uint64_t>(o.index[row]), s.block_sum);
+    label = draw(weight, K, static_cast<uint64_t>(*o.key), static_cast<uint64_t>(o.index[row]));
   const bool keep = 1.0f / total >= o.threshold;
   o.label[row] = label;
   o.mask[row] = keep;
@@ -80,20 +74,19 @@ FASTMPL_INLINE void student_row(const StudentObjective& o, int64_t row, const Sc
     if (gradient != nullptr) store_zeros(gradient + at, K);
     return;
   }
-  load_row(static_cast<const T*>(o.student_logits) + at, K, s.shifted);
-  const Target target = o.targets == SOFT ? distribution(s.weight, 1.0f / total, 1.0f) : one_hot(label);
+  const Target target = o.targets == SOFT ? distribution(weight, 1.0f / total, 1.0f) : one_hot(label);
+  const float peak = load_row(static_cast<const T*>(o.student_logits) + at, K, logits);
   const float scale = 1.0f / static_cast<float>(o.rows);
-  o.row_loss[row] = cross_entropy(s.shifted, s.exponential, target, o.label_smoothing, scale, K);
-  if (gradient != nullptr) store_row(gradient + at, K, s.exponential);
+  o.row_loss[row] = cross_entropy(logits, peak, target, o.label_smoothing, scale, K, slope);
+  if (gradient != nullptr) store_row(gradient + at, K, slope);
 }
 
 template <class T>
 FASTMPL_INLINE void student_rows(const StudentObjective& o, int64_t begin, int64_t end) {
   const size_t wide = static_cast<size_t>(padded(o.columns));
-  std::vector<float> rows(3 * wide);
-  std::vector<int64_t> block_sum(wide / LANES);
-  const Scratch scratch{rows.data(), rows.data() + wide, rows.data() + 2 * wide, block_sum.data()};
-  for (int64_t row = begin; row < end; ++row) student_row<T>(o, row, scratch);
+  std::vector<float> buffer(3 * wide);
+  float *weight = buffer.data(), *logits = weight + wide, *slope = logits + wide;
+  for (int64_t row = begin; row < end; ++row) student_row<T>(o, row, weight, logits, slope);
 }
 
 FASTMPL_CLONES void student_float(const StudentObjective& o, int64_t b, int64_t e) { student_rows<float>(o, b, e); }

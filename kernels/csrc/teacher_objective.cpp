@@ -25,55 +25,52 @@ struct TeacherObjective {  // mirrored in teacher_objective/native.py
 };
 
 struct Scratch {
-  float *weak, *target, *shifted, *gradient, *feedback, *tangent;
+  float *weak, *strong, *q, *tangent, *gradient;
 };
 
 template <class T>
 FASTMPL_INLINE void labelled_row(const TeacherObjective& o, int64_t row, const Scratch& s) {
   const int64_t K = o.columns, at = row * K;
   const float scale = o.supervised_weight / static_cast<float>(o.labelled);
-  load_row(static_cast<const T*>(o.labelled_logits) + at, K, s.shifted);
+  const float top = load_row(static_cast<const T*>(o.labelled_logits) + at, K, s.strong);
   float* part = o.part + 4 * row;
-  part[0] = cross_entropy(s.shifted, s.gradient, one_hot(o.target[row]), o.label_smoothing, scale, K);
+  part[0] = cross_entropy(s.strong, top, one_hot(o.target[row]), o.label_smoothing, scale, K, s.gradient);
   part[1] = part[2] = part[3] = 0.0f;
   if (o.labelled_gradient != nullptr) store_row(static_cast<T*>(o.labelled_gradient) + at, K, s.gradient);
 }
 
 // Consistency of the strong view with the weak one: the loss, its gradient in s.gradient, whether the row counts.
-FASTMPL_INLINE bool consistency_row(const TeacherObjective& o, const Scratch& s, float* loss) {
+FASTMPL_INLINE bool consistency_row(const TeacherObjective& o, float weak_top, float strong_top, const Scratch& s,
+                                    float* loss) {
   const int64_t K = o.columns;
+  const float total = exponentials(s.weak, K, weak_top, 1.0f / o.uda_temperature, s.q);
+  if (!(1.0f / total >= o.uda_threshold)) return false;
   const float scale = *o.uda_weight / static_cast<float>(o.unlabelled);
-  const float total = exponentials(s.weak, K, maximum(s.weak, K), 1.0f / o.uda_temperature, s.target);
-  const bool keep = 1.0f / total >= o.uda_threshold;
-  const Target target = distribution(s.target, 1.0f / total, 1.0f);
-  if (keep) *loss = cross_entropy(s.shifted, s.gradient, target, 0.0f, scale, K);
-  return keep;
+  *loss = cross_entropy(s.strong, strong_top, distribution(s.q, 1.0f / total, 1.0f), 0.0f, scale, K, s.gradient);
+  return true;
 }
 
 // Adds the feedback's gradient for one row of the credited view to s.gradient; returns the feedback's value.
-FASTMPL_INLINE float feedback_row(const TeacherObjective& o, int64_t row, const float* view, const Scratch& s) {
-  float* gradient = s.gradient;
+FASTMPL_INLINE float feedback_row(const TeacherObjective& o, int64_t row, const float* view, float top,
+                                  const Scratch& s) {
   const int64_t K = o.columns;
-  const float inverse_temperature = 1.0f / o.temperature, top = maximum(view, K);
-  const float total = exponentials(view, K, top, inverse_temperature, s.feedback), inverse = 1.0f / total;
+  const float inverse_temperature = 1.0f / o.temperature;
+  const float total = exponentials(view, K, top, inverse_temperature, s.q), inverse = 1.0f / total;
   const float credit = o.credit_sign * o.credit[o.credit_a_row ? row : 0];
   const float scale = *o.feedback_weight * credit * inverse_temperature;
   if (o.feedback == EXACT) {
     load_row(o.tangent + row * K, K, s.tangent);
     pad(s.tangent, K, 0.0f);
-    const float mean = dot(s.feedback, s.tangent, K) * inverse;
-    for (int64_t c = 0; c < K; c += LANES) {
-      const Floats q = read<Floats>(s.feedback + c) * inverse;
-      write(gradient + c, read<Floats>(gradient + c) + q * (read<Floats>(s.tangent + c) - mean) * scale);
-    }
+    const float mean = dot(s.q, s.tangent, K) * inverse;
+#pragma omp simd
+    for (int64_t c = 0; c < K; ++c) s.gradient[c] += s.q[c] * inverse * (s.tangent[c] - mean) * scale;
     return credit * mean;
   }
   const int64_t label = o.drawn[row];
-  const float value = credit * ((view[label] - top) * inverse_temperature - std::log(total));
-  for (int64_t c = 0; c < K; c += LANES)
-    write(gradient + c, read<Floats>(gradient + c) - read<Floats>(s.feedback + c) * (inverse * scale));
-  gradient[label] += scale;
-  return value;
+#pragma omp simd
+  for (int64_t c = 0; c < K; ++c) s.gradient[c] -= s.q[c] * (inverse * scale);
+  s.gradient[label] += scale;
+  return credit * ((view[label] - top) * inverse_temperature - std::log(total));
 }
 
 template <class T>
@@ -81,32 +78,27 @@ FASTMPL_INLINE void unlabelled_row(const TeacherObjective& o, int64_t row, const
   const int64_t K = o.columns, at = row * K;
   float* part = o.part + 4 * (o.labelled + row);
   part[0] = part[1] = part[2] = part[3] = 0.0f;
-  if (o.weak_logits != nullptr) load_row(static_cast<const T*>(o.weak_logits) + at, K, s.weak);
-  load_row(static_cast<const T*>(o.strong_logits) + at, K, s.shifted);
-  const bool keep = o.uda && consistency_row(o, s, &part[1]);
+  float weak_top = 0.0f;
+  if (o.weak_logits != nullptr) weak_top = load_row(static_cast<const T*>(o.weak_logits) + at, K, s.weak);
+  const float strong_top = load_row(static_cast<const T*>(o.strong_logits) + at, K, s.strong);
+  const bool keep = o.uda && consistency_row(o, weak_top, strong_top, s, &part[1]);
   part[3] = keep;
-  if (keep)
-    pad(s.shifted, K, -INF);  // the strong logits up to a constant, as the feedback needs them
-  else
-    clear(s.gradient, K);
-  if (o.feedback != NONE && o.feedback_on_weak) {
-    if (o.strong_gradient != nullptr) store_row(static_cast<T*>(o.strong_gradient) + at, K, s.gradient);
-    clear(s.gradient, K);
-    part[2] = feedback_row(o, row, s.weak, s);
-    if (o.weak_gradient != nullptr) store_row(static_cast<T*>(o.weak_gradient) + at, K, s.gradient);
-    return;
-  }
-  if (o.feedback != NONE) part[2] = feedback_row(o, row, s.shifted, s);
+  if (!keep) clear(s.gradient, K);
+  if (o.feedback != NONE && !o.feedback_on_weak) part[2] = feedback_row(o, row, s.strong, strong_top, s);
   if (o.strong_gradient != nullptr) store_row(static_cast<T*>(o.strong_gradient) + at, K, s.gradient);
+  if (o.feedback == NONE || !o.feedback_on_weak) return;
+  clear(s.gradient, K);
+  part[2] = feedback_row(o, row, s.weak, weak_top, s);
+  if (o.weak_gradient != nullptr) store_row(static_cast<T*>(o.weak_gradient) + at, K, s.gradient);
 }
 
 // Rows [0, labelled) are the labelled ones, the others the unlabelled ones.
 template <class T>
 FASTMPL_INLINE void teacher_rows(const TeacherObjective& o, int64_t begin, int64_t end) {
   const size_t wide = static_cast<size_t>(padded(o.columns));
-  std::vector<float> buffer(6 * wide);
+  std::vector<float> buffer(5 * wide);
   float* b = buffer.data();
-  const Scratch scratch{b, b + wide, b + 2 * wide, b + 3 * wide, b + 4 * wide, b + 5 * wide};
+  const Scratch scratch{b, b + wide, b + 2 * wide, b + 3 * wide, b + 4 * wide};
   for (int64_t row = begin; row < end; ++row) {
     if (row < o.labelled)
       labelled_row<T>(o, row, scratch);
