@@ -1,9 +1,9 @@
 """What the row losses' Triton kernels share: launch shapes, and one softmax row's pieces.
 
-A program takes one row, in blocks of at most 8192 columns that are walked three or four times: maxima, sums, (the draw,)
-the gradient. The class count and the row stride are constants of the compiled kernel: up to 8192 classes the walks have
-one step each, the compiler merges their loads into one, and the loads are 128 bits wide. Longer rows would spill, and
-are read again, from the cache.
+A program takes one row, in blocks of at most 4096 columns, and walks it several times: maximum, sum, (draw,) gradient.
+The class count and the row stride are constants of the compiled kernel: up to 4096 classes each walk has one step, the
+compiler merges their loads into one, and that is 128 bits wide where the row's start allows it. More than 8 columns a
+thread would spill, so a longer row is read again at each walk, from the cache.
 """
 # mypy: disable-error-code="no-untyped-def, no-untyped-call, untyped-decorator"
 
@@ -14,8 +14,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-LONGEST_BLOCK = 8192
-LOOPED_BLOCK = 4096
+LONGEST_BLOCK = 4096
 
 
 class Launch(NamedTuple):
@@ -27,7 +26,7 @@ class Launch(NamedTuple):
 
 def launch(columns: int) -> Launch:
     """The launch shape for rows of `columns` classes."""
-    block = LOOPED_BLOCK if columns > LONGEST_BLOCK else max(16, triton.next_power_of_2(columns))
+    block = min(LONGEST_BLOCK, max(16, triton.next_power_of_2(columns)))
     return Launch(block, min(max(block // 256, 1), 16))
 
 
@@ -51,6 +50,26 @@ def load_row(row_ptr, column, K: tl.constexpr, padding: tl.constexpr):
 def exponential(x, top, scale):
     """e^((x - top) * scale); 0 where x is the padding, -inf."""
     return tl.exp((x - top) * scale)
+
+
+@triton.jit
+def maximum(row_ptr, K: tl.constexpr, BLOCK: tl.constexpr):
+    """The row's maximum."""
+    top = tl.full((), float("-inf"), tl.float32)
+    for start in range(0, K, BLOCK):
+        column = start + tl.arange(0, BLOCK)
+        top = tl.maximum(top, tl.max(load_row(row_ptr, column, K, float("-inf")), axis=0))
+    return top
+
+
+@triton.jit
+def row_total(row_ptr, top, scale, K: tl.constexpr, BLOCK: tl.constexpr):
+    """The sum of e^((x - top) * scale) over the row."""
+    total = tl.full((), 0.0, tl.float32)
+    for start in range(0, K, BLOCK):
+        column = start + tl.arange(0, BLOCK)
+        total += tl.sum(exponential(load_row(row_ptr, column, K, float("-inf")), top, scale), axis=0)
+    return total
 
 
 @triton.jit

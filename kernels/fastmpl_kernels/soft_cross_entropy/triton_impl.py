@@ -7,7 +7,7 @@ import triton.language as tl
 from torch import Tensor
 
 from fastmpl_kernels.rows import gradient_like
-from fastmpl_kernels.triton_rows import agreement, exponential, launch, load_row, on_device, rows_of
+from fastmpl_kernels.triton_rows import agreement, exponential, launch, load_row, maximum, on_device, row_total, rows_of
 
 
 @triton.jit
@@ -28,21 +28,15 @@ def cross_entropy_rows(
     row = tl.program_id(0).to(tl.int64)
     logits_ptr += row * STRIDE
     target_ptr += row * TARGET_STRIDE
-    peak = tl.full((), float("-inf"), tl.float32)
-    for start in range(0, K, BLOCK):
-        column = start + tl.arange(0, BLOCK)
-        peak = tl.maximum(peak, tl.max(load_row(logits_ptr, column, K, float("-inf")), axis=0))
-
+    peak = maximum(logits_ptr, K, BLOCK)
+    total = row_total(logits_ptr, peak, 1.0, K, BLOCK)
     kept = 1.0 - label_smoothing
-    total = tl.full((), 0.0, tl.float32)
-    mass = tl.full((), 0.0, tl.float32)
-    for start in range(0, K, BLOCK):
-        column = start + tl.arange(0, BLOCK)
-        total += tl.sum(exponential(load_row(logits_ptr, column, K, float("-inf")), peak, 1.0), axis=0)
-        if not HARD:
-            mass += tl.sum(load_row(target_ptr, column, K, 0.0), axis=0)
-    # A distribution that was rounded to 16 bits does not sum to one.
-    mass = 1.0 if HARD else kept * mass + label_smoothing
+    mass = 1.0
+    if not HARD:  # a distribution that was rounded to 16 bits does not sum to one
+        mass = label_smoothing
+        for start in range(0, K, BLOCK):
+            column = start + tl.arange(0, BLOCK)
+            mass += kept * tl.sum(load_row(target_ptr, column, K, 0.0), axis=0)
 
     agreed = tl.full((), 0.0, tl.float32)
     for start in range(0, K, BLOCK):

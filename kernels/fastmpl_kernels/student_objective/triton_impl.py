@@ -8,7 +8,17 @@ from torch import Tensor
 
 from fastmpl_kernels.rows import gradient_like
 from fastmpl_kernels.student_objective.native import TARGETS
-from fastmpl_kernels.triton_rows import agreement, exponential, launch, load_row, on_device, rows_of, splitmix64
+from fastmpl_kernels.triton_rows import (
+    agreement,
+    exponential,
+    launch,
+    load_row,
+    maximum,
+    on_device,
+    row_total,
+    rows_of,
+    splitmix64,
+)
 
 SOFT = tl.constexpr(TARGETS["soft"])
 SAMPLED = tl.constexpr(TARGETS["sampled"])
@@ -20,19 +30,35 @@ def _fixed_point(weight):
 
 
 @triton.jit
-def _draw(row_ptr, top, inverse_temperature, total, key, index, K: tl.constexpr, BLOCK: tl.constexpr):
+def _most_probable(row_ptr, top, K: tl.constexpr, BLOCK: tl.constexpr):
+    """The first column that holds the maximum; the last column where none does (a row of NaN)."""
+    label = tl.full((), K - 1, tl.int32)
+    for start in range(0, K, BLOCK):
+        column = start + tl.arange(0, BLOCK)
+        hit = load_row(row_ptr, column, K, float("-inf")) == top
+        label = tl.minimum(label, tl.min(tl.where(hit, column, K - 1), axis=0))
+    return label
+
+
+@triton.jit
+def _draw(row_ptr, top, inverse_temperature, key, index, K: tl.constexpr, BLOCK: tl.constexpr):
     """The inverse of the cumulative distribution at the row's keyed uniform number (reference.draw)."""
+    total = tl.full((), 0, tl.int64)
+    for start in range(0, K, BLOCK):
+        column = start + tl.arange(0, BLOCK)
+        weight = exponential(load_row(row_ptr, column, K, float("-inf")), top, inverse_temperature)
+        total += tl.sum(_fixed_point(weight), axis=0)
     bits = splitmix64(splitmix64((key + index).to(tl.uint64, bitcast=True))) >> 41
     odd = (bits * 2 + 1).to(tl.int64)
     point = odd * (total >> 24) + ((odd * (total & 0xFFFFFF)) >> 24)
-    below = total * 0
+    below = tl.full((), 0, tl.int64)
     label = tl.full((), 0, tl.int32)
     for start in range(0, K, BLOCK):
         column = start + tl.arange(0, BLOCK)
-        weight = _fixed_point(exponential(load_row(row_ptr, column, K, float("-inf")), top, inverse_temperature))
-        cumulative = below + tl.cumsum(weight, axis=0)
+        weight = exponential(load_row(row_ptr, column, K, float("-inf")), top, inverse_temperature)
+        cumulative = below + tl.cumsum(_fixed_point(weight), axis=0)
         label += tl.sum((cumulative <= point).to(tl.int32), axis=0)
-        below += tl.sum(weight, axis=0)
+        below += tl.sum(_fixed_point(weight), axis=0)
     return tl.minimum(label, K - 1)
 
 
@@ -60,34 +86,15 @@ def student_rows(
     row = tl.program_id(0).to(tl.int64)
     label_logits_ptr += row * LABEL_STRIDE
     student_logits_ptr += row * STUDENT_STRIDE
-    top = tl.full((), float("-inf"), tl.float32)
-    peak = tl.full((), float("-inf"), tl.float32)
-    label = tl.full((), K - 1, tl.int32)
-    for start in range(0, K, BLOCK):
-        column = start + tl.arange(0, BLOCK)
-        labelling = load_row(label_logits_ptr, column, K, float("-inf"))
-        block_top = tl.max(labelling, axis=0)
-        if TARGETS != SAMPLED:
-            first = tl.min(tl.where(labelling == block_top, column, K - 1), axis=0)
-            label = tl.where(block_top > top, first, label)
-        top = tl.maximum(top, block_top)
-        peak = tl.maximum(peak, tl.max(load_row(student_logits_ptr, column, K, float("-inf")), axis=0))
-
-    total = tl.full((), 0.0, tl.float32)
-    student_total = tl.full((), 0.0, tl.float32)
-    fixed_total = tl.full((), 0, tl.int64)
-    for start in range(0, K, BLOCK):
-        column = start + tl.arange(0, BLOCK)
-        weight = exponential(load_row(label_logits_ptr, column, K, float("-inf")), top, inverse_temperature)
-        total += tl.sum(weight, axis=0)
-        if TARGETS == SAMPLED:
-            fixed_total += tl.sum(_fixed_point(weight), axis=0)
-        student = load_row(student_logits_ptr, column, K, float("-inf"))
-        student_total += tl.sum(exponential(student, peak, 1.0), axis=0)
+    top = maximum(label_logits_ptr, K, BLOCK)
+    total = row_total(label_logits_ptr, top, inverse_temperature, K, BLOCK)
     if TARGETS == SAMPLED:
-        index = tl.load(index_ptr + row)
-        label = _draw(label_logits_ptr, top, inverse_temperature, fixed_total, tl.load(key_ptr), index, K, BLOCK)
-
+        key, index = tl.load(key_ptr), tl.load(index_ptr + row)
+        label = _draw(label_logits_ptr, top, inverse_temperature, key, index, K, BLOCK)
+    else:
+        label = _most_probable(label_logits_ptr, top, K, BLOCK)
+    peak = maximum(student_logits_ptr, K, BLOCK)
+    student_total = row_total(student_logits_ptr, peak, 1.0, K, BLOCK)
     keep = 1.0 / total >= threshold
     kept = 1.0 - label_smoothing
     agreed = tl.full((), 0.0, tl.float32)

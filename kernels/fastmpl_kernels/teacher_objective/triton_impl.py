@@ -8,30 +8,11 @@ from torch import Tensor
 
 from fastmpl_kernels.rows import gradient_like
 from fastmpl_kernels.teacher_objective.native import KINDS
-from fastmpl_kernels.triton_rows import agreement, exponential, launch, load_row, on_device, rows_of
+from fastmpl_kernels.triton_rows import agreement, exponential, launch, load_row, maximum, on_device, row_total, rows_of
 
 NONE = tl.constexpr(KINDS["none"])
 EXACT = tl.constexpr(KINDS["exact"])
 ON_LABEL = tl.constexpr(KINDS["scalar"])
-
-
-@triton.jit
-def _maximum(row_ptr, K: tl.constexpr, BLOCK: tl.constexpr):
-    top = tl.full((), float("-inf"), tl.float32)
-    for start in range(0, K, BLOCK):
-        column = start + tl.arange(0, BLOCK)
-        top = tl.maximum(top, tl.max(load_row(row_ptr, column, K, float("-inf")), axis=0))
-    return top
-
-
-@triton.jit
-def _total(row_ptr, top, scale, K: tl.constexpr, BLOCK: tl.constexpr):
-    """The sum of e^((x - top) * scale) over the row."""
-    total = tl.full((), 0.0, tl.float32)
-    for start in range(0, K, BLOCK):
-        column = start + tl.arange(0, BLOCK)
-        total += tl.sum(exponential(load_row(row_ptr, column, K, float("-inf")), top, scale), axis=0)
-    return total
 
 
 @triton.jit
@@ -66,8 +47,8 @@ def _labelled_row(
     K: tl.constexpr, BLOCK: tl.constexpr, WITH_GRADIENT: tl.constexpr,
 ):  # fmt: skip
     """Cross-entropy with the smoothed label."""
-    peak = _maximum(logits_ptr, K, BLOCK)
-    total = _total(logits_ptr, peak, 1.0, K, BLOCK)
+    peak = maximum(logits_ptr, K, BLOCK)
+    total = row_total(logits_ptr, peak, 1.0, K, BLOCK)
     agreed = tl.full((), 0.0, tl.float32)
     for start in range(0, K, BLOCK):
         column = start + tl.arange(0, BLOCK)
@@ -91,15 +72,15 @@ def _unlabelled_row(
     """Consistency of the strong view with the weak one, and the feedback on the view that labelled."""
     coverage = tl.full((), 0.0, tl.float32)
     if UDA:
-        weak_top = _maximum(weak_ptr, K, BLOCK)
-        weak_total = _total(weak_ptr, weak_top, uda_inverse_temperature, K, BLOCK)
-        peak = _maximum(strong_ptr, K, BLOCK)
-        strong_total = _total(strong_ptr, peak, 1.0, K, BLOCK)
+        weak_top = maximum(weak_ptr, K, BLOCK)
+        weak_total = row_total(weak_ptr, weak_top, uda_inverse_temperature, K, BLOCK)
+        peak = maximum(strong_ptr, K, BLOCK)
+        strong_total = row_total(strong_ptr, peak, 1.0, K, BLOCK)
         coverage = tl.where(1.0 / weak_total >= uda_threshold, share, 0.0)
     if KIND != NONE:
         view_ptr = weak_ptr if ON_WEAK else strong_ptr
-        top = _maximum(view_ptr, K, BLOCK)
-        total = _total(view_ptr, top, inverse_temperature, K, BLOCK)
+        top = maximum(view_ptr, K, BLOCK)
+        total = row_total(view_ptr, top, inverse_temperature, K, BLOCK)
         if KIND == EXACT:
             mean = _mean(view_ptr, tangent_ptr, top, inverse_temperature, total, K, BLOCK)
 
