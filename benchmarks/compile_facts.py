@@ -41,7 +41,9 @@ class Case(NamedTuple):
 
 
 def _student(dtype: str, k: int, targets: str) -> Case:
-    pointers = {"key_ptr": "*i64", "index_ptr": "*i64"} if targets == "sampled" else {"key_ptr": "none", "index_ptr": "none"}
+    pointers = (
+        {"key_ptr": "*i64", "index_ptr": "*i64"} if targets == "sampled" else {"key_ptr": "none", "index_ptr": "none"}
+    )
     arguments = {
         **dict.fromkeys(("label_logits_ptr", "student_logits_ptr", "gradient_ptr"), f"*{dtype}"),
         **pointers,
@@ -104,17 +106,28 @@ def record(case: Case, capability: int) -> dict[str, Any]:
     row_bytes = case.classes * ELEMENT_BYTES[case.dtype]
     return {
         **{"op": case.op, "variant": case.variant, "dtype": case.dtype, "classes": case.classes},
-        **{"architecture": f"sm_{capability}", "warps": launch(case.classes).warps, "block": launch(case.classes).block},
+        **{
+            "architecture": f"sm_{capability}",
+            "warps": launch(case.classes).warps,
+            "block": launch(case.classes).block,
+        },
         **{"registers": found.registers, "stack_bytes": found.stack_bytes, "spills": found.spills},
         **{"loads_by_bits": dict(found.loads), "stores_by_bits": dict(found.stores)},
         **{"row_bytes_floor": row_bytes * (case.rows_read + case.rows_written)},
-        **{"rows_read": case.rows_read, "rows_written": case.rows_written, "one_block": launch(case.classes).block >= case.classes},
+        **{
+            "rows_read": case.rows_read,
+            "rows_written": case.rows_written,
+            "one_block": launch(case.classes).block >= case.classes,
+        },
     }
 
 
 def table(lines: list[dict[str, Any]]) -> str:
     """Registers on each architecture at each class count, as Markdown."""
-    rows = ["| kernel | dtype | classes | registers sm_80 / 90 / 100 | spills | row loads + stores | bytes a row |", "|---|---|---|---|---|---|---|"]
+    rows = [
+        "| kernel | dtype | classes | registers sm_80 / 90 / 100 | spills | row loads + stores | bytes a row |",
+        "|---|---|---|---|---|---|---|",
+    ]
     for i in range(0, len(lines), len(ARCHITECTURES)):
         group = lines[i : i + len(ARCHITECTURES)]
         first = group[0]
@@ -135,7 +148,9 @@ def main() -> None:
     lines = [record(case, capability) for case in cases() for capability in ARCHITECTURES]
     versions = {"torch": torch.__version__, "triton": triton.__version__, "python": platform.python_version()}
     output.parent.mkdir(parents=True, exist_ok=True)
-    output.write_text(json.dumps({"kind": "compile-time facts", "versions": versions, "kernels": lines}, indent=1) + "\n")
+    output.write_text(
+        json.dumps({"kind": "compile-time facts", "versions": versions, "kernels": lines}, indent=1) + "\n"
+    )
     print(table(lines))
 
 

@@ -111,7 +111,5 @@ def student_objective(
         return reference.student_objective(label_logits, student_logits, *settings, key, index)
     if not gradient_wanted(student_logits):
         return StudentObjective(*_op(backend, label_logits, student_logits, key, index, *settings, False)[:3])
-    outputs = _StudentObjective.apply(
-        student_logits, label_logits.detach(), backend, key, index, *settings, True
-    )
+    outputs = _StudentObjective.apply(student_logits, label_logits.detach(), backend, key, index, *settings, True)
     return StudentObjective(*outputs[:3])

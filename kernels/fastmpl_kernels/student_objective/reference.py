@@ -62,4 +62,4 @@ def student_objective(
         target = torch.nn.functional.one_hot(label, target.shape[-1])
     target = (1 - label_smoothing) * target + label_smoothing / target.shape[-1]
     loss = -(target * torch.log_softmax(wide(student_logits), -1)).sum(-1)
-    return StudentObjective(torch.where(mask, loss, 0.0).mean(), label, mask)
+    return StudentObjective(loss.masked_fill(~mask, 0.0).mean(), label, mask)

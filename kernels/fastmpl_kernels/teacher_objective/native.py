@@ -51,7 +51,9 @@ def run(
     (labelled, columns), unlabelled = labelled_logits.shape, strong_logits.shape[0]
     views = (labelled_logits, strong_logits, weak_logits)
     rows = [None if x is None else native_form(x, dtype) for x in views]
-    constants = [None if x is None else native_form(x, torch.float32) for x in (uda_weight, feedback_weight, tangent, credit)]
+    constants = [
+        None if x is None else native_form(x, torch.float32) for x in (uda_weight, feedback_weight, tangent, credit)
+    ]
     target, label = targets.contiguous(), None if drawn is None else drawn.contiguous()
     part, parts = torch.empty(labelled + unlabelled, 4), torch.empty(5)
     gradients = [
@@ -68,7 +70,5 @@ def run(
     if bad := call_native("fastmpl_teacher_objective", arguments, dtype):
         kind, row = ("unlabelled", bad - 1 - labelled) if bad > labelled else ("labelled", bad - 1)
         raise ValueError(f"teacher_objective: the label of {kind} row {row} is not one of the {columns} classes.")
-    as_given = [
-        g if x is None else g.to(x.dtype) for g, x in zip(gradients, views, strict=True)
-    ]
+    as_given = [g if x is None else g.to(x.dtype) for g, x in zip(gradients, views, strict=True)]
     return parts, as_given[0], as_given[1], as_given[2]

@@ -68,7 +68,7 @@ def consistency(
     target = torch.softmax(wide(weak_logits.detach()) / uda.temperature, -1)
     mask = target.amax(-1) >= uda.threshold
     row = -(target * torch.log_softmax(wide(strong_logits), -1)).sum(-1)
-    return torch.where(mask, row, 0.0).mean(), mask.to(row.dtype).mean()
+    return row.masked_fill(~mask, 0.0).mean(), mask.to(row.dtype).mean()
 
 
 def credited(logits: Float[Tensor, "U K"], feedback: Feedback, temperature: float) -> Float[Tensor, ""]:
@@ -95,8 +95,9 @@ def teacher_objective(
 ) -> TeacherObjective:
     """See `fastmpl_kernels.teacher_objective`."""
     supervised = soft_cross_entropy(labelled_logits, targets, label_smoothing)
-    zero = torch.zeros_like(supervised)
-    loss, uda_loss, coverage, feedback_loss = supervised_weight * supervised, zero, zero, zero
+    zero = torch.zeros_like(supervised.detach())
+    # Not a Python float times a 0-D tensor: torch 2.14 gives that product a float64 tangent.
+    loss, uda_loss, coverage, feedback_loss = torch.full_like(zero, supervised_weight) * supervised, zero, zero, zero
     if uda is not None:
         assert weak_logits is not None
         uda_loss, coverage = consistency(strong_logits, weak_logits, uda)
