@@ -47,10 +47,16 @@ def _student(dtype: str, k: int, targets: str) -> Case:
     arguments = {
         **dict.fromkeys(("label_logits_ptr", "student_logits_ptr", "gradient_ptr"), f"*{dtype}"),
         **pointers,
-        **{"row_loss_ptr": "*fp32", "label_ptr": "*i64", "mask_ptr": "*i1"},
+        "row_loss_ptr": "*fp32",
+        "label_ptr": "*i64",
+        "mask_ptr": "*i1",
         **dict.fromkeys(("inverse_temperature", "label_smoothing", "threshold", "inverse_rows"), "fp32"),
-        **{"LABEL_STRIDE": k, "STUDENT_STRIDE": k, "K": k, "BLOCK": launch(k).block},
-        **{"TARGETS": TARGETS[targets], "WITH_GRADIENT": True},
+        "LABEL_STRIDE": k,
+        "STUDENT_STRIDE": k,
+        "K": k,
+        "BLOCK": launch(k).block,
+        "TARGETS": TARGETS[targets],
+        "WITH_GRADIENT": True,
     }
     return Case("student_objective", targets, dtype, k, student_rows, arguments, 2, 1)
 
@@ -61,15 +67,23 @@ def _teacher(dtype: str, k: int, feedback: str) -> Case:
     arguments = {
         **dict.fromkeys(("labelled_ptr", "strong_ptr", "weak_ptr"), f"*{dtype}"),
         **dict.fromkeys(("labelled_gradient_ptr", "strong_gradient_ptr", "weak_gradient_ptr"), f"*{dtype}"),
-        **{"target_ptr": "*i64", "drawn_ptr": "none" if exact else "*i64"},
-        **{"tangent_ptr": f"*{dtype}" if exact else "none"},
+        "target_ptr": "*i64",
+        "drawn_ptr": "none" if exact else "*i64",
+        "tangent_ptr": f"*{dtype}" if exact else "none",
         **dict.fromkeys(("uda_weight_ptr", "feedback_weight_ptr", "credit_ptr", "part_ptr"), "*fp32"),
-        **{"labelled": "i32", "programs": "i32"},
+        "labelled": "i32",
+        "programs": "i32",
         **dict.fromkeys(("labelled_share", "unlabelled_share", "supervised_weight", "label_smoothing"), "fp32"),
         **dict.fromkeys(("inverse_temperature", "uda_inverse_temperature", "uda_threshold", "credit_sign"), "fp32"),
         **dict.fromkeys(("LABELLED_STRIDE", "STRONG_STRIDE", "WEAK_STRIDE", "TANGENT_STRIDE", "K"), k),
-        **{"BLOCK": launch(k).block, "UDA": True, "KIND": KINDS[feedback], "CREDIT_A_ROW": feedback == "per_example"},
-        **{"ON_WEAK": False, "LABELLED_GRADIENT": True, "STRONG_GRADIENT": True, "WEAK_GRADIENT": False},
+        "BLOCK": launch(k).block,
+        "UDA": True,
+        "KIND": KINDS[feedback],
+        "CREDIT_A_ROW": feedback == "per_example",
+        "ON_WEAK": False,
+        "LABELLED_GRADIENT": True,
+        "STRONG_GRADIENT": True,
+        "WEAK_GRADIENT": False,
     }
     return Case("teacher_objective", feedback, dtype, k, teacher_rows, arguments, 2 + exact, 1)
 
@@ -78,10 +92,15 @@ def _cross_entropy(dtype: str, k: int, target: str) -> Case:
     hard = target == "label"
     arguments = {
         **dict.fromkeys(("logits_ptr", "gradient_ptr"), f"*{dtype}"),
-        **{"target_ptr": "*i64" if hard else f"*{dtype}", "row_loss_ptr": "*fp32"},
+        "target_ptr": "*i64" if hard else f"*{dtype}",
+        "row_loss_ptr": "*fp32",
         **dict.fromkeys(("label_smoothing", "inverse_rows"), "fp32"),
-        **{"STRIDE": k, "TARGET_STRIDE": 1 if hard else k, "K": k, "BLOCK": launch(k).block},
-        **{"HARD": hard, "WITH_GRADIENT": True},
+        "STRIDE": k,
+        "TARGET_STRIDE": 1 if hard else k,
+        "K": k,
+        "BLOCK": launch(k).block,
+        "HARD": hard,
+        "WITH_GRADIENT": True,
     }
     return Case("soft_cross_entropy", target, dtype, k, cross_entropy_rows, arguments, 1 + (not hard), 1)
 
@@ -105,20 +124,22 @@ def record(case: Case, capability: int) -> dict[str, Any]:
     found = facts(case, capability)
     row_bytes = case.classes * ELEMENT_BYTES[case.dtype]
     return {
-        **{"op": case.op, "variant": case.variant, "dtype": case.dtype, "classes": case.classes},
-        **{
-            "architecture": f"sm_{capability}",
-            "warps": launch(case.classes).warps,
-            "block": launch(case.classes).block,
-        },
-        **{"registers": found.registers, "stack_bytes": found.stack_bytes, "spills": found.spills},
-        **{"loads_by_bits": dict(found.loads), "stores_by_bits": dict(found.stores)},
-        **{"row_bytes_floor": row_bytes * (case.rows_read + case.rows_written)},
-        **{
-            "rows_read": case.rows_read,
-            "rows_written": case.rows_written,
-            "one_block": launch(case.classes).block >= case.classes,
-        },
+        "op": case.op,
+        "variant": case.variant,
+        "dtype": case.dtype,
+        "classes": case.classes,
+        "architecture": f"sm_{capability}",
+        "warps": launch(case.classes).warps,
+        "block": launch(case.classes).block,
+        "registers": found.registers,
+        "stack_bytes": found.stack_bytes,
+        "spills": found.spills,
+        "loads_by_bits": dict(found.loads),
+        "stores_by_bits": dict(found.stores),
+        "row_bytes_floor": row_bytes * (case.rows_read + case.rows_written),
+        "rows_read": case.rows_read,
+        "rows_written": case.rows_written,
+        "one_block": launch(case.classes).block >= case.classes,
     }
 
 

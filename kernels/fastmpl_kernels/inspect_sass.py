@@ -33,8 +33,8 @@ class Facts(NamedTuple):
 def compiled(kernel: Any, arguments: Mapping[str, str | int | bool], capability: int, warps: int) -> Facts:
     """Compiles `kernel` for compute capability `capability` (80: sm_80) and reads what came out.
 
-    `arguments` gives each parameter a Triton type ("*bf16", "fp32", "i64"; "none" for an absent tensor), or the value of
-    a constant. Pointers are taken as aligned to 16 bytes, as torch's allocations are.
+    `arguments` gives each parameter a Triton type ("*bf16", "fp32", "i64"; "none" for an absent tensor), or the value
+    of a constant. Pointers are taken as aligned to 16 bytes, as torch's allocations are.
     """
     names = list(kernel.arg_names)
     constants = {n: None if v == "none" else v for n, v in arguments.items() if not isinstance(v, str) or v == "none"}

@@ -1,4 +1,4 @@
-"""Runs the row kernels' own tests on Triton's interpreter: it is chosen when triton is imported, so in a process apart."""
+"""Runs the row kernels' own tests on Triton's interpreter, which is chosen when triton is imported: a process apart."""
 
 import os
 import subprocess

@@ -260,9 +260,9 @@ def test_a_compiled_step_traces_through_in_one_graph() -> None:
 def test_empty_rows_missing_views_and_other_shapes_are_refused() -> None:
     labelled, strong, weak = inputs(17)
     labels = targets(17)
-    with pytest.raises(ValueError, match="strong_logits must be .* at least one row"):
+    with pytest.raises(ValueError, match=r"strong_logits must be .* at least one row"):
         teacher_objective(labelled, labels, strong[:0])
-    with pytest.raises(ValueError, match="labelled_logits must be .* at least one row"):
+    with pytest.raises(ValueError, match=r"labelled_logits must be .* at least one row"):
         teacher_objective(labelled[:0], labels[:0], strong)
     with pytest.raises(ValueError, match="need weak_logits"):
         teacher_objective(labelled, labels, strong, uda=Uda(torch.tensor(1.0)))
@@ -272,8 +272,8 @@ def test_empty_rows_missing_views_and_other_shapes_are_refused() -> None:
         teacher_objective(labelled, labels, strong[:, :5])
     with pytest.raises(ValueError, match=r"tangent must have the shape"):
         teacher_objective(labelled, labels, strong, feedback=feedback_of("exact", ROWS, 5))
+    wrong = ScalarFeedback(torch.zeros(2), torch.zeros(ROWS, dtype=torch.int64), torch.tensor(1.0))
     with pytest.raises(ValueError, match=r"credit must be \[\]"):
-        wrong = ScalarFeedback(torch.zeros(2), torch.zeros(ROWS, dtype=torch.int64), torch.tensor(1.0))
         teacher_objective(labelled, labels, strong, weak, feedback=wrong)
 
 

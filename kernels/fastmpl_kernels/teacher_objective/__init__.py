@@ -5,12 +5,12 @@ With `q = softmax(view / temperature)` on the view that labelled, and `p` the so
 | term | loss | gradient of its logits |
 |---|---|---|
 | supervised | `mean_i CE(t', labelled_i)`, `t'` the smoothed label | `(p - t') / B` |
-| UDA | `mean_i m_i CE(w_i, strong_i)`, `w = softmax(weak / uda.temperature)`, `m = [max w >= uda.threshold]` | `m (p - w) / U` |
+| UDA | `mean_i m_i CE(w_i, strong_i)` | `m_i (p - w) / U` |
 | exact feedback | `sum_ic r_ic q_ic`, `r = scale * tangent` | `q (r - <q, r>) / temperature` |
 | per-example feedback | `sum_i r_i log q_{i, label_i}` | `r_i (onehot - q) / temperature` |
 | scalar feedback | `U h mean_i CE(label_i, view_i / temperature)` | `h (q - onehot) / temperature` |
 
-each times its weight. Pham et al. 2021, "Meta Pseudo Labels" (CVPR); Xie et al. 2020, "Unsupervised Data Augmentation".
+each times its weight; `w = softmax(weak / uda.temperature)` and `m_i = [max_c w_ic >= uda.threshold]`. Pham et al. 2021, "Meta Pseudo Labels" (CVPR); Xie et al. 2020, "Unsupervised Data Augmentation".
 Left out: where the credit comes from, and its scale beyond `ExactFeedback.scale`.
 """
 
