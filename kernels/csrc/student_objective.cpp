@@ -95,9 +95,11 @@ FASTMPL_CLONES void student_bfloat16(const StudentObjective& o, int64_t b, int64
 }  // namespace
 }  // namespace fastmpl
 
-FASTMPL_EXPORT void fastmpl_student_objective(const fastmpl::StudentObjective* o, int32_t is_bfloat16) {
+// Returns 0: no label comes from outside.
+FASTMPL_EXPORT int64_t fastmpl_student_objective(const fastmpl::StudentObjective* o, int32_t is_bfloat16) {
   using namespace fastmpl;
   const auto rows = is_bfloat16 ? student_bfloat16 : student_float;
   parallel(o->rows, rows_per_thread(o->columns), [o, rows](int64_t begin, int64_t end) { rows(*o, begin, end); });
   *o->loss = mean(o->row_loss, o->rows);
+  return 0;
 }

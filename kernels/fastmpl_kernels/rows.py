@@ -1,11 +1,13 @@
 """What the row losses share: which inputs they take, when a gradient is wanted, and a C structure's bookkeeping.
 
 A row loss reads rows of logits `[N, K]` and gives a mean over rows together with its gradient. The gradient is computed
-with the loss, because the rows are in registers then: backward only scales it.
+with the loss, because the rows are in registers then: backward only scales it, once.
 """
 
 import ctypes
-from typing import Any
+from collections.abc import Callable
+from functools import cache
+from typing import Any, cast
 
 import torch
 from jaxtyping import Float
@@ -50,9 +52,19 @@ def gradient_like(logits: Tensor, wanted: bool) -> Tensor:
     return torch.empty(logits.shape if wanted else (0,), dtype=logits.dtype, device=logits.device)
 
 
+def below_autograd(op: Callable[..., Any], *arguments: Any) -> Any:
+    """Calls a low-level op from an autograd.Function's forward, where its guard has nothing left to refuse."""
+    with torch._C._AutoDispatchBelowAutograd():
+        return op(*arguments)
+
+
 def scaled(gradient: Tensor, upstream: Tensor) -> Tensor | None:
-    """The gradient of what the loss became; None for an empty one, which nothing depends on."""
-    return gradient * upstream if gradient.numel() else None
+    """The saved gradient times what the loss became, in place: as large as the logits, it is not copied.
+
+    A second backward through the same graph is then refused by autograd, which sees that a saved tensor has changed.
+    None for an empty gradient, which nothing depends on.
+    """
+    return gradient.mul_(upstream) if gradient.numel() else None
 
 
 def tangent_of_loss(*pairs: tuple[Tensor, Tensor | None]) -> Tensor:
@@ -74,14 +86,19 @@ def native_dtype(*logits: Tensor | None) -> torch.dtype:
     return torch.bfloat16 if all(x is None or x.dtype == torch.bfloat16 for x in logits) else torch.float32
 
 
+@cache
+def _function(name: str) -> Callable[..., int]:
+    native = library()
+    if native is None:
+        raise BackendError(f"{name}: the native library was not built.")
+    function = getattr(native, name)
+    function.argtypes, function.restype = (ctypes.c_void_p, ctypes.c_int32), ctypes.c_int64
+    return cast(Callable[..., int], function)
+
+
 def call_native(function: str, arguments: ctypes.Structure, dtype: torch.dtype) -> int:
     """Calls a row loss of the native library; returns 0, or 1 + the first row whose label is no class."""
-    native: Any = library()
-    if native is None:
-        raise BackendError(f"{function}: the native library was not built.")
-    call = getattr(native, function)
-    call.restype = ctypes.c_int64
-    return int(call(ctypes.byref(arguments), ctypes.c_int32(dtype == torch.bfloat16)))
+    return int(_function(function)(ctypes.byref(arguments), dtype == torch.bfloat16))
 
 
 def address(tensor: Tensor | None) -> int | None:

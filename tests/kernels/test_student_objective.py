@@ -205,6 +205,16 @@ def test_a_second_derivative_is_refused_rather_than_wrong() -> None:
             gradient.square().sum().backward()
 
 
+def test_a_second_backward_is_refused_rather_than_scaled_twice() -> None:
+    labelling, student = pair(ROWS, 17)
+    leaf = student.requires_grad_()
+    with dispatch.use(BACKEND):
+        loss = student_objective(labelling, leaf).loss
+    torch.autograd.grad(loss, leaf, torch.tensor(3.0), retain_graph=True)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        torch.autograd.grad(loss, leaf)
+
+
 def test_a_bare_op_refuses_a_tangent() -> None:
     labelling, student = pair(2, 17)
     arguments = (None, None, "soft", 1.0, 0.0, 0.0, True)

@@ -14,7 +14,15 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from fastmpl_kernels import dispatch, library, ops
-from fastmpl_kernels.rows import check_labels, check_rows, gradient_like, gradient_wanted, scaled, tangent_of_loss
+from fastmpl_kernels.rows import (
+    below_autograd,
+    check_labels,
+    check_rows,
+    gradient_like,
+    gradient_wanted,
+    scaled,
+    tangent_of_loss,
+)
 from fastmpl_kernels.soft_cross_entropy import native, reference
 
 __all__ = ["soft_cross_entropy"]
@@ -43,7 +51,7 @@ _op = ops.define(
 class _SoftCrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(logits: Tensor, target: Tensor, backend: str, label_smoothing: float) -> tuple[Tensor, Tensor]:
-        outputs: tuple[Tensor, Tensor] = _op(backend, logits, target, label_smoothing, True)
+        outputs: tuple[Tensor, Tensor] = below_autograd(_op, backend, logits, target, label_smoothing, True)
         return outputs
 
     @staticmethod

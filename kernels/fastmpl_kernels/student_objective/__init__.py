@@ -18,7 +18,15 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from fastmpl_kernels import dispatch, library, ops
-from fastmpl_kernels.rows import check_labels, check_rows, gradient_like, gradient_wanted, scaled, tangent_of_loss
+from fastmpl_kernels.rows import (
+    below_autograd,
+    check_labels,
+    check_rows,
+    gradient_like,
+    gradient_wanted,
+    scaled,
+    tangent_of_loss,
+)
 from fastmpl_kernels.student_objective import native, reference
 from fastmpl_kernels.student_objective.reference import StudentObjective, Targets
 
@@ -57,7 +65,7 @@ _op = ops.define(
 class _StudentObjective(torch.autograd.Function):
     @staticmethod
     def forward(student_logits: Tensor, label_logits: Tensor, backend: str, *arguments: Any) -> Outputs:
-        outputs: Outputs = _op(backend, label_logits, student_logits, *arguments)
+        outputs: Outputs = below_autograd(_op, backend, label_logits, student_logits, *arguments)
         return outputs
 
     @staticmethod

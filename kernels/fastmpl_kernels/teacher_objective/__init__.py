@@ -10,7 +10,8 @@ With `q = softmax(view / temperature)` on the view that labelled, and `p` the so
 | per-example feedback | `sum_i r_i log q_{i, label_i}` | `r_i (onehot - q) / temperature` |
 | scalar feedback | `U h mean_i CE(label_i, view_i / temperature)` | `h (q - onehot) / temperature` |
 
-each times its weight; `w = softmax(weak / uda.temperature)` and `m_i = [max_c w_ic >= uda.threshold]`. Pham et al. 2021, "Meta Pseudo Labels" (CVPR); Xie et al. 2020, "Unsupervised Data Augmentation".
+each times its weight; `w = softmax(weak / uda.temperature)` and `m_i = [max_c w_ic >= uda.threshold]`.
+Pham et al. 2021, "Meta Pseudo Labels" (CVPR); Xie et al. 2020, "Unsupervised Data Augmentation".
 Left out: where the credit comes from, and its scale beyond `ExactFeedback.scale`.
 """
 
@@ -22,7 +23,15 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from fastmpl_kernels import dispatch, library, ops
-from fastmpl_kernels.rows import check_labels, check_rows, gradient_like, gradient_wanted, scaled, tangent_of_loss
+from fastmpl_kernels.rows import (
+    below_autograd,
+    check_labels,
+    check_rows,
+    gradient_like,
+    gradient_wanted,
+    scaled,
+    tangent_of_loss,
+)
 from fastmpl_kernels.teacher_objective import native, reference
 from fastmpl_kernels.teacher_objective.reference import (
     ExactFeedback,
@@ -78,7 +87,7 @@ class _TeacherObjective(torch.autograd.Function):
     def forward(
         labelled: Tensor, strong: Tensor, weak: Tensor | None, backend: str, targets: Tensor, *arguments: Any
     ) -> tuple[Tensor, ...]:
-        parts, *gradients = _op(backend, labelled, targets, strong, weak, *arguments)
+        parts, *gradients = below_autograd(_op, backend, labelled, targets, strong, weak, *arguments)
         return parts[0], parts[1:], *gradients
 
     @staticmethod
