@@ -27,6 +27,14 @@ CLASSES = (2, 10, 17, 100, 1000, 8000, 21841)
 ELEMENT_BYTES = {"bf16": 2, "fp32": 4}
 
 
+# Device launches of one call: the row kernel, the sum of the rows' losses, and in backward one product a gradient.
+LAUNCHES = {
+    "student_objective": {"forward": 2, "backward": 1},
+    "teacher_objective": {"forward": 2, "backward": 2},
+    "soft_cross_entropy": {"forward": 2, "backward": 1},
+}
+
+
 class Case(NamedTuple):
     """One compiled variant of a kernel, and the rows an unlabelled (or only) row reads and writes."""
 
@@ -120,7 +128,7 @@ def facts(case: Case, capability: int) -> Facts:
 
 
 def record(case: Case, capability: int) -> dict[str, Any]:
-    """One line of the record. A row that is walked in one step is read once; `walks` says how often it is otherwise."""
+    """One line of the record. Without `one_block` a row is read again, from the cache, at each walk."""
     found = facts(case, capability)
     row_bytes = case.classes * ELEMENT_BYTES[case.dtype]
     return {
@@ -169,9 +177,8 @@ def main() -> None:
     lines = [record(case, capability) for case in cases() for capability in ARCHITECTURES]
     versions = {"torch": torch.__version__, "triton": triton.__version__, "python": platform.python_version()}
     output.parent.mkdir(parents=True, exist_ok=True)
-    output.write_text(
-        json.dumps({"kind": "compile-time facts", "versions": versions, "kernels": lines}, indent=1) + "\n"
-    )
+    content = {"kind": "compile-time facts", "versions": versions, "launches": LAUNCHES, "kernels": lines}
+    output.write_text(json.dumps(content, indent=1) + "\n")
     print(table(lines))
 
 
