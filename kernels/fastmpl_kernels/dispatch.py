@@ -47,6 +47,16 @@ def ran(op: str) -> Backend | None:
     return _ran.get(op)
 
 
+def note(op: str, backend: Backend) -> None:
+    """Records what an op ran on, for an op that chose without `select`."""
+    _ran[op] = backend
+
+
+def forced() -> bool:
+    """Whether a backend was asked for by name."""
+    return _choice != "auto"
+
+
 def interpreted() -> bool:
     """Whether Triton runs in its interpreter, on CPU tensors (read by Triton when it is imported)."""
     return os.environ.get("TRITON_INTERPRET", "0") == "1"
