@@ -143,11 +143,13 @@ FASTMPL_EXPORT void fastmpl_batch_norm_gradient_sums(const void* dy, const void*
   for (int64_t c = 0; c < channels; ++c) out[channels + c] -= static_cast<double>(moments[channels + c]) * out[c];
 }
 
-// dx = w rstd (dz - mean(dz) - xhat mean(dz xhat)) and, with a residual, its gradient dz.
+// dx = w rstd (dz - mean(dz) - xhat mean(dz xhat)) and, with a residual, its gradient dz; the gradients of weight and
+// bias from `local`, the sums of this rank alone.
 FASTMPL_EXPORT void fastmpl_batch_norm_gradient(const void* dy, const void* x, const void* residual, bool is_bfloat16,
                                                 int64_t rows, int64_t channels, const float* moments,
-                                                const double* sums, const float* weight, const float* bias,
-                                                int32_t activation, float slope, void* dx, void* dresidual) {
+                                                const double* sums, const double* local, const float* weight,
+                                                const float* bias, int32_t activation, float slope, void* dx,
+                                                void* dresidual, float* dweight, float* dbias) {
   const Columns m(rows, channels);
   Tables t = tables(m, moments, weight, bias);
   for (int64_t c = 0; c < channels; ++c) {
@@ -155,6 +157,8 @@ FASTMPL_EXPORT void fastmpl_batch_norm_gradient(const void* dy, const void* x, c
     const double slant = -t.scale[c] * rstd * rstd * sums[channels + c] * inverse;
     t.slant.push_back(static_cast<float>(slant));
     t.level.push_back(static_cast<float>(-t.scale[c] * sums[c] * inverse - slant * low));
+    dweight[c] = static_cast<float>(local[channels + c] * rstd);
+    dbias[c] = static_cast<float>(local[c]);
   }
   repeat(t.slant, m);
   repeat(t.level, m);

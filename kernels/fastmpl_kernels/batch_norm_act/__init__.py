@@ -31,6 +31,10 @@ def _check(x: Tensor, activation: str, residual: Tensor | None, reduce: Reduce |
         raise ValueError(f"the residual's shape {tuple(residual.shape)} is not the input's, {tuple(x.shape)}.")
 
 
+def _as(x: Tensor, dtype: torch.dtype) -> Tensor:
+    return x if x.dtype == dtype else x.to(dtype)  # a conversion that does nothing still costs a microsecond
+
+
 def batch_norm_act(
     x: Float[Tensor, "N C *pixels"],
     weight: Float[Tensor, "C"] | None,
@@ -57,17 +61,18 @@ def batch_norm_act(
     """
     _check(x, activation, residual, reduce)
     parameters = torch.promote_types(x.dtype, torch.float32)
-    w = x.new_ones(x.shape[1], dtype=parameters) if weight is None else weight.to(parameters)
-    b = x.new_zeros(x.shape[1], dtype=parameters) if bias is None else bias.to(parameters)
-    r = None if residual is None else residual.to(x.dtype)
+    w = x.new_ones(x.shape[1], dtype=parameters) if weight is None else _as(weight, parameters)
+    b = x.new_zeros(x.shape[1], dtype=parameters) if bias is None else _as(bias, parameters)
+    r = None if residual is None else _as(residual, x.dtype)
     running = (running_mean, running_var) if update_running else (None, None)
     if torch.compiler.is_compiling():
         return _compiled(x, w, b, r, running, momentum, eps, activation, slope, reduce)
-    if not is_dense(x) and reduce is None and not dispatch.forced():
+    as_is = is_dense(x)
+    if not as_is and reduce is None and not dispatch.forced():
         return _torch(x, w, b, r, running, momentum, eps, activation, slope)
     settings = Settings(eps, momentum, activation, slope, reduce)
     y: Tensor = BatchNormAct.apply(dense(x), w, b, None if r is None else dense(r), *running, settings)[0]
-    return y if is_dense(x) else y.contiguous()
+    return y if as_is else y.contiguous()
 
 
 def _torch(

@@ -1,5 +1,6 @@
 """batch_norm_act's five phases as library ops, and the autograd function that composes them."""
 
+import inspect
 from collections.abc import Callable
 from types import ModuleType
 from typing import Any
@@ -101,13 +102,16 @@ bn_tangent = define(
 )
 
 
-def dense(x: Tensor) -> Tensor:
-    """x with pixels as rows and channels as columns of contiguous memory; itself where it is so already."""
-    return x.movedim(1, -1).contiguous().movedim(-1, 1)
-
-
 def is_dense(x: Tensor) -> bool:
+    """Whether pixels are rows and channels columns of contiguous memory."""
+    if x.dim() == 4:
+        return x.is_contiguous(memory_format=torch.channels_last)
     return x.movedim(1, -1).is_contiguous()
+
+
+def dense(x: Tensor) -> Tensor:
+    """x in that layout; itself where it is so already."""
+    return x if is_dense(x) else x.movedim(1, -1).contiguous().movedim(-1, 1)
 
 
 def _over_ranks(partial: Tensor, reduce: Reduce | None) -> Tensor:
@@ -177,3 +181,7 @@ class BatchNormAct(torch.autograd.Function):
             x, of_x, moments, total, weight, bias, of_weight, of_bias, residual, of_residual, NUMBER[s.activation], s.slope
         )
         return y, None
+
+
+# `apply` binds its arguments to forward's signature on every call; inspecting it anew costs as much as a small kernel.
+BatchNormAct.forward.__signature__ = inspect.signature(BatchNormAct.forward)  # type: ignore[attr-defined]

@@ -11,7 +11,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastmpl_kernels.batch_norm_act.phases import parameter_gradients
 from fastmpl_kernels.library import library, pointer
 
 DTYPES = (torch.float32, torch.bfloat16)
@@ -23,7 +22,7 @@ _ARGUMENTS: dict[str, list[Any]] = {
     "sums": [_P, _B, _N, _N, _P],
     "forward": [_P, _P, _B, _N, _N, _P, _P, _P, _D, _D, _P, _P, _I, _F, _P, _P],
     "gradient_sums": [_P, _P, _P, _B, _N, _N, _P, _P, _P, _I, _F, _P],
-    "gradient": [_P, _P, _P, _B, _N, _N, _P, _P, _P, _P, _I, _F, _P, _P],
+    "gradient": [_P, _P, _P, _B, _N, _N, _P, _P, _P, _P, _P, _I, _F, _P, _P, _P, _P],
     "tangent": [_P, _P, _P, _P, _B, _N, _N, _P, _P, _P, _P, _P, _P, _I, _F, _P],
 }
 
@@ -107,12 +106,13 @@ def gradient(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     dx = torch.empty_like(x)
     dresidual = x.new_empty(0) if residual is None else torch.empty_like(residual)
-    total = _folded(partial)
+    dweight, dbias = torch.empty_like(weight), torch.empty_like(bias)
+    total, own = _folded(partial), _folded(local)
     _function("gradient")(
-        pointer(dy), pointer(x), pointer(residual), *_shape(x), pointer(moments), pointer(total), pointer(weight),
-        pointer(bias), activation, slope, pointer(dx), pointer(dresidual),
+        pointer(dy), pointer(x), pointer(residual), *_shape(x), pointer(moments), pointer(total), pointer(own),
+        pointer(weight), pointer(bias), activation, slope, pointer(dx), pointer(dresidual), pointer(dweight),
+        pointer(dbias),
     )  # fmt: skip
-    dbias, dweight = parameter_gradients(moments, local)
     return dx, dresidual, dweight, dbias
 
 
