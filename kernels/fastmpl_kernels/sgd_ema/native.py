@@ -1,6 +1,7 @@
 """sgd_ema and global_norm on the native library (csrc/sgd_ema.cpp): one call over lists of float32 tensors."""
 
 import ctypes
+from array import array
 from collections.abc import Callable, Sequence
 from functools import cache
 from typing import Any
@@ -26,12 +27,16 @@ def _function(name: str) -> Callable[..., None]:
     return function
 
 
-def _addresses(tensors: Sequence[Tensor]) -> Any:
-    return (ctypes.c_void_p * len(tensors))(*[t.data_ptr() for t in tensors])
+def _addresses(tensors: Sequence[Tensor]) -> "array[int]":
+    return array("Q", [t.data_ptr() for t in tensors])  # several times faster to fill than a ctypes array
 
 
-def _sizes(tensors: Sequence[Tensor]) -> Any:
-    return (ctypes.c_int64 * len(tensors))(*[t.numel() for t in tensors])
+def _sizes(tensors: Sequence[Tensor]) -> "array[int]":
+    return array("q", [t.numel() for t in tensors])
+
+
+def _at(values: "array[int]") -> int:
+    return values.buffer_info()[0]
 
 
 def sgd_ema(
@@ -47,14 +52,17 @@ def sgd_ema(
     weight_decay: float,
     nesterov: bool,
 ) -> None:
+    lists = [_addresses(tensors) for tensors in (params, grads, buffers, averages)]  # held until the call is over
+    sizes = _sizes(params)
+    p, g, b, a = map(_at, lists)
     _function("sgd_ema")(
-        len(params), _sizes(params), _addresses(params), _addresses(grads), _addresses(buffers),
-        _addresses(averages) if averages else None, pointer(lr), pointer(clip_factor), pointer(found_inf),
-        pointer(decay), momentum, weight_decay, nesterov,
+        len(params), _at(sizes), p, g, b, a if averages else None, pointer(lr), pointer(clip_factor),
+        pointer(found_inf), pointer(decay), momentum, weight_decay, nesterov,
     )  # fmt: skip
 
 
 def global_norm(grads: list[Tensor]) -> Tensor:
     out = torch.empty((), dtype=torch.float32)
-    _function("global_norm")(len(grads), _sizes(grads), _addresses(grads), pointer(out))
+    addresses, sizes = _addresses(grads), _sizes(grads)
+    _function("global_norm")(len(grads), _at(sizes), _at(addresses), pointer(out))
     return out
