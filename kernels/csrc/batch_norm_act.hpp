@@ -38,8 +38,13 @@ FASTMPL_CLONES void sum_lines(const Columns& m, const X* data, const float* orig
     const int64_t lines = std::min(m.block(), first + count - begin);
     for (int64_t column = 0; column < m.width; column += kTile) {
       const X* x = data + begin * m.width + column;
-      float shift[kTile], a1[kTile] = {}, a2[kTile] = {};
-      for (int j = 0; j < kTile; ++j) shift[j] = load(x + j);  // close to the data, so that nothing cancels
+      // Sums are taken around the mean of the block's first lines, so that nothing cancels. One line would be far off in
+      // some channel, which costs the variance a factor of the distance in standard deviations, squared.
+      float shift[kTile] = {}, a1[kTile] = {}, a2[kTile] = {};
+      const int64_t sample = std::min<int64_t>(lines, 4);
+      for (int64_t r = 0; r < sample; ++r)
+        for (int j = 0; j < kTile; ++j) shift[j] += load(x + r * m.width + j);
+      for (int j = 0; j < kTile; ++j) shift[j] *= 1.0f / static_cast<float>(sample);
       for (int64_t r = 0; r < lines; ++r, x += m.width)
         for (int j = 0; j < kTile; ++j) {
           const float d = load(x + j) - shift[j];
