@@ -37,7 +37,9 @@ def test_float64_reference_passes_gradcheck_in_both_modes(activation: str) -> No
     assert dispatch.ran("batch_norm_act") == "reference"
 
 
-@pytest.mark.parametrize("moved", [(0,), (1,), (2,), (3,), (1, 2)], ids=["x", "weight", "bias", "residual", "parameters"])
+@pytest.mark.parametrize(
+    "moved", [(0,), (1,), (2,), (3,), (1, 2)], ids=["x", "weight", "bias", "residual", "parameters"]
+)
 def test_dual_level_gives_the_reference_s_tangent_for_any_subset(moved: tuple[int, ...]) -> None:
     primals = inputs()
     tangents = [t.flip(0).square() for t in primals]  # a constant, or x itself, would be in batch norm's null space
@@ -63,7 +65,9 @@ def test_dual_level_gives_the_reference_s_tangent_for_any_subset(moved: tuple[in
 def test_jvp_of_a_call_that_moves_running_statistics() -> None:
     x, weight, bias, _ = inputs()
     mean, var = torch.zeros(4), torch.ones(4)
-    _, tangent = torch.func.jvp(lambda v: batch_norm_act(v, weight, bias, running_mean=mean, running_var=var), (x,), (x,))
+    _, tangent = torch.func.jvp(
+        lambda v: batch_norm_act(v, weight, bias, running_mean=mean, running_var=var), (x,), (x,)
+    )
     assert tangent.abs().max() > 0
     assert mean.abs().max() > 0
 

@@ -106,7 +106,9 @@ def _compiled(
 ) -> Tensor:
     """The reference, which torch.compile can trace and fuse; it would drop the tangent of an autograd.Function."""
     if reduce is not None:
-        raise NotImplementedError("batch_norm_act does not synchronise its statistics under torch.compile: run it eagerly.")
+        raise NotImplementedError(
+            "batch_norm_act does not synchronise its statistics under torch.compile: run it eagerly."
+        )
     y, mean, var = reference(x, weight, bias, eps=eps, activation=activation, slope=slope, residual=residual)
     if running[0] is not None and running[1] is not None:
         move_running(running[0], running[1], mean, var, x.numel() // x.shape[1], momentum)

@@ -138,7 +138,17 @@ class BatchNormAct(torch.autograd.Function):
         s = settings
         total = _over_ranks(bn_sums(x), s.reduce)
         y, moments = bn_forward(
-            x, total, weight, bias, residual, running_mean, running_var, s.momentum, s.eps, NUMBER[s.activation], s.slope
+            x,
+            total,
+            weight,
+            bias,
+            residual,
+            running_mean,
+            running_var,
+            s.momentum,
+            s.eps,
+            NUMBER[s.activation],
+            s.slope,
         )
         return y, moments
 
@@ -178,7 +188,18 @@ class BatchNormAct(torch.autograd.Function):
         of_residual = None if of_residual is None else dense(of_residual)
         total = _over_ranks(bn_gradient_sums(of_x, x, moments, weight, bias, None, NUMBER["none"], 0.0), s.reduce)
         y = bn_tangent(
-            x, of_x, moments, total, weight, bias, of_weight, of_bias, residual, of_residual, NUMBER[s.activation], s.slope
+            x,
+            of_x,
+            moments,
+            total,
+            weight,
+            bias,
+            of_weight,
+            of_bias,
+            residual,
+            of_residual,
+            NUMBER[s.activation],
+            s.slope,
         )
         return y, None
 

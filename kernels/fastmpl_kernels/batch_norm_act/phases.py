@@ -46,7 +46,12 @@ def moments_of(total: Float[Tensor, "2C_plus_1"], eps: float, dtype: torch.dtype
     mean, square = (total[:-1] / total[-1]).chunk(2)
     var = (square - mean.square()).clamp_min(0)
     high = mean.to(dtype)
-    parts = [high, (mean - high).to(dtype), (var + eps).rsqrt().to(dtype), total[-1].reciprocal().to(dtype).expand_as(high)]
+    parts = [
+        high,
+        (mean - high).to(dtype),
+        (var + eps).rsqrt().to(dtype),
+        total[-1].reciprocal().to(dtype).expand_as(high),
+    ]
     return torch.stack(parts), mean, var
 
 

@@ -47,7 +47,12 @@ def reference(
 
 
 def move_running(
-    running_mean: Float[Tensor, "C"], running_var: Float[Tensor, "C"], mean: Tensor, var: Tensor, rows: int, momentum: float
+    running_mean: Float[Tensor, "C"],
+    running_var: Float[Tensor, "C"],
+    mean: Tensor,
+    var: Tensor,
+    rows: int,
+    momentum: float,
 ) -> None:
     """The exponential averages that evaluation uses; the variance is the unbiased one, as in torch."""
     with torch.no_grad():

@@ -151,7 +151,9 @@ def _gradient_sums_kernel(
     inside = columns < C
     mean = tl.load(moments + columns, mask=inside, other=0.0)
     low = tl.load(moments + C + columns, mask=inside, other=0.0)
-    scale = tl.load(weight + columns, mask=inside, other=0.0) * tl.load(moments + 2 * C + columns, mask=inside, other=0.0)
+    scale = tl.load(weight + columns, mask=inside, other=0.0) * tl.load(
+        moments + 2 * C + columns, mask=inside, other=0.0
+    )
     offset = tl.load(bias + columns, mask=inside, other=0.0) - low * scale
     first = part * rows_per_part
     last = tl.minimum(first + rows_per_part, M)
