@@ -4,8 +4,9 @@ B labelled, M trusted and U unlabelled images of this rank; C channels, H x W pi
 that a step can be captured as one CUDA graph on fixed buffers.
 """
 
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
+import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
@@ -18,6 +19,17 @@ class Batch(NamedTuple):
     labelled_index: Int[Tensor, "B"]
     weak: Float[Tensor, "U *image"]
     strong: Float[Tensor, "U *image"]
-    index: Int[Tensor, "U"]
+    unlabelled_index: Int[Tensor, "U"]
     trusted: Float[Tensor, "M *image"] | None = None  # clean labelled images of the feedback alone, weak view
     trusted_targets: Int[Tensor, "M"] | None = None
+
+    def parts(self, count: int) -> list[Self]:
+        """The batch as `count` micro-batches of equal sizes; itself for 1."""
+        if count == 1:
+            return [self]
+        cut = [None if part is None else part.chunk(count) for part in self]
+        return [type(self)(*(None if part is None else part[i] for part in cut)) for i in range(count)]  # type: ignore[arg-type]
+
+    def to(self, device: torch.device) -> Self:
+        """The batch on that device, copied without waiting."""
+        return type(self)(*(None if part is None else part.to(device, non_blocking=True) for part in self))  # type: ignore[arg-type]

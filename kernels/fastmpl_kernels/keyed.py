@@ -1,9 +1,10 @@
 """Random numbers that are a pure function of their key: no generator, no state.
 
 A generator's draw depends on what was drawn before it, so resuming, another number of ranks, another schedule or a
-captured graph would each see other numbers. Here draw `c` of item `i` under a key is `splitmix64(splitmix64(key + i) + c)`
-(Steele, Lea and Flood, "Fast splittable pseudorandom number generators", OOPSLA 2014), computed in int64 arithmetic
-that wraps: bit-identical on every device, and capturable, because the key is a 0-D tensor.
+captured graph would each see other numbers. Here draw `c` of item `i` under a key is
+`splitmix64(splitmix64(key + i) + c)`, with the finaliser of Steele, Lea and Flood, "Fast splittable pseudorandom number
+generators", OOPSLA 2014, in int64 arithmetic that wraps: bit-identical on every device, and capturable, because the
+key is a 0-D tensor.
 """
 
 import torch

@@ -1,0 +1,42 @@
+# make train           the environment if needed, then the demonstration: two tables and a report (CONFIG=... for another job)
+# make test            the environment if needed, then lint, types and the whole test suite
+
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+VENV   := .venv
+BIN    := $(VENV)/bin
+ENV    := $(VENV)/.installed
+BUILD  := $(VENV)/.built
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest
+
+.PHONY: train test lint lock clean
+
+train: $(BUILD)
+	@$(if $(CONFIG),$(BIN)/fastmpl train $(CONFIG),$(BIN)/fastmpl demo)
+
+test: lint
+	$(PYTEST) -n 2 --dist worksteal
+
+lint: $(BUILD)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+$(ENV): requirements.lock
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "fastmpl needs Python 3.11 or newer; $(PYTHON) is older. Call: make PYTHON=/path/to/python3.11"; exit 2; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.lock
+	@touch $@
+
+# editable: Python files are used where they lie, the C++ kernels are built once here
+$(BUILD): $(ENV) pyproject.toml CMakeLists.txt $(wildcard kernels/csrc/*)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
+	@$(BIN)/python -c 'from fastmpl_kernels import library; library.available() or print("The C++ kernels were not built (no compiler): the reference forms are used.")'
+	@touch $@
+
+lock: $(ENV)
+	{ sed -n '/^#/p' requirements.lock; $(BIN)/python -m pip freeze --exclude fastmpl; } > requirements.new
+	mv requirements.new requirements.lock
+
+clean:
+	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache

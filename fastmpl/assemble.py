@@ -1,0 +1,180 @@
+"""From a configuration and its data to the networks, the method and the step that trains them."""
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from fastmpl.config import Config, NetworkConfig, names_run
+from fastmpl.data.batch import Batch
+from fastmpl.learners.plain import PlainLearner
+from fastmpl.methods.alone import Alone
+from fastmpl.methods.distillation import distillation
+from fastmpl.methods.mpl import Feedback, MetaPseudoLabels
+from fastmpl.methods.pseudo_label import PseudoLabel
+from fastmpl.methods.supervised import Supervised
+from fastmpl.methods.uda import Consistency, Uda
+from fastmpl.models import build
+from fastmpl.step.alone import alone_step
+from fastmpl.step.eager import EagerStep, Ramp, Run
+from fastmpl.step.meta import meta_step
+from fastmpl.step.moment import Moment, Report
+from fastmpl.step.order import joint, split
+
+STUDENT_SEED, TEACHER_SEED = 1, 2  # the two networks start apart, and as in every run of this seed
+
+
+def below(tensors: Mapping[str, Tensor], part: str) -> dict[str, Tensor]:
+    """The entries `part/...`, without it."""
+    return {name.removeprefix(f"{part}/"): v for name, v in tensors.items() if name.startswith(f"{part}/")}
+
+
+class Trainee(NamedTuple):
+    """What trains: one or two networks, and the step that moves them."""
+
+    student: PlainLearner
+    teacher: PlainLearner | None
+    step: EagerStep
+
+    def state(self) -> dict[str, Tensor]:
+        """Every tensor that training continues from."""
+        parts = {"student": self.student.state(), "step": self.step.state()}
+        if self.teacher is not None:
+            parts["teacher"] = self.teacher.state()
+        return {f"{part}/{name}": value for part, state in parts.items() for name, value in state.items()}
+
+    def load(self, state: Mapping[str, Tensor]) -> None:
+        for part, holder in (("student", self.student), ("step", self.step), ("teacher", self.teacher)):
+            if holder is not None:
+                holder.load(below(state, part))
+
+
+def network(config: NetworkConfig, *, classes: int, image_shape: tuple[int, ...], seed: int) -> nn.Module:
+    """The network of a section of the configuration."""
+    return build(
+        config.model,
+        classes=classes,
+        image_shape=image_shape,
+        dropout=config.dropout,
+        norm=config.norm,
+        width=config.width,
+        depth=config.depth,
+        seed=seed,
+    )
+
+
+def assemble(
+    config: Config,
+    *,
+    classes: int,
+    image_shape: tuple[int, ...],
+    device: torch.device,
+    fixed_teacher: Callable[[], nn.Module],
+) -> Trainee:
+    """Networks on `device`, and the step of `config`'s method; `fixed_teacher` gives the one that does not learn."""
+
+    def learner(section: NetworkConfig, seed: int, average: float) -> PlainLearner:
+        module = network(section, classes=classes, image_shape=image_shape, seed=config.run.seed * 1009 + seed)
+        return PlainLearner(
+            module.to(device).to(memory_format=_memory_format(config)),
+            section,
+            steps=config.run.steps,
+            precision=config.system.precision,
+            average=average,
+            tangent=config.feedback.tangent,
+            depth=config.feedback.depth,
+            recompute=config.system.recompute,
+        )
+
+    student = learner(config.student, STUDENT_SEED, config.student.average)
+    consistency_ramp = Ramp(config.uda.weight, config.uda.ramp)
+    run: Run
+    teacher = None
+    if config.method.name == "mpl":
+        method = mpl_of(config)
+        teacher = learner(config.teacher, TEACHER_SEED, 0.0)
+        # the graphs of all micro-batches at once would be the memory that micro-batches save
+        deferred = config.system.deferred or config.system.accumulate > 1
+        order = (joint if config.system.schedule == "joint" else split)(method, deferred=deferred)
+        run = partial(meta_step, method, order, teacher, student)
+    else:
+        alone = alone_of(config)
+        labeller = fixed_teacher().to(device).eval() if alone.labeller == "fixed" else None
+        run = partial(_run_alone, alone, student, labeller)
+    step = EagerStep(
+        run, seed=config.run.seed, ramp=consistency_ramp, device=device, accumulate=config.system.accumulate
+    )
+    return Trainee(student, teacher, step)
+
+
+def mpl_of(config: Config) -> MetaPseudoLabels:
+    """The settings of Meta Pseudo Labels."""
+    method, feedback = config.method, config.feedback
+    return MetaPseudoLabels(
+        unlabelled=config.data.batch_unlabelled,
+        targets=method.targets,
+        label_view=method.label_view,
+        temperature=method.temperature,
+        label_smoothing=method.label_smoothing,
+        supervised_weight=method.supervised_weight,
+        student_label_smoothing=config.student.label_smoothing,
+        feedback=Feedback(
+            kind=feedback.kind,
+            images=feedback.images,
+            weight=feedback.weight,
+            control=feedback.control,
+            baseline=feedback.baseline,
+            cosine=feedback.cosine,
+        ),
+        consistency=consistency_of(config) if config.uda.weight > 0 else None,
+    )
+
+
+def consistency_of(config: Config) -> Consistency:
+    return Consistency(config.uda.temperature, config.uda.threshold)
+
+
+def alone_of(config: Config) -> Alone:
+    """The method of a run that trains one network."""
+    method = config.method
+    if method.name == "supervised":
+        return Supervised(method.label_smoothing)
+    if method.name == "uda":
+        return Uda(consistency_of(config), method.label_smoothing, method.supervised_weight)
+    if method.name == "distillation":
+        return distillation(
+            label_view=method.label_view,
+            temperature=method.temperature,
+            student_label_smoothing=config.student.label_smoothing,
+        )
+    return PseudoLabel(
+        targets=method.targets,
+        labeller="fixed" if names_run(config.teacher.model) else "self",
+        label_view=method.label_view,
+        temperature=method.temperature,
+        threshold=method.threshold,
+        label_smoothing=method.label_smoothing,
+        supervised_weight=method.supervised_weight,
+        student_label_smoothing=config.student.label_smoothing,
+    )
+
+
+def _run_alone(
+    method: Alone,
+    student: PlainLearner,
+    labeller: nn.Module | None,
+    parts: Sequence[Batch],
+    moment: Moment,
+    baseline: Tensor,
+) -> Report:
+    given = None
+    if labeller is not None:
+        with torch.no_grad():
+            given = [labeller(getattr(part, method.label_view)) for part in parts]
+    return alone_step(method, student, parts, moment, given)
+
+
+def _memory_format(config: Config) -> torch.memory_format:
+    return torch.channels_last if config.system.channels_last else torch.contiguous_format

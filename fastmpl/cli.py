@@ -1,0 +1,148 @@
+"""The command `fastmpl`: one dataclass and one function a verb, and the one place that turns errors into exit codes.
+
+Nothing here imports torch: --help and a mistake in a file answer at once. A verb imports what it runs.
+"""
+
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from tyro.conf import FlagCreatePairsOff, Positional
+
+from fastmpl.config.load import difference, load, to_toml
+from fastmpl.config.options import parse, parse_plain
+from fastmpl.config.schema import Config
+from fastmpl.errors import ConfigError, FastMPLError
+from fastmpl.threads import limit_threads
+
+INTERRUPTED: Final = 130  # Ctrl-C, as shells count it
+
+
+@dataclass(frozen=True)
+class Train:
+    """Trains a student, and writes its run folder. --help-all lists every key of the configuration."""
+
+    config: Positional[Path]
+    """TOML file; launch/configs holds examples."""
+    resume: str = "auto"
+    """auto: from the newest valid checkpoint, if there is one; never: from the start; or a checkpoint's folder."""
+    dry_run: FlagCreatePairsOff[bool] = False
+    """Print the resolved configuration, and train nothing."""
+    debug: FlagCreatePairsOff[bool] = False
+    """Show where in the code an error came from."""
+
+
+@dataclass(frozen=True)
+class Check:
+    """Checks the configuration, the data and the disk, and trains nothing."""
+
+    config: Positional[Path]
+    """TOML file; launch/configs holds examples."""
+    debug: FlagCreatePairsOff[bool] = False
+    """Show where in the code an error came from."""
+
+
+def train(asked: Train, config: Config) -> None:
+    if asked.dry_run:
+        print(to_toml(config), end="")
+        return
+    limit_threads(config.system.threads)
+    from fastmpl import trainer
+
+    trainer.train(config, resume=asked.resume)
+
+
+def check(asked: Check, config: Config) -> None:
+    from fastmpl.check import check as lines
+
+    changed = len(difference(config, Config()))
+    print(f"config  {asked.config}: {config.method.name}, {changed} keys differ from their defaults")
+    for line in lines(config):
+        print(line)
+
+
+@dataclass(frozen=True)
+class Demo:
+    """Trains two small tables on real data: what feedback does with few labels, and with noisy ones."""
+
+    output: Path = Path("runs/demo")
+    """Folder of the runs; finished ones are not trained again."""
+    debug: FlagCreatePairsOff[bool] = False
+    """Show where in the code an error came from."""
+
+
+@dataclass(frozen=True)
+class Report:
+    """Writes the report of a run, a page that needs nothing else, from what its folder holds."""
+
+    run: Positional[Path]
+    """Folder of the run."""
+    debug: FlagCreatePairsOff[bool] = False
+    """Show where in the code an error came from."""
+
+
+def demo(asked: Demo) -> None:
+    from fastmpl import demo
+
+    print(f"\nreport: {demo.run(asked.output)}")
+
+
+def report(asked: Report) -> None:
+    from fastmpl.report import write_report
+
+    if not (asked.run / "config.toml").is_file():
+        raise ConfigError(f"{asked.run} is not the folder of a run: it has no config.toml.")
+    print(write_report(asked.run))
+
+
+# A verb over a configuration takes the options of every key of it.
+CONFIGURED: Final[dict[str, tuple[type[Any], Callable[[Any, Config], None]]]] = {
+    "train": (Train, train),
+    "check": (Check, check),
+}
+OTHERS: Final[dict[str, tuple[type[Any], Callable[[Any], None]]]] = {
+    "demo": (Demo, demo),
+    "report": (Report, report),
+}
+VERBS: Final = {name: asked for name, (asked, _) in (CONFIGURED | OTHERS).items()}
+
+
+def _usage() -> str:
+    verbs = "\n".join(f"  {name:8}{asked.__doc__}" for name, asked in VERBS.items())
+    return f"usage: fastmpl VERB ...\n\n{verbs}\n\nfastmpl VERB --help explains a verb."
+
+
+def _run(arguments: Sequence[str]) -> int:
+    if not arguments or arguments[0] not in VERBS:
+        asked_for_help = bool(arguments) and arguments[0] in ("-h", "--help", "--help-all")
+        print(_usage(), file=sys.stdout if asked_for_help else sys.stderr)
+        return 0 if asked_for_help else 2
+    name, rest = arguments[0], arguments[1:]
+    if name in OTHERS:
+        asked_type, other = OTHERS[name]
+        other(parse_plain(asked_type, f"fastmpl {name}", rest))
+        return 0
+    asked_type, verb = CONFIGURED[name]
+    asked, overrides = parse(asked_type, f"fastmpl {name}", rest)
+    verb(asked, load(asked.config, overrides))
+    return 0
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs a verb and gives the exit code: 0 done, 2 usage or configuration, 3 data, 4 diverged, 5 storage,
+    6 a peer was lost or hung, 75 interrupted and resumable, 130 Ctrl-C. Other exceptions are mistakes of ours and pass.
+    """
+    arguments = sys.argv[1:] if arguments is None else arguments
+    try:
+        return _run(arguments)
+    except FastMPLError as error:
+        if "--debug" in arguments:
+            traceback.print_exc()
+        else:
+            print(error, file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        return INTERRUPTED

@@ -1,0 +1,56 @@
+"""A run's configuration: `sections` (every key), `rules` (what goes together), `load` (TOML), `options` (--help)."""
+
+from fastmpl.config.load import difference, load, save, to_toml
+from fastmpl.config.rules import feeds_back, names_own_model, names_run
+from fastmpl.config.schema import Config
+from fastmpl.config.sections import (
+    CleanImages,
+    DataConfig,
+    FeedbackConfig,
+    FeedbackKind,
+    FinetuneConfig,
+    MethodConfig,
+    MethodName,
+    NetworkConfig,
+    Noise,
+    Norm,
+    Optimiser,
+    RunConfig,
+    Source,
+    StudentConfig,
+    SystemConfig,
+    Targets,
+    TeacherConfig,
+    UdaConfig,
+)
+from fastmpl.errors import ConfigError
+
+__all__ = [
+    "CleanImages",
+    "Config",
+    "ConfigError",
+    "DataConfig",
+    "FeedbackConfig",
+    "FeedbackKind",
+    "FinetuneConfig",
+    "MethodConfig",
+    "MethodName",
+    "NetworkConfig",
+    "Noise",
+    "Norm",
+    "Optimiser",
+    "RunConfig",
+    "Source",
+    "StudentConfig",
+    "SystemConfig",
+    "Targets",
+    "TeacherConfig",
+    "UdaConfig",
+    "difference",
+    "feeds_back",
+    "load",
+    "names_own_model",
+    "names_run",
+    "save",
+    "to_toml",
+]

@@ -1,0 +1,142 @@
+"""From a TOML file and overrides to a Config, and back. Precedence: default < file < overrides.
+
+A file is untrusted: its size, depth and numbers are bounded before anything looks at its meaning, and every mistake in
+it is one sentence of a ConfigError that names key, value and file.
+"""
+
+import difflib
+import re
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Final
+
+import tomli_w
+from pydantic import ValidationError
+from pydantic.fields import FieldInfo
+
+from fastmpl.config.schema import Config
+from fastmpl.config.wording import allowed_by, toml
+from fastmpl.errors import ConfigError
+
+LARGEST: Final = 65_536  # bytes; the longest configuration, with every key and comment, has 8,000
+DEEPEST: Final = 64  # brackets or dots of keys in a line; the parser's time grows with their square
+SHOWN: Final = 5  # mistakes reported at once
+COMMAND_LINE: Final = "command line"
+SECTIONS: Final[dict[str, Any]] = {name: field.annotation for name, field in Config.model_fields.items()}
+KEYS: Final[dict[str, FieldInfo]] = {
+    f"{name}.{key}": field for name, section in SECTIONS.items() for key, field in section.model_fields.items()
+}
+_QUOTED_OR_COMMENT: Final = re.compile(r'"(?:[^"\\\n]|\\.)*"|\'[^\'\n]*\'|#.*')
+
+
+def _bounded_text(path: Path) -> str:
+    try:
+        with path.open("rb") as file:
+            content = file.read(LARGEST + 1)
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be read: {error.strerror}. launch/configs holds examples.") from error
+    if len(content) > LARGEST:
+        raise ConfigError(f"{path} is larger than {LARGEST} bytes: this is no configuration of a run.")
+    try:
+        text = content.decode()
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path} is not a text file in UTF-8 (byte {error.start}).") from error
+    for number, line in enumerate(text.splitlines(), 1):
+        bare = _QUOTED_OR_COMMENT.sub("", line)
+        if bare.count(".") > DEEPEST or bare.count("[") + bare.count("{") > DEEPEST:
+            raise ConfigError(f"{path}, line {number}: nested too deeply. A file has sections, and keys in them.")
+    return text
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(_bounded_text(path))
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"{path} is not valid TOML: {str(error).rstrip('.')}.") from error
+    except RecursionError as error:
+        raise ConfigError(f"{path}: nested too deeply. A file has sections, and keys in them.") from error
+    except ValueError as error:  # an integer of more digits than Python converts
+        raise ConfigError(f"{path} is not valid TOML: a number has too many digits.") from error
+
+
+def _nearest(name: str) -> str | None:
+    """The key that was likely meant: alike in its section, of that name in another section, or alike as a whole."""
+    section, _, key = name.rpartition(".")
+    if section in SECTIONS:
+        alike = difflib.get_close_matches(key, SECTIONS[section].model_fields, n=1)
+        near = [f"{section}.{found}" for found in alike]
+    else:
+        near = difflib.get_close_matches(name, KEYS, n=1)
+    return next(iter(near + [known for known in KEYS if known.endswith(f".{key}")]), None)
+
+
+def unknown_key(name: str, source: object) -> str:
+    """The sentence for a key that does not exist, with the nearest one that does."""
+    if name in SECTIONS:
+        return f"{name} ({source}) is a section, not a value. Write [{name}], and its keys below."
+    name = name if len(name) <= 64 else name[:61] + "..."
+    near = _nearest(name)
+    hint = f"Did you mean {near!r}?" if near else "`fastmpl train --help-all` lists every key."
+    return f"unknown key {name!r} ({source}). {hint}"
+
+
+def _flat(tree: Mapping[str, Any]) -> dict[str, Any]:
+    """Dotted keys of a nested mapping; a dotted key of the mapping itself is kept as it is."""
+    flat: dict[str, Any] = {}
+    for name, value in tree.items():
+        if isinstance(value, Mapping) and "." not in name:
+            flat |= {f"{name}.{key}": item for key, item in value.items()}
+        else:
+            flat[name] = value
+    return flat
+
+
+def build(values: Mapping[str, Any], source: Mapping[str, object]) -> Config:
+    """A Config from dotted keys; `source` says where each comes from. Raises ConfigError."""
+    unknown = [unknown_key(name, source[name]) for name in values if name not in KEYS]
+    if unknown:
+        raise ConfigError("\n".join(unknown[:SHOWN]))
+    tree: dict[str, dict[str, Any]] = {}
+    for name, value in values.items():
+        section, key = name.split(".")
+        tree.setdefault(section, {})[key] = value
+    try:
+        return Config.model_validate(tree)
+    except ValidationError as error:
+        sentences: dict[str, None] = {}  # in order, each once: both items of a pair may be wrong
+        for detail in error.errors(include_url=False, include_context=False):
+            name = ".".join(str(part) for part in detail["loc"][:2])
+            wrong = f"{name} = {toml(values[name])} ({source[name]}) cannot be used. Expected {allowed_by(KEYS[name])}."
+            sentences[wrong] = None
+        raise ConfigError("\n".join(list(sentences)[:SHOWN])) from error
+
+
+def load(path: str | Path, overrides: Mapping[str, Any] | None = None) -> Config:
+    """The configuration of a TOML file, with `overrides` over it.
+
+    overrides: dotted (`{"student.lr": 0.1}`) or nested (`{"student": {"lr": 0.1}}`).
+    Raises ConfigError, one sentence a mistake: a file that cannot be read, malformed TOML, unknown keys, values of a
+    wrong type or out of bounds, and keys that do not go together.
+    """
+    path = Path(path)
+    file, over = _flat(_read(path)), _flat(overrides or {})
+    return build(file | over, dict.fromkeys(file, path) | dict.fromkeys(over, COMMAND_LINE))
+
+
+def to_toml(config: Config) -> str:
+    """Every key of `config`, in the order of its sections."""
+    return tomli_w.dumps(config.model_dump(mode="json"))
+
+
+def save(config: Config, path: str | Path) -> Path:
+    """Writes every key of `config`, so that `load(path) == config`; gives the path."""
+    path = Path(path)
+    path.write_text(to_toml(config), encoding="utf-8")
+    return path
+
+
+def difference(a: Config, b: Config) -> list[str]:
+    """The dotted keys whose values differ, in the order of the sections."""
+    left, right = _flat(a.model_dump()), _flat(b.model_dump())
+    return [name for name in KEYS if left[name] != right[name]]

@@ -1,0 +1,120 @@
+"""The command line's `--section.key value` options, rendered by tyro from the sections.
+
+Options carry text alone and only those that were given, so that they lie over the file and share its checks and its
+errors. --help shows the keys that matter, --help-all also the rare ones.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import make_dataclass
+from typing import Annotated, Any, Literal, TypedDict, TypeVar, get_args, get_origin
+
+import tyro
+from pydantic.fields import FieldInfo
+
+from fastmpl.config.load import COMMAND_LINE, KEYS, SECTIONS, unknown_key
+from fastmpl.config.wording import plain, toml
+from fastmpl.errors import ConfigError
+
+Verb = TypeVar("Verb")
+Given = Mapping[str, Mapping[str, tuple[str, ...]]]
+
+
+def _items(field: FieldInfo) -> list[Any]:
+    """The types of the words that an option takes: one, or those of a pair."""
+    if get_origin(field.annotation) is tuple:
+        return [plain(item)[0] for item in get_args(field.annotation)]
+    return [field.annotation]
+
+
+def _metavar(kind: Any) -> str:
+    if get_origin(kind) is Literal:
+        return "{" + ",".join(get_args(kind)) + "}"
+    return "{true,false}" if kind is bool else str(kind.__name__).upper()
+
+
+def _word(value: object) -> str:
+    """`value` as it is typed on a command line."""
+    return (value or '""') if isinstance(value, str) else toml(value)
+
+
+def _is_rare(field: FieldInfo) -> bool:
+    return isinstance(field.json_schema_extra, dict) and bool(field.json_schema_extra.get("rare"))
+
+
+def _option(field: FieldInfo) -> Any:
+    items = _items(field)
+    words: Any = tuple[(str,) * len(items)]  # type: ignore[misc]
+    default = field.default if len(items) > 1 else (field.default,)
+    return Annotated[
+        words,
+        tyro.conf.arg(
+            metavar=" ".join(map(_metavar, items)),
+            help=field.description,
+            help_behavior_hint=f"(default: {' '.join(map(_word, default))})",
+        ),
+    ]
+
+
+def _options(rare: bool) -> Any:
+    """A type for tyro: a dictionary of the sections, each a dictionary of the keys that were given."""
+    sections: dict[str, Any] = {}
+    for name, section in SECTIONS.items():
+        keys = {key: _option(field) for key, field in section.model_fields.items() if rare or not _is_rare(field)}
+        sections[name] = TypedDict(name, keys, total=False)  # type: ignore[operator]
+        sections[name].__doc__ = section.__doc__
+    return TypedDict("Options", sections)  # type: ignore[operator]
+
+
+def _refuse_unknown(arguments: Sequence[str]) -> None:
+    """Raises ConfigError for a `--section.key` that does not exist, with the nearest one that does."""
+    for argument in arguments:
+        name = argument.removeprefix("--").partition("=")[0].replace("-", "_")
+        if argument.startswith("--") and "." in name and name not in KEYS:
+            raise ConfigError(unknown_key(name, COMMAND_LINE))
+
+
+def _typed(kind: Any, word: str) -> Any:
+    """`word` as a value of `kind`; as it is where it is none, for the check of the configuration to refuse."""
+    if kind is bool:
+        return {"true": True, "false": False}.get(word.lower(), word)
+    if kind in (int, float):
+        try:
+            return kind(word)
+        except ValueError:
+            return word
+    return word
+
+
+def _overrides(given: Given) -> dict[str, Any]:
+    """The dotted keys and typed values of the options that were given."""
+    values: dict[str, Any] = {}
+    for section, keys in given.items():
+        for key, words in keys.items():
+            name = f"{section}.{key}"
+            typed = [_typed(kind, word) for kind, word in zip(_items(KEYS[name]), words, strict=True)]
+            values[name] = typed if len(typed) > 1 else typed[0]
+    return values
+
+
+def parse(verb: type[Verb], program: str, arguments: Sequence[str]) -> tuple[Verb, dict[str, Any]]:
+    """The verb's own arguments, a dataclass, and overrides for `load`.
+
+    Raises ConfigError for an unknown `--section.key`. Where help is asked for, or the usage is wrong in another way,
+    tyro prints it and raises SystemExit (0 or 2).
+    """
+    _refuse_unknown(arguments)
+    short = not {"-h", "--help"}.isdisjoint(arguments)
+    options: Any = Annotated[_options(rare=not short), tyro.conf.arg(name="")]
+    parsed: Any = tyro.cli(
+        make_dataclass("Line", [("options", options)], bases=(verb,), frozen=True, kw_only=True),
+        prog=program,
+        args=["--help" if argument == "--help-all" else argument for argument in arguments],
+        use_underscores=True,
+        description=verb.__doc__,
+    )
+    return parsed, _overrides(parsed.options)
+
+
+def parse_plain(verb: type[Verb], program: str, arguments: Sequence[str]) -> Verb:
+    """The arguments of a verb that has no configuration. tyro prints help and mistakes, and raises SystemExit."""
+    return tyro.cli(verb, prog=program, args=list(arguments), use_underscores=True, description=verb.__doc__)

@@ -1,0 +1,199 @@
+"""Which keys go together. What cannot work is refused when the file is read, not at step 1,000.
+
+A rule is a function from the configuration to the sentences that refuse it. NOT_YET lists what the configuration names
+and this version does not do. What only the machine can tell (a GPU, free memory, the number of images) is not asked
+here.
+"""
+
+import re
+from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING, Final
+
+from fastmpl.config.wording import one_of, toml
+from fastmpl.errors import ConfigError
+
+if TYPE_CHECKING:
+    from fastmpl.config.schema import Config
+
+# The pairs of method.targets and feedback.kind that cannot work: why, and what to use. All others can.
+IMPOSSIBLE: Final = {
+    ("soft", "scalar"): 'gives the teacher a zero gradient. Use kind = "exact", or targets = "sampled"',
+    ("soft", "per_example"): 'has no drawn label to credit. Use kind = "exact", or targets = "sampled"',
+    ("sampled", "exact"): (
+        "asks for the derivative by a whole distribution of which the student saw one draw. "
+        'Use kind = "per_example", or targets = "soft"'
+    ),
+    ("argmax", "exact"): (
+        'cannot work: the arg max has no gradient and is not a sample. Use kind = "scalar", or targets = "soft"'
+    ),
+    ("argmax", "per_example"): (
+        'cannot work: the arg max has no gradient and is not a sample. Use kind = "scalar", or targets = "sampled"'
+    ),
+}
+
+
+def names_own_model(model: str) -> bool:
+    """Whether `model` is a network of fastmpl: conv, perceptron, or wrn_DEPTH_WIDTH with DEPTH = 6 n + 4."""
+    wide = re.fullmatch(r"wrn_(\d{1,4})_(\d{1,3})", model)
+    if wide:
+        return int(wide[1]) >= 10 and int(wide[1]) % 6 == 4 and int(wide[2]) >= 1
+    return model in ("conv", "perceptron", "perceptron_tanh")
+
+
+def names_run(model: str) -> bool:
+    """Whether `model` is the folder of a run: neither a network of fastmpl nor one of timm."""
+    return not names_own_model(model) and not model.startswith("timm:")
+
+
+def feeds_back(config: "Config") -> bool:
+    """Whether the teacher learns from the student's validation loss."""
+    return config.method.name in ("mpl", "reduced_mpl") and config.feedback.kind != "off"
+
+
+def _run(config: "Config") -> Iterator[str]:
+    if not config.run.name.strip("."):
+        yield f'run.name = "{config.run.name}" is not the name of a folder of its own.'
+
+
+def _models(config: "Config") -> Iterator[str]:
+    method, teacher, student = config.method.name, config.teacher.model, config.student.model
+    known = 'Use wrn_DEPTH_WIDTH with DEPTH = 6 n + 4 (wrn_28_2), conv, perceptron, or "timm:NAME"'
+    if names_run(student):
+        yield f'student.model = "{student}" is no network. {known}.'
+    if method == "distillation" and names_own_model(teacher) and not config.data.store:
+        yield (
+            f'method.name = "distillation" with teacher.model = "{teacher}" has nothing to learn from. '
+            'Name the folder of a run (runs/NAME) or "timm:NAME".'
+        )
+    if names_run(teacher) and method not in ("distillation", "pseudo_label"):
+        yield f'teacher.model = "{teacher}" is no network that method.name = "{method}" can train. {known}.'
+    if config.data.source == "two_moons":
+        trained = {"student": student, "teacher": teacher} if method == "mpl" else {"student": student}
+        for role, model in trained.items():
+            if not model.startswith("perceptron"):
+                yield f'data.source = "two_moons" with {role}.model = "{model}": use "perceptron".'
+
+
+def _optimisers(config: "Config") -> Iterator[str]:
+    for role, network in (("teacher", config.teacher), ("student", config.student)):
+        if network.optimiser == "nesterov" and network.momentum == 0:
+            yield f'{role}.optimiser = "nesterov" needs {role}.momentum above 0. Use "sgd" for none.'
+    student, kind = config.student.optimiser, config.feedback.kind
+    if student in ("lamb", "apex:FusedLAMB") and feeds_back(config) and kind in ("exact", "per_example"):
+        yield (
+            f'student.optimiser = "{student}" with feedback.kind = "{kind}" cannot work: its trust ratio mixes a '
+            'layer\'s gradients. Use feedback.kind = "scalar", or student.optimiser = "adamw".'
+        )
+
+
+def _method(config: "Config") -> Iterator[str]:
+    method = config.method
+    if method.threshold > 0 and method.name != "pseudo_label":
+        hint = " The consistency loss has its own, uda.threshold." if method.name in ("uda", "mpl") else ""
+        yield f'method.threshold = {method.threshold} is for method.name = "pseudo_label", not "{method.name}".{hint}'
+    if method.name == "distillation" and method.targets != "soft":
+        yield (
+            f'method.targets = "{method.targets}" with method.name = "distillation": it learns from whole '
+            'distributions. Use targets = "soft", or method.name = "pseudo_label".'
+        )
+    if method.name == "uda" and config.uda.weight == 0:
+        yield 'method.name = "uda" with uda.weight = 0 is supervised training. Use method.name = "supervised".'
+    if method.name == "reduced_mpl" and not config.data.store:
+        yield 'method.name = "reduced_mpl" needs data.store, the stored distributions of a large teacher.'
+    if config.data.store and method.name not in ("distillation", "reduced_mpl"):
+        yield f'data.store is for method.name = "distillation" or "reduced_mpl", not "{method.name}".'
+
+
+def _feedback(config: "Config") -> Iterator[str]:
+    feedback, method = config.feedback, config.method
+    if feedback.kind == "off":  # one option switches the feedback off; the rest of the section then waits
+        if feedback.control != "none":
+            yield f'feedback.control = "{feedback.control}" with feedback.kind = "off" has nothing to spoil.'
+        return
+    if not feeds_back(config):
+        if feedback != type(feedback)():
+            yield (
+                f'[feedback] is for method.name = "mpl" or "reduced_mpl", not "{method.name}". '
+                'Leave the section out, or set feedback.kind = "off".'
+            )
+        return
+    reason = IMPOSSIBLE.get((method.targets, feedback.kind))
+    if reason:
+        yield f'method.targets = "{method.targets}" with feedback.kind = "{feedback.kind}" {reason}.'
+    if feedback.images == "trusted" and config.data.trusted == 0:
+        yield 'feedback.images = "trusted" needs data.trusted above 0, the number of clean images to set aside.'
+    if feedback.kind == "scalar":
+        if feedback.tangent != "jvp":
+            yield 'feedback.tangent is for feedback.kind = "exact" or "per_example": the scalar has no tangent.'
+        if feedback.depth > 0:
+            yield 'feedback.depth is for feedback.kind = "exact" or "per_example": the scalar has no tangent.'
+    else:
+        if feedback.baseline > 0:
+            yield f'feedback.baseline is for feedback.kind = "scalar", not "{feedback.kind}".'
+        if feedback.cosine:
+            yield f'feedback.cosine is for feedback.kind = "scalar", not "{feedback.kind}".'
+    if feedback.tangent == "difference" and config.system.precision != "float32":
+        yield (
+            f'feedback.tangent = "difference" with system.precision = "{config.system.precision}" loses the '
+            'difference to rounding. Use tangent = "jvp", or precision = "float32".'
+        )
+
+
+def _data(config: "Config") -> Iterator[str]:
+    data, system = config.data, config.system
+    kind, share = data.noise
+    if kind == "none" and share > 0:
+        yield f'data.noise = ["none", {share}] has no kind of wrong label. Use "pair", "symmetric" or "brightness".'
+    if data.batch_trusted > 0 and data.trusted == 0:
+        yield f"data.batch_trusted = {data.batch_trusted} needs data.trusted above 0."
+    if config.finetune.steps > 0 and config.finetune.images == "trusted" and data.trusted == 0:
+        yield 'finetune.images = "trusted" needs data.trusted above 0.'
+    if data.source in ("folder", "webdataset", "tfrecord") and not data.root:
+        yield f'data.source = "{data.source}" needs data.root, the folder of your data.'
+    for key in ("batch_labelled", "batch_unlabelled", "batch_trusted"):
+        batch: int = getattr(data, key)
+        if batch % system.accumulate:
+            yield f"data.{key} = {batch} is not a multiple of system.accumulate = {system.accumulate}."
+
+
+def _system(config: "Config") -> Iterator[str]:
+    system = config.system
+    if system.offload and system.engine != "zero":
+        yield 'system.offload = true needs system.engine = "zero".'
+    if system.engine == "zero" and system.graph == "on":
+        yield 'system.graph = "on" with system.engine = "zero": shards cannot be captured. Use graph = "auto".'
+
+
+# Keys that name more than this version does: the values that it has. Building a feature widens or deletes its row.
+NOT_YET: Final[dict[str, tuple[str | int | bool, ...]]] = {
+    "method.name": ("supervised", "distillation", "pseudo_label", "uda", "mpl"),
+    "data.source": ("digits", "fashion_mnist", "two_moons"),
+    "data.store": ("",),
+    "teacher.optimiser": ("sgd", "nesterov", "adamw"),
+    "student.optimiser": ("sgd", "nesterov", "adamw"),
+    "teacher.norm": ("batch", "group"),
+    "student.norm": ("batch", "group"),
+    "system.engine": ("plain",),
+    "system.offload": (False,),
+    "system.graph": ("auto", "off"),
+    "system.compile": (False,),
+}
+
+
+def _not_yet(config: "Config") -> Iterator[str]:
+    for name, built in NOT_YET.items():
+        section, key = name.split(".")
+        value = getattr(getattr(config, section), key)
+        if value not in built:
+            yield f"{name} = {toml(value)} is not in this version yet. Use {one_of(built)}."
+
+
+def _refusals(config: "Config") -> Iterable[str]:
+    for rule in (_run, _models, _optimisers, _method, _feedback, _data, _system, _not_yet):
+        yield from rule(config)
+
+
+def refuse(config: "Config") -> None:
+    """Raises ConfigError with the first reason why `config` cannot be run, if there is one."""
+    for sentence in _refusals(config):
+        raise ConfigError(sentence)

@@ -1,0 +1,168 @@
+"""Every key of the configuration: its type, default, bounds and one sentence. The single source of all four.
+
+Leaves out what needs two keys (`rules`), and how a file is read (`load`). Types are strict: "0.1" is no number. Keys
+declared with `_rare` are shown by --help-all alone.
+"""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+Source = Literal[
+    "digits", "fashion_mnist", "cifar10", "cifar100", "svhn", "two_moons", "folder", "webdataset", "tfrecord"
+]
+Noise = Literal["none", "pair", "symmetric", "brightness"]
+Norm = Literal["batch", "sync", "group"]
+Optimiser = Literal[
+    "sgd", "nesterov", "adamw", "lamb", "fastmpl:sgd_ema", "apex:FusedSGD", "apex:FusedAdam", "apex:FusedLAMB"
+]
+MethodName = Literal["supervised", "distillation", "pseudo_label", "uda", "mpl", "reduced_mpl"]
+Targets = Literal["soft", "sampled", "argmax"]
+FeedbackKind = Literal["exact", "per_example", "scalar", "off"]
+CleanImages = Literal["labelled", "trusted"]
+Count = Annotated[int, Field(ge=0, le=10**9)]
+Positive = Annotated[int, Field(ge=1, le=10**9)]
+Share = Annotated[float, Field(ge=0, le=1)]
+BelowOne = Annotated[float, Field(ge=0, lt=1)]
+Rate = Annotated[float, Field(ge=0, le=1000)]
+Temperature = Annotated[float, Field(ge=0.01, le=100)]
+
+
+def _key(default: Any, sentence: str, **options: Any) -> Any:
+    return Field(default, description=sentence, **options)
+
+
+def _rare(default: Any, sentence: str, **options: Any) -> Any:
+    return Field(default, description=sentence, json_schema_extra={"rare": True}, **options)
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+
+
+class RunConfig(_Section):
+    """The run: its name, length and rhythm."""
+
+    name: str = _key("fashion_mnist_500", "Name of the run's folder.", pattern=r"^[A-Za-z0-9._-]{1,64}$")
+    output: str = _key("runs", "Folder that holds the runs.", min_length=1)
+    seed: int = _key(0, "Seed of every random draw.", ge=0, lt=2**31)
+    steps: Positive = _key(3000, "Steps of training, each one update of the student.")
+    log_every: Positive = _rare(50, "Steps between two lines of metrics.")
+    evaluate_every: Positive = _key(500, "Steps between two evaluations.")
+    checkpoint_every: Positive = _rare(500, "Steps between two checkpoints.")
+    keep: int = _rare(2, "Checkpoints kept besides the best.", ge=2, le=10**6)
+
+
+class DataConfig(_Section):
+    """The images: where they come from, how they are split, how their two views are made."""
+
+    source: Source = _key("fashion_mnist", "Data set, or the form of your own.")
+    root: str = _key("", "Folder with labelled/, unlabelled/ and test/, or where data sets are kept.")
+    labels: Count = _key(500, "Labelled images, balanced over the classes; 0: all.")
+    unlabelled: Count = _key(0, "Unlabelled images; 0: all that are left.")
+    trusted: Count = _key(0, "Clean labelled images set aside for the feedback or the fine-tuning.")
+    noise: Annotated[tuple[Noise, Share], Field(strict=False)] = _key(
+        ("none", 0.0), "Kind and share of wrong labels put on the labelled images, for experiments."
+    )
+    validation: Count = _key(500, "Labelled images that are never trained on, to select a checkpoint by.")
+    image_size: int = _key(28, "Height and width of the images in pixels.", ge=1, le=4096)
+    batch_labelled: Positive = _key(64, "Labelled images a step, over all ranks.")
+    batch_unlabelled: Positive = _key(448, "Unlabelled images a step, over all ranks.")
+    batch_trusted: Count = _rare(0, "Trusted images a step, over all ranks; 0: as batch_labelled.")
+    flip: bool = _rare(True, "Whether both views are mirrored at random.")
+    rand_augment: Annotated[
+        tuple[Annotated[int, Field(ge=0, le=16)], Annotated[int, Field(ge=0, le=30)]], Field(strict=False)
+    ] = _key((2, 10), "RandAugment's operations and magnitude for the strong view; 0 operations: off.")
+    cutout: Share = _key(0.5, "Side of the square cut out of the strong view, as a share of the image's; 0: off.")
+    store: str = _rare("", "File of stored class distributions, for distillation and reduced_mpl.")
+
+
+class NetworkConfig(_Section):
+    """A network and how it learns."""
+
+    model: str = _key("wrn_28_2", 'Network: wrn_DEPTH_WIDTH, conv, perceptron, or "timm:NAME".', min_length=1)
+    dropout: BelowOne = _rare(0.0, "Share of units dropped.")
+    norm: Norm = _rare("batch", "Normalisation: statistics of a rank's batch, of all ranks' batches, or of groups.")
+    width: int = _rare(128, "Units of a perceptron's hidden layers, or channels of conv's last one.", ge=1, le=65536)
+    depth: int = _rare(5, "Linear layers of a perceptron.", ge=1, le=1000)
+    optimiser: Optimiser = _key("sgd", "Optimiser.")
+    lr: Rate = _key(0.05, "Learning rate after the warm-up.")
+    momentum: BelowOne = _rare(0.9, "Momentum, or AdamW's first decay.")
+    weight_decay: Share = _key(5e-4, "Weight decay, not on norms and biases.")
+    clip: Annotated[float, Field(ge=0, le=1e6)] = _key(0.0, "Largest norm of the whole gradient; 0: off.")
+    warmup: Count = _rare(100, "Steps of linear warm-up.")
+    wait: Count = _rare(0, "Steps at rate 0 before the warm-up.")
+    schedule: Literal["cosine", "constant"] = _rare("cosine", "Learning rate after the warm-up.")
+
+
+class TeacherConfig(NetworkConfig):
+    """The teacher. For distillation and pseudo labels `model` may also be the folder of a run."""
+
+
+class StudentConfig(NetworkConfig):
+    """The student, the network that a run is for."""
+
+    average: BelowOne = _key(0.995, "Decay of the moving average of the weights, evaluated beside them; 0: off.")
+    label_smoothing: BelowOne = _rare(0.0, "Smoothing of the targets that the student learns from.")
+
+
+class MethodConfig(_Section):
+    """The method: what the student learns from."""
+
+    name: MethodName = _key("mpl", "Method.")
+    targets: Targets = _key("soft", "What the student learns of the teacher's distribution: all, a draw, or the top.")
+    label_view: Literal["strong", "weak"] = _rare("strong", "View of an image that the teacher labels.")
+    temperature: Temperature = _key(1.0, "Temperature of the teacher's distribution.")
+    threshold: BelowOne = _key(0.0, "Confidence below which pseudo_label leaves an image out.")
+    label_smoothing: BelowOne = _rare(0.0, "Smoothing of the true labels in the supervised loss.")
+    supervised_weight: Rate = _rare(1.0, "Weight of the supervised loss.")
+
+
+class FeedbackConfig(_Section):
+    """What the teacher learns from the student: how its labels changed the student's loss on labelled images."""
+
+    kind: FeedbackKind = _key("exact", "How the student's loss reaches the teacher.")
+    images: CleanImages = _key("labelled", "Images that the student's loss is measured on.")
+    weight: Rate = _key(1.0, "Weight of the feedback; 1: the true gradient, for every kind.")
+    control: Literal["none", "shuffled", "flipped"] = _rare("none", "Control experiment: spoil the feedback.")
+    baseline: BelowOne = _rare(0.0, "Decay of the moving average taken off the scalar feedback; 0: off.")
+    cosine: bool = _rare(False, "Whether the scalar feedback is the cosine of the two gradients.")
+    tangent: Literal["jvp", "difference"] = _rare("jvp", "Directional derivative: forward mode, or a difference.")
+    depth: Count = _rare(0, "Last blocks of the student that the feedback goes through; 0: the whole network.")
+
+
+class UdaConfig(_Section):
+    """Consistency of a network between the two views of an image."""
+
+    weight: Rate = _key(8.0, "Weight of the consistency loss; 0: off.")
+    temperature: Temperature = _rare(0.7, "Temperature of the weak view's distribution.")
+    threshold: BelowOne = _key(0.6, "Confidence below which an image is left out.")
+    ramp: Count = _rare(1000, "Steps over which the weight grows to its value.")
+
+
+class FinetuneConfig(_Section):
+    """Training of the student on labelled images at the end."""
+
+    steps: Count = _key(0, "Steps; 0: off.")
+    images: CleanImages = _key("labelled", "Images to fine-tune on.")
+    lr: Rate = _rare(3e-5, "Learning rate.")
+    batch: Positive = _rare(512, "Images a step, over all ranks.")
+
+
+class SystemConfig(_Section):
+    """How a step is executed; none of it changes the mathematics."""
+
+    precision: Literal["float32", "bf16"] = _key("float32", "Precision of the arithmetic; weights are float32.")
+    channels_last: bool = _rare(True, "Whether images are stored with the channels last.")
+    schedule: Literal["split", "joint"] = _key("split", "Separate passes, or one over all images of a network.")
+    deferred: bool = _rare(False, "Whether the teacher's graph is built after the student's step, to save memory.")
+    recompute: bool = _rare(False, "Whether blocks are computed again in the backward pass, to save memory.")
+    accumulate: Positive = _rare(1, "Micro-batches a step.")
+    graph: Literal["auto", "on", "off"] = _rare("auto", "Whether a step is one CUDA graph.")
+    compile: bool = _rare(False, "Whether networks are compiled.")
+    kernels: Literal["auto", "triton", "native", "reference"] = _rare("auto", "Implementation of the fused operations.")
+    engine: Literal["plain", "zero"] = _rare("plain", "Copies of the networks on each rank, or shards by DeepSpeed.")
+    zero_stage: int = _rare(1, "What DeepSpeed shards: nothing, optimiser, gradients, parameters.", ge=0, le=3)
+    offload: bool = _rare(False, "Whether shards of the optimiser live in the host's memory.")
+    threads: int = _rare(0, "CPU threads of a rank; 0: cores / ranks.", ge=0, le=4096)
+    timeout: int = _rare(120, "Seconds after which a rank that does not answer is given up.", ge=1, le=86400)

@@ -1,0 +1,169 @@
+"""All the data of a run in one value: what a trainer, an evaluation and a report need."""
+
+from dataclasses import dataclass
+from importlib import import_module
+from typing import Literal, NamedTuple, cast
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from numpy.typing import NDArray
+from torch import Tensor
+
+from fastmpl.data.draws import Stream
+from fastmpl.data.loader import LabelledStream, Loader
+from fastmpl.data.normalise import centre_view
+from fastmpl.data.order import Order
+from fastmpl.data.points import PointStream
+from fastmpl.data.prepare import Prepared, fingerprint, prepare
+from fastmpl.data.settings import DataSettings
+from fastmpl.data.sources import Pixels
+from fastmpl.data.split import Split
+from fastmpl.data.stream import ViewStream
+from fastmpl.data.views import augmentation
+
+
+class Held(NamedTuple):
+    """Images as they are evaluated (whole, neither shifted nor flipped), normalised, on the CPU; with true labels."""
+
+    images: Float[Tensor, "N *image"]
+    labels: Int[Tensor, "N"]
+
+
+@dataclass(frozen=True)
+class _Streams:
+    """Opens the streams of one process. Rank and device decide which rows are made where, never what is drawn."""
+
+    prepared: Prepared
+    settings: DataSettings
+    seed: int
+    rank: int
+    world: int
+    channels_last: bool
+    threads: int
+    device: int | None
+
+    def members(self, stream: Stream) -> tuple[NDArray[np.int64], int]:
+        """The images of a training stream and its global batch."""
+        settings, parts = self.settings, self.prepared.split
+        return {
+            Stream.LABELLED: (parts.labelled, settings.batch_labelled),
+            Stream.TRUSTED: (parts.trusted, settings.batch_trusted or settings.batch_labelled),
+            Stream.UNLABELLED: (parts.unlabelled, settings.batch_unlabelled),
+        }[stream]
+
+    def order(self, stream: Stream, members: NDArray[np.int64], batch: int) -> Order:
+        return Order(members, batch, stream, self.seed, self.rank, self.world)
+
+    def open(self, order: Order, step: int, *, two_views: bool) -> ViewStream:
+        images, normalisation = self.prepared.arrays.train_images, self.prepared.normalisation
+        if normalisation is None:
+            points = cast(NDArray[np.float32], images)
+            return PointStream(points, order, two_views=two_views, step=step, device=self.device)
+        from fastmpl.data.pipeline import ImageStream  # here, because points need no DALI
+
+        return ImageStream(
+            cast(NDArray[np.uint8], images),
+            order,
+            augmentation(self.settings),
+            normalisation,
+            two_views=two_views,
+            step=step,
+            channels_last=self.channels_last,
+            threads=self.threads,
+            device=self.device,
+        )
+
+    def targets(self) -> Int[Tensor, "N"]:
+        return torch.from_numpy(self.prepared.targets).to("cpu" if self.device is None else f"cuda:{self.device}")
+
+    def held(self, images: Pixels, labels: NDArray[np.int64]) -> Held:
+        if self.prepared.normalisation is None:
+            return Held(torch.from_numpy(cast(NDArray[np.float32], images)), torch.from_numpy(labels))
+        pixels = cast(NDArray[np.uint8], images)
+        return Held(
+            centre_view(pixels, self.settings.image_size, self.prepared.normalisation), torch.from_numpy(labels)
+        )
+
+
+@dataclass(frozen=True)
+class Data:
+    """All the data of a run; made by `build`."""
+
+    train: Loader
+    validation: Held | None
+    test: Held
+    classes: tuple[str, ...]
+    image_shape: tuple[int, ...]  # (3, size, size), or (2,) for points
+    split: Split
+    truth: Int[Tensor, "N"]  # the true label of every training image: for reports alone, by a Batch's indices
+    _streams: _Streams
+
+    @property
+    def labelled_count(self) -> int:
+        return len(self.split.labelled)
+
+    @property
+    def trusted_count(self) -> int:
+        return len(self.split.trusted)
+
+    @property
+    def unlabelled_count(self) -> int:
+        return len(self.split.unlabelled)
+
+    def examples(self, index: NDArray[np.int64]) -> Held:
+        """The training images `index` as they are evaluated, with their true labels."""
+        arrays = self._streams.prepared.arrays
+        return self._streams.held(arrays.train_images[index], arrays.train_labels[index])
+
+    def finetune(self, images: Literal["labelled", "trusted"], batch: int, step: int = 0) -> LabelledStream:
+        """This rank's part of global batches of labelled (perhaps noisy) or trusted images, from `step` on."""
+        streams = self._streams
+        order = streams.order(
+            Stream.FINETUNE, self.split.labelled if images == "labelled" else self.split.trusted, batch
+        )
+        return LabelledStream(streams.open(order, step, two_views=False), streams.targets())
+
+
+def build(
+    settings: DataSettings,
+    *,
+    seed: int,
+    rank: int = 0,
+    world: int = 1,
+    channels_last: bool = True,
+    threads: int = 1,
+    device: int | None = None,
+) -> Data:
+    """Loads, splits and prepares the data of a run.
+
+    `rank` of `world` processes gets its part of every global batch. `device` is the number of the CUDA device on which
+    views are made and batches lie, None for the CPU. Raises DataError where the data cannot be used as asked.
+    """
+    prepared = prepare(settings, seed)
+    if prepared.normalisation is not None:
+        import_module("fastmpl.data.pipeline")  # a missing DALI is told now, not at the first batch
+    streams = _Streams(prepared, settings, seed, rank, world, channels_last, max(threads, 1), device)
+    with_trusted = prepared.split.trusted.size > 0
+    used = [Stream.LABELLED, Stream.UNLABELLED] + [Stream.TRUSTED] * with_trusted
+    orders = {stream: streams.order(stream, *streams.members(stream)) for stream in used}  # refuses impossible batches
+
+    def open_stream(stream: Stream, step: int) -> ViewStream:
+        return streams.open(orders[stream], step, two_views=stream is Stream.UNLABELLED)
+
+    arrays, chosen = prepared.arrays, prepared.split.validation
+    return Data(
+        train=Loader(
+            open_stream,
+            streams.targets(),
+            trusted=with_trusted,
+            fingerprint=fingerprint(prepared, settings, seed),
+        ),
+        validation=streams.held(arrays.train_images[chosen], arrays.train_labels[chosen]) if chosen.size else None,
+        test=streams.held(*prepared.test()),
+        classes=arrays.classes,
+        image_shape=(2,) if prepared.normalisation is None else (3, settings.image_size, settings.image_size),
+        split=prepared.split,
+        truth=torch.from_numpy(arrays.train_labels),
+        _streams=streams,
+    )

@@ -1,0 +1,110 @@
+"""Streams of views and their labels -> the batches of a run, and the state that resumes them.
+
+The state is a step and a fingerprint of everything that decides what a step's batch is. It is the same on every rank,
+and does not name the number of ranks: each takes its part of the same global batches.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import NamedTuple
+
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from fastmpl.data.batch import Batch
+from fastmpl.data.draws import Stream
+from fastmpl.data.errors import DataError
+from fastmpl.data.stream import ViewStream
+
+Open = Callable[[Stream, int], ViewStream]
+
+
+class Labelled(NamedTuple):
+    """Weak views with the labels to learn from."""
+
+    images: Float[Tensor, "n *image"]
+    targets: Int[Tensor, "n"]
+    index: Int[Tensor, "n"]  # type: ignore[assignment]  # hides tuple.index, which nobody needs
+
+
+class LabelledStream:
+    """A view stream and `targets` [N], the label of every image of the data set that has one."""
+
+    def __init__(self, views: ViewStream, targets: Int[Tensor, "N"]) -> None:
+        self._views = views
+        self._targets = targets
+
+    def next(self) -> Labelled:
+        """The next step's images."""
+        views = self._views.next()
+        return Labelled(views.weak, self._targets[views.index], views.index)
+
+
+class _Streams(NamedTuple):
+    labelled: LabelledStream
+    unlabelled: ViewStream
+    trusted: LabelledStream | None
+
+
+class Loader(Iterator[Batch]):
+    """This rank's batches, without end. Streams are opened at the first batch, and again after `restore`."""
+
+    def __init__(
+        self, open_stream: Open, targets: Int[Tensor, "N"], *, trusted: bool, fingerprint: Mapping[str, object]
+    ) -> None:
+        self._open = open_stream
+        self._targets = targets
+        self._has_trusted = trusted
+        self._fingerprint = dict(fingerprint)
+        self._step = 0
+        self._streams: _Streams | None = None
+
+    def __next__(self) -> Batch:
+        return self.next()
+
+    def next(self) -> Batch:
+        """The batch of the next step; its tensors are the caller's to keep."""
+        if self._streams is None:
+            self._streams = self._opened()
+        labelled = self._streams.labelled.next()
+        trusted = self._streams.trusted.next() if self._streams.trusted else None
+        views = self._streams.unlabelled.next()
+        assert views.strong is not None
+        self._step += 1
+        return Batch(
+            labelled=labelled.images,
+            targets=labelled.targets,
+            labelled_index=labelled.index,
+            weak=views.weak,
+            strong=views.strong,
+            unlabelled_index=views.index,
+            trusted=trusted.images if trusted else None,
+            trusted_targets=trusted.targets if trusted else None,
+        )
+
+    def _opened(self) -> _Streams:
+        def labels(stream: Stream) -> LabelledStream:
+            return LabelledStream(self._open(stream, self._step), self._targets)
+
+        trusted = labels(Stream.TRUSTED) if self._has_trusted else None
+        return _Streams(labels(Stream.LABELLED), self._open(Stream.UNLABELLED, self._step), trusted)
+
+    def state(self) -> dict[str, object]:
+        """What `restore` needs, as JSON can hold it: the next batch's step and the fingerprint."""
+        return {"step": self._step, "fingerprint": dict(self._fingerprint)}
+
+    def restore(self, state: Mapping[str, object]) -> None:
+        """Continues at `state`'s step. Raises DataError, and changes nothing, if it is of other data or settings."""
+        step, there = state.get("step"), state.get("fingerprint")
+        if not isinstance(step, int) or step < 0 or not isinstance(there, Mapping):
+            raise DataError(
+                "The checkpoint holds no position in the data: resume from another one, or start a new run."
+            )
+        here = self._fingerprint
+        differing = [k for k in {**here, **there} if here.get(k) != there.get(k)]
+        if differing:
+            what = ", ".join(f"{k} ({there.get(k)} there, {here.get(k)} here)" for k in differing)
+            raise DataError(
+                f"The checkpoint is of other data than this run: {what}. Resume with its settings, or start a new run."
+            )
+        self._step = step
+        self._streams = None

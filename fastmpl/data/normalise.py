@@ -1,0 +1,45 @@
+"""From bytes to the network's input: three channels, the network's size, mean 0 and deviation 1 over the data set.
+
+The constants are measured on the source's training images (no label is looked at), so that they are the same for every
+split and seed. Here is the plain form, for evaluation; the training pipeline does the same inside DALI.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from numpy.typing import NDArray
+from torch import Tensor
+
+
+class Normalisation(NamedTuple):
+    """Mean and standard deviation of each of three channels, in units of bytes (0 to 255)."""
+
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+
+def measure(images: NDArray[np.uint8]) -> Normalisation:
+    """The exact mean and deviation of the pixels of `images` [N, H, W, 3 or 1], by a histogram of bytes."""
+    value = np.arange(256, dtype=np.float64)
+    means, stds = [], []
+    for channel in range(images.shape[3]):
+        parts = (
+            images[first : first + 1000, ..., channel] for first in range(0, len(images), 1000)
+        )  # bounds the memory
+        share = sum(np.bincount(part.ravel(), minlength=256) for part in parts) / images[..., channel].size
+        mean = float(share @ value)
+        means.append(mean)
+        stds.append(max(float(np.sqrt(share @ (value - mean) ** 2)), 1.0))  # one colour is not divided by 0
+    repeat = 3 // images.shape[3]
+    return Normalisation(tuple(means * repeat), tuple(stds * repeat))
+
+
+def centre_view(images: NDArray[np.uint8], size: int, constants: Normalisation) -> Float[Tensor, "N 3 size size"]:
+    """`images` [N, H, W, 3 or 1] as they are evaluated: resized whole, neither shifted nor flipped."""
+    tensor = torch.from_numpy(images).permute(0, 3, 1, 2).float()
+    if tensor.shape[-2:] != (size, size):
+        tensor = torch.nn.functional.interpolate(tensor, (size, size), mode="bilinear", antialias=True).round()
+    mean, std = (torch.tensor(c, dtype=torch.float32)[:, None, None] for c in constants)
+    return (tensor.expand(-1, 3, -1, -1) - mean) / std

@@ -1,0 +1,40 @@
+"""The keys of the configuration's [data] section that this package reads, as a protocol.
+
+The configuration's own model satisfies it, and so does any object with these attributes; this package therefore needs
+neither a file nor a parser. Bounds and cross-field rules belong to the configuration.
+"""
+
+from typing import Protocol
+
+
+class DataSettings(Protocol):
+    """Counts are of images; batches are global, over all ranks."""
+
+    @property
+    def source(self) -> str: ...
+    @property
+    def root(self) -> str: ...
+    @property
+    def labels(self) -> int: ...  # class-balanced; 0: all
+    @property
+    def unlabelled(self) -> int: ...  # 0: all that remain
+    @property
+    def trusted(self) -> int | str: ...  # a count; a folder's name for sources made of folders
+    @property
+    def noise(self) -> tuple[str, float]: ...  # none pair symmetric brightness, rate; on `labelled` only
+    @property
+    def validation(self) -> int: ...
+    @property
+    def image_size(self) -> int: ...
+    @property
+    def batch_labelled(self) -> int: ...
+    @property
+    def batch_unlabelled(self) -> int: ...
+    @property
+    def batch_trusted(self) -> int: ...  # 0: as batch_labelled
+    @property
+    def flip(self) -> bool: ...
+    @property
+    def rand_augment(self) -> tuple[int, int]: ...  # operations, magnitude of 30; 0 operations: off
+    @property
+    def cutout(self) -> float: ...  # fraction of the side; 0: off

@@ -1,0 +1,110 @@
+"""Where images come from: one small function a source, all giving the same `Arrays`.
+
+A source decides what is training and what is test, once and for every seed; who gets a label is decided later (split).
+A further source is a further function and a row of `SOURCES`; sources of files too large for memory are not here.
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fastmpl.data import draws
+from fastmpl.data.errors import DataError
+from fastmpl.data.idx import read_idx
+from fastmpl.data.settings import DataSettings
+
+Pixels = NDArray[np.uint8] | NDArray[np.float32]
+Labels = NDArray[np.int64]
+
+_DEBIAN = Path("/usr/share/datasets/fashion-mnist")  # Debian's package dataset-fashion-mnist
+_CLOTHES = ("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot")
+_FIXED = 0  # the seed of what must not change with the run's seed: test images, drawn points
+
+
+class Arrays(NamedTuple):
+    """A data set in memory: images uint8 [N, H, W, 3 or 1], or points float32 [N, 2]; labels int64 [N].
+
+    `transductive`: there is no test set apart from the training images (then `test_*` are those); whoever splits must
+    leave the labelled ones out of the test.
+    """
+
+    train_images: Pixels
+    train_labels: Labels
+    test_images: Pixels
+    test_labels: Labels
+    classes: tuple[str, ...]
+    transductive: bool = False
+
+
+def digits(root: str) -> Arrays:
+    """scikit-learn's 1,797 handwritten digits of 8 x 8 pixels; 50 of each class are the test set."""
+    from sklearn.datasets import load_digits
+
+    loaded = load_digits()
+    images = np.rint(loaded.images * (255 / 16)).astype(np.uint8)[..., None]
+    labels = loaded.target.astype(np.int64)
+    order = draws.permutation(draws.key(_FIXED, draws.Purpose.TEST), len(labels))
+    test = np.sort(np.concatenate([order[labels[order] == c][:50] for c in range(10)]))
+    train = np.setdiff1d(np.arange(len(labels)), test)
+    return Arrays(images[train], labels[train], images[test], labels[test], tuple("0123456789"))
+
+
+def _fashion_file(name: str, root: str) -> Path:
+    folders = [Path(root), Path(root) / "FashionMNIST" / "raw"] if root else [_DEBIAN]  # the second: torchvision's
+    for folder in folders:
+        for path in (folder / name, folder / f"{name}.gz"):
+            if path.exists():
+                return path
+    where = " or ".join(map(str, folders))
+    raise DataError(
+        f"Fashion-MNIST's {name} (or {name}.gz) was not found in {where}: "
+        "set data.root to the folder with its four IDX files, or install Debian's package dataset-fashion-mnist."
+    )
+
+
+def fashion_mnist(root: str) -> Arrays:
+    """Fashion-MNIST (Xiao, Rasul and Vollgraf, 2017): 60,000 and 10,000 grey images of 28 x 28 pixels."""
+
+    def part(name: str) -> tuple[NDArray[np.uint8], Labels]:
+        image_file, label_file = (
+            _fashion_file(f"{name}-{kind}", root) for kind in ("images-idx3-ubyte", "labels-idx1-ubyte")
+        )
+        images, labels = read_idx(image_file), read_idx(label_file)
+        if images.ndim != 3 or labels.ndim != 1 or len(images) != len(labels):
+            raise DataError(
+                f"{image_file} and {label_file} do not belong together: shapes {images.shape}, {labels.shape}."
+            )
+        if labels.size and labels.max() >= len(_CLOTHES):
+            raise DataError(f"{label_file} names class {labels.max()}; Fashion-MNIST has classes 0 to 9.")
+        return images[..., None], labels.astype(np.int64)
+
+    return Arrays(*part("train"), *part("t10k"), _CLOTHES)
+
+
+def two_moons(root: str) -> Arrays:
+    """Two interleaved half circles of 1,000 points each, normal noise 0.1 (the toy of Pham et al. 2021)."""
+    labels = np.repeat(np.arange(2), 1000)
+    point = np.arange(2000)
+    key = draws.key(_FIXED, draws.Purpose.POINTS)
+    angle = np.pi * draws.uniform(draws.extend(key, 0), point, 1)[:, 0]
+    upper = np.stack([np.cos(angle), np.sin(angle)], axis=1)
+    points = np.where(labels[:, None] == 0, upper, np.array([1.0, 0.5]) - upper)
+    points = (points + 0.1 * draws.normal(draws.extend(key, 1), point, 2)).astype(np.float32)
+    return Arrays(points, labels, points, labels, ("upper", "lower"), transductive=True)
+
+
+SOURCES: dict[str, Callable[[str], Arrays]] = {
+    "digits": digits,
+    "fashion_mnist": fashion_mnist,
+    "two_moons": two_moons,
+}
+
+
+def load(settings: DataSettings) -> Arrays:
+    """The data set that `settings.source` names, read from `settings.root` where it is not built in."""
+    if settings.source not in SOURCES:
+        raise DataError(f"data.source = {settings.source!r} cannot be read: choose one of {', '.join(SOURCES)}.")
+    return SOURCES[settings.source](settings.root)

@@ -1,0 +1,22 @@
+"""What every stream of training images gives, however its views are made."""
+
+from typing import NamedTuple, Protocol
+
+from jaxtyping import Float, Int
+from torch import Tensor
+
+
+class Views(NamedTuple):
+    """Weak and strong view of the same n images; `strong` is None where the stream has only labels to learn from."""
+
+    weak: Float[Tensor, "n *image"]
+    strong: Float[Tensor, "n *image"] | None
+    index: Int[Tensor, "n"]  # type: ignore[assignment]  # positions in the training arrays; hides tuple.index
+
+
+class ViewStream(Protocol):
+    """An endless stream that was opened at some step; its tensors are the caller's to keep."""
+
+    def next(self) -> Views:
+        """The next step's views."""
+        ...

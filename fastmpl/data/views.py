@@ -1,0 +1,90 @@
+"""What is done to one image to make its weak and its strong view: numbers only, drawn for a batch at a time.
+
+Weak: an optional horizontal flip and a shift by up to an eighth of the side. Strong: a flip and shift of its own, then
+RandAugment (Cubuk et al. 2020), then cutout (DeVries and Taylor 2017: a square whose centre is uniform over the image,
+clipped at the border). Each draw has a column of its own, used or not, so that switching one augmentation off leaves
+all others as they were. How pixels are moved is the pipeline's business.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fastmpl.data.settings import DataSettings
+
+OPERATIONS = 14  # in DALI's RandAugment suite; the pipeline asserts it
+MAGNITUDES = 31  # RandAugment's magnitudes are 0 to 30
+_WEAK_COLUMNS, _CUT_COLUMNS = 3, 2  # flip, y, x; then the same for strong; then y, x
+
+
+class Augmentation(NamedTuple):
+    """The settings of the views, in pixels of the network's input."""
+
+    size: int
+    flip: bool
+    operations: int  # of RandAugment; 0: off
+    magnitude: int
+    cut: int  # side of cutout's square; 0: off
+
+    @property
+    def shift(self) -> int:
+        return self.size // 8
+
+    @property
+    def columns(self) -> int:
+        return 2 * _WEAK_COLUMNS + _CUT_COLUMNS + 2 * self.operations
+
+
+class Weak(NamedTuple):
+    """Where the view's window starts, in pixels of the image ([n, 2]: y, x; outside is black), and whether to flip."""
+
+    start: NDArray[np.int32]
+    mirror: NDArray[np.int32]
+
+
+class Strong(NamedTuple):
+    """A weak view's draws, the erased rectangle ([n, 2] each), and RandAugment's operations and signs ([k, n])."""
+
+    start: NDArray[np.int32]
+    mirror: NDArray[np.int32]
+    cut_start: NDArray[np.float32]
+    cut_shape: NDArray[np.float32]
+    operation: NDArray[np.int32]
+    sign: NDArray[np.int32]
+
+
+def augmentation(settings: DataSettings) -> Augmentation:
+    """The views that the [data] section asks for."""
+    operations, magnitude = settings.rand_augment
+    cut = round(settings.cutout * settings.image_size)
+    return Augmentation(settings.image_size, settings.flip, operations, magnitude, cut)
+
+
+def _below(u: NDArray[np.float32], n: int) -> NDArray[np.int32]:
+    """Uniform integers in 0..n-1; float64, because float32 may round u * n up to n."""
+    return np.floor(u.astype(np.float64) * n).astype(np.int32)
+
+
+def weak(u: NDArray[np.float32], how: Augmentation) -> Weak:
+    """The weak view's draws from uniform numbers u [n, 3 or more]."""
+    mirror = _below(u[:, 0], 2) if how.flip else np.zeros(len(u), np.int32)
+    return Weak(_below(u[:, 1:3], 2 * how.shift + 1) - how.shift, mirror)
+
+
+def strong(u: NDArray[np.float32], how: Augmentation) -> Strong:
+    """The strong view's draws from the same uniform numbers u [n, how.columns], of which it has its own columns."""
+    base = weak(u[:, _WEAK_COLUMNS:], how)
+    first = 2 * _WEAK_COLUMNS + _CUT_COLUMNS
+    centre = _below(u[:, first - _CUT_COLUMNS : first], how.size)
+    start = np.clip(centre - how.cut // 2, 0, how.size)
+    end = np.clip(centre - how.cut // 2 + how.cut, 0, how.size)
+    # DALI takes contiguous rows only
+    chosen = np.ascontiguousarray(u[:, first : first + 2 * how.operations].T)
+    return Strong(
+        *base,
+        start.astype(np.float32),
+        (end - start).astype(np.float32),
+        _below(chosen[: how.operations], OPERATIONS),
+        _below(chosen[how.operations :], 2),
+    )

@@ -1,0 +1,32 @@
+"""The exponential moving average of a network, for evaluation (Tarvainen and Valpola 2017 for its use here)."""
+
+from collections.abc import Mapping
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+
+class Average:
+    """avg <- d avg + (1 - d) theta, with d = min(decay, (1 + t) / (10 + t)) so that early steps are not outweighed.
+
+    Running statistics are averaged with the parameters; integer buffers are copied.
+    """
+
+    def __init__(self, module: torch.nn.Module, decay: float) -> None:
+        self.decay = decay
+        self.tensors = {name: value.detach().clone() for name, value in module.state_dict().items()}
+        self._floating = [name for name, value in self.tensors.items() if value.is_floating_point()]
+        self._rest = [name for name, value in self.tensors.items() if not value.is_floating_point()]
+
+    @torch.no_grad()
+    def update(self, current: Mapping[str, Tensor], step: Int[Tensor, ""], applied: Float[Tensor, ""]) -> None:
+        """After a step; `applied` = 0 leaves the average as it was."""
+        t = step.to(torch.float64)
+        weight = (1 - torch.clamp((1 + t) / (10 + t), max=self.decay)) * applied
+        mine = [self.tensors[name] for name in self._floating]
+        # one weight per tensor: a single 0-D weight would be read by the host
+        weights = [weight.to(tensor.dtype) for tensor in mine]
+        torch._foreach_lerp_(mine, [current[name] for name in self._floating], weights)
+        for name in self._rest:
+            self.tensors[name].copy_(current[name])

@@ -1,0 +1,190 @@
+"""A learner in one process, or on data-parallel ranks that each hold the whole network."""
+
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Literal
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from torch.autograd import forward_ad
+from torch.func import functional_call
+
+from fastmpl.config import NetworkConfig
+from fastmpl.learners.average import Average
+from fastmpl.learners.blocks import last_parameters
+from fastmpl.learners.optimisers import Optimiser, sum_of_products
+from fastmpl.learners.protocol import Gradient, Loss, Update
+from fastmpl.learners.ranks import ALONE, Ranks
+from fastmpl.learners.recompute import Recomputation
+from fastmpl.models.norms import frozen_statistics
+from fastmpl.models.stochastic import set_draw
+
+RELATIVE_STEP = 1e-4  # of the difference form, against the parameters' norm: cosine 0.99999 with the JVP in float32
+
+
+class PlainLearner:
+    """See `fastmpl.learners.protocol.Learner`."""
+
+    def __init__(
+        self,
+        module: nn.Module,
+        config: NetworkConfig,
+        *,
+        steps: int,
+        precision: Literal["float32", "bf16"] = "float32",
+        average: float = 0.0,
+        tangent: Literal["jvp", "difference"] = "jvp",
+        depth: int = 0,
+        recompute: bool = False,
+        ranks: Ranks = ALONE,
+    ) -> None:
+        self.module = module.train()
+        self.recomputation = Recomputation(module) if recompute else None
+        self.parameters = {name: p for name, p in module.named_parameters() if p.requires_grad}
+        self.optimiser = Optimiser(self.parameters, config, steps)
+        self.average = Average(module, average) if average > 0 else None
+        self.precision, self.tangent_form, self.ranks = precision, tangent, ranks
+        self.moving = last_parameters(module, depth)  # the parameters that the tangent moves
+        self.device = next(iter(self.parameters.values())).device
+
+    def forward(self, images: Float[Tensor, "N *image"], draw: Int[Tensor, ""]) -> Float[Tensor, "N K"]:
+        set_draw(self.module, draw)
+        recomputed = self.recomputation.on(draw) if self.recomputation else nullcontext()
+        with self._autocast(), recomputed:
+            return _full(self.module(images))
+
+    @torch.no_grad()
+    def observe(
+        self, images: Float[Tensor, "N *image"], draw: Int[Tensor, ""], *, precise: bool = False
+    ) -> Float[Tensor, "N K"]:
+        set_draw(self.module, draw)
+        with self._autocast(precise), frozen_statistics(self.module):
+            return _full(self.module(images))
+
+    @torch.no_grad()
+    def infer(self, images: Float[Tensor, "N *image"]) -> Float[Tensor, "N K"]:
+        """Logits as a finished network gives them: running statistics, no dropout."""
+        self.module.eval()
+        try:
+            with self._autocast():
+                return _full(self.module(images))
+        finally:
+            self.module.train()
+
+    def accumulate(self, loss: Float[Tensor, ""]) -> None:
+        loss.backward()  # type: ignore[no-untyped-call]
+
+    @torch.no_grad()
+    def apply(self, step: Int[Tensor, ""], *, keep: bool = False) -> Update:
+        gradients = {n: p.grad if p.grad is not None else torch.zeros_like(p) for n, p in self.parameters.items()}
+        self.ranks.mean_(list(gradients.values()))
+        update = self.optimiser.step(gradients, step, keep=keep)
+        if self.average is not None:
+            self.average.update(self.module.state_dict(), step, update.applied)
+        return update
+
+    def gradient(self, images: Float[Tensor, "N *image"], loss: Loss, draw: Int[Tensor, ""]) -> Gradient:
+        set_draw(self.module, draw)
+        held = {name: p if name in self.moving else p.detach() for name, p in self.parameters.items()}
+        with self._autocast(), frozen_statistics(self.module):
+            value = loss(_full(functional_call(self.module, held, (images,))))
+        moving = {name: p for name, p in held.items() if name in self.moving}
+        gradients = dict(zip(moving, torch.autograd.grad(value, list(moving.values())), strict=True))
+        self.ranks.mean_(list(gradients.values()))
+        return gradients
+
+    @torch.no_grad()
+    def tangent(
+        self,
+        update: Update,
+        images: Float[Tensor, "N *image"],
+        logits: Float[Tensor, "N K"],
+        gradient: Gradient,
+        draw: Int[Tensor, ""],
+    ) -> Float[Tensor, "N K"]:
+        assert update.old is not None, "the update was not kept"
+        direction = self.optimiser.derivative(update, gradient)
+        set_draw(self.module, draw)
+        with self._autocast(), frozen_statistics(self.module):
+            if self.tangent_form == "difference":
+                return self._difference(update.old, direction, images, logits)
+            with forward_ad.dual_level():
+                dual = {name: _dual(p, direction.get(name)) for name, p in update.old.items()}
+                return _full(_tangent(functional_call(self.module, dual, (images,))))
+
+    def progress(self, update: Update, gradient: Gradient) -> Float[Tensor, ""]:
+        """<g', theta - theta'>: to first order what the update took off the validation loss."""
+        assert update.old is not None
+        taken = {name: update.old[name] - self.parameters[name].detach() for name in gradient}
+        return sum_of_products(gradient, taken)
+
+    def cosine(self, update: Update, gradient: Gradient) -> Float[Tensor, ""]:
+        """The cosine between the update's gradient and another one."""
+        assert update.gradients is not None
+        mine = {name: update.gradients[name] for name in gradient}
+        lengths = sum_of_products(mine, mine).sqrt() * sum_of_products(gradient, gradient).sqrt()
+        return sum_of_products(mine, gradient) / lengths.clamp(min=1e-30)
+
+    @torch.no_grad()
+    def mean(self, value: Float[Tensor, ""]) -> Float[Tensor, ""]:
+        value = value.clone()
+        self.ranks.mean_([value])
+        return value
+
+    def state(self) -> dict[str, Tensor]:
+        """Every tensor that training continues from."""
+        state = {f"module/{name}": value for name, value in self.module.state_dict().items()}
+        state |= {f"optimiser/{name}": value for name, value in self.optimiser.state().items()}
+        if self.average is not None:
+            state |= {f"average/{name}": value for name, value in self.average.tensors.items()}
+        return state
+
+    @torch.no_grad()
+    def load(self, state: Mapping[str, Tensor]) -> None:
+        """Continues from `state()`, in place."""
+        for name, value in self.state().items():
+            value.copy_(state[name])
+
+    @contextmanager
+    def averaged(self) -> Iterator[nn.Module]:
+        """The network with its averaged weights, within a block."""
+        assert self.average is not None, "this learner keeps no average"
+        current = {name: value.clone() for name, value in self.module.state_dict().items()}
+        self.module.load_state_dict(self.average.tensors)
+        try:
+            yield self.module
+        finally:
+            self.module.load_state_dict(current)
+
+    def _difference(self, old: Gradient, direction: Gradient, images: Tensor, logits: Tensor) -> Tensor:
+        """(S(theta + d v) - S(theta)) / d; one-sided, at a step relative to the parameters' norm."""
+        length = sum_of_products(direction, direction).sqrt()
+        size = sum_of_products({name: old[name] for name in direction}, {n: old[n] for n in direction}).sqrt()
+        step = torch.where(length > 0, RELATIVE_STEP * size / length.clamp(min=1e-30), 1.0)
+        moved = {name: p + step * direction[name] if name in direction else p for name, p in old.items()}
+        return (_full(functional_call(self.module, moved, (images,))) - logits) / step
+
+    def _autocast(self, precise: bool = False) -> AbstractContextManager[object]:
+        # the weight cache would give a pass after an in-place update the weights from before it
+        enabled = self.precision == "bf16" and not precise
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=enabled, cache_enabled=False)
+
+
+def _dual(value: Tensor, tangent: Tensor | None) -> Tensor:
+    """The value with its tangent; without one it is a constant."""
+    if tangent is None:
+        return value
+    dual: Tensor = forward_ad.make_dual(value, tangent)  # type: ignore[no-untyped-call]
+    return dual
+
+
+def _tangent(dual: Tensor) -> Tensor:
+    tangent: Tensor | None = forward_ad.unpack_dual(dual).tangent  # type: ignore[no-untyped-call]
+    assert tangent is not None, "an operator of this network lost the tangent"
+    return tangent
+
+
+def _full(logits: Tensor) -> Tensor:
+    """bf16 logits as float32: losses and labels are computed in full precision."""
+    return logits.float() if logits.dtype == torch.bfloat16 else logits

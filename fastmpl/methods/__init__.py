@@ -1,0 +1,1 @@
+"""The methods, one file each: pure phases over logits. They know no device, rank, optimiser, precision or graph."""

@@ -1,0 +1,45 @@
+"""The protocol of the methods that train one network: everything that Meta Pseudo Labels is compared with."""
+
+from typing import Literal, NamedTuple, Protocol
+
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from fastmpl.methods.targets import Labels
+from fastmpl.methods.views import Logits, View
+
+Labeller = Literal["none", "self", "fixed"]
+
+
+class Learnt(NamedTuple):
+    """The network's loss and its parts, each 0-D."""
+
+    loss: Float[Tensor, ""]
+    supervised: Float[Tensor, ""]
+    pseudo: Float[Tensor, ""]  # on the labels that no person gave: consistency, pseudo-label or distillation loss
+    coverage: Float[Tensor, ""]
+
+
+class Alone(Protocol):
+    """A method for one network. `labeller` says whose logits of `label_view` become labels."""
+
+    @property
+    def labeller(self) -> Labeller: ...
+    @property
+    def label_view(self) -> View: ...
+    @property
+    def graph(self) -> tuple[View, ...]: ...  # the views whose logits `learn` needs
+
+    def label(self, logits: Float[Tensor, "U K"], key: Int[Tensor, ""], item: Int[Tensor, "U"]) -> Labels:
+        """The labeller's logits -> labels."""
+        ...
+
+    def learn(
+        self,
+        student: Logits,
+        labels: Labels | None,
+        targets: Int[Tensor, "B"],
+        consistency_weight: Float[Tensor, ""],
+    ) -> Learnt:
+        """The student's logits, the labels and the true targets -> its loss."""
+        ...

@@ -1,0 +1,77 @@
+"""What the student's update did to its validation loss V, as a credit of the labels it learnt from.
+
+The paper (Pham et al. 2021, "Meta Pseudo Labels", CVPR, section 2) credits a whole batch of sampled labels with one
+scalar, h = V(theta) - V(theta'). Cross-entropy is linear in its target, so dV(theta')/dq is available exactly, per
+image and class, from one Jacobian-vector product of the student: r_ic. It is the scalar's Rao-Blackwellised form.
+
+Sign: h > 0 and r < 0 where the labels helped. A learner's feedback loss descends: it raises the probability of labels
+that lowered V. Scale: every kind estimates the same dE[V]/dpsi, so that one weight means one thing.
+U unlabelled images on this rank, K classes.
+"""
+
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from fastmpl_kernels import keyed
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from fastmpl.methods.targets import Labels
+
+Kind = Literal["exact", "per_example", "scalar", "off"]
+Control = Literal["none", "shuffled", "flipped"]
+
+
+def exact_credit(
+    logits: Float[Tensor, "U K"], tangent: Float[Tensor, "U K"], *, label_smoothing: float
+) -> Float[Tensor, "U K"]:
+    """r_ic = dV(theta')/dq_ic = (1 - eps_s) / U * d log softmax(z_i)_c, the student's logits z moving along `tangent`.
+
+    `tangent` is dz/de at theta + e D g', where g' = grad V(theta') and D = -d theta'/d g is the update's derivative.
+    """
+    centre = (torch.softmax(logits, -1) * tangent).sum(-1, keepdim=True)
+    return (1 - label_smoothing) / len(logits) * (tangent - centre)
+
+
+def at_label(credit: Float[Tensor, "U K"], index: Int[Tensor, "U"]) -> Float[Tensor, "U"]:
+    """r read at the label drawn."""
+    return credit.gather(-1, index.unsqueeze(-1)).squeeze(-1)
+
+
+def controlled(credit: Float[Tensor, "*U"], control: Control, key: Int[Tensor, ""]) -> Float[Tensor, "*U"]:
+    """The experiment's control: `flipped` trains the teacher to hurt; `shuffled` keeps the size and loses the meaning.
+
+    A shuffled scalar gets a random sign each step, shuffled rows are permuted over the images.
+    """
+    if control == "flipped":
+        return -credit
+    if control == "shuffled":
+        if credit.ndim == 0:
+            return credit * (keyed.uniform(key, torch.zeros_like(key), 1)[0] - 0.5).sign().to(credit.dtype)
+        order = keyed.uniform(key, torch.arange(len(credit), device=credit.device), 1)[:, 0].argsort()
+        return credit[order]
+    return credit
+
+
+def feedback_loss(
+    kind: Kind,
+    credit: Float[Tensor, "*shape"],
+    logits: Float[Tensor, "U K"],
+    labels: Labels,
+    *,
+    temperature: float,
+    images: int,
+) -> Float[Tensor, ""]:
+    """The teacher's loss whose gradient is that of E[V(theta')], with the credit held constant.
+
+    exact        sum_ic r_ic softmax(t_i / tau)_c
+    per_example  sum_i r_i log softmax(t_i / tau)_{label_i}
+    scalar       images * h * mean_i CE(label_i, t_i / tau); `images` is U over all ranks
+    """
+    if kind == "exact":
+        return (credit * torch.softmax(logits / temperature, -1)).sum()
+    assert labels.drawn is not None, "only sampled or arg max labels have a label to credit"
+    if kind == "per_example":
+        return -(credit * F.cross_entropy(logits / temperature, labels.drawn, reduction="none")).sum()
+    return images * credit * F.cross_entropy(logits / temperature, labels.drawn)

@@ -1,0 +1,111 @@
+"""Meta Pseudo Labels: a teacher that learns from the validation loss of the student it teaches.
+
+Pham, Dai, Xie, Luong and Le, "Meta Pseudo Labels", CVPR 2021. One step has four phases, pure functions of logits:
+
+    label   the teacher labels unlabelled images
+    learn   the student takes a step on those labels; it never sees a true one
+    credit  what did that do to the student's validation loss V?
+    teach   the teacher takes a step on its supervised loss, UDA's consistency loss, and the credit of its labels
+
+A schedule (fastmpl.step.schedule) decides what is passed through which network when, and calls these.
+B labelled, U unlabelled images, K classes.
+"""
+
+from dataclasses import dataclass, field
+from typing import Literal, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from fastmpl.methods import feedback, uda
+from fastmpl.methods.targets import Labels, Targets, coverage, cross_entropy, pseudo_labels
+from fastmpl.methods.views import Logits, View
+
+
+@dataclass(frozen=True)
+class Feedback:
+    """How the student's validation loss credits the labels."""
+
+    kind: feedback.Kind = "exact"
+    images: Literal["labelled", "trusted"] = "labelled"  # whose loss the student is judged by
+    weight: float = 1.0  # 1: the true gradient
+    control: feedback.Control = "none"
+    baseline: float = 0.0  # decay of a moving average that is subtracted from the scalar
+    cosine: bool = False  # scalar: the cosine of the two gradients instead of the difference of losses
+
+    @property
+    def needs_losses(self) -> bool:
+        """Whether the credit is a difference of validation losses."""
+        return self.kind == "scalar" and not self.cosine
+
+
+class Taught(NamedTuple):
+    """The teacher's loss and its parts, each 0-D."""
+
+    loss: Float[Tensor, ""]
+    supervised: Float[Tensor, ""]
+    consistency: Float[Tensor, ""]
+    feedback: Float[Tensor, ""]
+    coverage: Float[Tensor, ""]
+
+
+@dataclass(frozen=True)
+class MetaPseudoLabels:
+    """The method's settings and its phases."""
+
+    unlabelled: int  # U over all ranks and micro-batches
+    targets: Targets = "soft"
+    label_view: View = "strong"
+    temperature: float = 1.0
+    label_smoothing: float = 0.0  # of the teacher's supervised loss
+    supervised_weight: float = 1.0
+    student_label_smoothing: float = 0.0
+    feedback: Feedback = field(default_factory=Feedback)
+    consistency: uda.Consistency | None = None
+
+    def label(self, teacher: Logits, key: Int[Tensor, ""], item: Int[Tensor, "U"]) -> Labels:
+        """The teacher's logits of the labelling view -> what the student learns."""
+        logits = teacher.of(self.label_view)
+        return pseudo_labels(logits, targets=self.targets, temperature=self.temperature, key=key, item=item)
+
+    def learn(self, student: Logits, labels: Labels) -> Float[Tensor, ""]:
+        """The student's loss: cross-entropy with the pseudo labels alone."""
+        return cross_entropy(labels, student.of("strong"), label_smoothing=self.student_label_smoothing)
+
+    def validate(self, logits: Float[Tensor, "M K"], targets: Int[Tensor, "M"]) -> Float[Tensor, ""]:
+        """V: the student's cross-entropy on the feedback's images."""
+        return F.cross_entropy(logits, targets)
+
+    def credit(
+        self, logits: Float[Tensor, "U K"], tangent: Float[Tensor, "U K"], labels: Labels, key: Int[Tensor, ""]
+    ) -> Float[Tensor, "U *K"]:
+        """The student's logits and their tangent along D g' -> r, for each class or at the label drawn."""
+        rows = feedback.exact_credit(logits, tangent, label_smoothing=self.student_label_smoothing)
+        if self.feedback.kind == "per_example":
+            assert labels.drawn is not None
+            rows = feedback.at_label(rows, labels.drawn)
+        return feedback.controlled(rows, self.feedback.control, key)
+
+    def teach(
+        self,
+        teacher: Logits,
+        targets: Int[Tensor, "B"],
+        labels: Labels,
+        credit: Float[Tensor, "*shape"] | None,
+        consistency_weight: Float[Tensor, ""],
+    ) -> Taught:
+        """The teacher's loss: supervised, plus consistency, plus the weighted feedback."""
+        supervised = F.cross_entropy(teacher.of("labelled"), targets, label_smoothing=self.label_smoothing)
+        consistency, fed, covered = torch.zeros_like(supervised), torch.zeros_like(supervised), coverage(labels)
+        if self.consistency is not None:
+            pseudo = self.consistency.label(teacher.of("weak"))
+            consistency, covered = cross_entropy(pseudo, teacher.of("strong")), coverage(pseudo)
+        if credit is not None:
+            logits = teacher.of(self.label_view)
+            fed = feedback.feedback_loss(
+                self.feedback.kind, credit, logits, labels, temperature=self.temperature, images=self.unlabelled
+            )
+        loss = self.supervised_weight * supervised + consistency_weight * consistency + self.feedback.weight * fed
+        return Taught(loss, supervised, consistency, fed, covered)

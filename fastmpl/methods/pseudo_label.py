@@ -1,0 +1,58 @@
+"""Pseudo labels and distillation: a teacher that does not learn.
+
+A fixed teacher (another run, a zoo model) or the network itself labels the unlabelled images, with its distribution or
+its arg max, above a confidence threshold. Lee, "Pseudo-Label", ICML workshop 2013.
+"""
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from fastmpl.methods.alone import Labeller, Learnt
+from fastmpl.methods.targets import Labels, Targets, coverage, cross_entropy, pseudo_labels
+from fastmpl.methods.views import Logits, View
+
+
+@dataclass(frozen=True)
+class PseudoLabel:
+    """Cross-entropy with pseudo labels, beside the supervised loss unless its weight is 0."""
+
+    targets: Targets
+    labeller: Labeller = "self"
+    label_view: View = "weak"
+    temperature: float = 1.0
+    threshold: float = 0.0
+    label_smoothing: float = 0.0  # of the supervised loss
+    supervised_weight: float = 1.0
+    student_label_smoothing: float = 0.0
+
+    @property
+    def graph(self) -> tuple[View, ...]:
+        return ("labelled", "strong") if self.supervised_weight > 0 else ("strong",)
+
+    def label(self, logits: Float[Tensor, "U K"], key: Int[Tensor, ""], item: Int[Tensor, "U"]) -> Labels:
+        return pseudo_labels(
+            logits,
+            targets=self.targets,
+            temperature=self.temperature,
+            threshold=self.threshold,
+            key=key,
+            item=item,
+        )
+
+    def learn(
+        self,
+        student: Logits,
+        labels: Labels | None,
+        targets: Int[Tensor, "B"],
+        consistency_weight: Float[Tensor, ""],
+    ) -> Learnt:
+        assert labels is not None
+        pseudo = cross_entropy(labels, student.of("strong"), label_smoothing=self.student_label_smoothing)
+        supervised = torch.zeros_like(pseudo)
+        if self.supervised_weight > 0:
+            supervised = F.cross_entropy(student.of("labelled"), targets, label_smoothing=self.label_smoothing)
+        return Learnt(pseudo + self.supervised_weight * supervised, supervised, pseudo, coverage(labels))

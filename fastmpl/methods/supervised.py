@@ -1,0 +1,36 @@
+"""Supervised learning from the labelled images alone, with label smoothing."""
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from fastmpl.methods.alone import Labeller, Learnt
+from fastmpl.methods.targets import Labels
+from fastmpl.methods.views import Logits, View
+
+
+@dataclass(frozen=True)
+class Supervised:
+    """Cross-entropy with the true labels (Szegedy et al. 2016 for the smoothing)."""
+
+    label_smoothing: float = 0.0
+    labeller: Labeller = "none"
+    label_view: View = "labelled"
+    graph: tuple[View, ...] = ("labelled",)
+
+    def label(self, logits: Float[Tensor, "U K"], key: Int[Tensor, ""], item: Int[Tensor, "U"]) -> Labels:
+        raise AssertionError("supervised learning has no labeller")
+
+    def learn(
+        self,
+        student: Logits,
+        labels: Labels | None,
+        targets: Int[Tensor, "B"],
+        consistency_weight: Float[Tensor, ""],
+    ) -> Learnt:
+        loss = F.cross_entropy(student.of("labelled"), targets, label_smoothing=self.label_smoothing)
+        nothing = torch.zeros_like(loss)
+        return Learnt(loss, loss, nothing, nothing)

@@ -1,0 +1,57 @@
+"""Unsupervised data augmentation: supervised learning plus consistency between two views of unlabelled images.
+
+Xie, Dai, Hovy, Luong and Le, "Unsupervised Data Augmentation for Consistency Training", NeurIPS 2020. It is also the
+teacher of Meta Pseudo Labels without its feedback.
+"""
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from fastmpl.methods.alone import Labeller, Learnt
+from fastmpl.methods.targets import Labels, coverage, cross_entropy
+from fastmpl.methods.views import Logits, View
+
+
+@dataclass(frozen=True)
+class Consistency:
+    """The sharpened and masked prediction on the weak view, as the target of the strong view."""
+
+    temperature: float = 0.7
+    threshold: float = 0.6
+
+    def label(self, weak: Float[Tensor, "U K"]) -> Labels:
+        """softmax(T(u_w) / tau_u) and the mask of its confidence; no gradient flows through it."""
+        q = torch.softmax(weak.detach() / self.temperature, -1)
+        return Labels(q, mask=(q.amax(-1) >= self.threshold).to(q.dtype))
+
+
+@dataclass(frozen=True)
+class Uda:
+    """One network that learns from true labels and from its own predictions on weak views."""
+
+    consistency: Consistency
+    label_smoothing: float = 0.0
+    supervised_weight: float = 1.0
+    labeller: Labeller = "self"
+    label_view: View = "weak"
+    graph: tuple[View, ...] = ("labelled", "strong")
+
+    def label(self, logits: Float[Tensor, "U K"], key: Int[Tensor, ""], item: Int[Tensor, "U"]) -> Labels:
+        return self.consistency.label(logits)
+
+    def learn(
+        self,
+        student: Logits,
+        labels: Labels | None,
+        targets: Int[Tensor, "B"],
+        consistency_weight: Float[Tensor, ""],
+    ) -> Learnt:
+        assert labels is not None
+        supervised = F.cross_entropy(student.of("labelled"), targets, label_smoothing=self.label_smoothing)
+        consistency = cross_entropy(labels, student.of("strong"))
+        loss = self.supervised_weight * supervised + consistency_weight * consistency
+        return Learnt(loss, supervised, consistency, coverage(labels))

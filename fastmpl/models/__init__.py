@@ -1,0 +1,22 @@
+"""Networks: own small ones, any timm classifier, and what feedback asks of a network beside its logits.
+
+Three things are asked: random draws that can be repeated (`stochastic`), batch statistics that can be used without
+being recorded (`norms`), and a forward-mode derivative through every layer.
+"""
+
+from fastmpl.models.build import build
+from fastmpl.models.errors import ModelError
+from fastmpl.models.norms import frozen_statistics
+from fastmpl.models.stochastic import KeyedDropout, KeyedDropPath, replace_dropout, set_draw
+from fastmpl.models.twin import twin
+
+__all__ = [
+    "KeyedDropPath",
+    "KeyedDropout",
+    "ModelError",
+    "build",
+    "frozen_statistics",
+    "replace_dropout",
+    "set_draw",
+    "twin",
+]

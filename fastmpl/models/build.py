@@ -1,0 +1,70 @@
+"""From a name in a config to a network. Own names in one table; everything of timm behind "timm:NAME"."""
+
+import difflib
+import math
+import re
+
+import torch
+from torch import nn
+
+from fastmpl.models.conv import ConvNet
+from fastmpl.models.errors import ModelError
+from fastmpl.models.norms import Norm
+from fastmpl.models.perceptron import Perceptron
+from fastmpl.models.stochastic import replace_dropout
+from fastmpl.models.wide_resnet import WideResNet
+
+NAMES = ("wrn_28_2", "wrn_28_8", "conv", "perceptron", "perceptron_tanh")  # and any wrn_DEPTH_FACTOR
+
+
+def _own(
+    model: str, classes: int, image_shape: tuple[int, ...], dropout: float, norm: Norm, width: int, depth: int
+) -> nn.Module:
+    if model == "perceptron":
+        return Perceptron(math.prod(image_shape), width, depth, classes, dropout)
+    if model == "perceptron_tanh":
+        return Perceptron(math.prod(image_shape), width, depth, classes, dropout, "tanh")
+    wide = re.fullmatch(r"wrn_(\d+)_(\d+)", model)
+    if wide is None and model != "conv":
+        near = " or ".join(map(repr, difflib.get_close_matches(model, NAMES)))
+        hint = f"Did you mean {near}?" if near else f"Own names are {', '.join(NAMES)}; timm's are 'timm:NAME'."
+        raise ModelError(f'model = "{model}" is not known. {hint}')
+    if len(image_shape) != 3 or min(image_shape[1:]) < 4:
+        raise ModelError(
+            f'model = "{model}" needs images of at least 4 x 4 pixels (channels, height, width), and the data has '
+            f'shape {image_shape}: use model = "perceptron".'
+        )
+    if wide is not None:
+        return WideResNet(int(wide[1]), int(wide[2]), classes, image_shape[0], dropout, norm)
+    return ConvNet(width, classes, image_shape[0], dropout, norm)
+
+
+def build(
+    model: str,
+    *,
+    classes: int,
+    image_shape: tuple[int, ...],
+    dropout: float,
+    norm: Norm,
+    width: int,
+    depth: int,
+    seed: int,
+) -> nn.Module:
+    """The network of that name, on the CPU, in training mode, its parameters a pure function of `seed`.
+
+    model: "wrn_D_k", "conv" (`width`: channels of its last layer), "perceptron" and "perceptron_tanh" (`width` units,
+    `depth` linear layers, no norm), or "timm:NAME". image_shape: (channels, height, width), or (features,) for a
+    perceptron. Random draws of the network are keyed (`fastmpl.models.set_draw`). The global generators are left as
+    they were. Raises ModelError, one sentence, for what does not exist or cannot be used.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)  # torch.manual_seed would seed every GPU's generator too
+        if model.startswith("timm:"):
+            from fastmpl.models.zoo import timm_model  # timm takes a second to import
+
+            return timm_model(
+                model.removeprefix("timm:"), classes=classes, image_shape=image_shape, dropout=dropout, norm=norm
+            )
+        network = _own(model, classes, image_shape, dropout, norm, width, depth)
+    replace_dropout(network)  # numbers the layers
+    return network

@@ -1,0 +1,89 @@
+"""Normalisation: the layer that our networks are made of, and batch statistics that leave no trace.
+
+Feedback compares passes of one network (before and after an update, a tangent beside its value). They must normalise by
+the statistics of their own batch, and must not move the running ones: those are recorded once per network and step.
+"""
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Literal
+
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from fastmpl.models.errors import ModelError
+
+Norm = Literal["batch", "group", "sync"]
+
+
+class BatchNormAct(nn.BatchNorm2d):
+    """Batch norm, then leaky ReLU: one module, so that one fused kernel can stand in for the pair."""
+
+    def __init__(self, channels: int, slope: float, eps: float, momentum: float) -> None:
+        super().__init__(channels, eps=eps, momentum=momentum)
+        self.slope = slope
+
+    def forward(self, input: Float[Tensor, "N C H W"]) -> Float[Tensor, "N C H W"]:
+        return F.leaky_relu(super().forward(input), self.slope)
+
+
+class GroupNormAct(nn.GroupNorm):
+    """Group norm, then leaky ReLU: no statistics of the batch, so ranks and micro-batches change nothing."""
+
+    def __init__(self, channels: int, slope: float, eps: float) -> None:
+        super().__init__(groups_of(channels), channels, eps=eps)
+        self.slope = slope
+
+    def forward(self, input: Float[Tensor, "N C H W"]) -> Float[Tensor, "N C H W"]:
+        return F.leaky_relu(super().forward(input), self.slope)
+
+
+def groups_of(channels: int) -> int:
+    """At most 32 groups (Wu and He, "Group Normalization", 2018), of at least 4 channels where that divides."""
+    return math.gcd(channels, min(32, max(1, channels // 4)))
+
+
+def norm_act(channels: int, norm: Norm, *, slope: float = 0.1, eps: float = 1e-5, momentum: float = 0.1) -> nn.Module:
+    """The normalisation of that name followed by leaky ReLU of that slope."""
+    if norm == "batch":
+        return BatchNormAct(channels, slope, eps, momentum)
+    if norm == "group":
+        return GroupNormAct(channels, slope, eps)
+    raise ModelError(f'norm = "{norm}" is not available yet: use "batch" (statistics of each rank) or "group".')
+
+
+@contextmanager
+def frozen_statistics(module: nn.Module) -> Iterator[None]:
+    """Batch norms in training mode normalise by the batch and record nothing, within the block.
+
+    Layers in evaluation mode are left as they are. A pass whose backward recomputes activations must run that backward
+    within the block too, or the recomputation records what the pass did not.
+    """
+    changed = [m for m in module.modules() if isinstance(m, _BatchNorm) and m.training and m.track_running_stats]
+    for norm in changed:
+        norm.track_running_stats = False  # F.batch_norm is then called with running_mean = None
+    try:
+        yield
+    finally:
+        for norm in changed:
+            norm.track_running_stats = True
+
+
+@contextmanager
+def repeated_statistics(module: nn.Module) -> Iterator[None]:
+    """For the second computation of a pass that has recorded its statistics: the same operators, recording nothing.
+
+    `frozen_statistics` would call other operators than the first computation did, which recomputation forbids.
+    """
+    norms = [m for m in module.modules() if isinstance(m, _BatchNorm) and m.training and m.track_running_stats]
+    before = [(norm.momentum, norm.num_batches_tracked) for norm in norms]
+    for norm in norms:
+        norm.momentum, norm.num_batches_tracked = 0.0, None
+    try:
+        yield
+    finally:
+        for norm, (momentum, count) in zip(norms, before, strict=True):
+            norm.momentum, norm.num_batches_tracked = momentum, count

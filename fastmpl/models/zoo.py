@@ -1,0 +1,165 @@
+"""Any classifier of timm, made fit for feedback: keyed dropout, attention with a forward-mode rule, group norm.
+
+The only module that knows timm. What cannot be made fit (a network that draws random numbers in its own code) is
+refused here, when it is built, and not at step 1,000.
+"""
+
+import difflib
+import random
+from typing import Any
+
+import timm
+import torch
+from timm.layers import BatchNormAct2d, GroupNormAct
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import unset_fake_temporarily
+from torch.func import functional_call
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from fastmpl.models.errors import ModelError
+from fastmpl.models.norms import Norm, groups_of
+from fastmpl.models.stochastic import KeyedDropout, replace_dropout
+
+
+class LinearAfterDropout(nn.Linear):
+    """A classifier with the dropout that its network would apply to its input; the same names in the state dict."""
+
+    def __init__(self, linear: nn.Linear, p: float) -> None:
+        nn.Module.__init__(self)
+        self.in_features, self.out_features = linear.in_features, linear.out_features
+        self.weight, self.bias = linear.weight, linear.bias
+        self.dropout = KeyedDropout(p)
+
+    def forward(self, input: Tensor) -> Tensor:
+        return super().forward(self.dropout(input))
+
+
+class _Draws(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Notes every operator that takes its numbers from a generator."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.found: set[str] = set()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+        if torch.Tag.nondeterministic_seeded in func.tags:
+            self.found.add(func.overloadpacket.__name__)
+        return func(*args, **(kwargs or {}))
+
+
+def other_draws(model: nn.Module, image_shape: tuple[int, ...]) -> set[str]:
+    """The random draws of a training pass that are not keyed, by name; empty for a network that is fit for feedback.
+
+    The pass runs on the `meta` device with parameters that stand in: no arithmetic, and the model given is not touched.
+    """
+    tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+    stand_ins = {name: torch.empty(t.shape, dtype=t.dtype, device="meta") for name, t in tensors.items()}
+    before = random.getstate()
+    with _Draws() as draws, torch.no_grad():
+        functional_call(model, stand_ins, (torch.empty(2, *image_shape, device="meta"),))
+    if random.getstate() != before:
+        random.setstate(before)
+        draws.found.add("Python's random")
+    found: set[str] = draws.found
+    return found
+
+
+def _key_functional_dropout(model: nn.Module, dropout: float) -> bool:
+    """Moves the dropout that a network's own code applies before its classifier into the classifier. False: cannot."""
+    get_classifier: Any = getattr(model, "get_classifier", lambda: None)
+    classifier = get_classifier()
+    if getattr(model, "drop_rate", None) != dropout or not isinstance(classifier, nn.Linear):
+        return False
+    model.drop_rate = 0.0  # type: ignore[assignment]
+    for parent in model.modules():
+        for name, child in list(parent.named_children()):
+            if child is classifier:
+                setattr(parent, name, LinearAfterDropout(classifier, dropout))
+    replace_dropout(model)  # numbers the new layer too
+    return True
+
+
+def _to_group_norm(model: nn.Module) -> None:
+    for parent in list(model.modules()):
+        for name, child in list(parent.named_children()):
+            if not isinstance(child, nn.BatchNorm2d):
+                continue
+            channels = child.num_features
+            group: nn.Module
+            if isinstance(child, BatchNormAct2d):
+                group = GroupNormAct(channels, num_groups=groups_of(channels), eps=child.eps, apply_act=False)
+                group.drop, group.act = child.drop, child.act
+            else:
+                group = nn.GroupNorm(groups_of(channels), channels, eps=child.eps)
+            group.weight, group.bias = child.weight, child.bias  # keeps an initialisation at zero
+            setattr(parent, name, group)
+
+
+def _create(name: str, options: dict[str, object]) -> nn.Module:
+    try:
+        model: nn.Module = timm.create_model(name, pretrained=False, **options)
+    except (TypeError, AssertionError, ValueError) as error:
+        asked = ", ".join(f"{key} = {value}" for key, value in options.items())
+        raise ModelError(f'model = "timm:{name}" cannot be built with {asked}: {error}') from error
+    return model
+
+
+def _fit(model: nn.Module, name: str, image_shape: tuple[int, ...], dropout: float, norm: Norm) -> nn.Module:
+    """Makes timm's network fit for feedback, in place, or refuses it."""
+    for module in model.modules():
+        if getattr(module, "fused_attn", False):  # no forward-mode rule on a CPU, and a dropout of its own
+            module.fused_attn = False  # type: ignore[assignment]
+    replace_dropout(model)
+    if norm == "group":
+        _to_group_norm(model)
+    found = other_draws(model, image_shape)
+    if found and _key_functional_dropout(model, dropout):
+        found = other_draws(model, image_shape)
+    if found:
+        raise ModelError(
+            f'model = "timm:{name}" draws random numbers in its own code ({", ".join(sorted(found))}), which passes '
+            f"that are compared could not repeat: set dropout = 0 or use another network."
+        )
+    return model
+
+
+def _to_fake(model: nn.Module) -> None:
+    """Replaces parameters and buffers by fake tensors of the active mode; shared ones stay shared."""
+    fakes: dict[Tensor, Tensor] = {}
+    for module in model.modules():
+        for tensors in (module._parameters, module._buffers):
+            for name, tensor in tensors.items():
+                if tensor is None:
+                    continue
+                if tensor not in fakes:
+                    fake = torch.empty(tensor.shape, dtype=tensor.dtype)
+                    fakes[tensor] = nn.Parameter(fake, tensor.requires_grad) if tensors is module._parameters else fake
+                tensors[name] = fakes[tensor]  # type: ignore[assignment]
+
+
+def timm_model(name: str, *, classes: int, image_shape: tuple[int, ...], dropout: float, norm: Norm) -> nn.Module:
+    """timm's network of that name with random weights, `classes` outputs and keyed random draws.
+
+    Works under FakeTensorMode, although timm's own constructors read tensors: they run outside it, on `meta`.
+    Raises ModelError for an unknown name, for norm = "sync", and for a network whose draws cannot be keyed.
+    """
+    if not timm.is_model(name):
+        near = difflib.get_close_matches(name, timm.list_models(), n=3)
+        hint = f"Did you mean {' or '.join(repr('timm:' + n) for n in near)}?" if near else "See timm.list_models()."
+        raise ModelError(f'model = "timm:{name}": timm {timm.__version__} has no such network. {hint}')
+    if norm == "sync":
+        raise ModelError('norm = "sync" is not available yet: use "batch" (statistics of each rank) or "group".')
+    if len(image_shape) != 3:
+        raise ModelError(
+            f'model = "timm:{name}" needs images (channels, height, width), and the data has {image_shape}.'
+        )
+    options: dict[str, object] = {"num_classes": classes, "in_chans": image_shape[0]}
+    if dropout > 0:
+        options["drop_rate"] = dropout
+    if getattr(timm.get_pretrained_cfg(name), "fixed_input_size", False):
+        options["img_size"] = image_shape[1:]
+    with unset_fake_temporarily() as fake, torch.device("meta" if fake else torch.get_default_device()):
+        model = _fit(_create(name, options), name, image_shape, dropout, norm)
+    if fake:
+        _to_fake(model)
+    return model

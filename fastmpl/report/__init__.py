@@ -1,0 +1,21 @@
+"""What came out, as one HTML file that needs nothing else: a run (`write_report`), an experiment (`write_comparison`).
+
+No scripts and nothing from elsewhere; every text is escaped. Leaves out what a run measures (`fastmpl.metrics`).
+"""
+
+from fastmpl.report.dots import Arm, Table
+from fastmpl.report.pages import points, versions, write_comparison, write_report
+from fastmpl.statistics import Interval, mean, paired_interval, standard_error
+
+__all__ = [
+    "Arm",
+    "Interval",
+    "Table",
+    "mean",
+    "paired_interval",
+    "points",
+    "standard_error",
+    "versions",
+    "write_comparison",
+    "write_report",
+]

@@ -1,0 +1,123 @@
+"""From what was read and drawn to a page: the words and numbers of a template, escaped, written whole or not at all."""
+
+import math
+import os
+import platform
+from collections.abc import Sequence
+from importlib import metadata
+from pathlib import Path
+from typing import Any, Final
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+from fastmpl import __version__
+from fastmpl.progress import duration
+from fastmpl.report.accuracy import accuracy_pictures
+from fastmpl.report.curves import step_pictures, unanswered
+from fastmpl.report.dots import Table, baseline, dot_plot, rows
+from fastmpl.report.reading import Result, Run, read_run
+from fastmpl.statistics import Interval
+
+PACKAGES: Final = ("torch", "torchvision", "timm", "nvidia-dali-cuda130", "deepspeed")
+NOTHING: Final = "–"
+
+
+def percent(share: float) -> str:
+    """`91.2 %`, with a space that does not break."""
+    return f"{100 * share:.1f}\N{NO-BREAK SPACE}%" if math.isfinite(share) else NOTHING
+
+
+def points(interval: Interval | None) -> str:
+    """`+24.9 [+22.1, +27.7]` in percentage points."""
+    if interval is None or not math.isfinite(interval.mean):
+        return NOTHING
+    centre, low, high = (f"{round(100 * value, 1) + 0.0:+.1f}" for value in interval)  # + 0.0: no minus at zero
+    return (f"{centre} [{low}, {high}]" if math.isfinite(interval.low) else centre).replace("-", "\N{MINUS SIGN}")
+
+
+def versions() -> dict[str, str]:
+    """What this process runs on."""
+    found = {"fastmpl": __version__, "python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            found[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue
+    return found | {"machine": f"{platform.system()} {platform.machine()}"}
+
+
+def _page(path: Path, template: str, **content: Any) -> Path:
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent / "templates"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {"percent": percent, "points": points}
+    text = environment.get_template(template).render(**content)
+    beside = path.with_name(path.name + ".tmp")
+    beside.write_text(text, encoding="utf-8", errors="replace")
+    os.replace(beside, path)
+    return path
+
+
+def summary(run: Run) -> str:
+    """The run in a sentence."""
+    said = []
+    if run.config is not None:
+        data = run.config.data
+        labels = f"{data.labels:,} labels" if data.labels else "all labels"
+        said.append(f"Trained by {run.config.method.name} on {data.source} with {labels}, seed {run.config.run.seed}")
+    if run.last and run.last[0].step is not None:
+        said.append(f"{run.last[0].step:,} steps")
+    if math.isfinite(run.seconds):
+        said.append(f"in {duration(run.seconds)}")
+    return ", ".join(said)
+
+
+def _images(run: Run, split: str) -> int:
+    return max((row.images for row in run.evaluations if row.split == split and isinstance(row.images, int)), default=0)
+
+
+def uncertainty(share: float, images: int) -> str:
+    """Standard error of an accuracy measured on `images` images: `± 0.8`, in percentage points."""
+    if not images or not 0 <= share <= 1:
+        return ""
+    return f"± {100 * math.sqrt(share * (1 - share) / images):.1f}"
+
+
+def headline(run: Run) -> Result | None:
+    """What a user would deploy: the validation-selected network, else the last average or student."""
+    if run.selected is not None:
+        return run.selected
+    named = {row.name: row for row in run.last}
+    return named.get("average, last") or named.get("student, last")
+
+
+def write_report(folder: Path) -> Path:
+    """Writes `report.html` into a run's folder, from what is in it, and gives its path. Raises OSError if it cannot."""
+    run = read_run(folder)
+    return _page(
+        folder / "report.html",
+        "run.html",
+        run=run,
+        summary=summary(run),
+        headline=headline(run),
+        accuracy=accuracy_pictures(run),
+        curves=step_pictures(run),
+        left_out=unanswered(run),
+        images={split: _images(run, split) for split in ("validation", "test")},
+        uncertainty=uncertainty,
+        versions=run.versions or versions(),
+        recorded=bool(run.versions),
+    )
+
+
+def write_comparison(path: Path, title: str, tables: Sequence[Table]) -> Path:
+    """Writes the tables of an experiment as one page, and gives its path. Raises OSError if it cannot."""
+    sections = [
+        {"table": table, "rows": rows(table), "against": baseline(table).name, "svg": dot_plot(table, number)}
+        for number, table in enumerate(tables, 1)
+    ]
+    return _page(path, "comparison.html", title=title, sections=sections, versions=versions())

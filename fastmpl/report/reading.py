@@ -1,0 +1,133 @@
+"""What a run left in its folder, as far as it is there: a report of a run that failed is worth the most.
+
+Nothing here trusts the folder: what is missing or cannot be read becomes a sentence of the report.
+"""
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Final, NamedTuple
+
+from fastmpl.config import Config, ConfigError, difference, load
+from fastmpl.metrics import Evaluation, read_lines
+from fastmpl.step.moment import Report
+
+NETWORKS: Final = ("student", "average", "teacher")
+SPLITS: Final = ("validation", "test")
+LARGEST: Final = 1e30
+COLUMNS: Final = ("step", "seconds", "images_per_second", *Report._fields)
+
+
+class Changed(NamedTuple):
+    """A key of the configuration that differs from its default."""
+
+    key: str
+    value: object
+    default: object
+
+
+class Result(NamedTuple):
+    """One network's accuracies, shares in [0, 1]; NaN where it was not measured."""
+
+    name: str
+    step: int | None
+    validation: float
+    test: float
+
+
+class Run(NamedTuple):
+    """A run as its report needs it."""
+
+    name: str
+    config: Config | None
+    text: str  # of config.toml
+    changed: Sequence[Changed]
+    train: Mapping[str, Sequence[float]]  # a column for each of COLUMNS
+    evaluations: Sequence[Evaluation]
+    last: Sequence[Result]
+    selected: Result | None
+    seconds: float
+    versions: Mapping[str, str]  # as recorded when it trained
+    problems: Sequence[str]
+
+
+def number(value: object) -> float:
+    """NaN for whatever is no finite number of a size that can be drawn."""
+    return float(value) if isinstance(value, int | float) and abs(value) < LARGEST else math.nan
+
+
+def _value(config: Config, key: str) -> object:
+    section, name = key.split(".")
+    return getattr(getattr(config, section), name)
+
+
+def _config(path: Path) -> tuple[Config | None, str, list[str]]:
+    try:
+        text = path.read_text(encoding="utf-8", errors="replace")
+    except OSError as error:
+        return None, "", [f"{path.name} cannot be read: {error.strerror}."]
+    try:
+        return load(path), text, []
+    except ConfigError as error:
+        return None, text, str(error).splitlines()
+
+
+def _mapping(value: object) -> Mapping[str, Any]:
+    return value if isinstance(value, dict) else {}
+
+
+def _results(path: Path) -> tuple[Mapping[str, Any], list[str]]:
+    if not path.exists():
+        return {}, [f"The run has not ended: there is no {path.name} yet."]
+    try:
+        return _mapping(json.loads(path.read_text(encoding="utf-8"))), []
+    except ValueError as error:  # of encoding, too
+        return {}, [f"{path.name} is not valid JSON: {error}."]
+
+
+def _result(name: str, step: object, accuracies: Mapping[str, Any]) -> Result:
+    step = step if isinstance(step, int) else None
+    return Result(name, step, number(accuracies.get("validation")), number(accuracies.get("test")))
+
+
+def _last(results: Mapping[str, Any]) -> list[Result]:
+    rows = [
+        _result(f"{network}, last", results.get("steps"), _mapping(of))
+        for network, of in _mapping(results.get("last")).items()
+    ]
+    tuned = _mapping(results.get("finetuned"))
+    return rows + ([_result("student, fine-tuned", None, tuned)] if tuned else [])
+
+
+def _evaluations(lines: Sequence[Mapping[str, Any]]) -> list[Evaluation]:
+    rows = [Evaluation._make(line.get(name) for name in Evaluation._fields) for line in lines]
+    known = [row for row in rows if row.network in NETWORKS and row.split in SPLITS and math.isfinite(number(row.step))]
+    return [row._replace(accuracy=number(row.accuracy), loss=number(row.loss)) for row in known]
+
+
+def _changed(config: Config) -> list[Changed]:
+    default = Config.model_validate({})
+    return [Changed(key, _value(config, key), _value(default, key)) for key in difference(config, default)]
+
+
+def read_run(folder: Path) -> Run:
+    """The run in `folder`; raises nothing that the folder's content could cause."""
+    config, text, unreadable = _config(folder / "config.toml")
+    results, missing = _results(folder / "results.json")
+    lines = read_lines(folder)
+    trained = [line for line in lines if line.get("kind") == "train"]
+    selected = _mapping(results.get("selected"))
+    return Run(
+        name=folder.resolve().name,
+        config=config,
+        text=text,
+        changed=_changed(config) if config else [],
+        train={name: [number(line.get(name)) for line in trained] for name in COLUMNS},
+        evaluations=_evaluations([line for line in lines if line.get("kind") == "evaluation"]),
+        last=_last(results),
+        selected=_result(str(selected.get("network")), selected.get("step"), selected) if selected else None,
+        seconds=number(results.get("seconds")),
+        versions={str(name): str(version) for name, version in _mapping(results.get("versions")).items()},
+        problems=unreadable + missing,
+    )

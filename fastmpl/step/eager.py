@@ -1,0 +1,48 @@
+"""Runs steps one by one, and owns what carries over between them beside the networks."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple
+
+import torch
+from fastmpl_kernels import keyed
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from fastmpl.data.batch import Batch
+from fastmpl.learners.rates import ramp
+from fastmpl.step.moment import Moment, Report
+
+Run = Callable[[Sequence[Batch], Moment, Tensor], Report]  # micro-batches, the moment, the feedback's baseline
+
+
+class Ramp(NamedTuple):
+    """The consistency loss's weight: from 0 to `weight` over `steps` steps."""
+
+    weight: float = 0.0
+    steps: int = 0
+
+
+class EagerStep:
+    """Calls `run` with the moment of each step. Its state is the number of the next step and the baseline."""
+
+    def __init__(
+        self, run: Run, *, seed: int, ramp: Ramp, device: torch.device, rank: int = 0, accumulate: int = 1
+    ) -> None:
+        self.run, self.ramp, self.rank, self.accumulate = run, ramp, rank, accumulate
+        self.step: Int[Tensor, ""] = torch.zeros((), dtype=torch.int64, device=device)
+        self.baseline: Float[Tensor, ""] = torch.zeros((), device=device)
+        self.seed: Int[Tensor, ""] = torch.full((), seed, dtype=torch.int64, device=device)
+
+    def __call__(self, batch: Batch) -> Report:
+        weight = ramp(self.step, peak=self.ramp.weight, over=self.ramp.steps)
+        moment = Moment(self.step, keyed.combine(self.seed, self.step), weight, self.rank)
+        report = self.run(batch.parts(self.accumulate), moment, self.baseline)
+        self.step += 1
+        return report
+
+    def state(self) -> dict[str, Tensor]:
+        return {"step": self.step, "baseline": self.baseline}
+
+    def load(self, state: Mapping[str, Tensor]) -> None:
+        self.step.copy_(state["step"])
+        self.baseline.copy_(state["baseline"])

@@ -1,0 +1,282 @@
+"""Trains a run: builds it, steps, logs, evaluates, saves, and continues what was interrupted. No mathematics here."""
+
+import json
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, nullcontext
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import torch
+from fastmpl_kernels import dispatch
+
+from fastmpl import checkpoint, finetune
+from fastmpl.assemble import Trainee, assemble, below
+from fastmpl.checkpoint import Checkpoint
+from fastmpl.config import Config, difference, load, save
+from fastmpl.data.batch import Batch
+from fastmpl.data.build import Data
+from fastmpl.data.build import build as build_data
+from fastmpl.errors import ConfigError, DivergedError, StorageError
+from fastmpl.evaluate import Judge, Network, Split, inferences
+from fastmpl.learners.plain import PlainLearner
+from fastmpl.lifecycle import State, Stopper, claimed, write_status
+from fastmpl.metrics import Evaluation, Log, Meter
+from fastmpl.networks import fixed_teacher, save_network
+from fastmpl.progress import Progress, Silent
+from fastmpl.step.eager import EagerStep
+
+# May differ between a run and its continuation: they change neither the data nor the arithmetic.
+HARMLESS = {
+    *("run.output", "run.log_every", "run.evaluate_every", "run.checkpoint_every", "run.keep"),
+    *("system.threads", "system.timeout"),
+}
+SKIPPED_AT_MOST = 10  # updates that were not finite, in 100 steps
+
+
+class Results(NamedTuple):
+    """What a run ended with: accuracies are shares, by network and split. `results.json` holds the same."""
+
+    steps: int
+    last: dict[Network, dict[Split, float]]
+    selected: dict[str, Any] | None  # the best on the validation images, and when
+    finetuned: dict[Split, float] | None
+    seconds: float
+
+
+class Phase(NamedTuple):
+    """A stretch of steps of one kind; steps are numbered through all phases."""
+
+    name: Literal["train", "finetune"]
+    last: int
+    step: EagerStep
+    batches: Callable[[], Batch]
+    networks: dict[Network, PlainLearner]  # what is evaluated, "average" being the student's
+
+
+def train(config: Config, *, resume: str = "auto", quiet: bool = False, report: bool = True) -> Results:
+    """Trains the run of `config`, or continues it; gives what its folder's results.json holds.
+
+    resume: "auto" continues the newest valid checkpoint of the run's folder, "never" starts over (the old folder is
+    kept under another name), and a path continues that checkpoint. `quiet` shows nothing; `report` says whether
+    report.html is written at the end. Raises FastMPLError's family, one sentence each.
+    """
+    folder = Path(config.run.output) / config.run.name
+    if resume == "never" and folder.exists():
+        folder.rename(_free_name(folder))
+    with ExitStack() as held:
+        held.enter_context(claimed(folder))
+        _accept(folder, config)
+        run = Training(config, folder, quiet, held.enter_context(Stopper()))
+        try:
+            run.restore(resume)
+            results = run.finish() if run.step == run.total else run.go()
+            if report:
+                from fastmpl.report import write_report  # matplotlib takes a second to import
+
+                write_report(folder)
+        except BaseException as error:
+            state: State = "interrupted" if run.saved == run.step else "failed"
+            write_status(folder, state, run.step, str(error))
+            raise
+        write_status(folder, "done", run.step)
+        return results
+
+
+class Training:
+    """One run between its start and its end."""
+
+    def __init__(self, config: Config, folder: Path, quiet: bool, stopper: Stopper) -> None:
+        self.config, self.folder, self.quiet, self.stopper = config, folder, quiet, stopper
+        dispatch.set_backend(config.system.kernels)
+        if config.system.threads:
+            torch.set_num_threads(config.system.threads)
+        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self.data: Data = build_data(
+            config.data,
+            seed=config.run.seed,
+            channels_last=config.system.channels_last,
+            threads=torch.get_num_threads(),
+            device=self.device.index or 0 if self.device.type == "cuda" else None,
+        )
+        self.judge = Judge(self.data, self.device)
+        kind = {"classes": len(self.data.classes), "image_shape": self.data.image_shape}
+        self.trainee: Trainee = assemble(
+            config,
+            device=self.device,
+            fixed_teacher=lambda: fixed_teacher(config.teacher.model, **kind),  # type: ignore[arg-type]
+            **kind,  # type: ignore[arg-type]
+        )
+        self.total = config.run.steps + config.finetune.steps
+        self.meter = Meter(self.device)
+        self.step, self.saved, self.seconds = 0, -1, 0.0
+        self.best: dict[str, Any] | None = None
+        self.finetuned: tuple[PlainLearner, EagerStep] | None = None
+        save(config, folder / "config.toml")
+        write_status(folder, "running", 0)
+
+    def restore(self, resume: str) -> None:
+        """Continues at a checkpoint, if there is one."""
+        complaints: list[str] = []
+        if resume in ("auto", "never"):
+            found = checkpoint.newest(self.folder / "checkpoints", complaints.append)
+        else:
+            found = checkpoint.read(Path(resume))
+        self.notes = complaints
+        if found is None:
+            return
+        self.data.train.restore(found.facts["data"])
+        self.step = self.saved = found.step
+        self.best, self.seconds = found.facts["best"], found.facts["seconds"]
+        self.trainee.load(found.tensors)
+        self.meter.kept.copy_(found.tensors["meter"])
+        if self.step > self.config.run.steps:
+            learner, step = self._finetuned()
+            learner.load(below(found.tensors, "finetuned"))
+            step.load(below(found.tensors, "finetune_step"))
+        if self.step:
+            self.notes.append(f"Continuing at step {self.step} of {self.total}.")
+
+    def go(self) -> Results:
+        """Trains from the present step to the last, through both phases."""
+        config = self.config
+        show = Silent if self.quiet else Progress
+        with (
+            show(config.run.name, self.total, self.step) as self.progress,
+            Log(self.folder, warn=self.progress.note) as self.log,
+        ):
+            self.log.truncate_after(self.step)
+            for note in self.notes:
+                self.progress.note(note)
+            for phase in self._phases():
+                self._train(phase)
+        return self.finish()
+
+    def finish(self) -> Results:
+        """The finished run's weights and results."""
+        last = self.judge.accuracies(self._trained())
+        student, finetuned = self.trainee.student, None
+        if self.config.finetune.steps:
+            student = self._finetuned()[0]
+            finetuned = self.judge.accuracies({"student": student})["student"]
+        results = Results(self.step, last, self.best, finetuned, self.seconds)
+        (self.folder / "results.json").write_text(json.dumps(results._asdict(), indent=1) + "\n")
+        with student.averaged() if student.average is not None else nullcontext(student.module) as module:
+            save_network(self.folder, module, classes=self.data.classes, image_shape=self.data.image_shape)
+        return results
+
+    def _phases(self) -> Iterator[Phase]:
+        """The phases that are not over yet."""
+        steps = self.config.run.steps
+        if self.step < steps:
+            yield Phase("train", steps, self.trainee.step, self._next_batch, self._trained())
+        if self.step < self.total:
+            learner, step = self._finetuned()
+            settings = self.config.finetune
+            stream = self.data.finetune(settings.images, settings.batch, self.step - steps)
+            following = finetune.batches(stream, self.device)
+            yield Phase("finetune", self.total, step, following, {"student": learner})
+
+    def _train(self, phase: Phase) -> None:
+        """Steps to the end of a phase, with what is due between steps."""
+        run, since, at = self.config.run, self.step, time.monotonic()
+        while self.step < phase.last:
+            batch = phase.batches()
+            self.meter.add(phase.step(batch))
+            self.step += 1
+            self.progress.update(self.step, {})
+            ends = self.step == phase.last
+            if self.step % run.log_every == 0 or ends:
+                now = time.monotonic()
+                images = (self.step - since) * (len(batch.labelled) + len(batch.weak)) / max(now - at, 1e-9)
+                self.seconds += now - at
+                self._report(self.meter.read(), images, self.step - since)
+                since, at = self.step, now
+            if self.step % run.evaluate_every == 0 or ends:
+                self._evaluate(phase)
+            if self.step % run.checkpoint_every == 0 or ends or self.stopper.by:
+                self._save(last=self.step == self.total)
+            if self.stopper.by:
+                raise self.stopper.reason(self.folder, self.step)
+
+    def _report(self, values: dict[str, float], images: float, steps: int) -> None:
+        self.log.train(self.step, values, seconds=self.seconds, images_per_second=images)
+        self.progress.update(self.step, values | {"images_per_second": images})
+        if values["skipped"] > max(SKIPPED_AT_MOST, SKIPPED_AT_MOST * steps / 100):
+            raise DivergedError(
+                f"{values['skipped']:.0f} updates of the last {steps} steps were not finite, at step {self.step}. "
+                "Lower student.lr or teacher.lr, set clip = 1.0, or lower feedback.weight."
+            )
+
+    def _evaluate(self, phase: Phase) -> None:
+        """Scores every network; remembers the best student on the validation images."""
+        for network, infer in inferences(phase.networks):
+            found = self.judge.scores(infer)
+            for split, result in found.items():
+                evaluation = Evaluation(self.step, phase.name, network, split, *result)
+                self.log.evaluation(evaluation)
+                self.progress.evaluation(evaluation)
+            if network == "teacher" or "validation" not in found:
+                continue
+            accuracies = {split: result.accuracy for split, result in found.items()}
+            if self.best is None or accuracies["validation"] > self.best["validation"]:
+                self.best = {"step": self.step, "network": network} | dict(accuracies.items())
+
+    def _save(self, *, last: bool) -> None:
+        """A checkpoint. Where the disk is full, training goes on, unless it was the last."""
+        folder = self.folder / "checkpoints"
+        tensors = self.trainee.state() | {"meter": self.meter.kept}
+        if self.finetuned is not None:
+            learner, step = self.finetuned
+            tensors |= {f"finetuned/{name}": value for name, value in learner.state().items()}
+            tensors |= {f"finetune_step/{name}": value for name, value in step.state().items()}
+        facts = {"data": self.data.train.state(), "best": self.best, "seconds": self.seconds}
+        try:
+            checkpoint.save(folder, Checkpoint(self.step, tensors, facts))
+        except StorageError as error:
+            if last:
+                raise
+            self.progress.note(f"{error} Training goes on without this checkpoint.")
+            return
+        self.saved = self.step
+        checkpoint.prune(folder, self.config.run.keep, None if self.best is None else self.best["step"])
+        self.progress.saved()
+        write_status(self.folder, "running", self.step)
+
+    def _next_batch(self) -> Batch:
+        batch = next(self.data.train)
+        if self.device.type == "cpu":
+            return batch
+        return batch.to(self.device)
+
+    def _trained(self) -> dict[Network, PlainLearner]:
+        networks: dict[Network, PlainLearner] = {"student": self.trainee.student}
+        if self.trainee.teacher is not None:
+            networks["teacher"] = self.trainee.teacher
+        return networks
+
+    def _finetuned(self) -> tuple[PlainLearner, EagerStep]:
+        if self.finetuned is None:
+            learner = finetune.finetuned_learner(self.trainee.student, self.config)
+            self.finetuned = learner, finetune.finetune_step(learner, self.config, self.device)
+        return self.finetuned
+
+
+def _accept(folder: Path, config: Config) -> None:
+    """Refuses a folder that holds a run with other settings, naming them."""
+    old = folder / "config.toml"
+    if not old.is_file() or not checkpoint.steps(folder / "checkpoints"):
+        return
+    differing = [key for key in difference(load(old), config) if key not in HARMLESS]
+    if differing:
+        raise ConfigError(
+            f"{folder} holds a run with other settings ({', '.join(differing)}). "
+            "Use another run.name, or --resume never to start over."
+        )
+
+
+def _free_name(folder: Path) -> Path:
+    number = 1
+    while (candidate := folder.with_name(f"{folder.name}.old-{number}")).exists():
+        number += 1
+    return candidate

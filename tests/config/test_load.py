@@ -1,0 +1,176 @@
+"""A file, overrides and defaults become one configuration; every mistake is one sentence; what is saved loads equal."""
+
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pydantic import ValidationError
+
+from fastmpl.config import Config, ConfigError, difference, load, save
+from fastmpl.config.load import KEYS, LARGEST
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture
+def path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The name of a file in the working folder, as a user would give it."""
+    monkeypatch.chdir(tmp_path)
+    return Path("cfg.toml")
+
+
+def refusal(path: Path, text: str | bytes, overrides: dict[str, Any] | None = None) -> str:
+    path.write_bytes(text.encode() if isinstance(text, str) else text)
+    with pytest.raises(ConfigError) as refused:
+        load(path, overrides)
+    return str(refused.value)
+
+
+def test_an_empty_file_is_all_defaults(path: Path) -> None:
+    path.write_text("")
+    assert load(path) == Config()
+
+
+def test_overrides_lie_over_the_file_and_the_file_over_the_defaults(path: Path) -> None:
+    path.write_text("[student]\nlr = 0.2\nclip = 1.0\n")
+    config = load(path, {"student.lr": 0.3})
+    assert (config.student.lr, config.student.clip, config.student.momentum) == (0.3, 1.0, 0.9)
+
+
+def test_overrides_may_be_nested(path: Path) -> None:
+    path.write_text("")
+    assert load(path, {"student": {"lr": 0.3}}) == load(path, {"student.lr": 0.3})
+
+
+def test_an_override_can_mend_a_bad_value_of_the_file(path: Path) -> None:
+    path.write_text("[student]\nlr = -1.0\n")
+    assert load(path, {"student.lr": 0.3}).student.lr == 0.3
+
+
+def test_what_is_saved_loads_equal(path: Path) -> None:
+    path.write_text(
+        '[data]\nnoise = ["pair", 0.45]\nrand_augment = [0, 0]\n[student]\nlr = 1e-7\n[run]\nname = "a.b-c_D"\n'
+    )
+    config = load(path)
+    assert load(save(config, "saved.toml")) == config
+
+
+def test_difference_names_the_keys_that_differ(path: Path) -> None:
+    path.write_text('[student]\nlr = 0.2\n[data]\nnoise = ["pair", 0.45]\n')
+    assert difference(load(path), Config()) == ["data.noise", "student.lr"]
+    assert difference(Config(), Config()) == []
+
+
+def test_a_configuration_cannot_be_changed() -> None:
+    with pytest.raises(ValidationError, match="frozen"):
+        Config().student.lr = 0.3  # type: ignore[misc]
+
+
+@pytest.mark.parametrize(
+    ("text", "name", "meant"),
+    [
+        ("[studnet]\nlr = 3", "studnet.lr", "student.lr"),
+        ("[feedback]\nweigth = 1.0", "feedback.weigth", "feedback.weight"),
+        ("[run]\nrand_augment = [2, 10]", "run.rand_augment", "data.rand_augment"),
+        ("[optimiser]\naverage = 0.9", "optimiser.average", "student.average"),
+        ("steps = 3", "steps", "run.steps"),
+    ],
+)
+def test_an_unknown_key_suggests_the_nearest_one(path: Path, text: str, name: str, meant: str) -> None:
+    assert refusal(path, text) == f"Config: unknown key '{name}' (cfg.toml). Did you mean '{meant}'?"
+
+
+@pytest.mark.parametrize("name", ["student.learning_rate", "nonsense.x", "lr.x"])
+def test_a_key_like_no_other_points_to_the_list_of_keys(path: Path, name: str) -> None:
+    sentence = f"Config: unknown key '{name}' (cfg.toml). `fastmpl train --help-all` lists every key."
+    assert refusal(path, f"{name} = 3") == sentence
+
+
+def test_a_section_given_as_a_value_is_said_to_be_one(path: Path) -> None:
+    sentence = "Config: student (cfg.toml) is a section, not a value. Write [student], and its keys below."
+    assert refusal(path, "student = 3") == sentence
+
+
+NAMES = "^[A-Za-z0-9._-]{1,64}$"
+NOISE = '["none", "pair", "symmetric" or "brightness", a number from 0 to 1]'
+
+
+@pytest.mark.parametrize(
+    ("key", "text", "shown", "expected"),
+    [
+        ("student.lr", '"0.1"', '"0.1"', "a number from 0 to 1000"),
+        ("student.lr", "-1", "-1", "a number from 0 to 1000"),
+        ("student.lr", "nan", "nan", "a number from 0 to 1000"),
+        ("student.lr", "{ a = 1 }", "{ a table }", "a number from 0 to 1000"),
+        ("student.lr", "1" + "0" * 400, "a number of many digits", "a number from 0 to 1000"),
+        ("student.momentum", "1.0", "1.0", "a number from 0 to below 1"),
+        ("student.norm", "'none'", '"none"', '"batch", "sync" or "group"'),
+        ("run.keep", "1", "1", "an integer from 2 to 1000000"),
+        ("run.steps", "true", "true", "an integer from 1 to 1000000000"),
+        ("run.steps", "1e3", "1000.0", "an integer from 1 to 1000000000"),
+        ("run.name", "'a/b'", '"a/b"', f"a string that matches {NAMES}"),
+        ("data.flip", "1", "1", "true or false"),
+        ("data.noise", "['odd', 2]", '["odd", 2]', NOISE),
+        ("data.noise", "['pair', 1.5]", '["pair", 1.5]', NOISE),
+        ("data.rand_augment", "[1]", "[1]", "[an integer from 0 to 16, an integer from 0 to 30]"),
+    ],
+)
+def test_a_bad_value_is_named_with_what_is_allowed(path: Path, key: str, text: str, shown: str, expected: str) -> None:
+    assert (
+        refusal(path, f"{key} = {text}") == f"Config: {key} = {shown} (cfg.toml) cannot be used. Expected {expected}."
+    )
+
+
+def test_a_bad_override_is_not_blamed_on_the_file(path: Path) -> None:
+    sentence = refusal(path, "[student]\nlr = 0.1", {"student.lr": "x"})
+    assert sentence == 'Config: student.lr = "x" (command line) cannot be used. Expected a number from 0 to 1000.'
+
+
+def test_several_mistakes_are_one_sentence_each(path: Path) -> None:
+    assert len(refusal(path, "[student]\nlr = -1\nclip = -1\n[run]\nsteps = 0").splitlines()) == 3
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("[run\n", "not valid TOML: Expected ']' at the end of a table declaration (at line 1, column 5)."),
+        ("[run]\nseed = 1\nseed = 2\n", "not valid TOML: Cannot overwrite a value (at line 3, column 9)."),
+        ("[run]\nseed = 1" + "0" * 5000, "a number has too many digits."),
+        (b"\xff\xfe", "not a text file in UTF-8 (byte 0)."),
+        ("x = " + "[" * 10**6, f"larger than {LARGEST} bytes: this is no configuration of a run."),
+        ("x = " + "[" * 60_000, "line 1: nested too deeply."),
+        ("x = " + "[\n" * 30_000, "nested too deeply."),
+        (".".join("a" * 30_000) + " = 1", "line 1: nested too deeply."),
+        ("\n".join(f"x{i}." + ".".join("a" * 60) + " = 1" for i in range(500)), "unknown key 'x0.a'"),
+    ],
+    ids=["syntax", "twice", "digits", "bytes", "size", "brackets", "lines of brackets", "dots", "lines of dots"],
+)
+def test_a_malformed_file_is_refused_within_a_second(path: Path, text: str | bytes, reason: str) -> None:
+    begin = time.process_time()
+    assert reason in refusal(path, text)
+    assert time.process_time() - begin < 1
+
+
+def test_a_missing_file_and_a_folder_are_said_to_be_so(path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"^Config: cfg\.toml cannot be read: No such file"):
+        load(path)
+    with pytest.raises(ConfigError, match="Is a directory"):
+        load(".")
+
+
+def test_every_key_has_a_default_and_one_sentence() -> None:
+    for name, field in KEYS.items():
+        assert not field.is_required(), name
+        assert field.description is not None, name
+        assert field.description.endswith("."), name
+
+
+@pytest.mark.parametrize("example", sorted((ROOT / "launch/configs").glob("*.toml")), ids=lambda path: path.stem)
+def test_every_example_loads_and_is_named_as_its_file(example: Path) -> None:
+    assert load(example).run.name == example.stem
+
+
+def test_the_teacher_of_the_distillation_example_is_another_example() -> None:
+    teacher = load(ROOT / "launch/configs/digits_distillation.toml").teacher.model
+    assert load(ROOT / "launch/configs" / f"{Path(teacher).name}.toml").run.name == Path(teacher).name

@@ -1,0 +1,271 @@
+"""What cannot work is refused when the file is read, in one sentence, and what can is accepted."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fastmpl.config import Config, ConfigError, load
+from fastmpl.config.rules import IMPOSSIBLE, NOT_YET
+
+Load = Callable[..., Config]
+
+
+@pytest.fixture
+def read(tmp_path: Path) -> Load:
+    """Reads an empty file with these dotted keys over it."""
+    path = tmp_path / "cfg.toml"
+    path.write_text("")
+
+    def read(**overrides: Any) -> Config:
+        return load(path, {name.replace("__", "."): value for name, value in overrides.items()})
+
+    return read
+
+
+LEGAL = [
+    ("soft", "exact"),
+    ("sampled", "per_example"),
+    ("sampled", "scalar"),
+    ("argmax", "scalar"),
+    ("soft", "off"),
+    ("sampled", "off"),
+    ("argmax", "off"),
+]
+
+REFUSED = [
+    (
+        {"feedback.kind": "scalar"},
+        'method.targets = "soft" with feedback.kind = "scalar" gives the teacher a zero gradient. '
+        'Use kind = "exact", or targets = "sampled".',
+    ),
+    (
+        {"feedback.kind": "per_example"},
+        'method.targets = "soft" with feedback.kind = "per_example" has no drawn label to credit. '
+        'Use kind = "exact", or targets = "sampled".',
+    ),
+    (
+        {"method.targets": "sampled"},
+        'method.targets = "sampled" with feedback.kind = "exact" asks for the derivative by a whole distribution of '
+        'which the student saw one draw. Use kind = "per_example", or targets = "soft".',
+    ),
+    (
+        {"method.targets": "argmax"},
+        'method.targets = "argmax" with feedback.kind = "exact" cannot work: the arg max has no gradient and is not a '
+        'sample. Use kind = "scalar", or targets = "soft".',
+    ),
+    (
+        {"method.targets": "argmax", "feedback.kind": "per_example"},
+        'method.targets = "argmax" with feedback.kind = "per_example" cannot work: the arg max has no gradient and is '
+        'not a sample. Use kind = "scalar", or targets = "sampled".',
+    ),
+    (
+        {"feedback.images": "trusted"},
+        'feedback.images = "trusted" needs data.trusted above 0, the number of clean images to set aside.',
+    ),
+    ({"feedback.baseline": 0.99}, 'feedback.baseline is for feedback.kind = "scalar", not "exact".'),
+    ({"feedback.cosine": True}, 'feedback.cosine is for feedback.kind = "scalar", not "exact".'),
+    (
+        {"method.targets": "sampled", "feedback.kind": "scalar", "feedback.tangent": "difference"},
+        'feedback.tangent is for feedback.kind = "exact" or "per_example": the scalar has no tangent.',
+    ),
+    (
+        {"method.targets": "sampled", "feedback.kind": "scalar", "feedback.depth": 1},
+        'feedback.depth is for feedback.kind = "exact" or "per_example": the scalar has no tangent.',
+    ),
+    (
+        {"feedback.tangent": "difference", "system.precision": "bf16"},
+        'feedback.tangent = "difference" with system.precision = "bf16" loses the difference to rounding. '
+        'Use tangent = "jvp", or precision = "float32".',
+    ),
+    (
+        {"feedback.kind": "off", "feedback.control": "flipped"},
+        'feedback.control = "flipped" with feedback.kind = "off" has nothing to spoil.',
+    ),
+    (
+        {"method.name": "uda", "feedback.weight": 2.0},
+        '[feedback] is for method.name = "mpl" or "reduced_mpl", not "uda". '
+        'Leave the section out, or set feedback.kind = "off".',
+    ),
+    (
+        {"method.threshold": 0.5},
+        'method.threshold = 0.5 is for method.name = "pseudo_label", not "mpl". '
+        "The consistency loss has its own, uda.threshold.",
+    ),
+    (
+        {"method.name": "supervised", "method.threshold": 0.5},
+        'method.threshold = 0.5 is for method.name = "pseudo_label", not "supervised".',
+    ),
+    (
+        {"method.name": "uda", "uda.weight": 0.0},
+        'method.name = "uda" with uda.weight = 0 is supervised training. Use method.name = "supervised".',
+    ),
+    (
+        {"method.name": "distillation"},
+        'method.name = "distillation" with teacher.model = "wrn_28_2" has nothing to learn from. '
+        'Name the folder of a run (runs/NAME) or "timm:NAME".',
+    ),
+    (
+        {"method.name": "distillation", "teacher.model": "runs/a", "method.targets": "argmax"},
+        'method.targets = "argmax" with method.name = "distillation": it learns from whole distributions. '
+        'Use targets = "soft", or method.name = "pseudo_label".',
+    ),
+    (
+        {"method.name": "reduced_mpl"},
+        'method.name = "reduced_mpl" needs data.store, the stored distributions of a large teacher.',
+    ),
+    ({"data.store": "a"}, 'data.store is for method.name = "distillation" or "reduced_mpl", not "mpl".'),
+    (
+        {"student.model": "wrn_27_2"},
+        'student.model = "wrn_27_2" is no network. '
+        'Use wrn_DEPTH_WIDTH with DEPTH = 6 n + 4 (wrn_28_2), conv, perceptron, or "timm:NAME".',
+    ),
+    (
+        {"teacher.model": "runs/a"},
+        'teacher.model = "runs/a" is no network that method.name = "mpl" can train. '
+        'Use wrn_DEPTH_WIDTH with DEPTH = 6 n + 4 (wrn_28_2), conv, perceptron, or "timm:NAME".',
+    ),
+    (
+        {"data.source": "two_moons"},
+        'data.source = "two_moons" with student.model = "wrn_28_2": use "perceptron".',
+    ),
+    (
+        {"data.source": "two_moons", "student.model": "perceptron"},
+        'data.source = "two_moons" with teacher.model = "wrn_28_2": use "perceptron".',
+    ),
+    (
+        {"student.optimiser": "nesterov", "student.momentum": 0.0},
+        'student.optimiser = "nesterov" needs student.momentum above 0. Use "sgd" for none.',
+    ),
+    (
+        {"student.optimiser": "lamb"},
+        'student.optimiser = "lamb" with feedback.kind = "exact" cannot work: its trust ratio mixes a layer\'s '
+        'gradients. Use feedback.kind = "scalar", or student.optimiser = "adamw".',
+    ),
+    (
+        {"data.noise": ["none", 0.5]},
+        'data.noise = ["none", 0.5] has no kind of wrong label. Use "pair", "symmetric" or "brightness".',
+    ),
+    ({"data.batch_trusted": 8}, "data.batch_trusted = 8 needs data.trusted above 0."),
+    (
+        {"finetune.steps": 1, "finetune.images": "trusted"},
+        'finetune.images = "trusted" needs data.trusted above 0.',
+    ),
+    ({"data.source": "folder"}, 'data.source = "folder" needs data.root, the folder of your data.'),
+    ({"system.accumulate": 3}, "data.batch_labelled = 64 is not a multiple of system.accumulate = 3."),
+    (
+        {"system.accumulate": 64},
+        "system.accumulate = 64 is not in this version yet. Use 1.",
+    ),
+    (
+        {"data.batch_unlabelled": 447, "system.accumulate": 2},
+        "data.batch_unlabelled = 447 is not a multiple of system.accumulate = 2.",
+    ),
+    ({"system.offload": True}, 'system.offload = true needs system.engine = "zero".'),
+    (
+        {"system.engine": "zero", "system.graph": "on"},
+        'system.graph = "on" with system.engine = "zero": shards cannot be captured. Use graph = "auto".',
+    ),
+    ({"run.name": ".."}, 'run.name = ".." is not the name of a folder of its own.'),
+]
+
+
+@pytest.mark.parametrize(("targets", "kind"), LEGAL)
+def test_every_row_that_can_work_is_accepted(read: Load, targets: str, kind: str) -> None:
+    config = read(method__targets=targets, feedback__kind=kind)
+    assert (config.method.targets, config.feedback.kind) == (targets, kind)
+
+
+def test_every_pair_of_targets_and_feedback_is_either_legal_or_refused() -> None:
+    pairs = {(t, k) for t in ("soft", "sampled", "argmax") for k in ("exact", "per_example", "scalar", "off")}
+    assert set(LEGAL) | set(IMPOSSIBLE) == pairs
+    assert not set(LEGAL) & set(IMPOSSIBLE)
+
+
+@pytest.mark.parametrize(("keys", "sentence"), REFUSED, ids=[" ".join(keys) for keys, _ in REFUSED])
+def test_what_cannot_work_is_refused_with_the_reason(read: Load, keys: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(ConfigError) as refused:
+        read(**keys)
+    assert str(refused.value) == f"Config: {sentence}"
+
+
+SOURCES = '"digits", "fashion_mnist" or "two_moons"'
+OPTIMISERS = '"sgd", "nesterov" or "adamw"'
+NOT_BUILT = [
+    ({"data.source": "cifar10"}, "data.source", '"cifar10"', SOURCES),
+    ({"data.source": "cifar100"}, "data.source", '"cifar100"', SOURCES),
+    ({"data.source": "svhn"}, "data.source", '"svhn"', SOURCES),
+    ({"data.source": "folder", "data.root": "a"}, "data.source", '"folder"', SOURCES),
+    ({"data.source": "webdataset", "data.root": "a"}, "data.source", '"webdataset"', SOURCES),
+    ({"data.source": "tfrecord", "data.root": "a"}, "data.source", '"tfrecord"', SOURCES),
+    ({"method.name": "distillation", "data.store": "a"}, "data.store", '"a"', '""'),
+    ({"teacher.optimiser": "lamb"}, "teacher.optimiser", '"lamb"', OPTIMISERS),
+    ({"student.optimiser": "fastmpl:sgd_ema"}, "student.optimiser", '"fastmpl:sgd_ema"', OPTIMISERS),
+    ({"student.optimiser": "apex:FusedSGD"}, "student.optimiser", '"apex:FusedSGD"', OPTIMISERS),
+    ({"teacher.norm": "sync"}, "teacher.norm", '"sync"', '"batch" or "group"'),
+    ({"student.norm": "sync"}, "student.norm", '"sync"', '"batch" or "group"'),
+    ({"system.engine": "zero"}, "system.engine", '"zero"', '"plain"'),
+    ({"system.graph": "on"}, "system.graph", '"on"', '"auto" or "off"'),
+    ({"system.compile": True}, "system.compile", "true", "false"),
+    ({"system.recompute": True}, "system.recompute", "true", "false"),
+    ({"system.deferred": True}, "system.deferred", "true", "false"),
+    ({"system.accumulate": 2}, "system.accumulate", "2", "1"),
+    (
+        {"method.name": "reduced_mpl", "data.store": "a"},
+        "method.name",
+        '"reduced_mpl"',
+        '"supervised", "distillation", "pseudo_label", "uda" or "mpl"',
+    ),
+]
+
+
+@pytest.mark.parametrize(("keys", "key", "value", "instead"), NOT_BUILT)
+def test_what_is_not_built_yet_is_refused_with_what_is(
+    read: Load, keys: dict[str, Any], key: str, value: str, instead: str
+) -> None:
+    assert key in NOT_YET
+    with pytest.raises(ConfigError) as refused:
+        read(**keys)
+    assert str(refused.value) == f"Config: {key} = {value} is not in this version yet. Use {instead}."
+
+
+ACCEPTED = [
+    {"method.targets": "sampled", "feedback.kind": "scalar", "feedback.baseline": 0.99, "feedback.cosine": True},
+    {"feedback.tangent": "difference", "feedback.depth": 2},
+    {"feedback.images": "trusted", "data.trusted": 50, "data.batch_trusted": 25},
+    {"feedback.control": "shuffled"},
+    {"method.name": "pseudo_label", "method.targets": "argmax", "method.threshold": 0.9},
+    {"method.name": "pseudo_label", "teacher.model": "runs/a"},
+    {"method.name": "distillation", "teacher.model": "runs/a"},
+    {"method.name": "distillation", "teacher.model": "timm:resnet18"},
+    {"method.name": "uda", "feedback.kind": "off", "feedback.weight": 3.0},
+    {"method.name": "supervised", "uda.weight": 0.0},
+    {"feedback.kind": "off", "feedback.images": "trusted", "feedback.cosine": True},
+    {"data.source": "two_moons", "student.model": "perceptron", "teacher.model": "perceptron_tanh"},
+    {"data.source": "two_moons", "student.model": "perceptron", "method.name": "supervised"},
+    {"student.optimiser": "nesterov"},
+    {"student.optimiser": "adamw", "student.clip": 1.0},
+    {"student.model": "timm:resnet18", "student.norm": "group"},
+    {"system.schedule": "joint", "system.precision": "bf16", "system.channels_last": False},
+    {"data.noise": ["pair", 0.45]},
+]
+
+
+@pytest.mark.parametrize("keys", ACCEPTED, ids=[" ".join(keys) for keys in ACCEPTED])
+def test_what_can_work_is_accepted(read: Load, keys: dict[str, Any]) -> None:
+    assert isinstance(read(**keys), Config)
+
+
+def test_one_key_switches_the_feedback_off(read: Load) -> None:
+    section: dict[str, Any] = {"feedback.tangent": "difference", "feedback.weight": 3.0, "system.precision": "bf16"}
+    with pytest.raises(ConfigError, match="rounding"):
+        read(**section)
+    assert read(**section, **{"feedback.kind": "off"}).feedback.kind == "off"
+
+
+def test_a_configuration_made_in_python_meets_the_same_rules() -> None:
+    from fastmpl.config import FeedbackConfig
+
+    with pytest.raises(ConfigError, match="zero gradient"):
+        Config(feedback=FeedbackConfig(kind="scalar"))

@@ -1,0 +1,47 @@
+"""Small settings and data for the tests of fastmpl.data."""
+
+import os
+from collections.abc import Callable
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+torch.set_num_threads(1)
+
+DIGITS = {
+    "source": "digits",
+    "root": "",
+    "labels": 20,
+    "unlabelled": 0,
+    "trusted": 0,
+    "noise": ("none", 0.0),
+    "validation": 50,
+    "image_size": 8,
+    "batch_labelled": 16,
+    "batch_unlabelled": 24,
+    "batch_trusted": 0,
+    "flip": True,
+    "rand_augment": (0, 0),
+    "cutout": 0.5,
+}
+
+
+@pytest.fixture
+def settings() -> Callable[..., SimpleNamespace]:
+    """The [data] section for digits, with changes."""
+
+    def make(**changes: object) -> SimpleNamespace:
+        assert changes.keys() <= DIGITS.keys()
+        return SimpleNamespace(**{**DIGITS, **changes})
+
+    return make
+
+
+@pytest.fixture
+def coloured() -> NDArray[np.uint8]:
+    """50 random colour images of 16 x 16 pixels; no pixel is black."""
+    return np.random.default_rng(0).integers(1, 256, (50, 16, 16, 3), dtype=np.uint8)

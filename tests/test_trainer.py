@@ -1,0 +1,197 @@
+"""A run as its user sees it: what it leaves in its folder, how it continues, and what it refuses."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from fastmpl import checkpoint, trainer
+from fastmpl.config import Config, load
+from fastmpl.errors import ConfigError, DivergedError, FastMPLError, StorageError
+from fastmpl.lifecycle import Stopper, claimed
+from fastmpl.metrics import read_lines
+
+CONFIGS = Path(__file__).parents[1] / "launch" / "configs"
+TIMINGS = ("seconds", "images_per_second")
+
+
+def config(folder: Path, base: str = "digits", **changes: Any) -> Config:
+    """A short run in `folder`."""
+    small = {
+        "run.output": str(folder),
+        "run.name": "small",
+        "run.steps": 20,
+        "run.log_every": 6,
+        "run.evaluate_every": 10,
+        "run.checkpoint_every": 100,
+        "run.keep": 9,
+        "data.batch_unlabelled": 32,
+        "teacher.warmup": 4,
+        "student.warmup": 4,
+    }
+    return load(CONFIGS / f"{base}.toml", small | {key.replace("__", "."): value for key, value in changes.items()})
+
+
+def train(config: Config, **options: Any) -> trainer.Results:
+    return trainer.train(config, quiet=True, **({"report": False} | options))
+
+
+def stopped_after(steps: int, config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Trains until a signal arrives in that step."""
+    taken = 0
+    honest = trainer.Training._next_batch
+
+    def counted(self: trainer.Training) -> Any:
+        nonlocal taken
+        taken += 1
+        if taken == steps:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return honest(self)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(trainer.Training, "_next_batch", counted)
+        with pytest.raises(FastMPLError) as stopped:
+            train(config)
+    assert stopped.value.exit_code == 75
+
+
+def lines(folder: Path) -> list[dict[str, Any]]:
+    return [{k: v for k, v in line.items() if k not in TIMINGS} for line in read_lines(folder)]
+
+
+@pytest.mark.parametrize("stop", [1, 7, 10, 19])
+def test_a_stopped_run_continues_bit_for_bit(stop: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole, parts = config(tmp_path / "whole"), config(tmp_path / "parts")
+    train(whole)
+    stopped_after(stop, parts, monkeypatch)
+    status = json.loads((tmp_path / "parts/small/STATUS.json").read_text())
+    assert (status["state"], status["step"]) == ("interrupted", stop)
+    train(parts)
+    a, b = (checkpoint.read(tmp_path / name / "small/checkpoints/step-20") for name in ("whole", "parts"))
+    assert a.tensors.keys() == b.tensors.keys()
+    assert all(torch.equal(a.tensors[name], b.tensors[name]) for name in a.tensors)
+    assert a.facts["data"] == b.facts["data"]
+    assert a.facts["best"] == b.facts["best"]
+    assert lines(tmp_path / "whole/small") == lines(tmp_path / "parts/small")
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"finetune__steps": 8, "finetune__batch": 16, "finetune__lr": 0.01},
+        {"feedback__kind": "scalar", "method__targets": "sampled", "feedback__baseline": 0.9, "student__dropout": 0.2},
+        {"student__optimiser": "adamw", "student__lr": 1e-3, "student__clip": 0.5, "system__precision": "bf16"},
+    ],
+    ids=["finetune", "scalar", "adamw bf16"],
+)
+def test_every_part_of_the_state_is_continued(
+    changes: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole, parts = config(tmp_path / "whole", **changes), config(tmp_path / "parts", **changes)
+    train(whole)
+    stopped_after(7, parts, monkeypatch)
+    train(parts)
+    last = f"small/checkpoints/step-{whole.run.steps + whole.finetune.steps}"
+    a, b = (checkpoint.read(tmp_path / name / last) for name in ("whole", "parts"))
+    assert all(torch.equal(a.tensors[name], b.tensors[name]) for name in a.tensors)
+
+
+def test_a_run_stopped_in_its_fine_tuning_continues_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    changes: dict[str, Any] = {"finetune__steps": 8, "finetune__batch": 16, "run__checkpoint_every": 24}
+    whole = config(tmp_path / "whole", **changes)
+    results = train(whole)
+    parts = config(tmp_path / "parts", **changes)
+    train(parts)
+    for step in (28, 20):  # what a kill between steps 24 and 28 leaves
+        path = tmp_path / f"parts/small/checkpoints/step-{step}"
+        assert path.is_dir()
+        path.rename(tmp_path / f"step-{step}")
+    assert train(parts).finetuned == results.finetuned
+
+
+def test_a_finished_run_gives_its_results_again_without_training(tmp_path: Path) -> None:
+    first, second = train(config(tmp_path)), train(config(tmp_path))
+    assert second._replace(seconds=0) == first._replace(seconds=0)
+
+
+def test_a_run_leaves_what_a_person_and_a_program_need(tmp_path: Path) -> None:
+    results = train(config(tmp_path), report=True)
+    folder = tmp_path / "small"
+    assert {"config.toml", "metrics.jsonl", "results.json", "STATUS.json", "student.safetensors", "report.html"} <= {
+        path.name for path in folder.iterdir()
+    }
+    assert load(folder / "config.toml") == config(tmp_path)
+    assert json.loads((folder / "results.json").read_text())["last"] == results.last
+    assert results.last.keys() == {"student", "average", "teacher"}
+    assert results.selected is not None
+    assert {"validation", "test", "step", "network"} == results.selected.keys()
+
+
+def test_a_bad_checkpoint_is_named_and_the_one_before_is_used(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings = config(tmp_path, run__checkpoint_every=10)
+    first = train(settings)
+    newest = tmp_path / "small/checkpoints/step-20" / checkpoint.TENSORS
+    newest.write_bytes(newest.read_bytes()[:-1])
+    results = trainer.train(settings, report=False)
+    output = capsys.readouterr().out
+    assert str(newest) in output
+    assert "Continuing at step 10" in output
+    assert results.last == first.last
+
+
+def test_other_settings_in_the_same_folder_are_refused_by_name(tmp_path: Path) -> None:
+    train(config(tmp_path))
+    with pytest.raises(ConfigError, match=r"other settings \(student\.lr\)"):
+        train(config(tmp_path, student__lr=0.2))
+    train(config(tmp_path, run__log_every=3))
+
+
+def test_starting_over_keeps_the_old_folder(tmp_path: Path) -> None:
+    train(config(tmp_path))
+    train(config(tmp_path, student__lr=0.2), resume="never")
+    assert (tmp_path / "small.old-1" / "results.json").is_file()
+    assert load(tmp_path / "small/config.toml").student.lr == 0.2
+
+
+def test_a_second_run_in_one_folder_is_refused_with_the_first_ones_process(tmp_path: Path) -> None:
+    with claimed(tmp_path / "small"), pytest.raises(StorageError, match=f"in use by process {os.getpid()} on "):
+        train(config(tmp_path))
+
+
+def test_a_run_that_diverges_says_what_to_do(tmp_path: Path) -> None:
+    with pytest.raises(DivergedError, match="not finite"):
+        train(config(tmp_path, student__lr=1000.0, student__weight_decay=1.0, teacher__lr=1000.0, run__steps=60))
+
+
+def test_a_second_interrupt_ends_at_once() -> None:
+    program = (
+        "import os, signal, sys\nfrom fastmpl.lifecycle import Stopper\n"
+        "with Stopper():\n    os.kill(os.getpid(), signal.SIGINT)\n    os.kill(os.getpid(), signal.SIGINT)\nsys.exit(0)"
+    )
+    assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 130
+
+
+def test_signals_are_handled_as_before_after_a_run() -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    with Stopper() as stopper:
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert stopper.by is signal.SIGTERM
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+@pytest.mark.parametrize("name", sorted(path.stem for path in CONFIGS.glob("digits*.toml")))
+def test_every_method_has_a_config_that_runs_on_digits(name: str, tmp_path: Path) -> None:
+    changes: dict[str, Any] = {}
+    if name == "digits_distillation":
+        train(config(tmp_path, "digits_supervised", run__name="teacher"))
+        changes = {"teacher__model": str(tmp_path / "teacher")}
+    results = train(config(tmp_path, name, **changes))
+    assert 0 <= results.last["student"]["test"] <= 1
