@@ -13,7 +13,6 @@ from torch import Tensor
 
 from fastmpl_kernels import dispatch
 from fastmpl_kernels.batch_norm_act.function import OP, BatchNormAct, dense, is_dense
-from fastmpl_kernels.batch_norm_act.phases import wide
 from fastmpl_kernels.batch_norm_act.reference import activate, move_running, reference
 from fastmpl_kernels.batch_norm_act.settings import NUMBER, Activation, Reduce, Settings
 

@@ -153,7 +153,7 @@ class BatchNormAct(torch.autograd.Function):
         return y, moments
 
     @staticmethod
-    def setup_context(ctx: FunctionCtx, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:  # type: ignore[override]
+    def setup_context(ctx: FunctionCtx, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
         x, weight, bias, residual, _, _, ctx.settings = inputs  # type: ignore[attr-defined]
         moments = output[1]
         ctx.mark_non_differentiable(moments)
@@ -162,8 +162,8 @@ class BatchNormAct(torch.autograd.Function):
         ctx.save_for_forward(x, weight, bias, residual, moments)
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
-    def backward(ctx: Any, dy: Tensor | None, _: Tensor | None) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    @once_differentiable
+    def backward(ctx: Any, dy: Tensor | None, _: Tensor | None) -> tuple[Tensor | None, ...]:
         if dy is None:
             return (None,) * 7
         x, weight, bias, residual, moments = ctx.saved_tensors
@@ -176,7 +176,7 @@ class BatchNormAct(torch.autograd.Function):
         return dx, dweight, dbias, None if residual is None else dresidual, None, None, None
 
     @staticmethod
-    def jvp(ctx: Any, *tangents: Tensor | None) -> tuple[Tensor, None]:  # type: ignore[override]
+    def jvp(ctx: Any, *tangents: Tensor | None) -> tuple[Tensor, None]:
         x, weight, bias, residual, moments = ctx.saved_tensors
         s: Settings = ctx.settings
         of_x, of_weight, of_bias, of_residual = (

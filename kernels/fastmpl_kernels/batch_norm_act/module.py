@@ -74,7 +74,7 @@ class BatchNormAct2d(nn.BatchNorm2d):
 
     def extra_repr(self) -> str:
         slope = f", slope={self.slope}" if self.activation == "leaky_relu" else ""
-        return f"{super().extra_repr()}, activation={self.activation}{slope}"
+        return f"{nn.BatchNorm2d.extra_repr(self)}, activation={self.activation}{slope}"  # type: ignore[no-untyped-call]
 
 
 def activation_of(module: nn.Module) -> tuple[Activation, float] | None:

@@ -121,7 +121,8 @@ def projected(d: Tensor, centred: Tensor, moments: Tensor, partial: Tensor) -> T
     of_d, of_product = partial.sum(0).chunk(2)
     level = (of_d * inverse_count).to(d.dtype)
     slant = (of_product * inverse_count * rstd * rstd).to(d.dtype)
-    return rstd * (d - level - centred * slant)
+    moved: Tensor = rstd * (d - level - centred * slant)
+    return moved
 
 
 def gradient(

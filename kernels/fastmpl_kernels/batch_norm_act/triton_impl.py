@@ -89,7 +89,7 @@ def _sums_kernel(x_at, out, M, rows_per_part, C: tl.constexpr, R: tl.constexpr, 
 def _total(sums, columns, inside, P, STRIDE: tl.constexpr):
     """The sum over parts of columns of the partial sums."""
     total = tl.zeros_like(columns).to(tl.float64)
-    for p in range(0, P):
+    for p in range(P):
         total += tl.load(sums + p * STRIDE + columns, mask=inside, other=0.0)
     return total
 

@@ -5,8 +5,8 @@
     p <- p - lr * (d + momentum * b  if nesterov  else  b)
     a <- decay * a + (1 - decay) * p
 
-Seven reads and writes an element, against eight for torch's fused step followed by its average. What varies from step to step
-is a 0-D tensor, read on the device. If `found_inf` is not 0, nothing changes.
+Seven reads and writes an element, against eight for torch's fused step followed by its average. What varies from
+step to step is a 0-D tensor, read on the device. If `found_inf` is not 0, nothing changes.
 """
 
 from collections.abc import Sequence
