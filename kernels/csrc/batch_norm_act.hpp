@@ -3,7 +3,9 @@
 //   z = w (x - mean) rstd + b + residual,   y = act(z)
 //
 // z is computed again from x in every pass that needs it. The accumulators and tables of a tile are local arrays of
-// constant length: the compiler keeps them in registers, for each instruction set.
+// constant length: the compiler keeps them in registers, for each instruction set. Passes that sum run from the last block
+// to the first and passes that write from the first to the last, so that each begins with what the cache still holds: of
+// the layer before, and of the pass before.
 #pragma once
 
 #include "activation.hpp"
@@ -34,8 +36,8 @@ enum Pass : int32_t { kForward, kGradient, kTangent };
 template <class X>
 FASTMPL_CLONES void sum_lines(const Columns& m, const X* data, const float* origin, int64_t first, int64_t count,
                               double* s1, double* s2) {
-  for (int64_t begin = first; begin < first + count; begin += m.block()) {
-    const int64_t lines = std::min(m.block(), first + count - begin);
+  for (int64_t end = first + count; end > first; end -= std::min(m.block(), end - first)) {
+    const int64_t lines = std::min(m.block(), end - first), begin = end - lines;
     for (int64_t column = 0; column < m.width; column += kTile) {
       const X* x = data + begin * m.width + column;
       // Sums are taken around the mean of the block's first lines, so that nothing cancels. One line would be far off in
@@ -84,8 +86,8 @@ FASTMPL_INLINE float pre_activation_gradient(const Views<X>& v, int64_t i, float
 template <int32_t A, bool R, class X>
 FASTMPL_CLONES void gradient_lines(const Columns& m, const Tables& t, const Views<X>& all, float slope, int64_t first,
                                    int64_t count, double* s1, double* s2) {
-  for (int64_t begin = first; begin < first + count; begin += m.block()) {
-    const int64_t lines = std::min(m.block(), first + count - begin);
+  for (int64_t end = first + count; end > first; end -= std::min(m.block(), end - first)) {
+    const int64_t lines = std::min(m.block(), end - first), begin = end - lines;
     for (int64_t column = 0; column < m.width; column += kTile) {
       float mean[kTile], scale[kTile], offset[kTile], a1[kTile] = {}, a2[kTile] = {};
       for (int j = 0; j < kTile; ++j) {

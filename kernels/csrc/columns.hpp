@@ -46,7 +46,7 @@ void two_sums(const Columns& m, double* sum1, double* sum2, Lines lines_sum, Lef
   const int64_t parts = m.parts(), lines = (m.lines + parts - 1) / parts;
   std::vector<double> partial(static_cast<size_t>(2 * parts * m.width), 0.0);
   parallel(parts, 1, [&](int64_t begin, int64_t end) {
-    for (int64_t p = begin; p < end; ++p) {
+    for (int64_t p = end - 1; p >= begin; --p) {
       double* s = partial.data() + 2 * p * m.width;
       std::fill(s, s + 2 * m.width, 0.0);  // a part may run twice
       const int64_t first = std::min(p * lines, m.lines), last = std::min(first + lines, m.lines);
