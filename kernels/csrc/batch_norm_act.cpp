@@ -21,21 +21,19 @@ void write_all(const Columns& m, const Tables& t, const Views<X>& v, float slope
 }
 
 template <int32_t A, bool R, class X>
-void gradient_all(const Columns& m, const Tables& t, const Views<X>& v, float slope, double* sum1, double* sum2) {
-  two_sums(
-      m, sum1, sum2,
-      [&](int64_t first, int64_t count, double* s1, double* s2) {
-        gradient_lines<A, R>(m, t, v, slope, first, count, s1, s2);
-      },
-      [&](double* s1, double* s2) { gradient_left<A, R>(m, t, v, slope, s1, s2); });
+void gradient_all(const Columns& m, const Tables& t, const Views<X>& v, float slope, double* out) {
+  column_sums(
+      m, 2, out,
+      [&](int64_t first, int64_t count, double* s) { gradient_lines<A, R>(m, t, v, slope, first, count, s); },
+      [&](double* s) { gradient_left<A, R>(m, t, v, slope, s); });
 }
 
 template <class X, int32_t... A>
-void gradient_any(int32_t activation, const Columns& m, const Tables& t, const Views<X>& v, float slope, double* s1,
-                  double* s2, std::integer_sequence<int32_t, A...>) {
+void gradient_any(int32_t activation, const Columns& m, const Tables& t, const Views<X>& v, float slope, double* s,
+                  std::integer_sequence<int32_t, A...>) {
   const bool r = v.residual != nullptr;
-  (void)((activation == A && (r ? gradient_all<A, true>(m, t, v, slope, s1, s2)
-                                : gradient_all<A, false>(m, t, v, slope, s1, s2), true)) || ...);
+  (void)((activation == A && (r ? gradient_all<A, true>(m, t, v, slope, s)
+                                : gradient_all<A, false>(m, t, v, slope, s), true)) || ...);
 }
 
 template <Pass P, class X, int32_t... A>
@@ -73,39 +71,42 @@ Tables tables(const Columns& m, const float* moments, const float* weight, const
 
 using namespace fastmpl;
 
-// out [2 channels + 1]: the sums of x and of x^2, and the number of rows.
-FASTMPL_EXPORT void fastmpl_batch_norm_sums(const void* data, bool is_bfloat16, int64_t rows, int64_t channels,
-                                            double* out) {
+// out [2 channels + 1]: the sums of x and of x^2, and the number of rows. With a tangent t of x, out [4 channels + 1]:
+// the sums of t and of t x come before the number.
+FASTMPL_EXPORT void fastmpl_batch_norm_sums(const void* data, const void* tangents, bool is_bfloat16, int64_t rows,
+                                            int64_t channels, double* out) {
   const Columns m(rows, channels);
+  const int64_t kinds = tangents == nullptr ? 2 : 4;
   with_type(is_bfloat16, [&](auto* type) {
-    const auto* x = static_cast<const std::remove_pointer_t<decltype(type)>*>(data);
+    using X = std::remove_pointer_t<decltype(type)>;
+    const X *x = static_cast<const X*>(data), *t = static_cast<const X*>(tangents);
     std::vector<float> origin;
     for (int64_t c = 0; c < channels; ++c) origin.push_back(load(x + c));
     repeat(origin, m);
-    two_sums(
-        m, out, out + channels,
-        [&](int64_t first, int64_t count, double* s1, double* s2) {
-          sum_lines(m, x, origin.data(), first, count, s1, s2);
+    const float* k = origin.data();
+    column_sums(
+        m, kinds, out,
+        [&](int64_t first, int64_t count, double* s) {
+          t == nullptr ? sum_lines<false>(m, x, t, k, first, count, s) : sum_lines<true>(m, x, t, k, first, count, s);
         },
-        [&](double* s1, double* s2) { sum_left(m, x, origin.data(), s1, s2); });
+        [&](double* s) { t == nullptr ? sum_left<false>(m, x, t, k, s) : sum_left<true>(m, x, t, k, s); });
     const double n = static_cast<double>(rows);
     for (int64_t c = 0; c < channels; ++c) {  // from the first row as origin to 0, so that ranks can add
-      const double k = origin[c], s = out[c];
-      out[c] = s + n * k;
-      out[channels + c] += k * (2.0 * s + n * k);
+      const double s = out[c];
+      out[c] = s + n * k[c];
+      out[channels + c] += k[c] * (2.0 * s + n * k[c]);
+      if (t != nullptr) out[3 * channels + c] += k[c] * out[2 * channels + c];
     }
-    out[2 * channels] = n;
+    out[kinds * channels] = n;
   });
 }
 
-// Writes y and moments, and moves the running statistics (unless null) by `momentum`.
-FASTMPL_EXPORT void fastmpl_batch_norm_forward(const void* x, const void* residual, bool is_bfloat16, int64_t rows,
-                                               int64_t channels, const double* sums, const float* weight,
-                                               const float* bias, double eps, double momentum, float* running_mean,
-                                               float* running_var, int32_t activation, float slope, float* moments,
-                                               void* y) {
-  const Columns m(rows, channels);
-  const double count = sums[2 * channels];
+namespace fastmpl {
+namespace {
+
+// moments from the sums of x and x^2 and the count; moves the running statistics (unless null) by `momentum`.
+void measure(int64_t channels, const double* sums, double count, double eps, double momentum, float* running_mean,
+             float* running_var, float* moments) {
   for (int64_t c = 0; c < channels; ++c) {
     const double mean = sums[c] / count, raw = sums[channels + c] / count - mean * mean;
     const double var = raw < 0.0 ? 0.0 : raw;  // a NaN stays one
@@ -118,6 +119,34 @@ FASTMPL_EXPORT void fastmpl_batch_norm_forward(const void* x, const void* residu
       running_var[c] += static_cast<float>(momentum * (var * (count / (count - 1.0)) - running_var[c]));
     }
   }
+}
+
+// Adds to the tables what the tangent's pass needs; product(c) is the sum of t (x - mean), sums[c] that of t.
+template <class F>
+void add_tangent(Tables& t, const Columns& m, const float* moments, const double* sums, F product,
+                 const float* weight_tangent, const float* bias_tangent) {
+  const int64_t channels = m.channels;
+  for (int64_t c = 0; c < channels; ++c) {
+    const double low = moments[channels + c], rstd = moments[2 * channels + c], inverse = moments[3 * channels + c];
+    const double slant = weight_tangent[c] * rstd - t.scale[c] * rstd * rstd * product(c) * inverse;
+    t.slant.push_back(static_cast<float>(slant));
+    t.level.push_back(static_cast<float>(bias_tangent[c] - t.scale[c] * sums[c] * inverse - slant * low));
+  }
+  repeat(t.slant, m);
+  repeat(t.level, m);
+}
+
+}  // namespace
+}  // namespace fastmpl
+
+// Writes y and moments, and moves the running statistics (unless null) by `momentum`.
+FASTMPL_EXPORT void fastmpl_batch_norm_forward(const void* x, const void* residual, bool is_bfloat16, int64_t rows,
+                                               int64_t channels, const double* sums, const float* weight,
+                                               const float* bias, double eps, double momentum, float* running_mean,
+                                               float* running_var, int32_t activation, float slope, float* moments,
+                                               void* y) {
+  const Columns m(rows, channels);
+  measure(channels, sums, sums[2 * channels], eps, momentum, running_mean, running_var, moments);
   const Tables t = tables(m, moments, weight, bias);
   with_type(is_bfloat16, [&](auto* type) {
     using X = std::remove_pointer_t<decltype(type)>;
@@ -138,7 +167,7 @@ FASTMPL_EXPORT void fastmpl_batch_norm_gradient_sums(const void* dy, const void*
     using X = std::remove_pointer_t<decltype(type)>;
     const Views<X> v{static_cast<const X*>(x), static_cast<const X*>(dy), static_cast<const X*>(residual), nullptr,
                      nullptr, nullptr};
-    gradient_any(activation, m, t, v, slope, out, out + channels, Activations());
+    gradient_any(activation, m, t, v, slope, out, Activations());
   });
   for (int64_t c = 0; c < channels; ++c) out[channels + c] -= static_cast<double>(moments[channels + c]) * out[c];
 }
@@ -179,18 +208,33 @@ FASTMPL_EXPORT void fastmpl_batch_norm_tangent(const void* x, const void* x_tang
                                                const float* bias_tangent, int32_t activation, float slope, void* out) {
   const Columns m(rows, channels);
   Tables t = tables(m, moments, weight, bias);
-  for (int64_t c = 0; c < channels; ++c) {
-    const double low = moments[channels + c], rstd = moments[2 * channels + c], inverse = moments[3 * channels + c];
-    const double slant = weight_tangent[c] * rstd - t.scale[c] * rstd * rstd * sums[channels + c] * inverse;
-    t.slant.push_back(static_cast<float>(slant));
-    t.level.push_back(static_cast<float>(bias_tangent[c] - t.scale[c] * sums[c] * inverse - slant * low));
-  }
-  repeat(t.slant, m);
-  repeat(t.level, m);
+  add_tangent(t, m, moments, sums, [&](int64_t c) { return sums[channels + c]; }, weight_tangent, bias_tangent);
   with_type(is_bfloat16, [&](auto* type) {
     using X = std::remove_pointer_t<decltype(type)>;
     const Views<X> v{static_cast<const X*>(x), static_cast<const X*>(x_tangent), static_cast<const X*>(residual),
                      static_cast<const X*>(residual_tangent), static_cast<X*>(out), nullptr};
     write_any<kTangent>(activation, m, t, v, slope, Activations());
+  });
+}
+
+// y and its tangent in one pass, from the sums of x and of its tangent together.
+FASTMPL_EXPORT void fastmpl_batch_norm_dual(const void* x, const void* x_tangent, const void* residual,
+                                            const void* residual_tangent, bool is_bfloat16, int64_t rows,
+                                            int64_t channels, const double* sums, const float* weight,
+                                            const float* bias, const float* weight_tangent, const float* bias_tangent,
+                                            double eps, double momentum, float* running_mean, float* running_var,
+                                            int32_t activation, float slope, void* y, void* y_tangent) {
+  const Columns m(rows, channels);
+  const double count = sums[4 * channels], *of_tangent = sums + 2 * channels;
+  std::vector<float> moments(static_cast<size_t>(4 * channels));
+  measure(channels, sums, count, eps, momentum, running_mean, running_var, moments.data());
+  Tables t = tables(m, moments.data(), weight, bias);
+  const auto product = [&](int64_t c) { return of_tangent[channels + c] - sums[c] / count * of_tangent[c]; };
+  add_tangent(t, m, moments.data(), of_tangent, product, weight_tangent, bias_tangent);
+  with_type(is_bfloat16, [&](auto* type) {
+    using X = std::remove_pointer_t<decltype(type)>;
+    const Views<X> v{static_cast<const X*>(x), static_cast<const X*>(x_tangent), static_cast<const X*>(residual),
+                     static_cast<const X*>(residual_tangent), static_cast<X*>(y), static_cast<X*>(y_tangent)};
+    write_any<kDual>(activation, m, t, v, slope, Activations());
   });
 }

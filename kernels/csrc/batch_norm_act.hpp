@@ -31,46 +31,55 @@ struct Views {
   }
 };
 
-enum Pass : int32_t { kForward, kGradient, kTangent };
+enum Pass : int32_t { kForward, kGradient, kTangent, kDual };  // kDual: y to `out`, its tangent to `residual_out`
 
-template <class X>
-FASTMPL_CLONES void sum_lines(const Columns& m, const X* data, const float* origin, int64_t first, int64_t count,
-                              double* s1, double* s2) {
+// The sums of x and x^2 about `origin`; with T also those of the tangent t of x, and of t x about `origin`.
+template <bool T, class X>
+FASTMPL_CLONES void sum_lines(const Columns& m, const X* data, const X* tangents, const float* origin, int64_t first,
+                              int64_t count, double* s) {
   for (int64_t end = first + count; end > first; end -= std::min(m.block(), end - first)) {
     const int64_t lines = std::min(m.block(), end - first), begin = end - lines;
     for (int64_t column = 0; column < m.width; column += kTile) {
       const X* x = data + begin * m.width + column;
+      const X* t = T ? tangents + begin * m.width + column : x;
       // Sums are taken around the mean of the block's first lines, so that nothing cancels. One line would be far off in
       // some channel, which costs the variance a factor of the distance in standard deviations, squared.
-      float shift[kTile] = {}, a1[kTile] = {}, a2[kTile] = {};
+      float shift[kTile] = {}, a1[kTile] = {}, a2[kTile] = {}, a3[kTile] = {}, a4[kTile] = {};
       const int64_t sample = std::min<int64_t>(lines, 4);
       for (int64_t r = 0; r < sample; ++r)
         for (int j = 0; j < kTile; ++j) shift[j] += load(x + r * m.width + j);
       for (int j = 0; j < kTile; ++j) shift[j] *= 1.0f / static_cast<float>(sample);
-      for (int64_t r = 0; r < lines; ++r, x += m.width)
+      for (int64_t r = 0; r < lines; ++r, x += m.width, t += m.width)
         for (int j = 0; j < kTile; ++j) {
           const float d = load(x + j) - shift[j];
           a1[j] += d;
           a2[j] += d * d;
+          if constexpr (T) a3[j] += load(t + j);
+          if constexpr (T) a4[j] += load(t + j) * d;
         }
       const double n = static_cast<double>(lines);
       for (int j = 0; j < kTile; ++j) {  // from this block's shift to the common origin: exact enough in float64
         const double move = static_cast<double>(shift[j]) - static_cast<double>(origin[column + j]);
-        s1[column + j] += a1[j] + n * move;
-        s2[column + j] += a2[j] + move * (2.0 * a1[j] + n * move);
+        double* sum = s + column + j;
+        sum[0] += a1[j] + n * move;
+        sum[m.width] += a2[j] + move * (2.0 * a1[j] + n * move);
+        if constexpr (T) sum[2 * m.width] += a3[j];
+        if constexpr (T) sum[3 * m.width] += a4[j] + move * a3[j];
       }
     }
   }
 }
 
-template <class X>
-void sum_left(const Columns& m, const X* x, const float* origin, double* s1, double* s2) {
-  x += m.lines * m.width;
-  for (int64_t r = 0; r < m.left; ++r, x += m.channels)
+template <bool T, class X>
+void sum_left(const Columns& m, const X* data, const X* tangents, const float* origin, double* s) {
+  for (int64_t r = 0; r < m.left; ++r)
     for (int64_t c = 0; c < m.channels; ++c) {
-      const double d = static_cast<double>(load(x + c)) - static_cast<double>(origin[c]);
-      s1[c] += d;
-      s2[c] += d * d;
+      const int64_t i = m.lines * m.width + r * m.channels + c;
+      const double d = static_cast<double>(load(data + i)) - static_cast<double>(origin[c]);
+      s[c] += d;
+      s[m.width + c] += d * d;
+      if constexpr (T) s[2 * m.width + c] += load(tangents + i);
+      if constexpr (T) s[3 * m.width + c] += load(tangents + i) * d;
     }
 }
 
@@ -85,7 +94,7 @@ FASTMPL_INLINE float pre_activation_gradient(const Views<X>& v, int64_t i, float
 
 template <int32_t A, bool R, class X>
 FASTMPL_CLONES void gradient_lines(const Columns& m, const Tables& t, const Views<X>& all, float slope, int64_t first,
-                                   int64_t count, double* s1, double* s2) {
+                                   int64_t count, double* s) {
   for (int64_t end = first + count; end > first; end -= std::min(m.block(), end - first)) {
     const int64_t lines = std::min(m.block(), end - first), begin = end - lines;
     for (int64_t column = 0; column < m.width; column += kTile) {
@@ -105,22 +114,22 @@ FASTMPL_CLONES void gradient_lines(const Columns& m, const Tables& t, const View
         }
       }
       for (int j = 0; j < kTile; ++j) {
-        s1[column + j] += a1[j];
-        s2[column + j] += a2[j];
+        s[column + j] += a1[j];
+        s[m.width + column + j] += a2[j];
       }
     }
   }
 }
 
 template <int32_t A, bool R, class X>
-void gradient_left(const Columns& m, const Tables& t, const Views<X>& all, float slope, double* s1, double* s2) {
+void gradient_left(const Columns& m, const Tables& t, const Views<X>& all, float slope, double* s) {
   for (int64_t r = 0; r < m.left; ++r) {
     const Views<X> v = all.at(m.lines * m.width + r * m.channels);
     for (int64_t c = 0; c < m.channels; ++c) {
       const float centred = load(v.x + c) - t.mean[c];
       const float dz = pre_activation_gradient<A, R>(v, c, centred, t.scale[c], t.offset[c], slope);
-      s1[c] += dz;
-      s2[c] += static_cast<double>(dz) * centred;
+      s[c] += dz;
+      s[m.width + c] += static_cast<double>(dz) * centred;
     }
   }
 }
@@ -138,12 +147,11 @@ FASTMPL_INLINE void write(const Views<X>& v, int64_t i, float mean, float scale,
   }
   float z = centred * scale + offset;
   if constexpr (R) z += load(v.residual + i);
-  if constexpr (P == kForward) {
-    store(v.out + i, activate<A>(z, slope));
-  } else {
+  if constexpr (P == kForward || P == kDual) store(v.out + i, activate<A>(z, slope));
+  if constexpr (P == kTangent || P == kDual) {
     float tangent = load(v.in + i) * scale + (centred * slant + level);
     if constexpr (R) tangent += load(v.residual_in + i);
-    store(v.out + i, tangent * derivative<A>(z, slope));
+    store((P == kDual ? v.residual_out : v.out) + i, tangent * derivative<A>(z, slope));
   }
 }
 

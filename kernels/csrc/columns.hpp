@@ -39,30 +39,26 @@ inline void repeat(std::vector<float>& table, const Columns& m) {
   for (int64_t j = m.channels; j < m.width; ++j) table[j] = table[j - m.channels];
 }
 
-// Two sums a channel over all rows, in float64. lines_sum(first line, number of lines, s1, s2) adds those of whole
-// lines to [width] accumulators, left_sum(s1, s2) those of the rows left over to the first `channels` of them.
+// `kinds` sums a channel over all rows, in float64, to out [kinds, channels]. lines_sum(first line, number of lines, s)
+// adds those of whole lines to s [kinds, width], left_sum(s) those of the rows left over to the first `channels` columns.
 template <class Lines, class Left>
-void two_sums(const Columns& m, double* sum1, double* sum2, Lines lines_sum, Left left_sum) {
+void column_sums(const Columns& m, int64_t kinds, double* out, Lines lines_sum, Left left_sum) {
   const int64_t parts = m.parts(), lines = (m.lines + parts - 1) / parts;
-  std::vector<double> partial(static_cast<size_t>(2 * parts * m.width), 0.0);
+  std::vector<double> partial(static_cast<size_t>(kinds * parts * m.width), 0.0);
   parallel(parts, 1, [&](int64_t begin, int64_t end) {
     for (int64_t p = end - 1; p >= begin; --p) {
-      double* s = partial.data() + 2 * p * m.width;
-      std::fill(s, s + 2 * m.width, 0.0);  // a part may run twice
+      double* s = partial.data() + kinds * p * m.width;
+      std::fill(s, s + kinds * m.width, 0.0);  // a part may run twice
       const int64_t first = std::min(p * lines, m.lines), last = std::min(first + lines, m.lines);
-      lines_sum(first, last - first, s, s + m.width);
+      lines_sum(first, last - first, s);
     }
   });
-  left_sum(partial.data(), partial.data() + m.width);
-  std::fill(sum1, sum1 + m.channels, 0.0);
-  std::fill(sum2, sum2 + m.channels, 0.0);
-  for (int64_t p = 0; p < parts; ++p) {
-    const double* s = partial.data() + 2 * p * m.width;
+  left_sum(partial.data());
+  std::fill(out, out + kinds * m.channels, 0.0);
+  for (int64_t i = 0; i < parts * kinds; ++i) {
+    double* sum = out + (i % kinds) * m.channels;
     for (int64_t g = 0; g < m.width; g += m.channels)
-      for (int64_t c = 0; c < m.channels; ++c) {
-        sum1[c] += s[g + c];
-        sum2[c] += s[m.width + g + c];
-      }
+      for (int64_t c = 0; c < m.channels; ++c) sum[c] += partial[i * m.width + g + c];
   }
 }
 

@@ -12,7 +12,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from fastmpl_kernels import dispatch
-from fastmpl_kernels.batch_norm_act.function import OP, BatchNormAct, dense, is_dense
+from fastmpl_kernels.batch_norm_act.function import OP, BatchNormAct, dense, dual_batch_norm_act, is_dense, wants_dual
 from fastmpl_kernels.batch_norm_act.reference import activate, move_running, reference
 from fastmpl_kernels.batch_norm_act.settings import NUMBER, Activation, Reduce, Settings
 
@@ -70,7 +70,8 @@ def batch_norm_act(
     if not as_is and reduce is None and not dispatch.forced():
         return _torch(x, w, b, r, running, momentum, eps, activation, slope)
     settings = Settings(eps, momentum, activation, slope, reduce)
-    y: Tensor = BatchNormAct.apply(dense(x), w, b, None if r is None else dense(r), *running, settings)[0]
+    arguments = (dense(x), w, b, None if r is None else dense(r), *running, settings)
+    y = dual_batch_norm_act(*arguments) if wants_dual(x, w, b, r) else BatchNormAct.apply(*arguments)[0]
     return y if as_is else y.contiguous()
 
 

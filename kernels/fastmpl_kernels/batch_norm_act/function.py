@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 from torch.autograd.function import FunctionCtx, once_differentiable
 
 from fastmpl_kernels import dispatch
@@ -99,6 +100,20 @@ bn_tangent = define(
     "float slope) -> Tensor",
     _runner("tangent"),
     _tangent_like,
+)
+
+
+bn_dual_sums = define(
+    "bn_dual_sums(Tensor x, Tensor x_tangent) -> Tensor",
+    _runner("dual_sums"),
+    lambda x, _: x.new_empty((1, 4 * x.shape[1] + 1), dtype=torch.float64),
+)
+bn_dual = define(
+    "bn_dual(Tensor x, Tensor x_tangent, Tensor sums, Tensor weight, Tensor bias, Tensor weight_tangent, "
+    "Tensor bias_tangent, Tensor? residual, Tensor? residual_tangent, Tensor(a!)? running_mean, "
+    "Tensor(b!)? running_var, float momentum, float eps, int activation, float slope) -> (Tensor, Tensor)",
+    _runner("dual"),
+    lambda x, *_: (torch.empty_like(x), torch.empty_like(x)),
 )
 
 
@@ -202,6 +217,45 @@ class BatchNormAct(torch.autograd.Function):
             s.slope,
         )
         return y, None
+
+
+def wants_dual(*tensors: Tensor | None) -> bool:
+    """Whether a tangent is carried and no graph is recorded, on a backend that computes both values at once."""
+    if forward_ad._current_level < 0:
+        return False
+    given = [t for t in tensors if t is not None]
+    if torch.is_grad_enabled() and any(t.requires_grad for t in given):
+        return False
+    return any(forward_ad.unpack_dual(t).tangent is not None for t in given) and _backend(given[0]) != "triton"
+
+
+def dual_batch_norm_act(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    residual: Tensor | None,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    settings: Settings,
+) -> Tensor:
+    """y as a dual tensor: the sums of x and of its tangent in one pass, y and its tangent in another."""
+    s = settings
+    duals = [(None, None) if t is None else _unpacked(t) for t in (x, weight, bias, residual)]
+    (value, of_x), (w, of_weight), (b, of_bias), (r, of_residual) = duals
+    assert value is not None
+    assert of_x is not None
+    of_x = dense(of_x)
+    total = _over_ranks(bn_dual_sums(value, of_x), s.reduce)
+    y, tangent = bn_dual(
+        value, of_x, total, w, b, of_weight, of_bias, r, None if of_residual is None else dense(of_residual),
+        running_mean, running_var, s.momentum, s.eps, NUMBER[s.activation], s.slope,
+    )  # fmt: skip
+    return forward_ad.make_dual(y, tangent)
+
+
+def _unpacked(t: Tensor) -> tuple[Tensor, Tensor]:
+    primal, tangent = forward_ad.unpack_dual(t)
+    return primal, torch.zeros_like(primal) if tangent is None else tangent
 
 
 # `apply` binds its arguments to forward's signature on every call; inspecting it anew costs as much as a small kernel.

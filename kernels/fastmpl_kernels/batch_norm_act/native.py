@@ -19,10 +19,11 @@ _P, _B, _N, _I, _F, _D = (
     ctypes.c_void_p, ctypes.c_bool, ctypes.c_int64, ctypes.c_int32, ctypes.c_float, ctypes.c_double,
 )  # fmt: skip
 _ARGUMENTS: dict[str, list[Any]] = {
-    "sums": [_P, _B, _N, _N, _P],
+    "sums": [_P, _P, _B, _N, _N, _P],
     "forward": [_P, _P, _B, _N, _N, _P, _P, _P, _D, _D, _P, _P, _I, _F, _P, _P],
     "gradient_sums": [_P, _P, _P, _B, _N, _N, _P, _P, _P, _I, _F, _P],
     "gradient": [_P, _P, _P, _B, _N, _N, _P, _P, _P, _P, _P, _I, _F, _P, _P, _P, _P],
+    "dual": [_P, _P, _P, _P, _B, _N, _N, _P, _P, _P, _P, _P, _D, _D, _P, _P, _I, _F, _P, _P],
     "tangent": [_P, _P, _P, _P, _B, _N, _N, _P, _P, _P, _P, _P, _P, _I, _F, _P],
 }
 
@@ -48,7 +49,13 @@ def _folded(partial: Tensor) -> Tensor:
 
 def sums(x: Tensor) -> Tensor:
     out = torch.empty((1, 2 * x.shape[1] + 1), dtype=torch.float64)
-    _function("sums")(pointer(x), *_shape(x), pointer(out))
+    _function("sums")(pointer(x), None, *_shape(x), pointer(out))
+    return out
+
+
+def dual_sums(x: Tensor, x_tangent: Tensor) -> Tensor:
+    out = torch.empty((1, 4 * x.shape[1] + 1), dtype=torch.float64)
+    _function("sums")(pointer(x), pointer(x_tangent), *_shape(x), pointer(out))
     return out
 
 
@@ -137,3 +144,29 @@ def tangent(
         slope, pointer(out),
     )  # fmt: skip
     return out
+
+
+def dual(
+    x: Tensor,
+    x_tangent: Tensor,
+    partial: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    weight_tangent: Tensor,
+    bias_tangent: Tensor,
+    residual: Tensor | None,
+    residual_tangent: Tensor | None,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    momentum: float,
+    eps: float,
+    activation: int,
+    slope: float,
+) -> tuple[Tensor, Tensor]:
+    y, y_tangent, total = torch.empty_like(x), torch.empty_like(x), _folded(partial)
+    _function("dual")(
+        pointer(x), pointer(x_tangent), pointer(residual), pointer(residual_tangent), *_shape(x), pointer(total),
+        pointer(weight), pointer(bias), pointer(weight_tangent), pointer(bias_tangent), eps, momentum,
+        pointer(running_mean), pointer(running_var), activation, slope, pointer(y), pointer(y_tangent),
+    )  # fmt: skip
+    return y, y_tangent
