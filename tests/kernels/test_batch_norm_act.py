@@ -70,9 +70,16 @@ def run(c: Case, activation: Activation, with_residual: bool, ours: bool) -> dic
     grads = torch.autograd.grad(y, leaves[: 4 if with_residual else 3], c.d)
     tangents = (c.d, c.weight, c.bias, c.d)
     with torch.no_grad():
-        tangent = torch.func.jvp(op, tuple(c[:4]), tangents)[1]
+        value, tangent = torch.func.jvp(op, tuple(c[:4]), tangents)
+    beside_graph = torch.func.jvp(op, tuple(leaves), tangents)[1].detach()  # takes the autograd function's own rule
     names = ("dx", "dweight", "dbias", "dresidual")
-    return {"y": y.detach(), **dict(zip(names, grads, strict=False)), "tangent": tangent}
+    return {
+        "y": y.detach(),
+        **dict(zip(names, grads, strict=False)),
+        "dual value": value,
+        "tangent": tangent,
+        "tangent beside a graph": beside_graph,
+    }
 
 
 def assert_three_way(c: Case, activation: Activation, with_residual: bool) -> None:

@@ -73,6 +73,19 @@ def test_jvp_of_a_call_that_moves_running_statistics() -> None:
     assert mean.abs().max() > 0
 
 
+def test_graph_is_kept_where_a_tangent_and_a_gradient_are_wanted() -> None:
+    x, weight, bias, _ = inputs()
+    leaf = weight.clone().requires_grad_()
+    with forward_ad.dual_level():
+        y = batch_norm_act(forward_ad.make_dual(x, x.square()), leaf, bias)
+        value, tangent = forward_ad.unpack_dual(y)
+        with pytest.raises(NotImplementedError, match="tangent would be lost"):  # that of the gradient
+            torch.autograd.grad(value.sum(), leaf, retain_graph=True)
+    (gradient,) = torch.autograd.grad(value.sum(), leaf)
+    assert tangent.abs().max() > 0
+    assert gradient.abs().max() > 0
+
+
 def test_func_grad_and_vjp_equal_autograd() -> None:
     x, weight, bias, _ = inputs()
 
@@ -105,11 +118,28 @@ def bare_calls() -> dict[str, tuple[Any, ...]]:
         "bn_forward": (x, sums, weight, bias, residual, *running, 0.1, 1e-5, LEAKY, 0.1),
         "bn_gradient_sums": (x, x, moments, weight, bias, None, LEAKY, 0.1),
         "bn_gradient": (x, x, moments, gradient_sums, gradient_sums, weight, bias, residual, LEAKY, 0.1),
+        "bn_dual_sums": (x, x),
+        "bn_dual": (
+            x,
+            x,
+            function.bn_dual_sums(x, x),
+            weight,
+            bias,
+            weight,
+            bias,
+            residual,
+            x,
+            *running,
+            0.1,
+            1e-5,
+            LEAKY,
+            0.1,
+        ),
         "bn_tangent": (x, x, moments, gradient_sums, weight, bias, weight, bias, residual, x, LEAKY, 0.1),
     }
 
 
-OPS = ["bn_sums", "bn_forward", "bn_gradient_sums", "bn_gradient", "bn_tangent"]
+OPS = ["bn_sums", "bn_forward", "bn_gradient_sums", "bn_gradient", "bn_tangent", "bn_dual_sums", "bn_dual"]
 
 
 @pytest.mark.parametrize("name", OPS)
@@ -188,7 +218,8 @@ def _all(x: Tensor, weight: Tensor, bias: Tensor, reduce: object) -> list[Tensor
     y = op(*leaves)
     grads = torch.autograd.grad(y, leaves, x)
     _, tangent = torch.func.jvp(op, (x, weight, bias), (x * x, bias, weight))
-    return [y.detach(), tangent, *grads]
+    beside_graph = torch.func.jvp(op, tuple(leaves), (x * x, bias, weight))[1].detach()
+    return [y.detach(), tangent, beside_graph, *grads]
 
 
 def _rank(rank: int, folder: str) -> None:
@@ -204,7 +235,7 @@ def _rank(rank: int, folder: str) -> None:
         whole = [t.to(dtype) for t in (x, weight, bias)]
         part = slice(0, 1) if rank == 0 else slice(1, 3)  # ranks of different size
         own = _all(whole[0][part], whole[1], whole[2], over_ranks)
-        for gradient in own[3:]:
+        for gradient in own[4:]:
             dist.all_reduce(gradient)  # parameter gradients are each rank's own
         torch.save(own, f"{folder}/{rank}-{dtype}")
     dist.destroy_process_group()
@@ -217,5 +248,5 @@ def test_two_ranks_equal_one_with_the_whole_batch(tmp_path: Path) -> None:
         whole = _all(x.to(dtype), weight.to(dtype), bias.to(dtype), None)
         ranks = [torch.load(tmp_path / f"{rank}-{dtype}") for rank in range(2)]
         for i, expected in enumerate(whole):
-            found = torch.cat([ranks[0][i], ranks[1][i]]) if i < 3 else ranks[0][i]
+            found = torch.cat([ranks[0][i], ranks[1][i]]) if i < 4 else ranks[0][i]
             torch.testing.assert_close(found, expected, rtol=tolerance, atol=tolerance)

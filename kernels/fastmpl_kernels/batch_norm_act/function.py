@@ -226,7 +226,11 @@ def wants_dual(*tensors: Tensor | None) -> bool:
     given = [t for t in tensors if t is not None]
     if torch.is_grad_enabled() and any(t.requires_grad for t in given):
         return False
-    return any(forward_ad.unpack_dual(t).tangent is not None for t in given) and _backend(given[0]) != "triton"
+    return any(_tangent(t) is not None for t in given) and _backend(given[0]) != "triton"
+
+
+def _tangent(t: Tensor) -> Tensor | None:
+    return forward_ad.unpack_dual(t).tangent  # type: ignore[no-untyped-call]
 
 
 def dual_batch_norm_act(
@@ -250,11 +254,12 @@ def dual_batch_norm_act(
         value, of_x, total, w, b, of_weight, of_bias, r, None if of_residual is None else dense(of_residual),
         running_mean, running_var, s.momentum, s.eps, NUMBER[s.activation], s.slope,
     )  # fmt: skip
-    return forward_ad.make_dual(y, tangent)
+    dual: Tensor = forward_ad.make_dual(y, tangent)  # type: ignore[no-untyped-call]
+    return dual
 
 
 def _unpacked(t: Tensor) -> tuple[Tensor, Tensor]:
-    primal, tangent = forward_ad.unpack_dual(t)
+    primal, tangent = forward_ad.unpack_dual(t)  # type: ignore[no-untyped-call]
     return primal, torch.zeros_like(primal) if tangent is None else tangent
 
 

@@ -201,9 +201,7 @@ def dual(
     of_x, of_square, of_tangent, of_product = partial.sum(0)[:-1].chunk(4)
     count = partial[:, -1:].sum(0)
     total = torch.cat([of_x, of_square, count]).unsqueeze(0)
-    y, moments = forward(
-        x, total, weight, bias, residual, running_mean, running_var, momentum, eps, activation, slope
-    )
+    y, moments = forward(x, total, weight, bias, residual, running_mean, running_var, momentum, eps, activation, slope)
     centred = torch.cat([of_tangent, of_product - of_x / count * of_tangent]).unsqueeze(0)
     y_tangent = tangent(
         x, x_tangent, moments, centred, weight, bias, weight_tangent, bias_tangent, residual, residual_tangent,
