@@ -17,11 +17,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from torch import Tensor
+
 from fastmpl_kernels import dispatch
 from fastmpl_kernels.soft_cross_entropy import soft_cross_entropy
 from fastmpl_kernels.student_objective import student_objective
 from fastmpl_kernels.teacher_objective import ExactFeedback, Feedback, ScalarFeedback, Uda, teacher_objective
-from torch import Tensor
 
 SHAPES = ((16, 112, 10), (64, 448, 100), (64, 448, 1000))  # labelled, unlabelled, classes
 TEMPERATURE, SMOOTHING, THRESHOLD = 0.7, 0.1, 0.02

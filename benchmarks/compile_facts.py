@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 import torch
 import triton
+
 from fastmpl_kernels import inspect_sass
 from fastmpl_kernels.inspect_sass import ARCHITECTURES, Facts
 from fastmpl_kernels.soft_cross_entropy.triton_impl import cross_entropy_rows

@@ -12,13 +12,13 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-LIBRARY = torch.library.Library("fastmpl", "FRAGMENT")
+LIBRARY = torch.library.Library("fastmpl", "FRAGMENT")  # type: ignore[no-untyped-call]
 
 
 def _has_tangent(value: object) -> bool:
     if isinstance(value, list | tuple):
         return any(_has_tangent(item) for item in value)
-    return isinstance(value, Tensor) and forward_ad.unpack_dual(value, level=0).tangent is not None
+    return isinstance(value, Tensor) and forward_ad.unpack_dual(value, level=0).tangent is not None  # type: ignore[no-untyped-call]
 
 
 def define(schema: str, run: Callable[..., Any], fake: Callable[..., Any]) -> Callable[..., Any]:
@@ -28,9 +28,9 @@ def define(schema: str, run: Callable[..., Any], fake: Callable[..., Any]) -> Ca
     NotImplementedError; called on a tensor that requires a gradient, its result has none.
     """
     name = schema.partition("(")[0]
-    LIBRARY.define(schema)
+    LIBRARY.define(schema)  # type: ignore[no-untyped-call]
     for device in ("CPU", "CUDA"):
-        LIBRARY.impl(name, run, device)
+        LIBRARY.impl(name, run, device)  # type: ignore[no-untyped-call]
     torch.library.register_fake(f"fastmpl::{name}", fake, lib=LIBRARY)
     op: Callable[..., Any] = getattr(torch.ops.fastmpl, name).default
 
@@ -42,5 +42,5 @@ def define(schema: str, run: Callable[..., Any], fake: Callable[..., Any]) -> Ca
         with torch._C._AutoDispatchBelowAutograd():
             return op(*args)
 
-    LIBRARY.impl(name, guard, "Autograd")
+    LIBRARY.impl(name, guard, "Autograd")  # type: ignore[no-untyped-call]
     return op

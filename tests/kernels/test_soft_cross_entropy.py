@@ -2,10 +2,10 @@
 
 import pytest
 import torch
-from fastmpl_kernels import dispatch
-from fastmpl_kernels.soft_cross_entropy import soft_cross_entropy
 from torch import Tensor
 
+from fastmpl_kernels import dispatch
+from fastmpl_kernels.soft_cross_entropy import soft_cross_entropy
 from tests.kernels.three_way import (
     BACKEND,
     CLASSES,

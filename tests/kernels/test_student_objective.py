@@ -4,10 +4,10 @@ from typing import Any
 
 import pytest
 import torch
-from fastmpl_kernels import dispatch
-from fastmpl_kernels.student_objective import reference, student_objective
 from torch import Tensor
 
+from fastmpl_kernels import dispatch
+from fastmpl_kernels.student_objective import reference, student_objective
 from tests.kernels.three_way import (
     ALLOWANCE,
     BACKEND,

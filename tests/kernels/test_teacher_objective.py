@@ -4,6 +4,8 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
+
 from fastmpl_kernels import dispatch
 from fastmpl_kernels.teacher_objective import (
     ExactFeedback,
@@ -13,8 +15,6 @@ from fastmpl_kernels.teacher_objective import (
     Uda,
     teacher_objective,
 )
-from torch import Tensor
-
 from tests.kernels.three_way import (
     BACKEND,
     CLASSES,

@@ -11,8 +11,9 @@ from typing import Any
 
 import pytest
 import torch
-from fastmpl_kernels import dispatch, library
 from torch import Tensor
+
+from fastmpl_kernels import dispatch, library
 
 INTERPRETED = dispatch.interpreted()
 BACKEND: dispatch.Choice = "triton" if INTERPRETED else "native"
@@ -21,6 +22,9 @@ CLASSES = [2, 17, 1000] if INTERPRETED else [1, 2, 10, 17, 100, 1000, 21841]
 ROWS = 3 if INTERPRETED else 13
 # The interpreter truncates to bfloat16 where hardware rounds, and backward rounds once more.
 ALLOWANCE = {torch.float32: 1e-5, torch.bfloat16: 3 * 2**-8 if INTERPRETED else 2**-8, torch.float16: 2**-10}
+
+# What one rounding of the type costs, relative to the largest value.
+ROUNDING = {torch.float32: 2.0**-22, torch.bfloat16: 2.0**-7}
 
 needs_backend = pytest.mark.skipif(
     not INTERPRETED and not library.available(), reason="needs the native library: build it with cmake"
@@ -86,3 +90,18 @@ def jvp(f: Callable[..., Tensor], primals: tuple[Tensor, ...], backend: dispatch
     """The tangent of `f` along its own primals."""
     with dispatch.use(backend):
         return torch.func.jvp(f, primals, primals)[1]
+
+
+def kernel_backend() -> dispatch.Choice:
+    """The kernels under test in this process: Triton where its interpreter was asked for, else native."""
+    return BACKEND
+
+
+def assert_as_good(name: str, ours: Tensor, theirs: Tensor, exact: Tensor) -> None:
+    """|ours - exact| <= |theirs - exact| + one rounding, in the largest element."""
+    assert ours.shape == exact.shape, name
+    assert ours.isfinite().all(), f"{name}: an element was not written, or is not finite"
+    scale = exact.abs().max().item()
+    allowed = (theirs.double() - exact).abs().max().item() + scale * ROUNDING[ours.dtype]
+    error = (ours.double() - exact).abs().max().item()
+    assert error <= allowed, f"{name}: off by {error:.2e}, allowed {allowed:.2e} at scale {scale:.2e}"
