@@ -125,7 +125,8 @@ def cases(classes: tuple[int, ...] = CLASSES) -> Iterator[Case]:
 
 def facts(case: Case, capability: int) -> Facts:
     """What the case's machine code does."""
-    return inspect_sass.compiled(case.kernel, case.arguments, capability, launch(case.classes).warps)
+    shape = launch(case.classes)
+    return inspect_sass.compiled(case.kernel, case.arguments, capability, shape.warps, shape.registers)
 
 
 def record(case: Case, capability: int) -> dict[str, Any]:

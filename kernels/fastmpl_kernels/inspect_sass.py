@@ -30,7 +30,9 @@ class Facts(NamedTuple):
     spills: int  # loads and stores of local memory
 
 
-def compiled(kernel: Any, arguments: Mapping[str, str | int | bool], capability: int, warps: int) -> Facts:
+def compiled(
+    kernel: Any, arguments: Mapping[str, str | int | bool], capability: int, warps: int, registers: int | None = None
+) -> Facts:
     """Compiles `kernel` for compute capability `capability` (80: sm_80) and reads what came out.
 
     `arguments` gives each parameter a Triton type ("*bf16", "fp32", "i64"; "none" for an absent tensor), or the value
@@ -41,7 +43,9 @@ def compiled(kernel: Any, arguments: Mapping[str, str | int | bool], capability:
     signature = {n: "constexpr" if n in constants else arguments[n] for n in names}
     aligned = {(i,): [["tt.divisibility", 16]] for i, n in enumerate(names) if str(signature[n]).startswith("*")}
     source = ASTSource(kernel, signature, {(names.index(n),): v for n, v in constants.items()}, aligned)
-    built = triton.compile(source, target=GPUTarget("cuda", capability, 32), options={"num_warps": warps})
+    built = triton.compile(
+        source, target=GPUTarget("cuda", capability, 32), options={"num_warps": warps, "maxnreg": registers}
+    )
     with tempfile.TemporaryDirectory() as folder:
         cubin = Path(folder) / "kernel.cubin"
         cubin.write_bytes(built.asm["cubin"])

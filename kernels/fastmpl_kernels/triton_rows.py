@@ -18,16 +18,20 @@ LONGEST_BLOCK = 4096
 
 
 class Launch(NamedTuple):
-    """The block of columns a program holds, and the warps that hold it: 8 columns a thread, 16 bytes of bfloat16."""
+    """The block of columns a program holds, and the warps that hold it: 8 columns a thread, 16 bytes of bfloat16.
+
+    `registers` is a ceiling for the assembler where a row is walked: left to itself it stops at 64, and spills.
+    """
 
     block: int
     warps: int
+    registers: int | None
 
 
 def launch(columns: int) -> Launch:
     """The launch shape for rows of `columns` classes."""
     block = min(LONGEST_BLOCK, max(16, triton.next_power_of_2(columns)))
-    return Launch(block, min(max(block // 256, 1), 16))
+    return Launch(block, min(max(block // 256, 1), 16), 128 if columns > LONGEST_BLOCK else None)
 
 
 def rows_of(logits: Tensor) -> Tensor:

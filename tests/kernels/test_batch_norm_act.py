@@ -114,12 +114,12 @@ def test_three_way_at_extreme_values(offset: float, scale: float) -> None:
 
 
 def test_a_large_mean_costs_no_precision() -> None:
-    c = case((4, 16, 5, 5), torch.float32, offset=3000.0)
+    c = case((4, 16, 5, 5), torch.float32, offset=3e4)  # torch's float32 is off by 3e-3 here
     with dispatch.use(kernel_backend()):
         ours = run(c, "leaky_relu", False, ours=True)
     exact = run(c.to(torch.float64), "leaky_relu", False, ours=False)
     for name, value in ours.items():
-        torch.testing.assert_close(value.double(), exact[name], rtol=1e-5, atol=1e-5 * exact[name].abs().max().item())
+        torch.testing.assert_close(value.double(), exact[name], rtol=1e-6, atol=1e-6 * exact[name].abs().max().item())
 
 
 def test_a_constant_channel_gives_its_bias() -> None:

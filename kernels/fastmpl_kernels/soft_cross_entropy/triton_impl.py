@@ -62,7 +62,7 @@ def run(logits: Tensor, target: Tensor, label_smoothing: float, with_gradient: b
     target = target.contiguous() if hard else rows_of(target)
     row_loss = torch.empty(rows, dtype=torch.float32, device=logits.device)
     gradient = gradient_like(logits, with_gradient)
-    block, warps = launch(columns)
+    block, warps, registers = launch(columns)
     with on_device(logits):
         cross_entropy_rows[(rows,)](
             logits,
@@ -78,5 +78,6 @@ def run(logits: Tensor, target: Tensor, label_smoothing: float, with_gradient: b
             HARD=hard,
             WITH_GRADIENT=with_gradient,
             num_warps=warps,
+            maxnreg=registers,
         )
     return row_loss.sum(), gradient

@@ -136,7 +136,7 @@ def run(
     label = torch.empty(rows, dtype=torch.int64, device=student_logits.device)
     mask = torch.empty(rows, dtype=torch.bool, device=student_logits.device)
     gradient = gradient_like(student_logits, with_gradient)
-    block, warps = launch(columns)
+    block, warps, registers = launch(columns)
     with on_device(student_logits):
         student_rows[(rows,)](
             label_logits,
@@ -158,5 +158,6 @@ def run(
             TARGETS=TARGETS[targets],
             WITH_GRADIENT=with_gradient,
             num_warps=warps,
+            maxnreg=registers,
         )
     return row_loss.sum(), label, mask, gradient

@@ -194,7 +194,7 @@ def run(
     part = torch.empty(5, labelled + unlabelled, dtype=torch.float32, device=strong_logits.device)
     views = (labelled_logits, strong_logits, strong_logits if weak_logits is None else weak_logits)
     gradients = [gradient_like(x, wanted) for x, wanted in zip(views, with_gradient, strict=True)]
-    block, warps = launch(columns)
+    block, warps, registers = launch(columns)
     with on_device(strong_logits):
         teacher_rows[(labelled + unlabelled,)](
             labelled_logits,
@@ -232,5 +232,6 @@ def run(
             STRONG_GRADIENT=with_gradient[1],
             WEAK_GRADIENT=with_gradient[2],
             num_warps=warps,
+            maxnreg=registers,
         )
     return part.sum(1), gradients[0], gradients[1], gradients[2]
