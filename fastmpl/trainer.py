@@ -3,12 +3,11 @@
 import json
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import torch
-from fastmpl_kernels import dispatch
 
 from fastmpl import checkpoint, finetune
 from fastmpl.assemble import Trainee, assemble, below
@@ -26,6 +25,8 @@ from fastmpl.networks import fixed_teacher, save_network
 from fastmpl.processes import Group, Place, joined, place
 from fastmpl.progress import Progress, Silent
 from fastmpl.step.eager import EagerStep
+from fastmpl.step.graphed import GraphedStep
+from fastmpl_kernels import dispatch
 
 # May differ between a run and its continuation: they change neither the data nor the arithmetic.
 HARMLESS = {
@@ -50,7 +51,7 @@ class Phase(NamedTuple):
 
     name: Literal["train", "finetune"]
     last: int
-    step: EagerStep
+    step: EagerStep | GraphedStep
     batches: Callable[[], Batch]
     networks: dict[Network, PlainLearner]  # what is evaluated, "average" being the student's
 
@@ -163,18 +164,18 @@ class Training:
     def go(self) -> Results:
         """Trains from the present step to the last, through both phases."""
         config = self.config
-        with (Silent if self.quiet else Progress)(config.run.name, self.total, self.step) as progress:
-            log = Log(self.folder) if self.ranks.rank == 0 else None
-            if log is not None:
-                log.truncate_after(self.step)
+        show = Silent if self.quiet else Progress
+        with (
+            show(config.run.name, self.total, self.step) as self.progress,
+            Log(self.folder, warn=self.progress.note) if self.ranks.rank == 0 else nullcontext() as self.log,
+        ):
+            if self.log is not None:
+                self.log.truncate_after(self.step)
             for note in self.notes:
-                progress.note(note)
-            self.log, self.progress = log, progress
+                self.progress.note(note)
             self.stops.begin(self.step + 1)
             for phase in self._phases():
                 self._train(phase)
-            if log is not None:
-                log.close()
         return self.finish()
 
     def finish(self) -> Results:
@@ -197,7 +198,7 @@ class Training:
         """The phases that are not over yet."""
         steps = self.config.run.steps
         if self.step < steps:
-            yield Phase("train", steps, self.trainee.step, self._next_batch, self._trained())
+            yield Phase("train", steps, self._executed(self.trainee.step), self._next_batch, self._trained())
         if self.step < self.total:
             learner, step = self._finetuned()
             settings = self.config.finetune
@@ -212,6 +213,7 @@ class Training:
             batch = phase.batches()
             self.meter.add(phase.step(batch))
             self.step += 1
+            self.progress.update(self.step, {})
             ends = self.step == phase.last
             if self.step % run.log_every == 0 or ends:
                 now = time.monotonic()
@@ -276,6 +278,15 @@ class Training:
         if self.ranks.rank == 0:
             checkpoint.prune(folder, self.config.run.keep, None if self.best is None else self.best["step"])
             write_status(self.folder, "running", self.step)
+
+    def _executed(self, step: EagerStep) -> EagerStep | GraphedStep:
+        """As one CUDA graph where there is a GPU, unless it is switched off."""
+        graph = self.config.system.graph
+        if self.device.type == "cuda" and graph != "off":
+            return GraphedStep(step, self.device)
+        if graph == "on":
+            raise ConfigError('system.graph = "on" needs a CUDA device, and there is none. Use graph = "auto".')
+        return step
 
     def _next_batch(self) -> Batch:
         batch = next(self.data.train)

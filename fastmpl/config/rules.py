@@ -173,11 +173,7 @@ NOT_YET: Final[dict[str, tuple[str | int | bool, ...]]] = {
     "student.optimiser": ("sgd", "nesterov", "adamw"),
     "system.engine": ("plain",),
     "system.offload": (False,),
-    "system.graph": ("auto", "off"),
     "system.compile": (False,),
-    "system.recompute": (False,),
-    "system.deferred": (False,),
-    "system.accumulate": (1,),
 }
 
 

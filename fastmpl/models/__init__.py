@@ -9,6 +9,7 @@ from fastmpl.models.errors import ModelError
 from fastmpl.models.norms import frozen_statistics
 from fastmpl.models.stochastic import KeyedDropout, KeyedDropPath, replace_dropout, set_draw
 from fastmpl.models.sync_norm import synchronise
+from fastmpl.models.twin import twin
 
 __all__ = [
     "KeyedDropPath",
@@ -19,4 +20,5 @@ __all__ = [
     "replace_dropout",
     "set_draw",
     "synchronise",
+    "twin",
 ]

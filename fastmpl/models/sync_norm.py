@@ -95,10 +95,10 @@ class SyncBatchNorm(nn.BatchNorm2d):
     def _record(self, mean: Float[Tensor, "C"], variance: Float[Tensor, "C"], count: int) -> None:
         """Moves the running statistics; the variance is the unbiased one of `count` values, as in torch."""
         assert self.running_mean is not None and self.running_var is not None and self.momentum is not None
-        assert self.num_batches_tracked is not None
         self.running_mean.lerp_(mean.to(self.running_mean.dtype), self.momentum)
         self.running_var.lerp_((variance * (count / (count - 1))).to(self.running_var.dtype), self.momentum)
-        self.num_batches_tracked.add_(1)
+        if self.num_batches_tracked is not None:
+            self.num_batches_tracked.add_(1)
 
 
 class SyncBatchNormAct(SyncBatchNorm):

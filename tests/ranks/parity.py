@@ -15,12 +15,12 @@ from fastmpl.methods.uda import Consistency
 from fastmpl.models import build
 from fastmpl.models.norms import Norm
 from fastmpl.step.meta import meta_step
-from fastmpl.step.moment import Moment
+from fastmpl.step.moment import moment
 from fastmpl.step.order import split
 from tests.step.worlds import optimiser
 
 CLASSES, SHAPE = 3, (3, 4, 4)
-LABELLED, UNLABELLED = 8, 12  # of all ranks
+LABELLED, UNLABELLED = 16, 16  # of all ranks
 STEPS = 20
 
 
@@ -34,6 +34,7 @@ class Case:
     dtype: torch.dtype = torch.float64
     feedback: dict[str, Any] = field(default_factory=dict)
     student: dict[str, Any] = field(default_factory=dict)
+    parts: int = 1  # micro-batches of a rank
 
 
 CASES = {
@@ -44,6 +45,9 @@ CASES = {
     "perceptron cosine": Case(kind="scalar", feedback={"cosine": True}),
     "perceptron shuffled": Case(feedback={"control": "shuffled"}),
     "perceptron scalar shuffled": Case(kind="scalar", feedback={"control": "shuffled"}),
+    "accumulated exact": Case(parts=4),
+    "accumulated scalar": Case(kind="scalar", parts=4),
+    "accumulated shuffled": Case(feedback={"control": "shuffled"}, parts=2),
     "perceptron trusted": Case(feedback={"images": "trusted"}),
     "conv sync exact": Case("conv", "sync"),
     "conv sync scalar": Case("conv", "sync", "scalar"),
@@ -53,7 +57,7 @@ CASES = {
     "float32 scalar": Case(kind="scalar", dtype=torch.float32),
 }
 
-SOME = ("perceptron exact", "perceptron scalar", "perceptron shuffled", "conv sync exact", "float32 exact")
+SOME = ("perceptron exact", "perceptron scalar", "accumulated shuffled", "conv sync exact", "float32 exact")
 
 
 def trained(case: Case, ranks: Ranks, steps: int = STEPS) -> dict[str, Any]:
@@ -72,11 +76,10 @@ def trained(case: Case, ranks: Ranks, steps: int = STEPS) -> dict[str, Any]:
     baseline = torch.zeros((), dtype=case.dtype)
     fed = []
     for step in range(steps):
-        moment = Moment(
-            torch.tensor(step), torch.tensor(1234 + step), torch.tensor(0.7, dtype=case.dtype), rank=ranks.rank
-        )
-        batch = part(batch_of(step, case.dtype), ranks)
-        fed.append(meta_step(method, split(method), teacher, student, batch, moment, baseline).feedback)
+        weight = torch.tensor(0.7, dtype=case.dtype)
+        now = moment(torch.tensor(1234), torch.tensor(step), weight, rank=ranks.rank, parts=case.parts)
+        parts = part(batch_of(step, case.dtype), ranks).parts(case.parts)
+        fed.append(meta_step(method, split(method), teacher, student, parts, now, baseline).feedback)
     tensors = {f"student/{name}": value for name, value in student.state().items()}
     tensors |= {f"teacher/{name}": value for name, value in teacher.state().items()}
     return {"tensors": tensors, "feedback": torch.stack(fed), "baseline": baseline}
