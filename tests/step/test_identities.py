@@ -138,7 +138,7 @@ def updated(
         else:
             decayed = g[name] + decay * p
             buffer = config.momentum * state["momentum_buffer"] + decayed
-            nesterov = config.optimiser == "nesterov"
+            nesterov = config.optimiser in ("nesterov", "fastmpl:sgd_ema")
             new[name] = p - lr * (decayed + config.momentum * buffer if nesterov else buffer)
     return new
 
@@ -155,6 +155,7 @@ OPTIMISERS = {
     "sgd": optimiser("sgd", momentum=0.0),
     "heavy ball": optimiser("sgd"),
     "nesterov": optimiser("nesterov"),
+    "fused with its average": optimiser("fastmpl:sgd_ema"),
     "adamw": optimiser("adamw", lr=0.05),
     "sgd clipped": optimiser("sgd", momentum=0.0, clip=0.05),
     "nesterov clipped": optimiser("nesterov", clip=0.05),
