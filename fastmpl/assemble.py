@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from fastmpl.config import Config, NetworkConfig, names_run
 from fastmpl.data.batch import Batch
 from fastmpl.learners.plain import PlainLearner
+from fastmpl.learners.ranks import ALONE, Ranks
 from fastmpl.methods.alone import Alone
 from fastmpl.methods.distillation import distillation
 from fastmpl.methods.mpl import Feedback, MetaPseudoLabels
@@ -45,6 +46,11 @@ class Trainee(NamedTuple):
             parts["teacher"] = self.teacher.state()
         return {f"{part}/{name}": value for part, state in parts.items() for name, value in state.items()}
 
+    def own(self) -> set[str]:
+        """The names in `state()` that may differ between ranks."""
+        learners = {"student": self.student} | ({} if self.teacher is None else {"teacher": self.teacher})
+        return {f"{part}/{name}" for part, learner in learners.items() for name in learner.own()}
+
     def load(self, state: Mapping[str, Tensor]) -> None:
         for part, holder in (("student", self.student), ("step", self.step), ("teacher", self.teacher)):
             if holder is not None:
@@ -72,6 +78,7 @@ def assemble(
     image_shape: tuple[int, ...],
     device: torch.device,
     fixed_teacher: Callable[[], nn.Module],
+    ranks: Ranks = ALONE,
 ) -> Trainee:
     """Networks on `device`, and the step of `config`'s method; `fixed_teacher` gives the one that does not learn."""
 
@@ -85,6 +92,7 @@ def assemble(
             average=average,
             tangent=config.feedback.tangent,
             depth=config.feedback.depth,
+            ranks=ranks,
             recompute=config.system.recompute,
         )
 
@@ -104,7 +112,12 @@ def assemble(
         labeller = _placed(fixed_teacher(), config, device).eval() if alone.labeller == "fixed" else None
         run = partial(_run_alone, alone, student, labeller)
     step = EagerStep(
-        run, seed=config.run.seed, ramp=consistency_ramp, device=device, accumulate=config.system.accumulate
+        run,
+        seed=config.run.seed,
+        ramp=consistency_ramp,
+        device=device,
+        rank=ranks.rank,
+        accumulate=config.system.accumulate,
     )
     return Trainee(student, teacher, step)
 

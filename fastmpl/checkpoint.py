@@ -1,8 +1,11 @@
 """Checkpoints that are whole or not there, and that run nothing when they are read.
 
-A checkpoint is a directory `step-N`. Each rank's tensors (safetensors) and its facts (JSON) are written into
-`step-N.tmp-PID`, the manifest with every file's size and SHA-256 last, then the directory is renamed. Without a valid
-manifest it is no checkpoint, and the newest valid one wins: no file names "the latest".
+A checkpoint is a directory `step-N`. Tensors (safetensors) and facts (JSON) are written into `step-N.tmp-PID`, the
+manifest with every file's size and SHA-256 last, then the directory is renamed. Without a valid manifest it is no
+checkpoint, and the newest valid one wins: no file names "the latest".
+
+The first rank writes all its tensors, each other one those that are its own (`Checkpoint.own`). Another number of ranks
+continues from the means of these: they are running statistics and sums over steps, of which no rank's is the right one.
 """
 
 import contextlib
@@ -12,18 +15,21 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import safetensors
 import safetensors.torch
+import torch
 from torch import Tensor
 
 from fastmpl.errors import StorageError
+from fastmpl.learners.ranks import ALONE, Ranks
 
 SCHEMA = 1
 TENSORS, FACTS, MANIFEST = "rank-0.safetensors", "facts.json", "manifest.json"
+MOST_RANKS = 65_536
 LARGEST_JSON = 16 << 20  # bytes of a manifest or of facts that a reader looks at
 _NAME = re.compile(r"step-(\d{1,12})")
 
@@ -34,39 +40,85 @@ class Checkpoint(NamedTuple):
     step: int
     tensors: dict[str, Tensor]
     facts: dict[str, Any]
+    own: Collection[str] = ()  # names of the tensors that differ between ranks
+    ranks: int = 1  # that wrote it
 
 
-def save(folder: Path, checkpoint: Checkpoint) -> Path:
+def save(folder: Path, checkpoint: Checkpoint, ranks: Ranks = ALONE) -> Path:
     """Writes `checkpoint` under `folder` so that a kill at any moment leaves the one before it valid.
 
-    Raises StorageError where the disk is full or the folder cannot be written; what was half written is removed.
+    Every rank calls it. Raises StorageError on all of them where a disk is full or the folder cannot be written on any;
+    what was half written is removed.
     """
     final = folder / f"step-{checkpoint.step}"
-    draft = folder / f"{final.name}.tmp-{os.getpid()}"
-    contents = {
-        # channels-last weights are strided, and the format holds dense tensors alone
-        TENSORS: safetensors.torch.save(
-            {name: t.detach().cpu().contiguous() for name, t in checkpoint.tensors.items()}
-        ),
-        FACTS: json.dumps(checkpoint.facts, indent=1).encode(),
-    }
-    files = {name: {"size": len(data), "sha256": hashlib.sha256(data).hexdigest()} for name, data in contents.items()}
-    manifest = {"schema": SCHEMA, "step": checkpoint.step, "ranks": 1, "files": files}
+    draft = folder / f"{final.name}.tmp-{ranks.facts(os.getpid())[0]}"
+    first = ranks.rank == 0
+    contents = {tensors_of(ranks.rank): _encoded(checkpoint, first)}
+    if first:
+        contents[FACTS] = json.dumps(checkpoint.facts, indent=1).encode()
+    size = sum(map(len, contents.values()))
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        draft.mkdir()
-        for name, data in contents.items():
-            _write(draft / name, data)
-        _write(draft / MANIFEST, json.dumps(manifest, indent=1).encode())
-        _sync(draft)
-        if final.exists():  # the same step again, after a resume: the old one is equal
-            shutil.rmtree(final)
-        draft.rename(final)
-        _sync(folder)
-    except OSError as error:
-        shutil.rmtree(draft, ignore_errors=True)
-        raise _explained(error, final, sum(map(len, contents.values()))) from error
+        with _together(ranks, final, size):
+            if first:
+                folder.mkdir(parents=True, exist_ok=True)
+                draft.mkdir()
+        with _together(ranks, final, size):
+            for name, data in contents.items():
+                _write(draft / name, data)
+        every = ranks.facts({name: _fingerprint(data) for name, data in contents.items()})
+        files = {name: found for part in every for name, found in part.items()}
+        manifest = {"schema": SCHEMA, "step": checkpoint.step, "ranks": ranks.size, "files": files}
+        with _together(ranks, final, size):
+            if first:
+                _finish(draft, final, manifest)
+    except StorageError:
+        if first:
+            shutil.rmtree(draft, ignore_errors=True)
+        raise
     return final
+
+
+def tensors_of(rank: int) -> str:
+    """The name of a rank's file of tensors."""
+    return f"rank-{rank}.safetensors"
+
+
+def _encoded(checkpoint: Checkpoint, first: bool) -> bytes:
+    names = checkpoint.tensors if first else checkpoint.own
+    # channels-last weights are strided, and the format holds dense tensors alone
+    return safetensors.torch.save({name: checkpoint.tensors[name].detach().cpu().contiguous() for name in names})
+
+
+def _fingerprint(data: bytes) -> dict[str, Any]:
+    return {"size": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+
+
+def _finish(draft: Path, final: Path, manifest: Mapping[str, Any]) -> None:
+    """Makes a checkpoint of what every rank has written."""
+    missing = [name for name in manifest["files"] if not (draft / name).is_file()]
+    if missing:
+        raise StorageError(f"{draft} lacks {missing[0]}: run.output must be on a disk that all machines share.")
+    _write(draft / MANIFEST, json.dumps(manifest, indent=1).encode())
+    _sync(draft)
+    if final.exists():  # the same step again, after a resume: the old one is equal
+        shutil.rmtree(final)
+    draft.rename(final)
+    _sync(final.parent)
+
+
+@contextlib.contextmanager
+def _together(ranks: Ranks, path: Path, size: int) -> Iterator[None]:
+    """What fails on one rank within the block fails on all, with that rank's sentence."""
+    fault = None
+    try:
+        yield
+    except StorageError as error:
+        fault = error
+    except OSError as error:
+        fault = _explained(error, path, size)
+    sentences = [sentence for sentence in ranks.facts(None if fault is None else str(fault.args[0])) if sentence]
+    if sentences:
+        raise StorageError(sentences[0]) from fault
 
 
 def steps(folder: Path) -> list[int]:
@@ -77,31 +129,51 @@ def steps(folder: Path) -> list[int]:
     return sorted((int(match[1]) for match in found if match), reverse=True)
 
 
-def newest(folder: Path, complain: Callable[[str], None]) -> Checkpoint | None:
-    """The newest valid checkpoint; each newer one that is not valid is named to `complain`, with its fault."""
-    for step in steps(folder):
+def newest(folder: Path, complain: Callable[[str], None], ranks: Ranks = ALONE) -> Checkpoint | None:
+    """The newest valid checkpoint; each newer one that is not valid is named to `complain`, with its fault.
+
+    Every rank calls it. The first one decides, having looked at every file.
+    """
+    found = None
+    for step in steps(folder) if ranks.rank == 0 else []:
         try:
-            return read(folder / f"step-{step}")
+            verify(folder / f"step-{step}")
+            found = step
+            break
         except StorageError as error:
             complain(f"{error} The one before it is used.")
-    return None
+    chosen = ranks.facts(found)[0]
+    return None if chosen is None else read(folder / f"step-{chosen}", ranks)
 
 
-def read(path: Path) -> Checkpoint:
-    """The checkpoint of that directory. Raises StorageError, naming the file that is missing or altered."""
-    manifest = _json(path / MANIFEST)
-    files = manifest.get("files")
-    if manifest.get("schema") != SCHEMA:
-        raise StorageError(f"{path} has schema {manifest.get('schema')!r}; this version reads {SCHEMA}.")
-    if not isinstance(files, Mapping) or set(files) != {TENSORS, FACTS}:
-        raise StorageError(f"{path / MANIFEST} lists other files than a checkpoint has.")
-    for name, expected in files.items():
+def verify(path: Path) -> Mapping[str, Any]:
+    """The manifest of a checkpoint with whose files nothing is wrong.
+
+    Raises StorageError, naming the file that is missing or altered.
+    """
+    manifest = _manifest(path)
+    for name, expected in manifest["files"].items():
         _verify(path / name, expected)
-    try:
-        tensors = safetensors.torch.load((path / TENSORS).read_bytes())
-    except safetensors.SafetensorError as error:
-        raise StorageError(f"{path / TENSORS} is not a valid file of tensors: {error}.") from error
-    return Checkpoint(int(manifest["step"]), tensors, _json(path / FACTS))
+    return manifest
+
+
+def read(path: Path, ranks: Ranks = ALONE) -> Checkpoint:
+    """The checkpoint of that directory, as this rank continues it.
+
+    Raises StorageError, naming the file that is missing or altered.
+    """
+    manifest = verify(path) if ranks.rank == 0 else _manifest(path)
+    saved = manifest["ranks"]
+    tensors = _tensors(path / TENSORS)
+    own: set[str] = set()
+    if saved == ranks.size and ranks.rank:
+        mine = _tensors(path / tensors_of(ranks.rank))
+        tensors, own = tensors | mine, set(mine)
+    elif saved != ranks.size:
+        others = [_tensors(path / tensors_of(rank)) for rank in range(1, saved)]
+        own = set(others[0]) if others else set()
+        tensors |= {name: _mean([tensors[name], *(other[name] for other in others)]) for name in own}
+    return Checkpoint(int(manifest["step"]), tensors, _json(path / FACTS), own, saved)
 
 
 def prune(folder: Path, keep: int, best: int | None) -> None:
@@ -126,6 +198,32 @@ def _sync(folder: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def _manifest(path: Path) -> dict[str, Any]:
+    """The manifest, once it names what a checkpoint has and nothing else: its names become paths."""
+    manifest = _json(path / MANIFEST)
+    files, ranks = manifest.get("files"), manifest.get("ranks")
+    if manifest.get("schema") != SCHEMA:
+        raise StorageError(f"{path} has schema {manifest.get('schema')!r}; this version reads {SCHEMA}.")
+    if not isinstance(ranks, int) or not 1 <= ranks <= MOST_RANKS or not isinstance(manifest.get("step"), int):
+        raise StorageError(f"{path / MANIFEST} says neither its step nor how many ranks wrote it.")
+    if not isinstance(files, Mapping) or set(files) != {FACTS, *map(tensors_of, range(ranks))}:
+        raise StorageError(f"{path / MANIFEST} lists other files than a checkpoint has.")
+    return manifest
+
+
+def _tensors(path: Path) -> dict[str, Tensor]:
+    if not _regular(path):
+        raise StorageError(f"{path} is missing.")
+    try:
+        return safetensors.torch.load(path.read_bytes())
+    except safetensors.SafetensorError as error:
+        raise StorageError(f"{path} is not a valid file of tensors: {error}.") from error
+
+
+def _mean(values: list[Tensor]) -> Tensor:
+    return torch.stack(values).mean(0)
 
 
 def _regular(path: Path) -> bool:

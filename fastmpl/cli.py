@@ -3,7 +3,9 @@
 Nothing here imports torch: --help and a mistake in a file answer at once. A verb imports what it runs.
 """
 
+import os
 import sys
+import time
 import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -15,10 +17,11 @@ from tyro.conf import FlagCreatePairsOff, Positional
 from fastmpl.config.load import difference, load, to_toml
 from fastmpl.config.options import parse, parse_plain
 from fastmpl.config.schema import Config
-from fastmpl.errors import ConfigError, FastMPLError
+from fastmpl.errors import ConfigError, FastMPLError, ToldByPeer
 from fastmpl.threads import limit_threads
 
 INTERRUPTED: Final = 130  # Ctrl-C, as shells count it
+SPEAKS_FIRST: Final = 3.0  # seconds: a launcher ends every rank as soon as one has ended
 
 
 @dataclass(frozen=True)
@@ -126,8 +129,15 @@ def _run(arguments: Sequence[str]) -> int:
         other(parse_plain(asked_type, f"fastmpl {name}", rest))
         return 0
     asked_type, verb = CONFIGURED[name]
-    asked, overrides = parse(asked_type, f"fastmpl {name}", rest)
-    verb(asked, load(asked.config, overrides))
+    try:
+        asked, overrides = parse(asked_type, f"fastmpl {name}", rest)
+        config = load(asked.config, overrides)
+    except FastMPLError as error:
+        if os.environ.get("LOCAL_RANK", "0") != "0":  # the first rank of this machine reads the same and says it
+            time.sleep(SPEAKS_FIRST)
+            raise ToldByPeer(error.exit_code, str(error)) from error
+        raise
+    verb(asked, config)
     return 0
 
 
@@ -141,7 +151,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except FastMPLError as error:
         if "--debug" in arguments:
             traceback.print_exc()
-        else:
+        elif not error.told:
             print(error, file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:

@@ -10,8 +10,9 @@ from typing import ClassVar
 class FastMPLError(Exception):
     """One sentence for the user: what was asked, what was found, what to do."""
 
-    exit_code: ClassVar[int] = 1
+    exit_code: int = 1
     topic: ClassVar[str] = "fastmpl"
+    told: ClassVar[bool] = False  # the user has read it already
 
     def __str__(self) -> str:
         """The sentences, one a line, each led by what it is about: `Config: unknown key ...`."""
@@ -44,6 +45,20 @@ class PeerLostError(FastMPLError):
 
     exit_code = 6
     topic = "Ranks"
+
+
+class ToldByPeer(FastMPLError):
+    """Another rank has said what happened; this one ends with the same code, and in silence."""
+
+    told = True
+
+    def __init__(self, code: int, sentence: str) -> None:
+        super().__init__(sentence)
+        self.exit_code = code
+
+    def __str__(self) -> str:
+        """The other's sentence, as it was."""
+        return str(self.args[0])
 
 
 class Interrupted(FastMPLError):

@@ -25,13 +25,15 @@ def finetuned_learner(student: PlainLearner, config: Config) -> PlainLearner:
     section = config.student.model_copy(
         update={"lr": config.finetune.lr, "warmup": 0, "wait": 0, "schedule": "constant"}
     )
-    return PlainLearner(module, section, steps=config.finetune.steps, precision=config.system.precision)
+    return PlainLearner(
+        module, section, steps=config.finetune.steps, precision=config.system.precision, ranks=student.ranks
+    )
 
 
 def finetune_step(learner: PlainLearner, config: Config, device: torch.device) -> EagerStep:
     """Supervised steps on labelled images alone."""
     run = partial(_run, Supervised(), learner)
-    return EagerStep(run, seed=config.run.seed + 1, ramp=Ramp(), device=device)
+    return EagerStep(run, seed=config.run.seed + 1, ramp=Ramp(), device=device, rank=learner.ranks.rank)
 
 
 def batches(stream: LabelledStream, device: torch.device) -> Callable[[], Batch]:

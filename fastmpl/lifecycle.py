@@ -78,7 +78,14 @@ class Stopper:
     def _note(self, number: int, frame: FrameType | None) -> None:
         if self.by is signal.SIGINT and number == signal.SIGINT:
             os._exit(130)
-        self.by = signal.Signals(number)
+        self.by = self.by or signal.Signals(number)  # a launcher sends TERM after the user's INT
+
+    def begin(self, step: int) -> None:
+        """Training begins with `step`: nothing to tell anybody in one process."""
+
+    def stops_after(self, step: int) -> bool:
+        """Whether to stop after `step`. Several ranks ask their Guard, which agrees with the others."""
+        return self.by is not None
 
     def reason(self, folder: Path, step: int) -> FastMPLError:
         """What to raise once the run is saved."""

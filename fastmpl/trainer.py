@@ -3,7 +3,7 @@
 import json
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -22,6 +22,7 @@ from fastmpl.learners.plain import PlainLearner
 from fastmpl.lifecycle import State, Stopper, claimed, write_status
 from fastmpl.metrics import Evaluation, Log, Meter
 from fastmpl.networks import fixed_teacher, save_network
+from fastmpl.processes import Group, Place, joined, place
 from fastmpl.progress import Progress, Silent
 from fastmpl.step.eager import EagerStep
 from fastmpl.step.graphed import GraphedStep
@@ -62,67 +63,84 @@ def train(config: Config, *, resume: str = "auto", quiet: bool = False, report: 
     kept under another name), and a path continues that checkpoint. `quiet` shows nothing; `report` says whether
     report.html is written at the end. Raises FastMPLError's family, one sentence each.
     """
-    folder = Path(config.run.output) / config.run.name
-    if resume == "never" and folder.exists():
-        folder.rename(_free_name(folder))
+    folder, here = Path(config.run.output) / config.run.name, place()
     with ExitStack() as held:
-        held.enter_context(claimed(folder))
-        _accept(folder, config)
-        run = Training(config, folder, quiet, held.enter_context(Stopper()))
+        if here.is_first:
+            held.enter_context(_taken(folder, config, resume))
+        run: Training | None = None
         try:
-            run.restore(resume)
-            results = run.finish() if run.step == run.total else run.go()
-            if report:
+            with joined(here, folder, lambda: held.enter_context(Stopper()), config.system.timeout) as group:
+                run = Training(config, folder, quiet, group, here)
+                run.restore(resume)
+                results = run.finish() if run.step == run.total else run.go()
+            if report and here.is_first:
                 from fastmpl.report import write_report  # matplotlib takes a second to import
 
                 write_report(folder)
         except BaseException as error:
-            state: State = "interrupted" if run.saved == run.step else "failed"
-            write_status(folder, state, run.step, str(error))
+            if here.is_first:
+                state: State = "interrupted" if run is not None and run.saved == run.step else "failed"
+                write_status(folder, state, 0 if run is None else run.step, str(error))
             raise
-        write_status(folder, "done", run.step)
+        if here.is_first:
+            write_status(folder, "done", run.step)
         return results
+
+
+@contextmanager
+def _taken(folder: Path, config: Config, resume: str) -> Iterator[None]:
+    """Holds the run's folder for this run, as the first rank does for all."""
+    if resume == "never" and folder.exists():
+        folder.rename(_free_name(folder))
+    with claimed(folder):
+        _accept(folder, config)
+        save(config, folder / "config.toml")
+        write_status(folder, "running", 0)
+        yield
 
 
 class Training:
     """One run between its start and its end."""
 
-    def __init__(self, config: Config, folder: Path, quiet: bool, stopper: Stopper) -> None:
-        self.config, self.folder, self.quiet, self.stopper = config, folder, quiet, stopper
+    def __init__(self, config: Config, folder: Path, quiet: bool, group: Group, here: Place) -> None:
+        self.config, self.folder = config, folder
+        self.ranks, self.stops = group
+        self.quiet = quiet or not here.is_first
         dispatch.set_backend(config.system.kernels)
         if config.system.threads:
             torch.set_num_threads(config.system.threads)
-        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self.device = torch.device("cuda", here.local_rank) if torch.cuda.is_available() else torch.device("cpu")
         self.data: Data = build_data(
             config.data,
             seed=config.run.seed,
+            rank=self.ranks.rank,
+            world=self.ranks.size,
             channels_last=config.system.channels_last,
             threads=torch.get_num_threads(),
             device=self.device.index or 0 if self.device.type == "cuda" else None,
         )
-        self.judge = Judge(self.data, self.device)
+        self.judge = Judge(self.data, self.device, self.ranks)
         kind = {"classes": len(self.data.classes), "image_shape": self.data.image_shape}
         self.trainee: Trainee = assemble(
             config,
             device=self.device,
+            ranks=self.ranks,
             fixed_teacher=lambda: fixed_teacher(config.teacher.model, **kind),  # type: ignore[arg-type]
             **kind,  # type: ignore[arg-type]
         )
         self.total = config.run.steps + config.finetune.steps
-        self.meter = Meter(self.device)
+        self.meter = Meter(self.device, self.ranks)
         self.step, self.saved, self.seconds = 0, -1, 0.0
         self.best: dict[str, Any] | None = None
         self.finetuned: tuple[PlainLearner, EagerStep] | None = None
-        save(config, folder / "config.toml")
-        write_status(folder, "running", 0)
 
     def restore(self, resume: str) -> None:
         """Continues at a checkpoint, if there is one."""
         complaints: list[str] = []
         if resume in ("auto", "never"):
-            found = checkpoint.newest(self.folder / "checkpoints", complaints.append)
+            found = checkpoint.newest(self.folder / "checkpoints", complaints.append, self.ranks)
         else:
-            found = checkpoint.read(Path(resume))
+            found = checkpoint.read(Path(resume), self.ranks)
         self.notes = complaints
         if found is None:
             return
@@ -137,6 +155,11 @@ class Training:
             step.load(below(found.tensors, "finetune_step"))
         if self.step:
             self.notes.append(f"Continuing at step {self.step} of {self.total}.")
+        if found.ranks != self.ranks.size:
+            self.notes.append(
+                f"{found.ranks} ranks wrote what {self.ranks.size} continue: the same images, and the means over ranks "
+                "where each had its own (statistics of batch norm); equal up to rounding, but for dropout."
+            )
 
     def go(self) -> Results:
         """Trains from the present step to the last, through both phases."""
@@ -144,11 +167,13 @@ class Training:
         show = Silent if self.quiet else Progress
         with (
             show(config.run.name, self.total, self.step) as self.progress,
-            Log(self.folder, warn=self.progress.note) as self.log,
+            Log(self.folder, warn=self.progress.note) if self.ranks.rank == 0 else nullcontext() as self.log,
         ):
-            self.log.truncate_after(self.step)
+            if self.log is not None:
+                self.log.truncate_after(self.step)
             for note in self.notes:
                 self.progress.note(note)
+            self.stops.begin(self.step + 1)
             for phase in self._phases():
                 self._train(phase)
         return self.finish()
@@ -161,9 +186,12 @@ class Training:
             student = self._finetuned()[0]
             finetuned = self.judge.accuracies({"student": student})["student"]
         results = Results(self.step, last, self.best, finetuned, self.seconds)
-        (self.folder / "results.json").write_text(json.dumps(results._asdict(), indent=1) + "\n")
-        with student.averaged() if student.average is not None else nullcontext(student.module) as module:
-            save_network(self.folder, module, classes=self.data.classes, image_shape=self.data.image_shape)
+        with ExitStack() as held:
+            held.enter_context(student.agreed())
+            module = held.enter_context(student.averaged()) if student.average is not None else student.module
+            if self.ranks.rank == 0:
+                (self.folder / "results.json").write_text(json.dumps(results._asdict(), indent=1) + "\n")
+                save_network(self.folder, module, classes=self.data.classes, image_shape=self.data.image_shape)
         return results
 
     def _phases(self) -> Iterator[Phase]:
@@ -189,19 +217,23 @@ class Training:
             ends = self.step == phase.last
             if self.step % run.log_every == 0 or ends:
                 now = time.monotonic()
-                images = (self.step - since) * (len(batch.labelled) + len(batch.weak)) / max(now - at, 1e-9)
+                taken = (self.step - since) * (len(batch.labelled) + len(batch.weak)) * self.ranks.size
+                images = taken / max(now - at, 1e-9)
                 self.seconds += now - at
                 self._report(self.meter.read(), images, self.step - since)
                 since, at = self.step, now
             if self.step % run.evaluate_every == 0 or ends:
                 self._evaluate(phase)
-            if self.step % run.checkpoint_every == 0 or ends or self.stopper.by:
+            # after the last step of all nothing is left to stop
+            stops = self.step < self.total and self.stops.stops_after(self.step)
+            if self.step % run.checkpoint_every == 0 or ends or stops:
                 self._save(last=self.step == self.total)
-            if self.stopper.by:
-                raise self.stopper.reason(self.folder, self.step)
+            if stops:
+                raise self.stops.reason(self.folder, self.step)
 
     def _report(self, values: dict[str, float], images: float, steps: int) -> None:
-        self.log.train(self.step, values, seconds=self.seconds, images_per_second=images)
+        if self.log is not None:
+            self.log.train(self.step, values, seconds=self.seconds, images_per_second=images)
         self.progress.update(self.step, values | {"images_per_second": images})
         if values["skipped"] > max(SKIPPED_AT_MOST, SKIPPED_AT_MOST * steps / 100):
             raise DivergedError(
@@ -215,7 +247,8 @@ class Training:
             found = self.judge.scores(infer)
             for split, result in found.items():
                 evaluation = Evaluation(self.step, phase.name, network, split, *result)
-                self.log.evaluation(evaluation)
+                if self.log is not None:
+                    self.log.evaluation(evaluation)
                 self.progress.evaluation(evaluation)
             if network == "teacher" or "validation" not in found:
                 continue
@@ -226,23 +259,25 @@ class Training:
     def _save(self, *, last: bool) -> None:
         """A checkpoint. Where the disk is full, training goes on, unless it was the last."""
         folder = self.folder / "checkpoints"
-        tensors = self.trainee.state() | {"meter": self.meter.kept}
+        tensors, own = self.trainee.state() | {"meter": self.meter.kept}, self.trainee.own() | {"meter"}
         if self.finetuned is not None:
             learner, step = self.finetuned
             tensors |= {f"finetuned/{name}": value for name, value in learner.state().items()}
+            own |= {f"finetuned/{name}" for name in learner.own()}
             tensors |= {f"finetune_step/{name}": value for name, value in step.state().items()}
         facts = {"data": self.data.train.state(), "best": self.best, "seconds": self.seconds}
         try:
-            checkpoint.save(folder, Checkpoint(self.step, tensors, facts))
+            checkpoint.save(folder, Checkpoint(self.step, tensors, facts, own), self.ranks)
         except StorageError as error:
             if last:
                 raise
             self.progress.note(f"{error} Training goes on without this checkpoint.")
             return
         self.saved = self.step
-        checkpoint.prune(folder, self.config.run.keep, None if self.best is None else self.best["step"])
         self.progress.saved()
-        write_status(self.folder, "running", self.step)
+        if self.ranks.rank == 0:
+            checkpoint.prune(folder, self.config.run.keep, None if self.best is None else self.best["step"])
+            write_status(self.folder, "running", self.step)
 
     def _executed(self, step: EagerStep) -> EagerStep | GraphedStep:
         """As one CUDA graph where there is a GPU, unless it is switched off."""

@@ -171,8 +171,6 @@ NOT_YET: Final[dict[str, tuple[str | int | bool, ...]]] = {
     "data.store": ("",),
     "teacher.optimiser": ("sgd", "nesterov", "adamw", "fastmpl:sgd_ema"),
     "student.optimiser": ("sgd", "nesterov", "adamw", "fastmpl:sgd_ema"),
-    "teacher.norm": ("batch", "group"),
-    "student.norm": ("batch", "group"),
     "system.engine": ("plain",),
     "system.offload": (False,),
     "system.compile": (False,),

@@ -1,6 +1,6 @@
 """A learner in one process, or on data-parallel ranks that each hold the whole network."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Literal
 
@@ -19,6 +19,7 @@ from fastmpl.learners.ranks import ALONE, Ranks
 from fastmpl.learners.recompute import Recomputation
 from fastmpl.models.norms import frozen_statistics
 from fastmpl.models.stochastic import set_draw
+from fastmpl.models.sync_norm import synchronise
 
 RELATIVE_STEP = 1e-4  # of the difference form, against the parameters' norm: cosine 0.99999 with the JVP in float32
 
@@ -40,6 +41,7 @@ class PlainLearner:
         ranks: Ranks = ALONE,
     ) -> None:
         self.module = module.train()
+        synchronise(module, ranks)
         self.recomputation = Recomputation(module) if recompute else None
         self.parameters = {name: p for name, p in module.named_parameters() if p.requires_grad}
         self.optimiser = Optimiser(self.parameters, config, steps)
@@ -132,6 +134,28 @@ class PlainLearner:
         value = value.clone()
         self.ranks.mean_([value])
         return value
+
+    def permuted(self, rows: Float[Tensor, "U *K"], order: Callable[[Tensor], Tensor]) -> Float[Tensor, "U *K"]:
+        return self.ranks.of(order(self.ranks.rows(rows)))
+
+    def own(self) -> set[str]:
+        """The names in `state()` that may differ between ranks: statistics that each takes of its own images."""
+        buffers = {name for name, value in self.module.named_buffers() if value.is_floating_point()}
+        return {name for name in self.state() if name.partition("/")[2] in buffers}
+
+    @contextmanager
+    @torch.no_grad()
+    def agreed(self) -> Iterator[None]:
+        """Running statistics are their means over ranks within the block, for the network and its average."""
+        own = self.own() if self.ranks.size > 1 else set()
+        mine = {name: value for name, value in self.state().items() if name in own}
+        kept = {name: value.clone() for name, value in mine.items()}
+        self.ranks.mean_(list(mine.values()))
+        try:
+            yield
+        finally:
+            for name, value in kept.items():
+                mine[name].copy_(value)
 
     def state(self) -> dict[str, Tensor]:
         """Every tensor that training continues from."""

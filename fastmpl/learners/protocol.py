@@ -74,3 +74,7 @@ class Learner(Protocol):
     def mean(self, value: Float[Tensor, ""]) -> Float[Tensor, ""]:
         """A scalar's mean over ranks."""
         ...
+
+    def permuted(self, rows: Float[Tensor, "U *K"], order: Callable[[Tensor], Tensor]) -> Float[Tensor, "U *K"]:
+        """This rank's part of `order` applied to the rows of all ranks, one rank's after another's."""
+        ...

@@ -88,14 +88,14 @@ class MetaPseudoLabels:
         return F.cross_entropy(logits, targets)
 
     def credit(
-        self, logits: Float[Tensor, "U K"], tangent: Float[Tensor, "U K"], labels: Labels, key: Int[Tensor, ""]
+        self, logits: Float[Tensor, "U K"], tangent: Float[Tensor, "U K"], labels: Labels
     ) -> Float[Tensor, "U *K"]:
         """The student's logits and their tangent along D g' -> r, for each class or at the label drawn."""
         rows = feedback.exact_credit(logits, tangent, label_smoothing=self.student_label_smoothing)
         if self.feedback.kind == "per_example":
             assert labels.drawn is not None
             rows = feedback.at_label(rows, labels.drawn)
-        return feedback.controlled(rows, self.feedback.control, key)
+        return rows
 
     def teach(
         self,

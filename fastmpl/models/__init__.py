@@ -8,6 +8,7 @@ from fastmpl.models.build import build
 from fastmpl.models.errors import ModelError
 from fastmpl.models.norms import frozen_statistics
 from fastmpl.models.stochastic import KeyedDropout, KeyedDropPath, replace_dropout, set_draw
+from fastmpl.models.sync_norm import synchronise
 from fastmpl.models.twin import twin
 
 __all__ = [
@@ -18,5 +19,6 @@ __all__ = [
     "frozen_statistics",
     "replace_dropout",
     "set_draw",
+    "synchronise",
     "twin",
 ]

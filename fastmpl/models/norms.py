@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from fastmpl.models.errors import ModelError
+from fastmpl.models.sync_norm import SyncBatchNormAct
 from fastmpl_kernels.batch_norm_act.module import BatchNormAct2d
 
 Norm = Literal["batch", "group", "sync"]
@@ -37,12 +37,15 @@ def groups_of(channels: int) -> int:
 
 
 def norm_act(channels: int, norm: Norm, *, slope: float = 0.1, eps: float = 1e-5, momentum: float = 0.1) -> nn.Module:
-    """The normalisation of that name followed by leaky ReLU of that slope."""
+    """The normalisation of that name followed by leaky ReLU of that slope.
+
+    "batch" has the statistics of each rank's own images, so that more ranks are another network; "sync" those of all.
+    """
     if norm == "batch":
         return BatchNormAct2d(channels, eps, momentum, activation="leaky_relu", slope=slope)
-    if norm == "group":
-        return GroupNormAct(channels, slope, eps)
-    raise ModelError(f'norm = "{norm}" is not available yet: use "batch" (statistics of each rank) or "group".')
+    if norm == "sync":
+        return SyncBatchNormAct(channels, slope, eps, momentum)
+    return GroupNormAct(channels, slope, eps)
 
 
 @contextmanager

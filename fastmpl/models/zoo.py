@@ -1,4 +1,5 @@
-"""Any classifier of timm, made fit for feedback: keyed dropout, attention with a forward-mode rule, group norm.
+"""Any classifier of timm, made fit for feedback: keyed dropout, attention with a forward-mode rule, group and
+synchronised norms.
 
 The only module that knows timm. What cannot be made fit (a network that draws random numbers in its own code) is
 refused here, when it is built, and not at step 1,000.
@@ -6,6 +7,7 @@ refused here, when it is built, and not at step 1,000.
 
 import difflib
 import random
+from collections.abc import Callable
 from typing import Any
 
 import timm
@@ -19,6 +21,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from fastmpl.models.errors import ModelError
 from fastmpl.models.norms import Norm, groups_of
 from fastmpl.models.stochastic import KeyedDropout, replace_dropout
+from fastmpl.models.sync_norm import SyncBatchNorm
 from fastmpl_kernels.batch_norm_act.module import fuse_batch_norm_act
 
 
@@ -80,20 +83,41 @@ def _key_functional_dropout(model: nn.Module, dropout: float) -> bool:
     return True
 
 
-def _to_group_norm(model: nn.Module) -> None:
+class SyncBatchNormAct2d(SyncBatchNorm):
+    """timm's BatchNormAct2d, synchronised."""
+
+    def __init__(self, norm: BatchNormAct2d) -> None:
+        super().__init__(norm.num_features, eps=norm.eps, momentum=norm.momentum)
+        self.drop, self.act = norm.drop, norm.act
+
+    def forward(self, input: Tensor) -> Tensor:
+        result: Tensor = self.act(self.drop(super().forward(input)))
+        return result
+
+
+def _group_norm(norm: nn.BatchNorm2d) -> nn.Module:
+    channels = norm.num_features
+    if not isinstance(norm, BatchNormAct2d):
+        return nn.GroupNorm(groups_of(channels), channels, eps=norm.eps)
+    group: nn.Module = GroupNormAct(channels, num_groups=groups_of(channels), eps=norm.eps, apply_act=False)
+    group.drop, group.act = norm.drop, norm.act
+    return group
+
+
+def _sync_norm(norm: nn.BatchNorm2d) -> nn.Module:
+    if isinstance(norm, BatchNormAct2d):
+        return SyncBatchNormAct2d(norm)
+    return SyncBatchNorm(norm.num_features, eps=norm.eps, momentum=norm.momentum)
+
+
+def _replace_norms(model: nn.Module, replacement: Callable[[nn.BatchNorm2d], nn.Module]) -> None:
+    """Puts another norm in the place of every batch norm, under the same names and with the same initial weights."""
     for parent in list(model.modules()):
         for name, child in list(parent.named_children()):
-            if not isinstance(child, nn.BatchNorm2d):
-                continue
-            channels = child.num_features
-            group: nn.Module
-            if isinstance(child, BatchNormAct2d):
-                group = GroupNormAct(channels, num_groups=groups_of(channels), eps=child.eps, apply_act=False)
-                group.drop, group.act = child.drop, child.act
-            else:
-                group = nn.GroupNorm(groups_of(channels), channels, eps=child.eps)
-            group.weight, group.bias = child.weight, child.bias  # keeps an initialisation at zero
-            setattr(parent, name, group)
+            if isinstance(child, nn.BatchNorm2d):
+                norm = replacement(child)
+                norm.weight, norm.bias = child.weight, child.bias  # keeps an initialisation at zero
+                setattr(parent, name, norm)
 
 
 def _create(name: str, options: dict[str, object]) -> nn.Module:
@@ -112,7 +136,9 @@ def _fit(model: nn.Module, name: str, image_shape: tuple[int, ...], dropout: flo
             module.fused_attn = False  # type: ignore[assignment]
     replace_dropout(model)
     if norm == "group":
-        _to_group_norm(model)
+        _replace_norms(model, _group_norm)
+    elif norm == "sync":
+        _replace_norms(model, _sync_norm)
     found = other_draws(model, image_shape)
     if found and _key_functional_dropout(model, dropout):
         found = other_draws(model, image_shape)
@@ -144,14 +170,12 @@ def timm_model(name: str, *, classes: int, image_shape: tuple[int, ...], dropout
     """timm's network of that name with random weights, `classes` outputs and keyed random draws.
 
     Works under FakeTensorMode, although timm's own constructors read tensors: they run outside it, on `meta`.
-    Raises ModelError for an unknown name, for norm = "sync", and for a network whose draws cannot be keyed.
+    Raises ModelError for an unknown name, and for a network whose draws cannot be keyed.
     """
     if not timm.is_model(name):
         near = difflib.get_close_matches(name, timm.list_models(), n=3)
         hint = f"Did you mean {' or '.join(repr('timm:' + n) for n in near)}?" if near else "See timm.list_models()."
         raise ModelError(f'model = "timm:{name}": timm {timm.__version__} has no such network. {hint}')
-    if norm == "sync":
-        raise ModelError('norm = "sync" is not available yet: use "batch" (statistics of each rank) or "group".')
     if len(image_shape) != 3:
         raise ModelError(
             f'model = "timm:{name}" needs images (channels, height, width), and the data has {image_shape}.'

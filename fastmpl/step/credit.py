@@ -34,7 +34,7 @@ class Given(NamedTuple):
 
     credits: list[Tensor | None]
     progress: Float[Tensor, ""]
-    size: Float[Tensor, ""]  # root mean square of the credit
+    size: Float[Tensor, ""]  # root mean square of the credit, on the scale of one batch
 
 
 def credit(
@@ -70,9 +70,15 @@ def credit(
         views, logits = images(part, order.student), learnt[i].logits
         tangent = student.tangent(update, views, logits, gradient, moment.part(i).dropout(STUDENT))
         mine, moved = (by_view(x, part, order.student).of("strong") for x in (logits, tangent))
-        rows.append(torch.where(update.applied > 0, method.credit(mine, moved, label, key), 0.0))
-    size = torch.stack([row.square().mean() for row in rows]).mean().sqrt()
-    return Given(list(rows), h, size)
+        rows.append(torch.where(update.applied > 0, method.credit(mine, moved, label), 0.0))
+    every = torch.cat(rows)
+    # a part's rows are scaled by its own images
+    size = every.square().mean().sqrt() * (len(rows[0]) / method.unlabelled)
+    if settings.control == "shuffled":  # over the images of all micro-batches and ranks
+        every = student.permuted(every, lambda all_rows: controlled(all_rows, "shuffled", key))
+    else:
+        every = controlled(every, settings.control, key)
+    return Given(list(every.chunk(len(parts))), h, size)
 
 
 def needs_gradient(method: MetaPseudoLabels) -> bool:

@@ -199,8 +199,6 @@ NOT_BUILT = [
     ({"teacher.optimiser": "lamb"}, "teacher.optimiser", '"lamb"', OPTIMISERS),
     ({"student.optimiser": "fastmpl:sgd_ema"}, "student.optimiser", '"fastmpl:sgd_ema"', OPTIMISERS),
     ({"student.optimiser": "apex:FusedSGD"}, "student.optimiser", '"apex:FusedSGD"', OPTIMISERS),
-    ({"teacher.norm": "sync"}, "teacher.norm", '"sync"', '"batch" or "group"'),
-    ({"student.norm": "sync"}, "student.norm", '"sync"', '"batch" or "group"'),
     ({"system.engine": "zero"}, "system.engine", '"zero"', '"plain"'),
     ({"system.compile": True}, "system.compile", "true", "false"),
     (

@@ -135,8 +135,6 @@ def test_moving_dropout_into_the_classifier_keeps_the_names_of_the_state_dict():
         ("wrn_27_2", (3, 8, 8), {}, "6n \\+ 4"),
         ("conv", (2,), {}, 'use model = "perceptron"'),
         ("timm:resnet5O", (3, 32, 32), {}, "Did you mean 'timm:resnet50'"),
-        ("conv", (3, 8, 8), {"norm": "sync"}, "not available yet"),
-        ("timm:resnet18", (3, 32, 32), {"norm": "sync"}, "not available yet"),
         ("conv", (3, 8, 8), {"dropout": 1.0}, "below 1"),
     ],
 )

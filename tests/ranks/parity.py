@@ -1,0 +1,128 @@
+"""Small training runs that one process and several ranks take on the same global batches."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fastmpl.data.batch import Batch
+from fastmpl.learners.plain import PlainLearner
+from fastmpl.learners.ranks import Ranks
+from fastmpl.methods.feedback import Kind
+from fastmpl.methods.mpl import Feedback, MetaPseudoLabels
+from fastmpl.methods.uda import Consistency
+from fastmpl.models import build
+from fastmpl.models.norms import Norm
+from fastmpl.step.meta import meta_step
+from fastmpl.step.moment import moment
+from fastmpl.step.order import split
+from tests.step.worlds import optimiser
+
+CLASSES, SHAPE = 3, (3, 4, 4)
+LABELLED, UNLABELLED = 16, 16  # of all ranks
+STEPS = 20
+
+
+@dataclass(frozen=True)
+class Case:
+    """A network, a feedback and a precision."""
+
+    model: str = "perceptron"
+    norm: Norm = "batch"
+    kind: Kind = "exact"
+    dtype: torch.dtype = torch.float64
+    feedback: dict[str, Any] = field(default_factory=dict)
+    student: dict[str, Any] = field(default_factory=dict)
+    parts: int = 1  # micro-batches of a rank
+
+
+CASES = {
+    "perceptron exact": Case(),
+    "perceptron scalar": Case(kind="scalar", feedback={"baseline": 0.9}),
+    "perceptron per-example": Case(kind="per_example", student={"name": "adamw", "lr": 0.01}),
+    "perceptron clipped": Case(student={"clip": 0.3}),
+    "perceptron cosine": Case(kind="scalar", feedback={"cosine": True}),
+    "perceptron shuffled": Case(feedback={"control": "shuffled"}),
+    "perceptron scalar shuffled": Case(kind="scalar", feedback={"control": "shuffled"}),
+    "accumulated exact": Case(parts=4),
+    "accumulated scalar": Case(kind="scalar", parts=4),
+    "accumulated shuffled": Case(feedback={"control": "shuffled"}, parts=2),
+    "perceptron trusted": Case(feedback={"images": "trusted"}),
+    "conv sync exact": Case("conv", "sync"),
+    "conv sync scalar": Case("conv", "sync", "scalar"),
+    "conv group exact": Case("conv", "group"),
+    "conv local exact": Case("conv", "batch"),
+    "float32 exact": Case(dtype=torch.float32),
+    "float32 scalar": Case(kind="scalar", dtype=torch.float32),
+}
+
+SOME = ("perceptron exact", "perceptron scalar", "accumulated shuffled", "conv sync exact", "float32 exact")
+
+
+def trained(case: Case, ranks: Ranks, steps: int = STEPS) -> dict[str, Any]:
+    """Both networks, the average and each step's feedback after `steps` steps; `own` are the running statistics."""
+    drawn = {"exact": "soft"}.get(case.kind, "sampled")
+    method = MetaPseudoLabels(
+        unlabelled=UNLABELLED,
+        targets=drawn,  # type: ignore[arg-type]
+        temperature=0.8,
+        label_smoothing=0.1,
+        feedback=Feedback(kind=case.kind, **case.feedback),
+        consistency=Consistency(),
+    )
+    student = _learner(case, 1, ranks, average=0.9, settings=case.student)
+    teacher = _learner(case, 2, ranks, average=0.0, settings={})
+    baseline = torch.zeros((), dtype=case.dtype)
+    fed = []
+    for step in range(steps):
+        weight = torch.tensor(0.7, dtype=case.dtype)
+        now = moment(torch.tensor(1234), torch.tensor(step), weight, rank=ranks.rank, parts=case.parts)
+        parts = part(batch_of(step, case.dtype), ranks).parts(case.parts)
+        fed.append(meta_step(method, split(method), teacher, student, parts, now, baseline).feedback)
+    tensors = {f"student/{name}": value for name, value in student.state().items()}
+    tensors |= {f"teacher/{name}": value for name, value in teacher.state().items()}
+    return {"tensors": tensors, "feedback": torch.stack(fed), "baseline": baseline}
+
+
+def every_case(ranks: Ranks) -> dict[str, dict[str, Any]]:
+    return {name: trained(case, ranks) for name, case in CASES.items()}
+
+
+def some_cases(ranks: Ranks) -> dict[str, dict[str, Any]]:
+    """Those that differ between two ranks and four; the machines that run the tests may have two cores."""
+    return {name: trained(CASES[name], ranks) for name in SOME}
+
+
+def batch_of(step: int, dtype: torch.dtype) -> Batch:
+    """The global batch of a step."""
+    g = torch.Generator().manual_seed(10 + step)
+
+    def images(n: int) -> Tensor:
+        return torch.randn(n, *SHAPE, generator=g, dtype=torch.float64).to(dtype)
+
+    def classes(n: int) -> Tensor:
+        return torch.randint(CLASSES, (n,), generator=g)
+
+    return Batch(
+        labelled=images(LABELLED),
+        targets=classes(LABELLED),
+        labelled_index=torch.arange(LABELLED),
+        weak=images(UNLABELLED),
+        strong=images(UNLABELLED),
+        unlabelled_index=torch.arange(100, 100 + UNLABELLED),
+        trusted=images(LABELLED),
+        trusted_targets=classes(LABELLED),
+    )
+
+
+def part(batch: Batch, ranks: Ranks) -> Batch:
+    """This rank's rows."""
+    return Batch(*(None if rows is None else rows.chunk(ranks.size)[ranks.rank] for rows in batch))  # type: ignore[arg-type]
+
+
+def _learner(case: Case, seed: int, ranks: Ranks, *, average: float, settings: dict[str, Any]) -> PlainLearner:
+    module: nn.Module = build(
+        case.model, classes=CLASSES, image_shape=SHAPE, dropout=0.0, norm=case.norm, width=8, depth=3, seed=seed
+    ).to(case.dtype)
+    return PlainLearner(module, optimiser(**settings), steps=1000, average=average, ranks=ranks)

@@ -1,0 +1,75 @@
+"""Whole runs on ranks of this machine: what a launcher does, done by a test."""
+
+import io
+import os
+import signal
+from collections.abc import Callable
+from contextlib import redirect_stderr, redirect_stdout
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from fastmpl import trainer
+from fastmpl.config import Config
+from fastmpl.data.errors import DataError
+from fastmpl.errors import FastMPLError
+from fastmpl.learners.ranks import Ranks
+from tests.test_trainer import config
+
+
+@dataclass(frozen=True)
+class Ended:
+    """How a rank's run ended: 0 or the error's exit code, and what its user reads on this rank."""
+
+    code: int
+    told: str
+    results: dict[str, Any] | None
+
+
+@dataclass(frozen=True)
+class Job:
+    """A run of every rank, and what happens to one of them when it asks for its batch `at`."""
+
+    config: Config
+    event: str = ""  # stop, data, kill
+    rank: int = 0
+    at: int = 7
+    resume: str = "auto"
+
+    def __call__(self, ranks: Ranks) -> Ended:
+        torch.set_num_threads(1)
+        os.environ.update(RANK=str(ranks.rank), WORLD_SIZE=str(ranks.size), LOCAL_WORLD_SIZE=str(ranks.size))
+        trainer.Training._next_batch = self.disturbed(ranks)  # type: ignore[method-assign]
+        shown = io.StringIO()
+        try:
+            with redirect_stdout(shown), redirect_stderr(shown):
+                results = trainer.train(self.config, report=False, resume=self.resume)
+        except FastMPLError as error:
+            return Ended(error.exit_code, "" if error.told else str(error), None)
+        return Ended(0, shown.getvalue(), results._asdict())
+
+    def disturbed(self, ranks: Ranks) -> Callable[[trainer.Training], Any]:
+        honest, asked = trainer.Training._next_batch, 0
+
+        def following(training: trainer.Training) -> Any:
+            nonlocal asked
+            asked += 1
+            if ranks.rank == self.rank and asked == self.at:
+                if self.event == "stop":
+                    os.kill(os.getpid(), signal.SIGTERM)
+                if self.event == "kill":
+                    os.kill(os.getpid(), signal.SIGKILL)
+                if self.event == "data":
+                    raise DataError("an image vanished.")
+            return honest(training)
+
+        return following
+
+
+def conv(folder: Path, **changes: Any) -> Config:
+    """A short run of networks with batch norm, whose statistics are each rank's own."""
+    own = {"model": "conv", "width": 16}
+    networks = {f"{role}__{key}": value for role in ("teacher", "student") for key, value in own.items()}
+    return config(folder, **(networks | changes))

@@ -1,0 +1,113 @@
+"""The launcher that users have: it trains, and whatever is killed, no process stays and the run can be continued."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
+from socket import socket
+
+import pytest
+
+from fastmpl import checkpoint
+from fastmpl.lifecycle import claimed
+
+pytest.importorskip("deepspeed", reason="the sharded extra brings its launcher: pip install fastmpl[sharded]")
+ROOT = Path(__file__).parents[2]
+SECONDS = 150  # for what takes 15 on a quiet machine
+
+
+@contextmanager
+def launched(folder: Path, *options: str, port: int = 29500) -> Iterator[subprocess.Popen[str]]:
+    """`deepspeed --num_gpus 2 launch/train.py launch/configs/digits.toml` with a run of `folder`."""
+    launcher = [sys.executable, "-m", "deepspeed.launcher.runner", "--num_gpus", "2", "--master_port", str(port)]
+    script = ["launch/train.py", "launch/configs/digits.toml", "--run.output", str(folder), "--run.name", "two"]
+    environment = os.environ | {
+        "DS_ACCELERATOR": "cpu",
+        "CUDA_VISIBLE_DEVICES": "",
+        "PYTHONPATH": f"{ROOT}:{ROOT / 'kernels'}",
+        "OMP_NUM_THREADS": "1",
+    }
+    process = subprocess.Popen(
+        [*launcher, *script, *options],
+        cwd=ROOT,
+        env=environment,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+    )
+    try:
+        yield process
+    finally:
+        for number in running(folder):
+            os.kill(number, signal.SIGKILL)
+        process.kill()
+
+
+def running(folder: Path) -> dict[int, str]:
+    """The processes whose command names that folder."""
+    found = {}
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            command = path.read_bytes().replace(b"\0", b" ").decode()
+        except OSError:
+            continue
+        if str(folder) in command:
+            found[int(path.parent.name)] = command
+    return found
+
+
+def wait_for(condition: Callable[[], bool], seconds: float = SECONDS) -> None:
+    until = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < until, "waited in vain"
+        time.sleep(0.1)
+
+
+@pytest.mark.slow
+def test_deepspeed_trains_beside_a_run_that_has_its_port(tmp_path: Path) -> None:
+    with closing(socket()) as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        with launched(tmp_path, "--run.steps", "20", port=other.getsockname()[1]) as process:
+            output, _ = process.communicate(timeout=SECONDS)
+    assert process.returncode == 0, output
+    assert json.loads((tmp_path / "two/STATUS.json").read_text())["state"] == "done"
+    assert json.loads((tmp_path / "two/checkpoints/step-20/manifest.json").read_text())["ranks"] == 2
+    assert not running(tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("what", "by"), [("launcher", "KILL"), ("command", "KILL"), ("command", "TERM")])
+def test_ranks_save_and_end_after_what_started_them(what: str, by: str, tmp_path: Path) -> None:
+    with launched(tmp_path, "--run.steps", "100000") as process:
+        wait_for((tmp_path / "two/metrics.jsonl").is_file)
+        launchers = [pid for pid, command in running(tmp_path).items() if "launcher.launch" in command]
+        os.kill(launchers[0] if what == "launcher" else process.pid, signal.Signals[f"SIG{by}"])
+        wait_for(lambda: not any("launch/train.py" in c for c in running(tmp_path).values()), 30)
+    status = json.loads((tmp_path / "two/STATUS.json").read_text())
+    assert status["state"] == "interrupted"
+    found = checkpoint.newest(tmp_path / "two/checkpoints", pytest.fail)
+    assert found is not None and found.step == status["step"]
+
+
+@pytest.mark.slow
+def test_a_mistake_is_one_sentence_and_its_code_on_any_number_of_ranks(tmp_path: Path) -> None:
+    with launched(tmp_path, "--student.lr", "fast") as process:
+        output, _ = process.communicate(timeout=SECONDS)
+    assert process.returncode == 2, output
+    assert output.count("Config: student.lr") == 1
+    assert "Traceback" not in output
+
+
+@pytest.mark.slow
+def test_a_folder_in_use_is_said_once_and_nobody_waits_for_the_first_rank(tmp_path: Path) -> None:
+    with claimed(tmp_path / "two"), launched(tmp_path) as process:
+        output, _ = process.communicate(timeout=SECONDS)
+    assert process.returncode == 5, output
+    assert output.count(f"in use by process {os.getpid()}") == 1
+    assert "Traceback" not in output

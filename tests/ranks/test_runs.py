@@ -1,0 +1,129 @@
+"""A run on several ranks as its user sees it: one run, one folder, one sentence, and nothing left behind."""
+
+import json
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+import torch
+
+from fastmpl import checkpoint
+from fastmpl.learners.ranks import ALONE, Ranks
+from fastmpl.metrics import read_lines
+from tests.ranks.runs import Ended, Job, conv
+from tests.ranks.spawned import on_ranks
+from tests.test_trainer import config, lines, train
+
+
+def last(folder: Path, rank: int = 0, size: int = 2, step: int = 20) -> dict[str, torch.Tensor]:
+    return checkpoint.read(folder / f"small/checkpoints/step-{step}", Ranks(rank, size)).tensors
+
+
+def run(job: Job, size: int = 2) -> list[Ended]:
+    """The job on ranks that meet by themselves, as under a launcher."""
+    return on_ranks(size, job, grouped=False)
+
+
+class Whole(NamedTuple):
+    """An uninterrupted run on two ranks, with batch norm on each rank's own images."""
+
+    folder: Path
+    ended: list[Ended]
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Whole:
+    folder = tmp_path_factory.mktemp("whole")
+    return Whole(folder, run(Job(conv(folder))))
+
+
+def test_two_ranks_train_the_run_of_one_process(tmp_path: Path) -> None:
+    first, second = run(Job(config(tmp_path / "two")))
+    alone = train(config(tmp_path / "one"))
+    assert (first.code, second.code) == (0, 0)
+    assert first.results is not None and second.results is not None
+    assert first.results == second.results | {"seconds": first.results["seconds"]}
+    assert first.results["last"] == alone.last
+    for one, two in zip(lines(tmp_path / "one/small"), lines(tmp_path / "two/small"), strict=True):
+        assert one.keys() == two.keys()
+        for key, value in one.items():
+            close = 0.05 if key == "feedback_size" else 1e-3  # a mean of roots over ranks
+            assert value == (two[key] if isinstance(value, str) else pytest.approx(two[key], close, 1e-5)), key
+    found, expected = last(tmp_path / "two"), last(tmp_path / "one", size=1)
+    for name, value in expected.items():
+        if name != "meter":
+            torch.testing.assert_close(found[name], value, rtol=1e-3, atol=1e-4)
+
+
+def test_the_first_rank_alone_speaks_and_writes(whole: Whole) -> None:
+    assert "validation" in whole.ended[0].told
+    assert whole.ended[1].told == ""
+    assert json.loads((whole.folder / "small/STATUS.json").read_text())["state"] == "done"
+    steps = [line["step"] for line in read_lines(whole.folder / "small") if line["kind"] == "train"]
+    assert steps == sorted(set(steps))
+
+
+def test_ranks_that_one_signal_stops_continue_bit_for_bit(whole: Whole, tmp_path: Path) -> None:
+    """Each rank's own running statistics included."""
+    assert [e.code for e in whole.ended] == [0, 0]
+    stopped = run(Job(conv(tmp_path / "parts"), event="stop", rank=1))
+    assert [e.code for e in stopped] == [75, 75]
+    assert sum(bool(e.told) for e in stopped) == 1
+    status = json.loads((tmp_path / "parts/small/STATUS.json").read_text())
+    assert status["state"] == "interrupted"
+    assert 7 <= status["step"] < 20
+    assert [e.code for e in run(Job(conv(tmp_path / "parts")))] == [0, 0]
+    for rank in (0, 1):
+        expected, found = last(whole.folder, rank), last(tmp_path / "parts", rank)
+        assert found.keys() == expected.keys()
+        assert all(torch.equal(found[name], expected[name]) for name in expected)
+    assert lines(whole.folder / "small") == lines(tmp_path / "parts/small")
+    name = "student/module/blocks.0.1.running_mean"
+    assert not torch.equal(last(whole.folder, 0)[name], last(whole.folder, 1)[name])
+
+
+def test_another_number_of_ranks_continues_from_the_means(tmp_path: Path) -> None:
+    run(Job(conv(tmp_path), event="stop"))
+    folder = tmp_path / "small/checkpoints"
+    step = checkpoint.steps(folder)[0]
+    each = [checkpoint.read(folder / f"step-{step}", Ranks(rank, 2)).tensors for rank in (0, 1)]
+    mean = checkpoint.newest(folder, pytest.fail, ALONE)
+    assert mean is not None and mean.ranks == 2
+    for name, value in mean.tensors.items():
+        torch.testing.assert_close(value, (each[0][name] + each[1][name]) / 2, rtol=1e-6, atol=1e-7, check_dtype=False)
+    assert train(conv(tmp_path)).steps == 20
+
+
+def test_a_bad_file_of_one_rank_makes_all_use_the_checkpoint_before(tmp_path: Path) -> None:
+    settings = config(tmp_path, run__checkpoint_every=10)
+    first = run(Job(settings))
+    path = tmp_path / "small/checkpoints/step-20" / checkpoint.tensors_of(1)
+    path.write_bytes(path.read_bytes()[:-1])
+    again = run(Job(settings))
+    assert str(path) in again[0].told
+    assert "Continuing at step 10" in again[0].told
+    assert again[0].results["last"] == first[0].results["last"]
+
+
+def test_an_error_of_one_rank_ends_all_with_its_sentence_and_code(tmp_path: Path) -> None:
+    ended = run(Job(config(tmp_path), event="data", rank=1))
+    assert [e.code for e in ended] == [3, 3]
+    assert [e.told for e in ended] == ["", "Data: an image vanished."]
+    status = json.loads((tmp_path / "small/STATUS.json").read_text())
+    assert (status["state"], status["message"]) == ("failed", "Data: an image vanished.")
+
+
+@pytest.mark.parametrize("killed", [0, 1])
+def test_the_ranks_that_are_left_say_which_one_was_lost(killed: int, tmp_path: Path) -> None:
+    settings = config(tmp_path, run__checkpoint_every=5)
+    left = on_ranks(2, Job(settings, event="kill", rank=killed), grouped=False, killed=killed)
+    assert [e.code for e in left] == [6]
+    assert f"Rank {killed} no longer answers" in left[0].told
+    found = checkpoint.newest(tmp_path / "small/checkpoints", pytest.fail)
+    assert found is not None and found.step == 5
+
+
+def test_a_batch_that_ranks_cannot_share_is_refused_once(tmp_path: Path) -> None:
+    ended = run(Job(config(tmp_path, data__batch_labelled=19)))
+    assert [e.code for e in ended] == [3, 3]
+    assert sorted("cannot be shared by 2 ranks" in e.told for e in ended) == [False, True]
