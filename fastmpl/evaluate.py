@@ -5,16 +5,15 @@ from typing import Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int
 from torch import Tensor
 
-from fastmpl.data.build import Data, Held
+from fastmpl.data.build import Data
+from fastmpl.data.held import Held
 from fastmpl.learners.plain import PlainLearner
 
 Network = Literal["student", "average", "teacher"]
 Split = Literal["validation", "test"]
 Infer = Callable[[Tensor], Tensor]
-ROWS = 1000  # images a pass
 
 
 class Score(NamedTuple):
@@ -26,14 +25,14 @@ class Score(NamedTuple):
 
 
 @torch.no_grad()
-def score(infer: Infer, images: Float[Tensor, "N *image"], labels: Int[Tensor, "N"]) -> Score:
-    """The score of `infer`, images -> logits, over labelled images; one read of the device."""
-    right, loss = torch.zeros((), device=labels.device), torch.zeros((), device=labels.device)
-    for rows, targets in zip(torch.split(images, ROWS), torch.split(labels, ROWS), strict=True):
-        logits = infer(rows)
+def score(infer: Infer, held: Held, device: torch.device) -> Score:
+    """The score of `infer`, images -> logits on `device`, over labelled images; one read of the device."""
+    right, loss = torch.zeros((), device=device), torch.zeros((), device=device)
+    for images, targets in held.batches(device):
+        logits = infer(images)
         right += (logits.argmax(-1) == targets).sum()
         loss += F.cross_entropy(logits, targets, reduction="sum")
-    return Score(float(right) / len(labels), float(loss) / len(labels), len(labels))
+    return Score(float(right) / len(held), float(loss) / len(held), len(held))
 
 
 def inferences(networks: Mapping[Network, PlainLearner]) -> Iterator[tuple[Network, Infer]]:
@@ -46,19 +45,16 @@ def inferences(networks: Mapping[Network, PlainLearner]) -> Iterator[tuple[Netwo
 
 
 class Judge:
-    """Scores networks on the validation images, where there are any, and on the test images."""
+    """Scores networks on the validation images, and on the test images, where there are any."""
 
     def __init__(self, data: Data, device: torch.device) -> None:
         held: dict[Split, Held | None] = {"validation": data.validation, "test": data.test}
-        self.splits = {
-            name: Held(split.images.to(device), split.labels.to(device))
-            for name, split in held.items()
-            if split is not None
-        }
+        self.device = device
+        self.splits = {name: split.placed(device) for name, split in held.items() if split is not None}
 
     def scores(self, infer: Infer) -> dict[Split, Score]:
         """By split."""
-        return {name: score(infer, held.images, held.labels) for name, held in self.splits.items()}
+        return {name: score(infer, held, self.device) for name, held in self.splits.items()}
 
     def accuracies(self, networks: Mapping[Network, PlainLearner]) -> dict[Network, dict[Split, float]]:
         """By network and split."""

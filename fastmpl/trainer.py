@@ -12,6 +12,7 @@ from fastmpl_kernels import dispatch
 
 from fastmpl import checkpoint, finetune
 from fastmpl.assemble import Trainee, assemble, below
+from fastmpl.check import require_trusted
 from fastmpl.checkpoint import Checkpoint
 from fastmpl.config import Config, difference, load, save
 from fastmpl.data.batch import Batch
@@ -99,6 +100,7 @@ class Training:
             threads=torch.get_num_threads(),
             device=self.device.index or 0 if self.device.type == "cuda" else None,
         )
+        require_trusted(config, self.data.trusted_count)
         self.judge = Judge(self.data, self.device)
         kind = {"classes": len(self.data.classes), "image_shape": self.data.image_shape}
         self.trainee: Trainee = assemble(
@@ -117,7 +119,7 @@ class Training:
 
     def restore(self, resume: str) -> None:
         """Continues at a checkpoint, if there is one."""
-        complaints: list[str] = []
+        complaints = self.data.remarks()
         if resume in ("auto", "never"):
             found = checkpoint.newest(self.folder / "checkpoints", complaints.append)
         else:
@@ -161,7 +163,13 @@ class Training:
         results = Results(self.step, last, self.best, finetuned, self.seconds)
         (self.folder / "results.json").write_text(json.dumps(results._asdict(), indent=1) + "\n")
         with student.averaged() if student.average is not None else nullcontext(student.module) as module:
-            save_network(self.folder, module, classes=self.data.classes, image_shape=self.data.image_shape)
+            save_network(
+                self.folder,
+                module,
+                classes=self.data.classes,
+                image_shape=self.data.image_shape,
+                normalisation=self.data.normalisation,
+            )
         return results
 
     def _phases(self) -> Iterator[Phase]:
