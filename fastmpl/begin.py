@@ -77,45 +77,52 @@ def _validation_reason(tree: Tree, found: Guess) -> str:
     return f"the rarest class has {found.smallest} images, too few to hold any back{told}"
 
 
+def _line(key: str, value: str | int | float | bool | list[int], why: str = "") -> str:
+    written = f"{key} = {json.dumps(value, ensure_ascii=False)}"  # of these types, JSON's form is TOML's
+    return f"{written:24} # {why}" if why else written
+
+
 def as_toml(tree: Tree, found: Guess, name: str, *, gpu: bool) -> str:
     """The commented file."""
+    root = json.dumps(str(tree.root), ensure_ascii=False)
     sizes = [len(part.files) for part in (tree.labelled, tree.unlabelled, tree.test)]
     counts = "{} labelled, {} unlabelled, {} test".format(*sizes)
     if tree.trusted:
         counts += f', {len(tree.trusted.files)} trusted (used where [feedback] has images = "trusted")'
     other = '"timm:NAME" for any network of timm' if gpu else 'small, for a CPU; wrn_28_2 or "timm:resnet50" on a GPU'
-    return f"""\
-# Meta Pseudo Labels on the pictures in {json.dumps(str(tree.root), ensure_ascii=False)}: {len(tree.classes)} classes;
-# images: {counts}.
-#   fastmpl check {name}.toml     does every image decode?
-#   fastmpl train {name}.toml     writes runs/{name}; `fastmpl train --help` lists the other keys
-[run]
-name = "{name}"
-steps = 3000
-evaluate_every = 250
-
-[data]
-source = "folder"
-root = {json.dumps(str(tree.root), ensure_ascii=False)}
-labels = 0               # all of labelled/
-validation = {found.validation}           # {_validation_reason(tree, found)}
-image_size = {found.size}          # the shorter side of a typical image has {found.typical} pixels
-batch_labelled = {found.batch_labelled}      # a step's labelled images
-batch_unlabelled = {found.batch_unlabelled}   # and unlabelled ones; more is better, and slower
-flip = true              # false where a mirrored picture is another thing: text, digits, left and right
-rand_augment = [2, 10]   # [0, 0] for images whose colours or geometry are the class
-cutout = 0.5
-
-[teacher]
-model = "{found.model}"         # {other}
-
-[student]
-model = "{found.model}"
-average = 0.995
-
-[uda]
-weight = 8.0             # consistency of the teacher between two views of an image; 1.0 for very few images
-"""
+    lines = [
+        f"# Meta Pseudo Labels on the pictures in {root}: {len(tree.classes)} classes;",
+        f"# images: {counts}.",
+        f"#   fastmpl check {name}.toml     does every image decode?",
+        f"#   fastmpl train {name}.toml     writes runs/{name}; `fastmpl train --help` lists the other keys",
+        "[run]",
+        _line("name", name),
+        _line("steps", 3000),
+        _line("evaluate_every", 250),
+        "",
+        "[data]",
+        _line("source", "folder"),
+        _line("root", str(tree.root)),
+        _line("labels", 0, "all of labelled/"),
+        _line("validation", found.validation, _validation_reason(tree, found)),
+        _line("image_size", found.size, f"the shorter side of a typical image has {found.typical} pixels"),
+        _line("batch_labelled", found.batch_labelled, "labelled images a step"),
+        _line("batch_unlabelled", found.batch_unlabelled, "and unlabelled ones; more is better, and slower"),
+        _line("flip", True, "false where a mirrored picture is another thing: text, digits, left and right"),
+        _line("rand_augment", [2, 10], "[0, 0] where colours or geometry are the class"),
+        _line("cutout", 0.5, "the square that is cut out of the strong view, as a share of the side"),
+        "",
+        "[teacher]",
+        _line("model", found.model, other),
+        "",
+        "[student]",
+        _line("model", found.model),
+        _line("average", 0.995, "decay of the average of the weights: of about 200 steps"),
+        "",
+        "[uda]",
+        _line("weight", 8.0, "consistency of the teacher between two views of an image; 1.0 for very few images"),
+    ]
+    return "\n".join(lines) + "\n"
 
 
 def _name(root: Path) -> str:

@@ -5,7 +5,6 @@ its EXIF data says, 16 bits to 8, transparency over white, three channels, the s
 and the middle kept. A file is judged by its content; its name only adds a remark.
 """
 
-import os
 import struct
 import warnings
 from collections.abc import Iterable, Iterator
@@ -18,6 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from fastmpl.threads import cores
+
 SUFFIXES: Final = {
     ".jpg": "JPEG", ".jpeg": "JPEG", ".jfif": "JPEG", ".png": "PNG", ".webp": "WEBP", ".bmp": "BMP", ".gif": "GIF",
 }  # fmt: skip
@@ -25,6 +26,10 @@ FORMATS: Final = tuple(dict.fromkeys(SUFFIXES.values()))
 LARGEST: Final = 100_000_000  # pixels; a decoded image of this size takes 300 MB, of each thread
 AHEAD: Final = 256  # images decoded before the first of them is asked for
 _DEEP: Final = 257  # 65535 / 255
+
+# PIL warns of large images, where our limit decides, and of odd metadata, which changes no pixel. Filters belong to the
+# process and not to a thread, so they cannot be set around the threads that decode.
+warnings.filterwarnings("ignore", module=r"PIL\.")
 
 
 class Decoded(NamedTuple):
@@ -80,7 +85,6 @@ def decode(path: Path, size: int) -> Decoded:
 def decode_all(paths: Iterable[Path], size: int, threads: int = 0) -> Iterator[Decoded]:
     """The images of `paths`, in their order, decoded by several threads (0: as many as cores) a little ahead."""
     remaining = iter(paths)
-    with ThreadPoolExecutor(threads or len(os.sched_getaffinity(0))) as pool, warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # PIL's on large images and odd metadata: the limit above decides
+    with ThreadPoolExecutor(threads or cores()) as pool:
         while chunk := list(islice(remaining, AHEAD)):
             yield from pool.map(decode, chunk, [size] * len(chunk))

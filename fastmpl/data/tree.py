@@ -42,8 +42,9 @@ class Tree(NamedTuple):
 
 
 def shown(path: Path | str) -> str:
-    """A path as it can be printed, whatever bytes its name has."""
-    return str(path).encode("utf-8", "backslashreplace").decode()
+    """A path as it can be printed, whatever bytes its name has: a terminal must not obey a file's name."""
+    text = str(path).encode("utf-8", "backslashreplace").decode()
+    return "".join(ascii(letter)[1:-1] if unicodedata.category(letter) == "Cc" else letter for letter in text)
 
 
 def _visible(name: str) -> bool:

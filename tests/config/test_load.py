@@ -166,9 +166,25 @@ def test_every_key_has_a_default_and_one_sentence() -> None:
         assert field.description.endswith("."), name
 
 
-@pytest.mark.parametrize("example", sorted((ROOT / "launch/configs").glob("*.toml")), ids=lambda path: path.stem)
+EXAMPLES = sorted((ROOT / "launch/configs").glob("*.toml"))
+# Complete configurations that this version refuses, and the key it refuses. Building the feature empties the row.
+AHEAD = {"cifar10_reduced_mpl": "method.name", "imagenet_reduced_mpl": "method.name"}
+NOT_RUN = {"cifar10_4k", "svhn_1k", "imagenet_10pct", *AHEAD}
+
+
+@pytest.mark.parametrize("example", [path for path in EXAMPLES if path.stem not in AHEAD], ids=lambda path: path.stem)
 def test_every_example_loads_and_is_named_as_its_file(example: Path) -> None:
     assert load(example).run.name == example.stem
+
+
+@pytest.mark.parametrize("name", sorted(AHEAD))
+def test_an_example_ahead_of_this_version_is_refused_for_what_is_not_built_yet(name: str) -> None:
+    with pytest.raises(ConfigError, match=f"^Config: {AHEAD[name]} = .* is not in this version yet"):
+        load(ROOT / f"launch/configs/{name}.toml")
+
+
+def test_examples_that_nobody_has_run_say_so_in_their_first_line() -> None:
+    assert NOT_RUN == {path.stem for path in EXAMPLES if path.read_text().startswith("# NOT RUN. ")}
 
 
 def test_the_teacher_of_the_distillation_example_is_another_example() -> None:
