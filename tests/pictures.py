@@ -2,6 +2,8 @@
 
 import io
 import os
+import struct
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -58,13 +60,20 @@ def fill(folder: Path, rng: np.random.Generator, colour: tuple[int, int, int], c
         (folder / below / f"image {number:03d}é{suffix}").write_bytes(content)
 
 
+def promised(png: bytes, side: int) -> bytes:
+    """The PNG with a header that promises a picture of `side` pixels square."""
+    header = b"IHDR" + struct.pack(">II", side, side) + png[24:29]
+    return png[:12] + header + struct.pack(">I", zlib.crc32(header)) + png[33:]
+
+
 BAD = {
     "empty.jpg": "the file is empty",
     "garbage.png": "not an image of a known format",
     "text.jpg": "not an image of a known format",
     "truncated.jpg": "damaged: ",
     "truncated.png": "damaged: ",
-    "bomb.png": "million pixels",
+    "bomb.png": "12000 x 12000 pixels, more than 100 million",
+    "bigger bomb.png": "more than 100 million pixels",
     "gone.jpg": "the file is gone",
     "notes.txt": ".txt is no image format that is read",
     "noextension": "its name has no extension",
@@ -80,7 +89,8 @@ def spoil(folder: Path, rng: np.random.Generator) -> None:
     (folder / "text.jpg").write_text("not a picture")
     (folder / "truncated.jpg").write_bytes(jpeg[: len(jpeg) // 2])
     (folder / "truncated.png").write_bytes(png[: len(png) // 2])
-    (folder / "bomb.png").write_bytes(encoded(Image.new("1", (12_000, 12_000)), "PNG"))
+    (folder / "bomb.png").write_bytes(promised(png, 12_000))
+    (folder / "bigger bomb.png").write_bytes(promised(png, 2_000_000))
     os.symlink(folder / "nothing", folder / "gone.jpg")
     (folder / "notes.txt").write_text("notes")
     (folder / "noextension").write_bytes(jpeg)

@@ -16,7 +16,7 @@ def _refuse_empty_classes(tree: Tree, labels: Labels) -> None:
         if (labels == number).any():
             continue
         count, where = tree.labelled.labels.count(number), f"{shown(tree.root / 'labelled')}/{name}"
-        reason = f"{count} images, and none can be read (`fastmpl check` says why)" if count else "no images"
+        reason = f"{count} image files, and none can be read (`fastmpl check` says why)" if count else "no images"
         raise DataError(f"{where} has {reason}. Put images there, or remove the folder.")
 
 
