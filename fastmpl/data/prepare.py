@@ -70,8 +70,6 @@ def fingerprint(prepared: Prepared, settings: DataSettings, seed: int) -> dict[s
 
 def parts_of(arrays: Arrays, settings: DataSettings, seed: int) -> Split:
     """Who gets a label, and who is held back, as `settings` ask. Raises DataError where there are too few images."""
-    if isinstance(settings.trusted, str):
-        raise DataError(f"data.trusted names a folder, and {settings.source} has none: give the number of images.")
     return split(
         arrays.train_labels,
         arrays.classes,

@@ -2,7 +2,9 @@
 
 import os
 import shutil
+import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -240,6 +242,22 @@ def test_images_are_decoded_once(pictures: Path, monkeypatch: pytest.MonkeyPatch
     assert same(first, read(Path("my pictures")))
     with pytest.raises(AssertionError):
         read(pictures, size=9)
+
+
+def test_of_several_ranks_one_decodes(pictures: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = []
+    honest = cache_module.decode_all
+
+    def counted(*arguments: Any) -> Any:
+        calls.append(arguments)
+        time.sleep(0.2)
+        return honest(*arguments)
+
+    monkeypatch.setattr(cache_module, "decode_all", counted)
+    with ThreadPoolExecutor(4) as ranks:
+        first, *others = ranks.map(read, [pictures] * 4)
+    assert all(same(first, other) for other in others)
+    assert len(calls) == 1
 
 
 def test_a_changed_folder_is_decoded_again_and_takes_no_more_space(pictures: Path, cache: Path) -> None:
