@@ -1,6 +1,6 @@
 """From a configuration and its data to the networks, the method and the step that trains them."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import NamedTuple
 
@@ -78,13 +78,14 @@ def assemble(
     def learner(section: NetworkConfig, seed: int, average: float) -> PlainLearner:
         module = network(section, classes=classes, image_shape=image_shape, seed=config.run.seed * 1009 + seed)
         return PlainLearner(
-            module.to(device).to(memory_format=_memory_format(config)),
+            _placed(module, config, device),
             section,
             steps=config.run.steps,
             precision=config.system.precision,
             average=average,
             tangent=config.feedback.tangent,
             depth=config.feedback.depth,
+            recompute=config.system.recompute,
         )
 
     student = learner(config.student, STUDENT_SEED, config.student.average)
@@ -94,13 +95,17 @@ def assemble(
     if config.method.name == "mpl":
         method = mpl_of(config)
         teacher = learner(config.teacher, TEACHER_SEED, 0.0)
-        order = (joint if config.system.schedule == "joint" else split)(method, deferred=config.system.deferred)
+        # the graphs of all micro-batches at once would be the memory that micro-batches save
+        deferred = config.system.deferred or config.system.accumulate > 1
+        order = (joint if config.system.schedule == "joint" else split)(method, deferred=deferred)
         run = partial(meta_step, method, order, teacher, student)
     else:
         alone = alone_of(config)
-        labeller = fixed_teacher().to(device).eval() if alone.labeller == "fixed" else None
+        labeller = _placed(fixed_teacher(), config, device).eval() if alone.labeller == "fixed" else None
         run = partial(_run_alone, alone, student, labeller)
-    step = EagerStep(run, seed=config.run.seed, ramp=consistency_ramp, device=device)
+    step = EagerStep(
+        run, seed=config.run.seed, ramp=consistency_ramp, device=device, accumulate=config.system.accumulate
+    )
     return Trainee(student, teacher, step)
 
 
@@ -157,14 +162,22 @@ def alone_of(config: Config) -> Alone:
 
 
 def _run_alone(
-    method: Alone, student: PlainLearner, labeller: nn.Module | None, batch: Batch, moment: Moment, baseline: Tensor
+    method: Alone,
+    student: PlainLearner,
+    labeller: nn.Module | None,
+    parts: Sequence[Batch],
+    moment: Moment,
+    baseline: Tensor,
 ) -> Report:
     given = None
     if labeller is not None:
         with torch.no_grad():
-            given = labeller(getattr(batch, method.label_view))
-    return alone_step(method, student, batch, moment, given)
+            given = [labeller(getattr(part, method.label_view)) for part in parts]
+    return alone_step(method, student, parts, moment, given)
 
 
-def _memory_format(config: Config) -> torch.memory_format:
-    return torch.channels_last if config.system.channels_last else torch.contiguous_format
+def _placed(module: nn.Module, config: Config, device: torch.device) -> nn.Module:
+    """On its device, in the memory format asked for. Calls nothing where nothing changes: fake tensors refuse it."""
+    if device.type != "cpu":
+        module = module.to(device)
+    return module.to(memory_format=torch.channels_last) if config.system.channels_last else module

@@ -1,6 +1,6 @@
 """The last phase: the student learns from labelled images, which it never saw while the teacher taught it."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from copy import deepcopy
 from functools import partial
 
@@ -44,5 +44,5 @@ def batches(stream: LabelledStream, device: torch.device) -> Callable[[], Batch]
     return following
 
 
-def _run(method: Supervised, learner: PlainLearner, batch: Batch, moment: Moment, baseline: Tensor) -> Report:
-    return alone_step(method, learner, batch, moment)
+def _run(method: Supervised, learner: PlainLearner, parts: Sequence[Batch], moment: Moment, baseline: Tensor) -> Report:
+    return alone_step(method, learner, parts, moment)

@@ -23,6 +23,13 @@ class Batch(NamedTuple):
     trusted: Float[Tensor, "M *image"] | None = None  # clean labelled images of the feedback alone, weak view
     trusted_targets: Int[Tensor, "M"] | None = None
 
+    def parts(self, count: int) -> list[Self]:
+        """The batch as `count` micro-batches of equal sizes; itself for 1."""
+        if count == 1:
+            return [self]
+        cut = [None if part is None else part.chunk(count) for part in self]
+        return [type(self)(*(None if part is None else part[i] for part in cut)) for i in range(count)]  # type: ignore[arg-type]
+
     def to(self, device: torch.device) -> Self:
         """The batch on that device, copied without waiting."""
         return type(self)(*(None if part is None else part.to(device, non_blocking=True) for part in self))  # type: ignore[arg-type]

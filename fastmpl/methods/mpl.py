@@ -35,6 +35,11 @@ class Feedback:
     baseline: float = 0.0  # decay of a moving average that is subtracted from the scalar
     cosine: bool = False  # scalar: the cosine of the two gradients instead of the difference of losses
 
+    @property
+    def needs_losses(self) -> bool:
+        """Whether the credit is a difference of validation losses."""
+        return self.kind == "scalar" and not self.cosine
+
 
 class Taught(NamedTuple):
     """The teacher's loss and its parts, each 0-D."""

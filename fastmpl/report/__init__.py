@@ -1,10 +1,10 @@
-"""What came out, as one HTML file that needs nothing else: of a run (`write_report`), of an experiment (`write_comparison`).
+"""What came out, as one HTML file that needs nothing else: a run (`write_report`), an experiment (`write_comparison`).
 
 No scripts and nothing from elsewhere; every text is escaped. Leaves out what a run measures (`fastmpl.metrics`).
 """
 
 from fastmpl.report.dots import Arm, Table
-from fastmpl.report.pages import versions, write_comparison, write_report
+from fastmpl.report.pages import points, versions, write_comparison, write_report
 from fastmpl.statistics import Interval, mean, paired_interval, standard_error
 
 __all__ = [
@@ -13,6 +13,7 @@ __all__ = [
     "Table",
     "mean",
     "paired_interval",
+    "points",
     "standard_error",
     "versions",
     "write_comparison",

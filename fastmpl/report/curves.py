@@ -1,6 +1,7 @@
-"""A run's curves: accuracy of each network on each split, and what the steps measured.
+"""What the steps of a run measured, over its steps.
 
-Each picture asks one question. What was zero throughout (a method without feedback) is not drawn.
+Each picture asks one question. What was zero throughout (a method without feedback) is not drawn. Leaves out the
+accuracies (`accuracy`).
 """
 
 import math
@@ -8,13 +9,12 @@ from collections.abc import Sequence
 from typing import Final, NamedTuple
 
 from matplotlib.axes import Axes
-from matplotlib.ticker import FuncFormatter, MaxNLocator, PercentFormatter
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
-from fastmpl.report.drawing import COLOUR, Key, Picture, draw
-from fastmpl.report.reading import NETWORKS, SPLITS, Result, Run
+from fastmpl.report.drawing import COLOUR, DASHES, PERCENT, Key, Picture, draw, step_axis
+from fastmpl.report.reading import Run
 
 MOST: Final = 300  # points of a curve; more are averaged in bins, because nobody sees them and every one is in the file
-PERCENT: Final = PercentFormatter(1.0, decimals=0, symbol=" %")
 
 
 class Curve(NamedTuple):
@@ -84,77 +84,10 @@ QUESTIONS: Final = (
 
 
 def thinned(xs: Sequence[float], ys: Sequence[float], most: int = MOST) -> tuple[list[float], list[float]]:
-    """At most `most` points: means of bins of equal counts. A bin with a value that is not finite has none, as a gap."""
+    """At most `most` points: means of bins of equal counts. A bin with a value that is not finite is a gap."""
     size = math.ceil(len(xs) / most) or 1
     bins = [slice(first, first + size) for first in range(0, len(xs), size)]
     return [sum(xs[b]) / len(xs[b]) for b in bins], [sum(ys[b]) / len(ys[b]) for b in bins]
-
-
-def spread(heights: Sequence[float], gap: float) -> list[float]:
-    """The heights moved up as little as keeps them `gap` apart, so that labels do not cover each other."""
-    moved = list(heights)
-    floor = -math.inf
-    for place in sorted(range(len(heights)), key=lambda i: heights[i]):
-        moved[place] = max(heights[place], floor)
-        floor = moved[place] + gap
-    return moved
-
-
-def _steps(axes: Axes) -> None:
-    axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda step, _: f"{step:,.0f}"))
-    axes.grid(axis="x", visible=False)
-    axes.set_xlabel("step", color=COLOUR["muted"])
-
-
-def accuracy_pictures(run: Run) -> list[Picture]:
-    """One for each split that was evaluated, on the same scale."""
-    shown = [row for row in run.evaluations if math.isfinite(row.accuracy)]
-    if not shown:
-        return []
-    low, high = (bound(row.accuracy for row in shown) for bound in (min, max))
-    room = max(high - low, 0.02) * 0.08
-    limits = (max(low - room, -0.01), min(high + room, 1.01))
-    splits = [split for split in SPLITS if any(row.split == split for row in shown)]
-    return [_accuracy(run, split, limits) for split in splits]
-
-
-def _accuracy(run: Run, split: str, limits: tuple[float, float]) -> Picture:
-    rows = sorted((row for row in run.evaluations if row.split == split), key=lambda row: row.step)
-    curves = {name: [(row.step, row.accuracy) for row in rows if row.network == name] for name in NETWORKS}
-    curves = {name: points for name, points in curves.items() if points}
-    selected = run.selected if run.selected and split == "validation" else None
-    tuned = [row.step for row in rows if row.phase == "finetune"]
-
-    def paint(axes: Axes) -> None:
-        axes.set_ylim(*limits)
-        axes.yaxis.set_major_formatter(PERCENT)
-        for name, points in curves.items():
-            axes.plot(*zip(*points, strict=True), color=COLOUR[name], marker="o", markersize=2.6)
-        if selected and selected.step is not None:
-            _ring(axes, selected)
-        if tuned:
-            axes.axvline(min(tuned), color=COLOUR["muted"], linewidth=0.8, linestyle=(0, (3, 3)))
-            axes.text(min(tuned), limits[1], "fine-tuning ", ha="right", va="top", color=COLOUR["muted"])
-        ends = spread([points[-1][1] for points in curves.values()], gap=(limits[1] - limits[0]) * 0.065)
-        last = max(row.step for row in rows)
-        for (name, points), height in zip(curves.items(), ends, strict=True):
-            axes.annotate(
-                f"{100 * points[-1][1]:.1f} %", (last, height), (6, 0), textcoords="offset points", va="center",
-                color=COLOUR[name], fontweight="bold", annotation_clip=False,
-            )  # fmt: skip
-        _steps(axes)
-
-    title = f"Accuracy on {split} images"
-    caption = "Ring: the network and step chosen on these images, never on the test images." if selected else ""
-    return Picture(title, caption, [Key(name, name) for name in curves], draw(title, 2.5, paint))
-
-
-def _ring(axes: Axes, selected: Result) -> None:
-    axes.plot(
-        [selected.step], [selected.validation], marker="o", markersize=9, fillstyle="none", markeredgewidth=1.2,
-        color=COLOUR["ink"], clip_on=False,
-    )  # fmt: skip
 
 
 def _drawn(run: Run, question: Question) -> list[Curve]:
@@ -166,18 +99,24 @@ def _answer(run: Run, question: Question, curves: Sequence[Curve]) -> Picture:
         for curve in curves:
             steps, values = thinned(run.train["step"], run.train[curve.column])
             positive = [value if value > 0 or not question.logarithmic else math.nan for value in values]
-            axes.plot(steps, positive, color=COLOUR[curve.role], marker="o" if len(steps) == 1 else "")
+            line = DASHES.get(curve.role, "solid") if len(curves) > 1 else "solid"
+            axes.plot(steps, positive, color=COLOUR[curve.role], linestyle=line, marker="o" if len(steps) == 1 else "")
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.6g}"))
         if question.logarithmic:
             axes.set_yscale("log")
+            axes.yaxis.set_major_locator(LogLocator(10, (1, 2, 5)))
+            axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+            axes.yaxis.set_minor_formatter(NullFormatter())
         if question.share:
             axes.set_ylim(-0.02, 1.02)
             axes.yaxis.set_major_formatter(PERCENT)
         if question.zero:
             axes.axhline(0, color=COLOUR["muted"], linewidth=0.8)
-        _steps(axes)
+        step_axis(axes)
 
-    svg = draw(question.title, 2.1, paint)
-    return Picture(question.title, question.caption, [Key(curve.label, curve.role) for curve in curves], svg)
+    svg = draw(question.title, (3.6, 2.0), paint)
+    legend = [Key(curve.label, curve.role) for curve in curves] if len(curves) > 1 else []
+    return Picture(question.title, question.caption, legend, svg)
 
 
 def step_pictures(run: Run) -> list[Picture]:

@@ -7,8 +7,7 @@ from typing import NamedTuple
 from markupsafe import Markup
 from matplotlib.axes import Axes
 
-from fastmpl.report.curves import PERCENT
-from fastmpl.report.drawing import COLOUR, draw
+from fastmpl.report.drawing import COLOUR, PERCENT, draw
 from fastmpl.statistics import Interval, mean, paired_interval, standard_error
 
 
@@ -79,15 +78,15 @@ def dot_plot(table: Table, number: int) -> Markup:
             axes.plot(
                 row.arm.accuracies, [place] * len(row.arm.accuracies), "o", color=colour, alpha=0.45, markersize=6
             )
-            axes.plot([row.mean] * 2, [place - 0.2, place + 0.2], color=colour, linewidth=2.6)
+            axes.plot([row.mean] * 2, [place - 0.17, place + 0.17], color=colour, linewidth=2.6)
             axes.annotate(
-                row.arm.name, (0, place), (0, 7), xycoords=("axes fraction", "data"), textcoords="offset points",
+                row.arm.name, (0, place), (0, 9), xycoords=("axes fraction", "data"), textcoords="offset points",
                 color=COLOUR["ink"],
             )  # fmt: skip
             if math.isfinite(row.mean):
                 axes.annotate(
-                    f"{100 * row.mean:.1f} %", (1, place), (0, 7), xycoords=("axes fraction", "data"),
-                    textcoords="offset points", ha="right", color=COLOUR["ink"], fontweight="bold",
+                    f"{100 * row.mean:.1f} %", (1, place), (6, 0), xycoords=("axes fraction", "data"),
+                    textcoords="offset points", va="center", color=COLOUR["ink"], fontweight="bold",
                 )  # fmt: skip
 
-    return draw(f"{number}. {table.title}: accuracy of every seed", 0.45 + 0.42 * len(shown), paint)
+    return draw(f"{number}. {table.title}: accuracy of every seed", (3.7, 0.45 + 0.46 * len(shown)), paint)

@@ -1,7 +1,7 @@
 """Figures as SVG that lives inside a page: its text is text, and its colours are the page's, in light and in dark.
 
-Matplotlib writes fixed colours, so each role has a colour of its own that is replaced by the page's variable of that name
-(`--student`). Leaves out what is drawn (`curves`, `dots`) and the variables' values (`templates/style.css`).
+Matplotlib writes fixed colours, so each role has a colour of its own that is replaced by the page's variable of that
+name (`--student`). Leaves out what is drawn (`accuracy`, `curves`, `dots`) and the variables' values (the style sheet).
 """
 
 import io
@@ -13,10 +13,12 @@ from markupsafe import Markup
 from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, MaxNLocator, PercentFormatter
 
 ROLES: Final = ("ink", "muted", "grid", "surface", "student", "average", "teacher", "extra")
 COLOUR: Final = {role: f"#0a0b{number:02x}" for number, role in enumerate(ROLES, 1)}
-WIDTH: Final = 4.4  # inches; a page scales the picture to its column
+PERCENT: Final = PercentFormatter(1.0, decimals=0, symbol=" %")
+DASHES: Final = {"teacher": (0, (4, 1.6)), "extra": (0, (1.4, 1.2))}  # by role; curves on each other both show
 STYLE: Final[dict[str, Any]] = {
     "svg.fonttype": "none",
     "text.parse_math": False,  # a name may hold dollar signs
@@ -37,11 +39,12 @@ STYLE: Final[dict[str, Any]] = {
     "ytick.color": COLOUR["muted"],
     "xtick.major.size": 3,
     "ytick.major.size": 0,
+    "ytick.minor.size": 0,
     "lines.linewidth": 1.6,
     "lines.solid_capstyle": "round",
 }
 _SIZE: Final = re.compile(r'width="[\d.]+pt" height="[\d.]+pt" ')
-_NAMED: Final = re.compile(r'<g id="[^"]*">')
+_NAMED: Final = re.compile(r'<g id="[^"]*"')
 
 
 class Key(NamedTuple):
@@ -60,14 +63,25 @@ class Picture(NamedTuple):
     svg: Markup
 
 
-def draw(description: str, height: float, paint: Callable[[Axes], None]) -> Markup:
+def step_axis(axes: Axes) -> None:
+    """Steps along the horizontal axis."""
+    axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda step, _: f"{step:,.0f}"))
+    axes.grid(axis="x", visible=False)
+    axes.margins(x=0.02)
+    axes.set_xlabel("step", color=COLOUR["muted"])
+
+
+def draw(description: str, inches: tuple[float, float], paint: Callable[[Axes], None]) -> Markup:
     """What `paint` draws, as an SVG element of no fixed size; the same for the same input.
 
-    description: for those who do not see it, and unlike that of any other figure of the page. height: inches.
+    description: for those who do not see it, and unlike that of any other figure of the page. inches: width and
+    height for text of 8 points; a page scales the picture to its column.
     """
     buffer = io.StringIO()
-    with rc_context({**STYLE, "svg.hashsalt": description}):
-        figure = Figure(figsize=(WIDTH, height), layout="constrained")
+    settings: Any = STYLE | {"svg.hashsalt": description}
+    with rc_context(settings):
+        figure = Figure(figsize=inches, layout="constrained")
         paint(figure.subplots())
         nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))
         figure.savefig(buffer, format="svg", transparent=True, metadata=nothing)
@@ -75,7 +89,7 @@ def draw(description: str, height: float, paint: Callable[[Axes], None]) -> Mark
     text = text[text.index("<svg") :]
     described = Markup('role="img" aria-label="{}" ').format(description)
     text = _SIZE.sub(lambda match: described, text, count=1)
-    text = _NAMED.sub("<g>", text)  # names that would repeat in every figure of a page
+    text = _NAMED.sub("<g", text)  # names that would repeat in every figure of a page
     for role, colour in COLOUR.items():
         text = text.replace(f": {colour}", f": var(--{role})")
     return Markup(text)

@@ -1,4 +1,4 @@
-"""From what was read and drawn to a page: the words and numbers of each template, escaped, written whole or not at all."""
+"""From what was read and drawn to a page: the words and numbers of a template, escaped, written whole or not at all."""
 
 import math
 import os
@@ -12,7 +12,8 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from fastmpl import __version__
 from fastmpl.progress import duration
-from fastmpl.report.curves import accuracy_pictures, step_pictures, unanswered
+from fastmpl.report.accuracy import accuracy_pictures
+from fastmpl.report.curves import step_pictures, unanswered
 from fastmpl.report.dots import Table, baseline, dot_plot, rows
 from fastmpl.report.reading import Result, Run, read_run
 from fastmpl.statistics import Interval
@@ -27,11 +28,11 @@ def percent(share: float) -> str:
 
 
 def points(interval: Interval | None) -> str:
-    """`+24.9 [22.1, 27.7]` in percentage points."""
+    """`+24.9 [+22.1, +27.7]` in percentage points."""
     if interval is None or not math.isfinite(interval.mean):
         return NOTHING
-    centre, low, high = (f"{100 * value:+.1f}" for value in interval)
-    return f"{centre} [{low}, {high}]" if math.isfinite(interval.low) else centre
+    centre, low, high = (f"{round(100 * value, 1) + 0.0:+.1f}" for value in interval)  # + 0.0: no minus at zero
+    return (f"{centre} [{low}, {high}]" if math.isfinite(interval.low) else centre).replace("-", "\N{MINUS SIGN}")
 
 
 def versions() -> dict[str, str]:
@@ -67,7 +68,7 @@ def summary(run: Run) -> str:
     if run.config is not None:
         data = run.config.data
         labels = f"{data.labels:,} labels" if data.labels else "all labels"
-        said.append(f"{run.config.method.name} on {data.source} with {labels}, seed {run.config.run.seed}")
+        said.append(f"Trained by {run.config.method.name} on {data.source} with {labels}, seed {run.config.run.seed}")
     if run.last and run.last[0].step is not None:
         said.append(f"{run.last[0].step:,} steps")
     if math.isfinite(run.seconds):
@@ -91,7 +92,7 @@ def headline(run: Run) -> Result | None:
     if run.selected is not None:
         return run.selected
     named = {row.name: row for row in run.last}
-    return named.get("average") or named.get("student")
+    return named.get("average, last") or named.get("student, last")
 
 
 def write_report(folder: Path) -> Path:

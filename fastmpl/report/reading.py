@@ -93,20 +93,21 @@ def _result(name: str, step: object, accuracies: Mapping[str, Any]) -> Result:
 
 def _last(results: Mapping[str, Any]) -> list[Result]:
     rows = [
-        _result(network, results.get("steps"), _mapping(of)) for network, of in _mapping(results.get("last")).items()
+        _result(f"{network}, last", results.get("steps"), _mapping(of))
+        for network, of in _mapping(results.get("last")).items()
     ]
     tuned = _mapping(results.get("finetuned"))
     return rows + ([_result("student, fine-tuned", None, tuned)] if tuned else [])
 
 
 def _evaluations(lines: Sequence[Mapping[str, Any]]) -> list[Evaluation]:
-    rows = [Evaluation(**{name: line.get(name) for name in Evaluation._fields}) for line in lines]
+    rows = [Evaluation._make(line.get(name) for name in Evaluation._fields) for line in lines]
     known = [row for row in rows if row.network in NETWORKS and row.split in SPLITS and math.isfinite(number(row.step))]
     return [row._replace(accuracy=number(row.accuracy), loss=number(row.loss)) for row in known]
 
 
 def _changed(config: Config) -> list[Changed]:
-    default = Config()
+    default = Config.model_validate({})
     return [Changed(key, _value(config, key), _value(default, key)) for key in difference(config, default)]
 
 

@@ -1,5 +1,7 @@
 """One training step of the methods that train one network: all that Meta Pseudo Labels is compared with."""
 
+from collections.abc import Sequence
+
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -12,25 +14,35 @@ from fastmpl.step.moment import LABEL, OBSERVER, STUDENT, Moment, Report, nothin
 
 
 def alone_step(
-    method: Alone, student: Learner, batch: Batch, moment: Moment, given: Float[Tensor, "U K"] | None = None
+    method: Alone,
+    student: Learner,
+    parts: Sequence[Batch],
+    moment: Moment,
+    given: Sequence[Float[Tensor, "U K"]] | None = None,
 ) -> Report:
-    """One step of one network. `given` are the logits of a fixed teacher, where the method has one."""
-    seen = by_view(student.forward(images(batch, method.graph), moment.dropout(STUDENT)), batch, method.graph)
-    labels = None
-    if method.labeller == "self":
-        given = student.observe(images(batch, [method.label_view]), moment.dropout(OBSERVER))
-    if given is not None:
-        labels = method.label(given, moment.draw(LABEL), batch.unlabelled_index)
-    learnt = method.learn(seen, labels, batch.targets, moment.consistency_weight)
-    student.accumulate(learnt.loss)
+    """One step of one network over the parts of a batch. `given` are a fixed teacher's logits, if the method has one."""
+    zero = nothing(parts[0].labelled)
+    sums = zero
+    for i, part in enumerate(parts):
+        now = moment.part(i)
+        seen = by_view(student.forward(images(part, method.graph), now.dropout(STUDENT)), part, method.graph)
+        labels = None
+        if method.labeller == "self":
+            observed = student.observe(images(part, [method.label_view]), now.dropout(OBSERVER))
+            labels = method.label(observed, moment.draw(LABEL), part.unlabelled_index)
+        elif given is not None:
+            labels = method.label(given[i], moment.draw(LABEL), part.unlabelled_index)
+        learnt = method.learn(seen, labels, part.targets, moment.consistency_weight)
+        student.accumulate(learnt.loss / len(parts))
+        sums = sums._replace(
+            student_loss=sums.student_loss + learnt.loss.detach(),
+            supervised_loss=sums.supervised_loss + learnt.supervised.detach(),
+            pseudo_loss=sums.pseudo_loss + learnt.pseudo.detach(),
+            coverage=sums.coverage + learnt.coverage,
+            confidence=zero.confidence if labels is None else sums.confidence + labels.probabilities.amax(-1).mean(),
+        )
     update = student.apply(moment.step)
-    return nothing(learnt.loss)._replace(
-        student_loss=learnt.loss.detach(),
-        supervised_loss=learnt.supervised.detach(),
-        pseudo_loss=learnt.pseudo.detach(),
-        coverage=learnt.coverage,
-        confidence=torch.zeros_like(learnt.loss) if labels is None else labels.probabilities.amax(-1).mean(),
-        student_norm=update.norm,
-        student_rate=update.rate,
-        skipped=1 - update.applied,
+    means = Report(*(value / len(parts) for value in sums))
+    return means._replace(
+        student_norm=update.norm, student_rate=update.rate, skipped=torch.ones_like(update.applied) - update.applied
     )

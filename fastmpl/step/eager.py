@@ -1,6 +1,6 @@
 """Runs steps one by one, and owns what carries over between them beside the networks."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import torch
@@ -10,9 +10,9 @@ from torch import Tensor
 
 from fastmpl.data.batch import Batch
 from fastmpl.learners.rates import ramp
-from fastmpl.step.moment import Moment, Report
+from fastmpl.step.moment import Moment, Report, moment
 
-Run = Callable[[Batch, Moment, Tensor], Report]  # the batch, the moment, the feedback's baseline
+Run = Callable[[Sequence[Batch], Moment, Tensor], Report]  # micro-batches, the moment, the feedback's baseline
 
 
 class Ramp(NamedTuple):
@@ -25,16 +25,19 @@ class Ramp(NamedTuple):
 class EagerStep:
     """Calls `run` with the moment of each step. Its state is the number of the next step and the baseline."""
 
-    def __init__(self, run: Run, *, seed: int, ramp: Ramp, device: torch.device, rank: int = 0) -> None:
-        self.run, self.ramp, self.rank = run, ramp, rank
+    def __init__(
+        self, run: Run, *, seed: int, ramp: Ramp, device: torch.device, rank: int = 0, accumulate: int = 1
+    ) -> None:
+        self.run, self.ramp, self.rank, self.accumulate = run, ramp, rank, accumulate
         self.step: Int[Tensor, ""] = torch.zeros((), dtype=torch.int64, device=device)
         self.baseline: Float[Tensor, ""] = torch.zeros((), device=device)
-        self.seed: Int[Tensor, ""] = torch.full((), seed, dtype=torch.int64, device=device)
+        # far apart for neighbouring seeds, whose steps would else share their draws
+        self.seed: Int[Tensor, ""] = keyed.splitmix64(torch.full((), seed, dtype=torch.int64, device=device))
 
     def __call__(self, batch: Batch) -> Report:
         weight = ramp(self.step, peak=self.ramp.weight, over=self.ramp.steps)
-        moment = Moment(self.step, keyed.combine(self.seed, self.step), weight, self.rank)
-        report = self.run(batch, moment, self.baseline)
+        now = moment(self.seed, self.step, weight, rank=self.rank, parts=self.accumulate)
+        report = self.run(batch.parts(self.accumulate), now, self.baseline)
         self.step += 1
         return report
 

@@ -1,30 +1,35 @@
 """One training step of Meta Pseudo Labels (Pham et al. 2021, CVPR): which pass runs when, and what follows from it.
 
 The phases' mathematics is in fastmpl.methods.mpl, the networks and their optimisers in fastmpl.learners; the order of
-the passes is here. Nothing in a step reads a tensor on the host.
+the passes is here. `parts` are the step's batch, or its micro-batches: each phase goes through all of them before the
+next begins, so that both networks still take one optimiser step. Nothing in a step reads a tensor on the host.
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
 from fastmpl.data.batch import Batch
-from fastmpl.learners.protocol import Learner, Update
-from fastmpl.methods.feedback import controlled
-from fastmpl.methods.mpl import MetaPseudoLabels
+from fastmpl.learners.protocol import Learner
+from fastmpl.methods.mpl import MetaPseudoLabels, Taught
 from fastmpl.methods.targets import Labels
 from fastmpl.methods.views import Logits, by_view, images
-from fastmpl.step.moment import CONTROL, LABEL, OBSERVER, STUDENT, TEACHER, VALIDATION, Moment, Report
+from fastmpl.step.credit import Learnt, credit, needs_gradient, validation_loss
+from fastmpl.step.moment import LABEL, OBSERVER, STUDENT, TEACHER, Moment, Report
 from fastmpl.step.order import Order
 
 
-class Credit(NamedTuple):
-    """The credit of the labels, and what the student's update took off its validation loss."""
+class Seen(NamedTuple):
+    """The teacher's logits of one part: with a graph (unless deferred), and without."""
 
-    credit: Float[Tensor, "*shape"] | None
-    progress: Float[Tensor, ""]
+    graph: Logits
+    observed: Logits
+
+    def all(self) -> Logits:
+        return self.graph.merge(self.observed)
 
 
 def meta_step(
@@ -32,49 +37,41 @@ def meta_step(
     order: Order,
     teacher: Learner,
     student: Learner,
-    batch: Batch,
+    parts: Sequence[Batch],
     moment: Moment,
     baseline: Float[Tensor, ""],
 ) -> Report:
     """One step of Meta Pseudo Labels: both networks take one optimiser step. `baseline` is updated in place."""
-    # label: the teacher's logits, by the same draws and batch whether the graph is built now or after the student
-    teacher_images = images(batch, order.teacher)
-    look = teacher.observe if order.deferred else teacher.forward
-    seen = by_view(look(teacher_images, moment.dropout(TEACHER)), batch, order.teacher)
-    observed = Logits()
-    if order.observed:
-        rows = teacher.observe(images(batch, order.observed), moment.dropout(OBSERVER))
-        observed = by_view(rows, batch, order.observed)
-    labels = method.label(seen.merge(observed), moment.draw(LABEL), batch.unlabelled_index)
+    seen = [_label(order, teacher, part, moment.part(i)) for i, part in enumerate(parts)]
+    labels = [
+        method.label(logits.all(), moment.draw(LABEL), part.unlabelled_index)
+        for logits, part in zip(seen, parts, strict=True)
+    ]
 
-    # learn: the student takes its step on those labels, and on nothing else
-    before = _validation_loss(method, student, batch, moment) if _needs_losses(method) else None
-    student_images = images(batch, order.student)
-    student_logits = student.forward(student_images, moment.dropout(STUDENT))
-    loss = method.learn(by_view(student_logits, batch, order.student), labels)
-    student.accumulate(loss)
-    update = student.apply(moment.step, keep=_needs_gradient(method))
+    before = validation_loss(method, student, parts, moment) if method.feedback.needs_losses else None
+    learnt = [
+        _learn(method, order, student, part, moment.part(i), label, len(parts))
+        for i, (part, label) in enumerate(zip(parts, labels, strict=True))
+    ]
+    update = student.apply(moment.step, keep=needs_gradient(method))
 
-    # credit: what that did to the student's validation loss
-    given = _credit(method, order, student, batch, moment, labels, update, student_logits.detach(), before, baseline)
+    given = credit(method, order, student, parts, moment, labels, update, learnt, before, baseline)
 
-    # teach: the teacher takes its step on supervised, consistency and feedback losses
-    if order.deferred:
-        seen = by_view(teacher.forward(teacher_images, moment.dropout(TEACHER)), batch, order.teacher)
-    weight = moment.consistency_weight
-    taught = method.teach(seen.merge(observed), batch.targets, labels, given.credit, weight)
-    teacher.accumulate(taught.loss)
+    taught = [
+        _teach(method, order, teacher, part, moment.part(i), seen[i], labels[i], given.credits[i], len(parts))
+        for i, part in enumerate(parts)
+    ]
     lesson = teacher.apply(moment.step)
 
     return Report(
-        student_loss=loss.detach(),
-        supervised_loss=taught.supervised.detach(),
-        pseudo_loss=taught.consistency.detach(),
-        feedback_loss=taught.feedback.detach(),
+        student_loss=_mean([each.loss for each in learnt]),
+        supervised_loss=_mean([each.supervised for each in taught]),
+        pseudo_loss=_mean([each.consistency for each in taught]),
+        feedback_loss=_mean([each.feedback for each in taught]),
         feedback=given.progress,
-        feedback_size=torch.zeros_like(loss) if given.credit is None else given.credit.square().mean().sqrt(),
-        coverage=taught.coverage,
-        confidence=labels.probabilities.amax(-1).mean(),
+        feedback_size=given.size,
+        coverage=_mean([each.coverage for each in taught]),
+        confidence=_mean([label.probabilities.amax(-1).mean() for label in labels]),
         student_norm=update.norm,
         teacher_norm=lesson.norm,
         student_rate=update.rate,
@@ -83,57 +80,52 @@ def meta_step(
     )
 
 
-def _needs_losses(method: MetaPseudoLabels) -> bool:
-    return method.feedback.kind == "scalar" and not method.feedback.cosine
+def _label(order: Order, teacher: Learner, part: Batch, moment: Moment) -> Seen:
+    """The teacher's logits, by the same draws and batch whether its graph is built now or after the student's step."""
+    look = teacher.observe if order.deferred else teacher.forward
+    seen = by_view(look(images(part, order.teacher), moment.dropout(TEACHER)), part, order.teacher)
+    observed = Logits()
+    if order.observed:
+        rows = teacher.observe(images(part, order.observed), moment.dropout(OBSERVER))
+        observed = by_view(rows, part, order.observed)
+    return Seen(seen, observed)
 
 
-def _needs_gradient(method: MetaPseudoLabels) -> bool:
-    return method.feedback.kind in ("exact", "per_example") or method.feedback.cosine
-
-
-def _validation_images(method: MetaPseudoLabels, batch: Batch) -> tuple[Tensor, Int[Tensor, "M"]]:
-    if method.feedback.images == "labelled":
-        return batch.labelled, batch.targets
-    assert batch.trusted is not None and batch.trusted_targets is not None, "the data has no trusted images"
-    return batch.trusted, batch.trusted_targets
-
-
-def _validation_loss(method: MetaPseudoLabels, student: Learner, batch: Batch, moment: Moment) -> Float[Tensor, ""]:
-    """V at the student's present parameters: these images alone, the same draws each time, in full precision."""
-    inputs, targets = _validation_images(method, batch)
-    return method.validate(student.observe(inputs, moment.dropout(VALIDATION), precise=True), targets)
-
-
-def _credit(
+def _learn(
     method: MetaPseudoLabels,
     order: Order,
     student: Learner,
-    batch: Batch,
+    part: Batch,
     moment: Moment,
     labels: Labels,
-    update: Update,
-    logits: Float[Tensor, "N K"],
-    before: Float[Tensor, ""] | None,
-    baseline: Float[Tensor, ""],
-) -> Credit:
-    """The credit phase in the form that the method asks for; zero where the student's update was skipped."""
-    settings, key = method.feedback, moment.draw(CONTROL)
-    if settings.kind == "off":
-        return Credit(None, torch.zeros_like(update.norm))
-    if before is not None:
-        h = student.mean(before - _validation_loss(method, student, batch, moment))
-    else:
-        inputs, targets = _validation_images(method, batch)
-        draw = moment.dropout(VALIDATION)
-        gradient = student.gradient(inputs, lambda logits: method.validate(logits, targets), draw)
-        h = student.cosine(update, gradient) if settings.cosine else student.progress(update, gradient)
-    h = torch.where(update.applied > 0, h, 0.0)
-    if settings.kind == "scalar":
-        credit = controlled(h - baseline, settings.control, key)
-        if settings.baseline > 0:
-            baseline.lerp_(h.to(baseline.dtype), 1 - settings.baseline)
-        return Credit(torch.where(update.applied > 0, credit, 0.0), h)
-    tangent = student.tangent(update, images(batch, order.student), logits, gradient, moment.dropout(STUDENT))
-    mine = by_view(logits, batch, order.student).of("strong")
-    rows = method.credit(mine, by_view(tangent, batch, order.student).of("strong"), labels, key)
-    return Credit(torch.where(update.applied > 0, rows, 0.0), h)
+    parts: int,
+) -> Learnt:
+    """The student learns from the pseudo labels, and from nothing else."""
+    logits = student.forward(images(part, order.student), moment.dropout(STUDENT))
+    loss = method.learn(by_view(logits, part, order.student), labels)
+    student.accumulate(loss / parts)
+    return Learnt(loss.detach(), logits.detach())
+
+
+def _teach(
+    method: MetaPseudoLabels,
+    order: Order,
+    teacher: Learner,
+    part: Batch,
+    moment: Moment,
+    seen: Seen,
+    labels: Labels,
+    credit: Tensor | None,
+    parts: int,
+) -> Taught:
+    """The teacher learns from supervised, consistency and feedback losses."""
+    if order.deferred:
+        rows = teacher.forward(images(part, order.teacher), moment.dropout(TEACHER))
+        seen = seen._replace(graph=by_view(rows, part, order.teacher))
+    taught = method.teach(seen.all(), part.targets, labels, credit, moment.consistency_weight)
+    teacher.accumulate(taught.loss / parts)
+    return Taught(*(value.detach() for value in taught))
+
+
+def _mean(values: Sequence[Tensor]) -> Tensor:
+    return torch.stack(list(values)).mean() if len(values) > 1 else values[0]

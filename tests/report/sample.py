@@ -83,7 +83,7 @@ FEW = Table(
         Arm("MPL, feedback off", (0.846, 0.868, 0.861), "the teacher learns from true labels and consistency alone"),
         Arm("MPL, exact feedback", (0.858, 0.884, 0.872)),
     ),
-    "Exact feedback adds 1.3 points [0.9, 1.7] to the same run without it.",
+    "Exact feedback adds 1.3 points [+0.6, +2.0] to the same run without it.",
     against="MPL, feedback off",
 )
 NOISY = Table(

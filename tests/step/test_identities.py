@@ -23,6 +23,7 @@ from fastmpl.methods.targets import Labels
 from fastmpl.methods.uda import Consistency, Uda
 from fastmpl.models.norms import frozen_statistics
 from fastmpl.models.stochastic import set_draw
+from fastmpl.step import credit as step_credit
 from fastmpl.step import meta
 from fastmpl.step.alone import alone_step
 from fastmpl.step.moment import STUDENT, TEACHER, VALIDATION
@@ -305,6 +306,14 @@ def test_a_deferred_teacher_graph_equals_a_kept_one(order: Callable[..., Order])
     assert relative(after(deferred), after(kept)) < 1e-12
 
 
+@pytest.mark.parametrize("deferred", [False, True])
+def test_recomputed_blocks_equal_kept_ones(deferred: bool) -> None:
+    method = MetaPseudoLabels(unlabelled=4, consistency=CONSISTENCY)
+    settings: dict[str, Any] = dict(**LEARNING, norm=True, dropout=0.3, order=split(method, deferred=deferred))
+    kept, recomputed = World(method, **settings), World(method, **settings, recompute=True)
+    assert relative(after(recomputed), after(kept)) < 1e-12
+
+
 @pytest.mark.parametrize("order", [split, joint])
 @pytest.mark.parametrize("deferred", [False, True])
 def test_running_statistics_are_updated_once_per_network_and_step(order: Callable[..., Order], deferred: bool) -> None:
@@ -313,6 +322,21 @@ def test_running_statistics_are_updated_once_per_network_and_step(order: Callabl
     after(world, steps=3)
     for learner in (world.teacher, world.student):
         assert learner.module[1].num_batches_tracked == 3
+
+
+@pytest.mark.parametrize("kind", ["exact", "scalar", "per_example"])
+@pytest.mark.parametrize("images", ["labelled", "trusted"])
+def test_micro_batches_equal_one_batch_without_batch_norm(kind: Any, images: Any) -> None:
+    method = MetaPseudoLabels(
+        unlabelled=4,
+        targets="soft" if kind == "exact" else "sampled",
+        feedback=Feedback(kind, images=images),
+        consistency=CONSISTENCY,
+    )
+    settings: dict[str, Any] = dict(**LEARNING, trusted=4)
+    whole = World(method, **settings)
+    parts = World(method, **settings, parts=2, order=split(method, deferred=True))
+    assert relative(after(parts), after(whole)) < 1e-12
 
 
 def test_without_feedback_the_student_is_that_of_a_uda_teacher() -> None:
@@ -325,8 +349,8 @@ def test_without_feedback_the_student_is_that_of_a_uda_teacher() -> None:
         batch, moment = alone.batch(step), alone.moment(step)
         with torch.no_grad(), frozen_statistics(alone.teacher.module):
             logits = alone.teacher.module(torch.cat([batch.labelled, batch.strong]))[len(batch.labelled) :]
-        alone_step(student, alone.student, batch, moment, given=logits)
-        alone_step(uda, alone.teacher, batch, moment)
+        alone_step(student, alone.student, [batch], moment, given=[logits])
+        alone_step(uda, alone.teacher, [batch], moment)
     assert relative(weights(alone), weights(world)) < 1e-12
 
 
@@ -348,7 +372,7 @@ Break = Callable[[pytest.MonkeyPatch], None]
 
 
 def inverted_sign(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(meta, "controlled", lambda credit, control, key: -credit)
+    patch.setattr(step_credit, "controlled", lambda credit, control, key: -credit)
     patch.setattr(mpl.feedback, "controlled", lambda credit, control, key: -credit)
 
 
@@ -364,16 +388,18 @@ def labels_redrawn(patch: pytest.MonkeyPatch) -> None:
 
 def before_on_another_batch(patch: pytest.MonkeyPatch) -> None:
     """ "Before" is measured inside the student's larger batch, "after" on the labelled images alone."""
-    honest, calls = meta._validation_loss, itertools.count()
+    honest, calls = step_credit.validation_loss, itertools.count()
 
-    def mixed(method: Any, student: Any, batch: Any, moment: Any) -> Tensor:
+    def mixed(method: Any, student: Any, parts: Any, moment: Any) -> Tensor:
         if next(calls) % 2:
-            return honest(method, student, batch, moment)
+            return honest(method, student, parts, moment)
+        batch = parts[0]
         inputs = torch.cat([batch.labelled, batch.strong])
         rows = student.observe(inputs, moment.dropout(VALIDATION))[: len(batch.labelled)]
         return F.cross_entropy(rows, batch.targets)
 
-    patch.setattr(meta, "_validation_loss", mixed)
+    patch.setattr(meta, "validation_loss", mixed)
+    patch.setattr(step_credit, "validation_loss", mixed)
 
 
 def tangent_at_new_parameters(patch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,62 @@
+"""Where a number was measured: hardware, versions, commit. Without it a number is not a record."""
+
+import datetime
+import os
+import platform
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import torch
+
+ROOT = Path(__file__).parents[1]
+
+
+def _git(*arguments: str) -> str:
+    """The output of git in the repository; "" where there is no git or no repository."""
+    try:
+        done = subprocess.run(["git", "-C", str(ROOT), *arguments], capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        return ""
+    return done.stdout.strip()
+
+
+def _cpu() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor()
+    models = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return models[0] if models else platform.processor()
+
+
+def commit() -> str:
+    """The commit of the code that runs, or "unknown"."""
+    return _git("rev-parse", "HEAD") or "unknown"
+
+
+def command() -> str:
+    """The command line of this process, as one would type it in the repository's root."""
+    arguments = [a.removeprefix(f"{ROOT}{os.sep}") for a in sys.orig_argv[1:]]
+    return shlex.join(["python", *arguments])
+
+
+def now() -> str:
+    """UTC, to the second."""
+    return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+
+
+def environment() -> dict[str, str | int | float | bool]:
+    """What a reader needs to judge or repeat a measurement. `dirty`: the commit is not all of the code that ran."""
+    return {
+        "cpu": _cpu(),
+        "cores": len(os.sched_getaffinity(0)),
+        "threads": torch.get_num_threads(),
+        "load": round(os.getloadavg()[0], 2),  # of the last minute; near 0 on a quiet machine, before the measurement
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else "",
+        "system": f"{platform.system()} {platform.machine()}",
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "dirty": bool(_git("status", "--porcelain", "--", ".", ":!benchmarks/results")),
+    }

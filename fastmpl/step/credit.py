@@ -1,0 +1,115 @@
+"""The credit phase: what the student's update did to its validation loss, in the form that the method asks for.
+
+scalar               V(theta) - V(theta'), two passes without a graph over the feedback's images
+scalar, cosine       the cosine of the two gradients
+exact, per_example   one labelled backward at theta', one Jacobian-vector product at theta
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from fastmpl.data.batch import Batch
+from fastmpl.learners.protocol import Gradient, Learner, Update
+from fastmpl.methods.feedback import controlled
+from fastmpl.methods.mpl import MetaPseudoLabels
+from fastmpl.methods.targets import Labels
+from fastmpl.methods.views import by_view, images
+from fastmpl.step.moment import CONTROL, STUDENT, VALIDATION, Moment
+from fastmpl.step.order import Order
+
+
+class Learnt(NamedTuple):
+    """The student's loss on one part's pseudo labels, and its logits at the old parameters."""
+
+    loss: Float[Tensor, ""]
+    logits: Float[Tensor, "N K"]
+
+
+class Given(NamedTuple):
+    """The credit of each part's labels, and what the student's update took off its validation loss."""
+
+    credits: list[Tensor | None]
+    progress: Float[Tensor, ""]
+    size: Float[Tensor, ""]  # root mean square of the credit
+
+
+def credit(
+    method: MetaPseudoLabels,
+    order: Order,
+    student: Learner,
+    parts: Sequence[Batch],
+    moment: Moment,
+    labels: Sequence[Labels],
+    update: Update,
+    learnt: Sequence[Learnt],
+    before: Float[Tensor, ""] | None,
+    baseline: Float[Tensor, ""],
+) -> Given:
+    """Zero where the student's update was skipped. `before` is V at the old parameters, where the form needs it."""
+    settings, key = method.feedback, moment.draw(CONTROL)
+    nothing = torch.zeros_like(update.norm)
+    if settings.kind == "off":
+        return Given([None] * len(parts), nothing, nothing)
+    if before is not None:
+        h = student.mean(before - validation_loss(method, student, parts, moment))
+    else:
+        gradient = _validation_gradient(method, student, parts, moment)
+        h = student.cosine(update, gradient) if settings.cosine else student.progress(update, gradient)
+    h = torch.where(update.applied > 0, h, 0.0)
+    if settings.kind == "scalar":
+        scalar = torch.where(update.applied > 0, controlled(h - baseline, settings.control, key), 0.0)
+        if settings.baseline > 0:
+            baseline.lerp_(h.to(baseline.dtype), 1 - settings.baseline)
+        return Given([scalar] * len(parts), h, scalar.abs())
+    rows = []
+    for i, (part, label) in enumerate(zip(parts, labels, strict=True)):
+        views, logits = images(part, order.student), learnt[i].logits
+        tangent = student.tangent(update, views, logits, gradient, moment.part(i).dropout(STUDENT))
+        mine, moved = (by_view(x, part, order.student).of("strong") for x in (logits, tangent))
+        rows.append(torch.where(update.applied > 0, method.credit(mine, moved, label, key), 0.0))
+    size = torch.stack([row.square().mean() for row in rows]).mean().sqrt()
+    return Given(list(rows), h, size)
+
+
+def needs_gradient(method: MetaPseudoLabels) -> bool:
+    """Whether the credit needs what the student's update was made of."""
+    return method.feedback.kind != "off" and not method.feedback.needs_losses
+
+
+def validation_loss(
+    method: MetaPseudoLabels, student: Learner, parts: Sequence[Batch], moment: Moment
+) -> Float[Tensor, ""]:
+    """V at the student's present parameters: these images alone, the same draws each time, in full precision."""
+    losses = []
+    for i, part in enumerate(parts):
+        inputs, targets = _validation_images(method, part)
+        logits = student.observe(inputs, moment.part(i).dropout(VALIDATION), precise=True)
+        losses.append(method.validate(logits, targets))
+    return torch.stack(losses).mean()
+
+
+def _validation_gradient(
+    method: MetaPseudoLabels, student: Learner, parts: Sequence[Batch], moment: Moment
+) -> Gradient:
+    """grad V at the student's present parameters."""
+    sums: Gradient = {}
+    for i, part in enumerate(parts):
+        inputs, targets = _validation_images(method, part)
+
+        def loss(logits: Tensor, targets: Tensor = targets) -> Tensor:
+            return method.validate(logits, targets)
+
+        found = student.gradient(inputs, loss, moment.part(i).dropout(VALIDATION))
+        sums = found if not sums else {name: sums[name] + value for name, value in found.items()}
+    return sums if len(parts) == 1 else {name: value / len(parts) for name, value in sums.items()}
+
+
+def _validation_images(method: MetaPseudoLabels, batch: Batch) -> tuple[Tensor, Int[Tensor, "M"]]:
+    if method.feedback.images == "labelled":
+        return batch.labelled, batch.targets
+    assert batch.trusted is not None and batch.trusted_targets is not None, "the data has no trusted images"
+    return batch.trusted, batch.trusted_targets
