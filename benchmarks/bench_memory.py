@@ -61,7 +61,13 @@ def main() -> None:
     found = [row for name in asked for row in rows(sizes[name])]
     for row in found:
         print("  ".join(str(value) for value in row.values()))
-    config: dict[str, Scalar] = {"labelled": 8, "unlabelled": 56, "pixels": 224, "precision": "float32", "tensors": "fake"}
+    config: dict[str, Scalar] = {
+        "labelled": 8,
+        "unlabelled": 56,
+        "pixels": 224,
+        "precision": "float32",
+        "tensors": "fake",
+    }
     print(save(Record("memory", "table", found, config)))
 
 

@@ -10,7 +10,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fastmpl.data.arrays import UNKNOWN, Arrays, Pixels
-from fastmpl.data.errors import DataError
 from fastmpl.data.noise import add_noise
 from fastmpl.data.normalise import Normalisation, measure
 from fastmpl.data.settings import DataSettings

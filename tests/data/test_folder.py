@@ -204,7 +204,7 @@ def test_one_image_a_class_leaves_none_for_validation(tmp_path: Path, settings: 
     section = {"source": "folder", "root": str(make(tmp_path / "few", labelled=1)), "image_size": 8, "labels": 0}
     with pytest.raises(DataError, match="No labelled images are left"):
         prepare(settings(**section, validation=3), seed=0)
-    with pytest.raises(DataError, match="No labelled image of class .* is left to train on"):
+    with pytest.raises(DataError, match=r"No labelled image of class .* is left to train on"):
         prepare(settings(**section, validation=1), seed=0)
     assert len(prepare(settings(**section, validation=0), seed=0).split.labelled) == 3
 

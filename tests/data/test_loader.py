@@ -171,8 +171,3 @@ def test_two_moons_are_tested_on_the_points_without_labels(settings: Make) -> No
 def test_with_all_labels_labelled_images_are_also_the_unlabelled_ones(settings: Make) -> None:
     data = build(settings(labels=0), seed=0)
     assert data.labelled_count == data.unlabelled_count == 1247
-
-
-def test_a_trusted_folder_of_a_source_without_folders_is_refused(settings: Make) -> None:
-    with pytest.raises(DataError, match="give the number of images"):
-        build(settings(trusted="clean"), seed=0)
