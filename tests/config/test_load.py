@@ -9,6 +9,7 @@ from pydantic import ValidationError
 
 from fastmpl.config import Config, ConfigError, difference, load, save
 from fastmpl.config.load import KEYS, LARGEST
+from tests.examples import AHEAD, EXAMPLES, LOADABLE, NOT_RUN
 
 ROOT = Path(__file__).parents[2]
 
@@ -166,13 +167,7 @@ def test_every_key_has_a_default_and_one_sentence() -> None:
         assert field.description.endswith("."), name
 
 
-EXAMPLES = sorted((ROOT / "launch/configs").glob("*.toml"))
-# Complete configurations that this version refuses, and the key it refuses. Building the feature empties the row.
-AHEAD = {"cifar10_reduced_mpl": "method.name", "imagenet_reduced_mpl": "method.name"}
-NOT_RUN = {"cifar10_4k", "svhn_1k", "imagenet_10pct", *AHEAD}
-
-
-@pytest.mark.parametrize("example", [path for path in EXAMPLES if path.stem not in AHEAD], ids=lambda path: path.stem)
+@pytest.mark.parametrize("example", LOADABLE, ids=lambda path: path.stem)
 def test_every_example_loads_and_is_named_as_its_file(example: Path) -> None:
     assert load(example).run.name == example.stem
 
