@@ -3,7 +3,7 @@
 import os
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
@@ -19,6 +19,7 @@ from fastmpl.data.arrays import UNKNOWN, Arrays
 from fastmpl.data.errors import DataError
 from fastmpl.data.folder import read_folder, read_labelled
 from fastmpl.data.prepare import prepare
+from fastmpl.data.tree import read_tree
 from fastmpl.errors import StorageError
 from tests.pictures import BAD, COLOURS, make, spoil
 
@@ -80,14 +81,19 @@ def test_some_of_the_trusted_images_can_be_asked_for(pictures: Path, settings: M
         prepare(settings(source="folder", root=str(pictures), image_size=8, trusted=9, validation=0), seed=0)
 
 
-def test_the_order_of_files_does_not_depend_on_the_file_system(pictures: Path, tmp_path: Path) -> None:
-    copy = tmp_path / "copy"
-    for path in sorted(pictures.rglob("*"), reverse=True):
-        target = copy / path.relative_to(pictures)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        if path.is_file():
-            shutil.copyfile(path, target)
-    assert same(read(pictures), read(copy))
+def test_the_order_of_files_does_not_depend_on_the_file_system(pictures: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def backwards(folder: Path) -> Iterator[tuple[str, list[str], list[str]]]:
+        found = next(iter(os_walk(folder)), None)
+        if found is not None:
+            where, folders, names = found
+            folders.sort(reverse=True)
+            yield where, folders, sorted(names, reverse=True)
+            for name in folders:
+                yield from backwards(Path(where, name))
+
+    first, os_walk = read_tree(str(pictures)), os.walk
+    monkeypatch.setattr(os, "walk", backwards)
+    assert read_tree(str(pictures)) == first
 
 
 def test_bad_files_are_left_out_and_each_is_named_with_its_reason(pictures: Path) -> None:
