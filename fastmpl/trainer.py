@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import torch
-from fastmpl_kernels import dispatch
 
 from fastmpl import checkpoint, finetune
 from fastmpl.assemble import Trainee, assemble, below
@@ -27,6 +26,7 @@ from fastmpl.networks import fixed_teacher, save_network
 from fastmpl.progress import Progress, Silent
 from fastmpl.step.eager import EagerStep
 from fastmpl.step.graphed import GraphedStep
+from fastmpl_kernels import dispatch
 
 # May differ between a run and its continuation: they change neither the data nor the arithmetic.
 HARMLESS = {
