@@ -10,14 +10,14 @@ import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 from tyro.conf import FlagCreatePairsOff, Positional
 
 from fastmpl.config.load import difference, load, to_toml
 from fastmpl.config.options import parse, parse_plain
 from fastmpl.config.schema import Config
-from fastmpl.errors import ConfigError, FastMPLError, ToldByPeer
+from fastmpl.errors import ConfigError, FastMPLError, StorageError, ToldByPeer
 from fastmpl.threads import limit_threads
 
 INTERRUPTED: Final = 130  # Ctrl-C, as shells count it
@@ -44,6 +44,8 @@ class Check:
 
     config: Positional[Path]
     """TOML file; launch/configs holds examples."""
+    download: FlagCreatePairsOff[bool] = False
+    """Fetch CIFAR or SVHN into data.root first, if it is not there. Nothing else ever downloads."""
     debug: FlagCreatePairsOff[bool] = False
     """Show where in the code an error came from."""
 
@@ -63,6 +65,10 @@ def check(asked: Check, config: Config) -> None:
 
     changed = len(difference(config, Config()))
     print(f"config  {asked.config}: {config.method.name}, {changed} keys differ from their defaults")
+    if asked.download:
+        from fastmpl.data.published import download
+
+        print(f"fetched {download(config.data.source, config.data.root)}")
     for line in lines(config):
         print(line)
 
@@ -87,6 +93,95 @@ class Report:
     """Show where in the code an error came from."""
 
 
+@dataclass(frozen=True)
+class Init:
+    """Writes a first configuration for a folder of pictures: FOLDER/labelled/<class>/*, FOLDER/unlabelled/*."""
+
+    folder: Positional[str]
+    """Folder with labelled/, and perhaps unlabelled/, test/ and trusted/."""
+    output: Path | None = None
+    """File to write; the folder's name with .toml if not given."""
+    debug: FlagCreatePairsOff[bool] = False
+    """Show where in the code an error came from."""
+
+
+@dataclass(frozen=True)
+class Evaluate:
+    """Says how well a run's student classifies labelled images."""
+
+    run: Positional[Path]
+    """Folder of the finished run."""
+    data: Path | None = None
+    """Folder with <class>/* or test/<class>/*; the run's own validation and test images if not given."""
+    debug: FlagCreatePairsOff[bool] = False
+    """Show where in the code an error came from."""
+
+
+@dataclass(frozen=True)
+class Predict:
+    """Says what a run's student sees in pictures, one line a file."""
+
+    run: Positional[Path]
+    """Folder of the finished run."""
+    images: Positional[tuple[Path, ...]]
+    """Image files, and folders of them."""
+    format: Literal["csv", "json"] = "csv"
+    """csv: file, label, confidence, problem; json: the probability of every class, too."""
+    output: Path | None = None
+    """File to write; the terminal if not given."""
+    debug: FlagCreatePairsOff[bool] = False
+    """Show where in the code an error came from."""
+
+
+@dataclass(frozen=True)
+class Status:
+    """Says whether a run is still at it, how far and how well."""
+
+    run: Positional[Path]
+    """Folder of the run."""
+    debug: FlagCreatePairsOff[bool] = False
+    """Show where in the code an error came from."""
+
+
+def init(asked: Init) -> None:
+    from fastmpl.begin import begin
+
+    path = begin(asked.folder, asked.output)
+    print(f"{path} is written. Look through it, then: fastmpl check {path}; fastmpl train {path}")
+
+
+def evaluate(asked: Evaluate) -> None:
+    limit_threads()
+    from fastmpl import judgement
+
+    classes, found = judgement.evaluate(asked.run, asked.data)
+    print("\n\n".join(judgement.as_text(classes, one) for one in found))
+
+
+def predict(asked: Predict) -> None:
+    limit_threads()
+    from fastmpl import predict
+
+    if not asked.images:
+        raise ConfigError("fastmpl predict needs image files, or folders of them, after the run.")
+    found = predict.predict(asked.run, asked.images)
+    if asked.output is None:
+        predict.write(found, asked.format, sys.stdout)
+        return
+    try:
+        with asked.output.open("w", encoding="utf-8", newline="") as out:
+            predict.write(found, asked.format, out)
+    except OSError as error:
+        raise StorageError(f"{asked.output} cannot be written: {error.strerror}.") from error
+
+
+def status(asked: Status) -> None:
+    from fastmpl.status import status as lines
+
+    for line in lines(asked.run):
+        print(line)
+
+
 def demo(asked: Demo) -> None:
     from fastmpl import demo
 
@@ -109,12 +204,16 @@ CONFIGURED: Final[dict[str, tuple[type[Any], Callable[[Any, Config], None]]]] = 
 OTHERS: Final[dict[str, tuple[type[Any], Callable[[Any], None]]]] = {
     "demo": (Demo, demo),
     "report": (Report, report),
+    "init": (Init, init),
+    "evaluate": (Evaluate, evaluate),
+    "predict": (Predict, predict),
+    "status": (Status, status),
 }
 VERBS: Final = {name: asked for name, (asked, _) in (CONFIGURED | OTHERS).items()}
 
 
 def _usage() -> str:
-    verbs = "\n".join(f"  {name:8}{asked.__doc__}" for name, asked in VERBS.items())
+    verbs = "\n".join(f"  {name:10}{asked.__doc__}" for name, asked in VERBS.items())
     return f"usage: fastmpl VERB ...\n\n{verbs}\n\nfastmpl VERB --help explains a verb."
 
 

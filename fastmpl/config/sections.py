@@ -60,7 +60,9 @@ class DataConfig(_Section):
     root: str = _key("", "Folder with labelled/, unlabelled/ and test/, or where data sets are kept.")
     labels: Count = _key(500, "Labelled images, balanced over the classes; 0: all.")
     unlabelled: Count = _key(0, "Unlabelled images; 0: all that are left.")
-    trusted: Count = _key(0, "Clean labelled images set aside for the feedback or the fine-tuning.")
+    trusted: Count = _key(
+        0, "Clean labelled images set aside for feedback or fine-tuning; 0: all of a folder's trusted/."
+    )
     noise: Annotated[tuple[Noise, Share], Field(strict=False)] = _key(
         ("none", 0.0), "Kind and share of wrong labels put on the labelled images, for experiments."
     )

@@ -19,7 +19,7 @@ class DataSettings(Protocol):
     @property
     def unlabelled(self) -> int: ...  # 0: all that remain
     @property
-    def trusted(self) -> int | str: ...  # a count; a folder's name for sources made of folders
+    def trusted(self) -> int: ...  # 0: none, or all that the source itself sets aside
     @property
     def noise(self) -> tuple[str, float]: ...  # none pair symmetric brightness, rate; on `labelled` only
     @property
