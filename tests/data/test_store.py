@@ -26,7 +26,7 @@ def write(folder: Path, plan: Plan, given: Probabilities, *, rank: int = 0, worl
     writer = Writer(folder, plan, rank=rank, world=world)
     for shard in writer.missing():
         first, last = plan.range(shard)
-        writer.write(shard, [given[first : first + 5], given[first + 5 : last]])
+        writer.write(shard, [given[first : last - 1], given[last - 1 : last]])
     writer.finish()
     return writer
 
