@@ -15,10 +15,11 @@ from fastmpl.data.loader import LabelledStream, Loader
 from fastmpl.data.normalise import centre_view
 from fastmpl.data.order import Order
 from fastmpl.data.points import PointStream
-from fastmpl.data.prepare import Prepared, fingerprint, prepare
+from fastmpl.data.prepare import Prepared, digest, fingerprint, prepare
 from fastmpl.data.settings import DataSettings
 from fastmpl.data.sources import Pixels
 from fastmpl.data.split import Split
+from fastmpl.data.store import Store, open_store
 from fastmpl.data.stream import ViewStream
 from fastmpl.data.views import augmentation
 
@@ -152,12 +153,24 @@ def build(
         return streams.open(orders[stream], step, two_views=stream is Stream.UNLABELLED)
 
     arrays, chosen = prepared.arrays, prepared.split.validation
+    known = fingerprint(prepared, settings, seed)
+    store = _store(prepared, settings.store) if settings.store else None
+    if store is not None:
+        known["store"] = digest(*(np.frombuffer(shard.blake2b.encode(), np.uint8) for shard in store.header.shards))
+
+    def stored(stream: Stream, step: int) -> Tensor:
+        """Rows of the images that the stream gives at that step: an order is known ahead, and no device is asked."""
+        assert store is not None
+        rows = torch.from_numpy(store.probabilities(orders[stream].rows(step).index))
+        return rows if device is None else rows.pin_memory().to(f"cuda:{device}", non_blocking=True)
+
     return Data(
         train=Loader(
             open_stream,
             streams.targets(),
             trusted=with_trusted,
-            fingerprint=fingerprint(prepared, settings, seed),
+            fingerprint=known,
+            stored=stored if store is not None else None,
         ),
         validation=streams.held(arrays.train_images[chosen], arrays.train_labels[chosen]) if chosen.size else None,
         test=streams.held(*prepared.test()),
@@ -167,3 +180,10 @@ def build(
         truth=torch.from_numpy(arrays.train_labels),
         _streams=streams,
     )
+
+
+def _store(prepared: Prepared, folder: str) -> Store:
+    """The stored distributions in `folder`. Raises DataError where they are damaged, or of other images."""
+    store = open_store(folder)
+    store.check_fits(images=digest(prepared.arrays.train_images), classes=len(prepared.arrays.classes))
+    return store
