@@ -65,6 +65,44 @@ def check(asked: Check, config: Config) -> None:
 
 
 @dataclass(frozen=True)
+class Distill:
+    """Stores a teacher's class distributions over all training images, for distillation and reduced_mpl."""
+
+    config: Positional[Path]
+    """TOML file whose [data] section names the images; data.store is the folder that is written."""
+    teacher: str = ""
+    """The folder of a finished run, or timm:NAME."""
+    from_probabilities: Path | None = None
+    """Instead of a teacher: an NPY, CSV or Parquet file of image name or index and class probabilities."""
+    output: Path | None = None
+    """Folder to write, where it is not data.store."""
+    top_k: int = 0
+    """Classes kept of each row, with the mass of the others; 0: all."""
+    views: int = 1
+    """1: images as they are evaluated; n: the mean over n augmented views."""
+    debug: FlagCreatePairsOff[bool] = False
+    """Show where in the code an error came from."""
+
+
+def distill(asked: Distill, config: Config) -> None:
+    limit_threads(config.system.threads)
+    from fastmpl.distill import Source
+    from fastmpl.distill import distill as write
+
+    source = Source(asked.teacher, asked.from_probabilities, asked.views)
+    header = write(config, source, output=asked.output, top_k=asked.top_k, tell=lambda line: print(line, flush=True))
+    if header is None:
+        print("The other processes' shards are not all there yet: the last of them finishes the store.")
+        return
+    error, size = header.error, sum(shard.bytes for shard in header.shards)
+    print(
+        f"{header.rows:,} rows of {header.classes:,} classes ({header.kept:,} kept) of {header.teacher}, "
+        f"{size / 1e6:.1f} MB. Storing moved {error.mean_total_variation:.1e} of a row's mass on average, "
+        f"{error.largest_total_variation:.1e} at most, and changed {error.changed_top:,} top classes."
+    )
+
+
+@dataclass(frozen=True)
 class Demo:
     """Trains two small tables on real data: what feedback does with few labels, and with noisy ones."""
 
@@ -102,6 +140,7 @@ def report(asked: Report) -> None:
 CONFIGURED: Final[dict[str, tuple[type[Any], Callable[[Any, Config], None]]]] = {
     "train": (Train, train),
     "check": (Check, check),
+    "distill": (Distill, distill),
 }
 OTHERS: Final[dict[str, tuple[type[Any], Callable[[Any], None]]]] = {
     "demo": (Demo, demo),

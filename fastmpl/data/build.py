@@ -1,5 +1,6 @@
 """All the data of a run in one value: what a trainer, an evaluation and a report need."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from typing import Literal, NamedTuple, cast
@@ -116,6 +117,22 @@ class Data:
         """The training images `index` as they are evaluated, with their true labels."""
         arrays = self._streams.prepared.arrays
         return self._streams.held(arrays.train_images[index], arrays.train_labels[index])
+
+    @property
+    def names(self) -> Sequence[str]:
+        """What a file calls each training image: its number."""
+        return [str(number) for number in range(len(self.truth))]
+
+    @property
+    def images_digest(self) -> str:
+        """Tells the training images from those of other data, whoever labelled them."""
+        return digest(self._streams.prepared.arrays.train_images)
+
+    def weak_views(self, members: NDArray[np.int64], batch: int) -> ViewStream:
+        """Weak views of the training images `members`, each once an epoch, drawn by the image and the epoch."""
+        streams = self._streams
+        order = Order(members, batch, Stream.DISTIL, streams.seed)
+        return streams.open(order, 0, two_views=False)
 
     def finetune(self, images: Literal["labelled", "trusted"], batch: int, step: int = 0) -> LabelledStream:
         """This rank's part of global batches of labelled (perhaps noisy) or trusted images, from `step` on."""

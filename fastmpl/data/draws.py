@@ -35,6 +35,7 @@ class Stream(IntEnum):
     TRUSTED = 2
     UNLABELLED = 3
     FINETUNE = 4
+    DISTIL = 5
 
 
 def splitmix64(x: UInt) -> UInt:
