@@ -91,6 +91,7 @@ def assemble(
             average=average,
             tangent=config.feedback.tangent,
             depth=config.feedback.depth,
+            recompute=config.system.recompute,
         )
 
     student = learner(config.student, STUDENT_SEED, config.student.average)

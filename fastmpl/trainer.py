@@ -140,15 +140,16 @@ class Training:
     def go(self) -> Results:
         """Trains from the present step to the last, through both phases."""
         config = self.config
-        with (Silent if self.quiet else Progress)(config.run.name, self.total, self.step) as progress:
-            log = Log(self.folder)
-            log.truncate_after(self.step)
+        show = Silent if self.quiet else Progress
+        with (
+            show(config.run.name, self.total, self.step) as self.progress,
+            Log(self.folder, warn=self.progress.note) as self.log,
+        ):
+            self.log.truncate_after(self.step)
             for note in self.notes:
-                progress.note(note)
-            self.log, self.progress = log, progress
+                self.progress.note(note)
             for phase in self._phases():
                 self._train(phase)
-            log.close()
         return self.finish()
 
     def finish(self) -> Results:
@@ -183,6 +184,7 @@ class Training:
             batch = phase.batches()
             self.meter.add(phase.step(batch))
             self.step += 1
+            self.progress.update(self.step, {})
             ends = self.step == phase.last
             if self.step % run.log_every == 0 or ends:
                 now = time.monotonic()

@@ -12,7 +12,7 @@ import torch
 from fastmpl.learners.ranks import Ranks
 from fastmpl.loggers import Line, Loggers, TensorBoard
 from fastmpl.metrics import FILE, Evaluation, Log, Meter, read_lines
-from fastmpl.step.moment import Report
+from fastmpl.step.moment import Report, nothing
 
 
 def report(value: float, **fields: float) -> Report:
@@ -33,12 +33,14 @@ class Raising:
 
     def __init__(self) -> None:
         self.asked = 0
+        self.resumed: list[int] = []
 
     def write(self, line: Line) -> None:
         self.asked += 1
         raise ConnectionError("no route to host")
 
-    def resume(self, step: int) -> None: ...
+    def resume(self, step: int) -> None:
+        self.resumed.append(step)
 
     def close(self) -> None: ...
 
@@ -89,7 +91,7 @@ def test_adding_to_a_meter_never_reads_the_device() -> None:
     """A fake tensor raises when its value is asked for."""
     with torch._subclasses.FakeTensorMode():
         meter = Meter()
-        meter.add(report(1.0))
+        meter.add(nothing(torch.zeros(1)))
         with pytest.raises(Exception, match="_local_scalar_dense"):
             meter.read()
 
@@ -198,6 +200,13 @@ def test_a_logger_that_raises_is_warned_about_once_and_not_asked_again(tmp_path:
     assert logger.asked == 1
     assert warnings == ["Raising failed and is switched off, training goes on: no route to host."]
     assert len(read_lines(tmp_path)) == 5
+
+
+def test_loggers_are_told_from_where_a_run_is_resumed(tmp_path: Path) -> None:
+    logger = Raising()
+    with Log(tmp_path, loggers=[logger]) as log:
+        log.truncate_after(4)
+    assert logger.resumed == [4]
 
 
 def test_one_logger_that_raises_does_not_silence_the_others() -> None:

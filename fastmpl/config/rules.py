@@ -180,9 +180,6 @@ NOT_YET: Final[dict[str, tuple[str | int | bool, ...]]] = {
     "system.offload": (False,),
     "system.graph": ("auto", "off"),
     "system.compile": (False,),
-    "system.recompute": (False,),
-    "system.deferred": (False,),
-    "system.accumulate": (1,),
 }
 
 

@@ -16,7 +16,8 @@ from fastmpl.config import NetworkConfig
 from fastmpl.learners.protocol import Gradient, Update
 from fastmpl.learners.rates import rate
 
-Derivative = Callable[[torch.optim.Optimizer, Tensor, Tensor, Tensor], Tensor]
+Tensors = list[Tensor]
+Derivative = Callable[[torch.optim.Optimizer, Tensors, Tensors, Tensors], Tensors]
 
 
 class Row(NamedTuple):
@@ -24,16 +25,20 @@ class Row(NamedTuple):
 
     build: Callable[..., torch.optim.Optimizer]
     state: tuple[str, ...]  # tensors of the parameter's shape, starting at 0
-    derivative: Derivative  # (optimiser, parameter, its gradient, v) -> D v
+    derivative: Derivative  # (optimiser, parameters, their gradients, v) -> D v
 
 
-def _sgd_derivative(optimiser: torch.optim.Optimizer, parameter: Tensor, gradient: Tensor, v: Tensor) -> Tensor:
+def _sgd_derivative(optimiser: torch.optim.Optimizer, parameters: Tensors, gradients: Tensors, v: Tensors) -> Tensors:
     group = optimiser.param_groups[0]
-    lr: Tensor = group["lr"]
-    return v * lr * ((1 + group["momentum"]) if group["nesterov"] else 1)
+    moved = torch._foreach_mul(v, group["lr"])
+    return list(torch._foreach_mul(moved, 1 + group["momentum"])) if group["nesterov"] else list(moved)
 
 
-def _adamw_derivative(optimiser: torch.optim.Optimizer, parameter: Tensor, gradient: Tensor, v: Tensor) -> Tensor:
+def _adamw_derivative(optimiser: torch.optim.Optimizer, parameters: Tensors, gradients: Tensors, v: Tensors) -> Tensors:
+    return [_adamw_rule(optimiser, *each) for each in zip(parameters, gradients, v, strict=True)]
+
+
+def _adamw_rule(optimiser: torch.optim.Optimizer, parameter: Tensor, gradient: Tensor, v: Tensor) -> Tensor:
     """theta' = theta - lr m / (c1 s), s = sqrt(v' / c2) + eps: the quotient rule in g; 0 where v' is 0."""
     group, state = optimiser.param_groups[0], optimiser.state[parameter]
     (beta1, beta2), step = group["betas"], state["step"].to(torch.float64)
@@ -45,13 +50,13 @@ def _adamw_derivative(optimiser: torch.optim.Optimizer, parameter: Tensor, gradi
     return torch.where(root > 0, v * group["lr"] * (by_first - by_second) / c1, 0.0)
 
 
-def _sgd(groups: list[dict[str, object]], lr: Tensor, config: NetworkConfig) -> torch.optim.Optimizer:
+def _sgd(groups: list[dict[str, object]], config: NetworkConfig) -> torch.optim.Optimizer:
     nesterov = config.optimiser == "nesterov"
-    return torch.optim.SGD(groups, lr=lr, momentum=config.momentum, nesterov=nesterov, fused=True)
+    return torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum, nesterov=nesterov, fused=True)
 
 
-def _adamw(groups: list[dict[str, object]], lr: Tensor, config: NetworkConfig) -> torch.optim.Optimizer:
-    return torch.optim.AdamW(groups, lr=lr, betas=(config.momentum, 0.999), fused=True)
+def _adamw(groups: list[dict[str, object]], config: NetworkConfig) -> torch.optim.Optimizer:
+    return torch.optim.AdamW(groups, lr=config.lr, betas=(config.momentum, 0.999), fused=True)
 
 
 ROWS: Mapping[str, Row] = {
@@ -77,7 +82,9 @@ class Optimiser:
             for some, decay in ((decayed, config.weight_decay), (plain, 0.0))
             if some
         ]
-        self.inner = self.row.build(groups, self.lr, config)
+        self.inner = self.row.build(groups, config)
+        for group in self.inner.param_groups:  # not at construction, where torch reads the tensor
+            group["lr"] = self.lr
         for p in self.parameters.values():  # present from the first step on, as a captured graph needs
             self.inner.state[p] = {name: torch.zeros_like(p) for name in self.row.state}
             if config.optimiser == "adamw":
@@ -106,10 +113,9 @@ class Optimiser:
         holds some of the parameters, the inner product runs over those.
         """
         assert update.gradients is not None, "the update was not kept"
-        moved = {
-            name: self.row.derivative(self.inner, self.parameters[name], update.gradients[name], v)
-            for name, v in direction.items()
-        }
+        parameters, gradients = ([held[name] for name in direction] for held in (self.parameters, update.gradients))
+        vectors = self.row.derivative(self.inner, parameters, gradients, list(direction.values()))
+        moved = dict(zip(direction, vectors, strict=True))
         if self.config.clip == 0:
             return moved
         factor = (self.config.clip / update.norm).clamp(max=1.0)
@@ -137,6 +143,9 @@ class Optimiser:
 
 
 def sum_of_products(a: Gradient, b: Gradient) -> Float[Tensor, ""]:
-    """<a, b> over the parameters of `b`."""
-    products = [(a[name] * value).sum() for name, value in b.items()]
-    return torch.stack(products).sum()
+    """<a, b> over the parameters of `b`: two copies and one product, whatever the number of parameters."""
+    return torch.dot(_flat([a[name] for name in b]), _flat(list(b.values())))
+
+
+def _flat(tensors: Tensors) -> Tensor:
+    return torch.cat([tensor.reshape(-1) for tensor in tensors])

@@ -1,7 +1,7 @@
 """A learner in one process, or on data-parallel ranks that each hold the whole network."""
 
 from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Literal
 
 import torch
@@ -16,6 +16,7 @@ from fastmpl.learners.blocks import last_parameters
 from fastmpl.learners.optimisers import Optimiser, sum_of_products
 from fastmpl.learners.protocol import Gradient, Loss, Update
 from fastmpl.learners.ranks import ALONE, Ranks
+from fastmpl.learners.recompute import Recomputation
 from fastmpl.models.norms import frozen_statistics
 from fastmpl.models.stochastic import set_draw
 
@@ -35,9 +36,11 @@ class PlainLearner:
         average: float = 0.0,
         tangent: Literal["jvp", "difference"] = "jvp",
         depth: int = 0,
+        recompute: bool = False,
         ranks: Ranks = ALONE,
     ) -> None:
         self.module = module.train()
+        self.recomputation = Recomputation(module) if recompute else None
         self.parameters = {name: p for name, p in module.named_parameters() if p.requires_grad}
         self.optimiser = Optimiser(self.parameters, config, steps)
         self.average = Average(module, average) if average > 0 else None
@@ -47,7 +50,8 @@ class PlainLearner:
 
     def forward(self, images: Float[Tensor, "N *image"], draw: Int[Tensor, ""]) -> Float[Tensor, "N K"]:
         set_draw(self.module, draw)
-        with self._autocast():
+        recomputed = self.recomputation.on(draw) if self.recomputation else nullcontext()
+        with self._autocast(), recomputed:
             return _full(self.module(images))
 
     @torch.no_grad()
@@ -112,8 +116,8 @@ class PlainLearner:
     def progress(self, update: Update, gradient: Gradient) -> Float[Tensor, ""]:
         """<g', theta - theta'>: to first order what the update took off the validation loss."""
         assert update.old is not None
-        taken = {name: update.old[name] - self.parameters[name].detach() for name in gradient}
-        return sum_of_products(gradient, taken)
+        old, new = ([held[name].detach() for name in gradient] for held in (update.old, self.parameters))
+        return sum_of_products(gradient, dict(zip(gradient, torch._foreach_sub(old, new), strict=True)))
 
     def cosine(self, update: Update, gradient: Gradient) -> Float[Tensor, ""]:
         """The cosine between the update's gradient and another one."""

@@ -8,6 +8,7 @@ from fastmpl.models.build import build
 from fastmpl.models.errors import ModelError
 from fastmpl.models.norms import frozen_statistics
 from fastmpl.models.stochastic import KeyedDropout, KeyedDropPath, replace_dropout, set_draw
+from fastmpl.models.twin import twin
 
 __all__ = [
     "KeyedDropPath",
@@ -17,4 +18,5 @@ __all__ = [
     "frozen_statistics",
     "replace_dropout",
     "set_draw",
+    "twin",
 ]

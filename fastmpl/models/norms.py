@@ -70,3 +70,20 @@ def frozen_statistics(module: nn.Module) -> Iterator[None]:
     finally:
         for norm in changed:
             norm.track_running_stats = True
+
+
+@contextmanager
+def repeated_statistics(module: nn.Module) -> Iterator[None]:
+    """For the second computation of a pass that has recorded its statistics: the same operators, recording nothing.
+
+    `frozen_statistics` would call other operators than the first computation did, which recomputation forbids.
+    """
+    norms = [m for m in module.modules() if isinstance(m, _BatchNorm) and m.training and m.track_running_stats]
+    before = [(norm.momentum, norm.num_batches_tracked) for norm in norms]
+    for norm in norms:
+        norm.momentum, norm.num_batches_tracked = 0.0, None
+    try:
+        yield
+    finally:
+        for norm, (momentum, count) in zip(norms, before, strict=True):
+            norm.momentum, norm.num_batches_tracked = momentum, count

@@ -5,8 +5,9 @@ network before and after an update, a value and its tangent would each see anoth
 (draw, layer, example, unit) alone: set the same draw, see the same network, on a CPU, on a GPU, in a captured graph and
 under recomputation. The mask is a constant factor, so backward and forward mode need no rule of their own.
 
-The draw is a 0-D int64 buffer on the device, shared by all layers of a network and not part of its state dict. Whoever
-runs a step writes it (`set_draw`); examples are numbered by their row in the batch, so two micro-batches, or two ranks,
+The draw is a 0-D int64 buffer of each layer, on its device, the same in all of a network and not in its state dict.
+(One tensor for all would not stay one under `.to`, nor a shared module whole under `functional_call`.) Whoever runs a
+step writes it (`set_draw`); examples are numbered by their row in the batch, so two micro-batches, or two ranks,
 need two draws.
 """
 
@@ -18,18 +19,10 @@ from torch import Tensor, nn
 from fastmpl.models.errors import ModelError
 
 
-class Draw(nn.Module):
-    """Holds the key. All layers share one such module: unlike a tensor it stays shared under `.to` and deepcopy."""
-
-    key: Tensor
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.register_buffer("key", torch.zeros((), dtype=torch.int64), persistent=False)
-
-
 class _Keyed(nn.Module):
-    """A probability, a layer's number and the shared draw."""
+    """A probability, a layer's number and the draw."""
+
+    draw: Tensor
 
     def __init__(self, p: float) -> None:
         super().__init__()
@@ -37,11 +30,11 @@ class _Keyed(nn.Module):
             raise ModelError(f"dropout = {p}: a probability of at least 0 and below 1 is needed.")
         self.p = p
         self.layer = 0
-        self.draw = Draw()
+        self.register_buffer("draw", torch.zeros((), dtype=torch.int64), persistent=False)
 
     def keep(self, rows: int, columns: int) -> Bool[Tensor, "rows columns"]:
         """The mask, bool: one unit of one example each, kept with probability 1 - p."""
-        key = combine(self.draw.key, self.layer)
+        key = combine(self.draw, self.layer)
         return uniform(key, torch.arange(rows, device=key.device), columns) >= self.p
 
     def extra_repr(self) -> str:
@@ -91,7 +84,7 @@ def _keyed(module: nn.Module) -> _Keyed | None:
 
 
 def replace_dropout(module: nn.Module) -> None:
-    """Makes every dropout and stochastic depth inside `module` keyed, numbers them in order, and gives them one draw.
+    """Makes every dropout and stochastic depth inside `module` keyed and numbers them in order.
 
     Functional dropout (a call of F.dropout) is not a module and is not seen here: `other_draws` finds it.
     """
@@ -101,13 +94,16 @@ def replace_dropout(module: nn.Module) -> None:
             if replacement is not None:
                 replacement.train(child.training)
                 setattr(parent, name, replacement)
-    draw = Draw()
-    for number, layer in enumerate(m for m in module.modules() if isinstance(m, _Keyed)):
-        draw.to(layer.draw.key.device)
-        layer.layer, layer.draw = number, draw
+    for number, layer in enumerate(_layers(module)):
+        layer.layer = number
+
+
+def _layers(module: nn.Module) -> list[_Keyed]:
+    return [m for m in module.modules() if isinstance(m, _Keyed)]
 
 
 def set_draw(module: nn.Module, key: Int[Tensor, ""]) -> None:
     """Sets the draw of every keyed layer in `module`, in place (no host sync; nothing where there is no such layer)."""
-    for draw in {id(m.draw): m.draw for m in module.modules() if isinstance(m, _Keyed)}.values():
-        draw.key.copy_(key)
+    draws = [layer.draw for layer in _layers(module)]
+    if draws:
+        torch._foreach_copy_(draws, [key] * len(draws))  # one launch

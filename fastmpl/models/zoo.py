@@ -4,7 +4,6 @@ The only module that knows timm. What cannot be made fit (a network that draws r
 refused here, when it is built, and not at step 1,000.
 """
 
-import copy
 import difflib
 import random
 from typing import Any
@@ -13,6 +12,8 @@ import timm
 import torch
 from timm.layers import BatchNormAct2d, GroupNormAct
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import unset_fake_temporarily
+from torch.func import functional_call
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from fastmpl.models.errors import ModelError
@@ -49,12 +50,13 @@ class _Draws(TorchDispatchMode):  # type: ignore[no-untyped-call]
 def other_draws(model: nn.Module, image_shape: tuple[int, ...]) -> set[str]:
     """The random draws of a training pass that are not keyed, by name; empty for a network that is fit for feedback.
 
-    The pass runs on the `meta` device: no arithmetic, and the model given is not touched.
+    The pass runs on the `meta` device with parameters that stand in: no arithmetic, and the model given is not touched.
     """
-    twin = copy.deepcopy(model).to("meta").train()
+    tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+    stand_ins = {name: torch.empty(t.shape, dtype=t.dtype, device="meta") for name, t in tensors.items()}
     before = random.getstate()
     with _Draws() as draws, torch.no_grad():
-        twin(torch.empty(2, *image_shape, device="meta"))
+        functional_call(model, stand_ins, (torch.empty(2, *image_shape, device="meta"),))
     if random.getstate() != before:
         random.setstate(before)
         draws.found.add("Python's random")
@@ -93,31 +95,20 @@ def _to_group_norm(model: nn.Module) -> None:
             setattr(parent, name, group)
 
 
-def timm_model(name: str, *, classes: int, image_shape: tuple[int, ...], dropout: float, norm: Norm) -> nn.Module:
-    """timm's network of that name with random weights, `classes` outputs and keyed random draws.
-
-    Raises ModelError for an unknown name, for norm = "sync", and for a network whose draws cannot be keyed.
-    """
-    if not timm.is_model(name):
-        near = difflib.get_close_matches(name, timm.list_models(), n=3)
-        hint = f"Did you mean {' or '.join(repr('timm:' + n) for n in near)}?" if near else "See timm.list_models()."
-        raise ModelError(f'model = "timm:{name}": timm {timm.__version__} has no such network. {hint}')
-    if norm == "sync":
-        raise ModelError('norm = "sync" is not available yet: use "batch" (statistics of each rank) or "group".')
-    options: dict[str, object] = {"num_classes": classes, "in_chans": image_shape[0]}
-    if dropout > 0:
-        options["drop_rate"] = dropout
-    if getattr(timm.get_pretrained_cfg(name), "fixed_input_size", False):
-        options["img_size"] = image_shape[1:]
+def _create(name: str, options: dict[str, object]) -> nn.Module:
     try:
         model: nn.Module = timm.create_model(name, pretrained=False, **options)
     except (TypeError, AssertionError, ValueError) as error:
-        raise ModelError(
-            f'model = "timm:{name}" cannot be built for images of {image_shape} with dropout = {dropout}: {error}'
-        ) from error
+        asked = ", ".join(f"{key} = {value}" for key, value in options.items())
+        raise ModelError(f'model = "timm:{name}" cannot be built with {asked}: {error}') from error
+    return model
+
+
+def _fit(model: nn.Module, name: str, image_shape: tuple[int, ...], dropout: float, norm: Norm) -> nn.Module:
+    """Makes timm's network fit for feedback, in place, or refuses it."""
     for module in model.modules():
-        if getattr(module, "fused_attn", False):
-            module.fused_attn = False  # type: ignore[assignment]  # the fused form has no forward-mode rule on a CPU, and a dropout of its own
+        if getattr(module, "fused_attn", False):  # no forward-mode rule on a CPU, and a dropout of its own
+            module.fused_attn = False  # type: ignore[assignment]
     replace_dropout(model)
     if norm == "group":
         _to_group_norm(model)
@@ -129,4 +120,46 @@ def timm_model(name: str, *, classes: int, image_shape: tuple[int, ...], dropout
             f'model = "timm:{name}" draws random numbers in its own code ({", ".join(sorted(found))}), which passes '
             f"that are compared could not repeat: set dropout = 0 or use another network."
         )
+    return model
+
+
+def _to_fake(model: nn.Module) -> None:
+    """Replaces parameters and buffers by fake tensors of the active mode; shared ones stay shared."""
+    fakes: dict[Tensor, Tensor] = {}
+    for module in model.modules():
+        for tensors in (module._parameters, module._buffers):
+            for name, tensor in tensors.items():
+                if tensor is None:
+                    continue
+                if tensor not in fakes:
+                    fake = torch.empty(tensor.shape, dtype=tensor.dtype)
+                    fakes[tensor] = nn.Parameter(fake, tensor.requires_grad) if tensors is module._parameters else fake
+                tensors[name] = fakes[tensor]  # type: ignore[assignment]
+
+
+def timm_model(name: str, *, classes: int, image_shape: tuple[int, ...], dropout: float, norm: Norm) -> nn.Module:
+    """timm's network of that name with random weights, `classes` outputs and keyed random draws.
+
+    Works under FakeTensorMode, although timm's own constructors read tensors: they run outside it, on `meta`.
+    Raises ModelError for an unknown name, for norm = "sync", and for a network whose draws cannot be keyed.
+    """
+    if not timm.is_model(name):
+        near = difflib.get_close_matches(name, timm.list_models(), n=3)
+        hint = f"Did you mean {' or '.join(repr('timm:' + n) for n in near)}?" if near else "See timm.list_models()."
+        raise ModelError(f'model = "timm:{name}": timm {timm.__version__} has no such network. {hint}')
+    if norm == "sync":
+        raise ModelError('norm = "sync" is not available yet: use "batch" (statistics of each rank) or "group".')
+    if len(image_shape) != 3:
+        raise ModelError(
+            f'model = "timm:{name}" needs images (channels, height, width), and the data has {image_shape}.'
+        )
+    options: dict[str, object] = {"num_classes": classes, "in_chans": image_shape[0]}
+    if dropout > 0:
+        options["drop_rate"] = dropout
+    if getattr(timm.get_pretrained_cfg(name), "fixed_input_size", False):
+        options["img_size"] = image_shape[1:]
+    with unset_fake_temporarily() as fake, torch.device("meta" if fake else torch.get_default_device()):
+        model = _fit(_create(name, options), name, image_shape, dropout, norm)
+    if fake:
+        _to_fake(model)
     return model

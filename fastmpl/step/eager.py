@@ -10,7 +10,7 @@ from torch import Tensor
 
 from fastmpl.data.batch import Batch
 from fastmpl.learners.rates import ramp
-from fastmpl.step.moment import Moment, Report
+from fastmpl.step.moment import Moment, Report, moment
 
 Run = Callable[[Sequence[Batch], Moment, Tensor], Report]  # micro-batches, the moment, the feedback's baseline
 
@@ -31,12 +31,13 @@ class EagerStep:
         self.run, self.ramp, self.rank, self.accumulate = run, ramp, rank, accumulate
         self.step: Int[Tensor, ""] = torch.zeros((), dtype=torch.int64, device=device)
         self.baseline: Float[Tensor, ""] = torch.zeros((), device=device)
-        self.seed: Int[Tensor, ""] = torch.full((), seed, dtype=torch.int64, device=device)
+        # far apart for neighbouring seeds, whose steps would else share their draws
+        self.seed: Int[Tensor, ""] = keyed.splitmix64(torch.full((), seed, dtype=torch.int64, device=device))
 
     def __call__(self, batch: Batch) -> Report:
         weight = ramp(self.step, peak=self.ramp.weight, over=self.ramp.steps)
-        moment = Moment(self.step, keyed.combine(self.seed, self.step), weight, self.rank)
-        report = self.run(batch.parts(self.accumulate), moment, self.baseline)
+        now = moment(self.seed, self.step, weight, rank=self.rank, parts=self.accumulate)
+        report = self.run(batch.parts(self.accumulate), now, self.baseline)
         self.step += 1
         return report
 

@@ -15,26 +15,44 @@ from torch import Tensor
 LABEL, TEACHER, OBSERVER, STUDENT, VALIDATION, CONTROL = range(6)
 
 
+PURPOSES = 6
+
+
 class Moment(NamedTuple):
-    """One step's number, key and ramped weight, each 0-D on the device."""
+    """One step's number, keys and ramped weight, on the device; made by `moment`."""
 
     step: Int[Tensor, ""]
-    key: Int[Tensor, ""]
+    draws: Int[Tensor, "P"]  # by purpose
+    passes: Int[Tensor, "parts P"]  # by micro-batch and purpose
     consistency_weight: Float[Tensor, ""]
-    rank: int = 0
-    part_number: int = 0
+    number: int = 0  # of the micro-batch
 
     def draw(self, purpose: int) -> Int[Tensor, ""]:
         """The key of one purpose's draws in this step, the same on every rank: draws of images, or of the step."""
-        return keyed.combine(self.key, purpose)
+        return self.draws[purpose]
 
     def dropout(self, purpose: int) -> Int[Tensor, ""]:
         """The key of one pass's dropout on this rank; passes that are compared share a purpose."""
-        return keyed.combine(self.key, purpose, self.rank, self.part_number)
+        return self.passes[self.number, purpose]
 
     def part(self, number: int) -> "Moment":
         """The same moment for one of the step's micro-batches, whose dropout is its own."""
-        return self._replace(part_number=number)
+        return self._replace(number=number)
+
+
+def moment(
+    seed: Int[Tensor, ""],
+    step: Int[Tensor, ""],
+    consistency_weight: Float[Tensor, ""],
+    *,
+    rank: int = 0,
+    parts: int = 1,
+) -> Moment:
+    """The moment of a step: all its keys at once, since each alone would cost as many launches."""
+    purposes = torch.arange(PURPOSES, device=step.device)
+    draws = keyed.splitmix64(keyed.splitmix64(seed + step) + purposes)
+    numbers = torch.arange(parts, device=step.device).unsqueeze(1)
+    return Moment(step, draws, keyed.splitmix64(draws + rank * parts + numbers + 1), consistency_weight)
 
 
 class Report(NamedTuple):

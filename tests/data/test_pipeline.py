@@ -136,10 +136,12 @@ def test_training_images_have_mean_zero_and_deviation_one(coloured: Images) -> N
     torch.testing.assert_close(normal.std((0, 2, 3)), torch.ones(3), atol=1e-3, rtol=0)
 
 
-def test_a_batch_is_the_caller_s_to_keep(coloured: Images) -> None:
-    opened = stream(coloured)
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_a_batch_is_the_caller_s_to_keep(coloured: Images, channels_last: bool) -> None:
+    opened = stream(coloured, channels_last=channels_last)
     first = opened.next()
     assert first.strong is not None
+    assert first.weak.untyped_storage().resizable()  # memory of torch, not of DALI
     copies = first.weak.clone(), first.strong.clone()
     for _ in range(6):
         opened.next()

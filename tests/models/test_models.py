@@ -6,6 +6,7 @@ import pytest
 import torch
 import torch.autograd.forward_ad as forward_ad
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.func import functional_call
 
 from fastmpl.models import ModelError, build, frozen_statistics, set_draw
@@ -108,6 +109,16 @@ def test_timm_dropout_is_keyed_whether_module_or_function(model):
         other = network(images)
     torch.testing.assert_close(first, again, rtol=0, atol=1e-6)
     assert (first - other).abs().max() > 1e-4
+
+
+@pytest.mark.parametrize(("model", "shape"), [("wrn_10_1", (3, 8, 8)), *TIMM])
+def test_network_can_be_built_of_fake_tensors_and_trained(model, shape):
+    real = make(model, shape, dropout=0.1)
+    with FakeTensorMode():
+        fake = make(model, shape, dropout=0.1)
+        set_draw(fake, torch.zeros((), dtype=torch.int64))
+        fake(torch.empty(2, *shape)).sum().backward()
+    assert {n: p.shape for n, p in real.named_parameters()} == {n: p.grad.shape for n, p in fake.named_parameters()}
 
 
 def test_moving_dropout_into_the_classifier_keeps_the_names_of_the_state_dict():

@@ -6,8 +6,9 @@ import pytest
 import torch
 import torch.autograd.forward_ad as forward_ad
 from torch import nn
+from torch.func import functional_call
 
-from fastmpl.models import KeyedDropout, KeyedDropPath, build, replace_dropout, set_draw
+from fastmpl.models import KeyedDropout, KeyedDropPath, replace_dropout, set_draw
 
 
 def key(value: int) -> torch.Tensor:
@@ -68,13 +69,27 @@ def test_backward_and_tangent_see_the_mask_of_the_value():
     assert torch.equal(tangent, value)
 
 
-def test_draw_stays_shared_after_a_move_and_a_copy():
-    net = build("wrn_10_1", classes=3, image_shape=(3, 8, 8), dropout=0.5, norm="batch", width=1, depth=1, seed=0)
-    net.extra = KeyedDropout(0.5)
+def two_layers() -> nn.Module:
+    net = nn.Sequential(nn.Dropout(0.5), nn.Linear(16, 16), nn.Dropout(0.5))
     replace_dropout(net)
-    for moved in (net.to(torch.float64), copy.deepcopy(net), copy.deepcopy(net).to("meta")):
-        assert moved.extra.draw is moved.dropout.draw
-    assert copy.deepcopy(net).extra.draw is not net.extra.draw
+    return net
+
+
+def test_draw_reaches_every_layer_of_a_moved_copy_and_of_no_other():
+    net = two_layers()
+    copied = copy.deepcopy(net).to(torch.float64)
+    set_draw(copied, key(7))
+    assert [copied[0].draw, copied[2].draw, net[0].draw, net[2].draw] == [7, 7, 0, 0]
+
+
+def test_a_twin_without_storage_sees_the_draw_it_is_given_and_keeps_none():
+    net = two_layers()
+    twin = copy.deepcopy(net).to("meta")
+    set_draw(net, key(7))
+    x = torch.randn(8, 16)
+    given = {**dict(net.named_parameters()), **dict(net.named_buffers())}
+    assert torch.equal(functional_call(twin, given, (x,)), net(x))
+    assert all(b.is_meta for b in twin.buffers())
 
 
 def test_draw_is_no_part_of_the_state_dict():

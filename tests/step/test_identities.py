@@ -306,6 +306,14 @@ def test_a_deferred_teacher_graph_equals_a_kept_one(order: Callable[..., Order])
     assert relative(after(deferred), after(kept)) < 1e-12
 
 
+@pytest.mark.parametrize("deferred", [False, True])
+def test_recomputed_blocks_equal_kept_ones(deferred: bool) -> None:
+    method = MetaPseudoLabels(unlabelled=4, consistency=CONSISTENCY)
+    settings: dict[str, Any] = dict(**LEARNING, norm=True, dropout=0.3, order=split(method, deferred=deferred))
+    kept, recomputed = World(method, **settings), World(method, **settings, recompute=True)
+    assert relative(after(recomputed), after(kept)) < 1e-12
+
+
 @pytest.mark.parametrize("order", [split, joint])
 @pytest.mark.parametrize("deferred", [False, True])
 def test_running_statistics_are_updated_once_per_network_and_step(order: Callable[..., Order], deferred: bool) -> None:

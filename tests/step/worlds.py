@@ -12,7 +12,7 @@ from fastmpl.learners.plain import PlainLearner
 from fastmpl.methods.mpl import MetaPseudoLabels
 from fastmpl.models.stochastic import KeyedDropout, replace_dropout
 from fastmpl.step.meta import meta_step
-from fastmpl.step.moment import Moment, Report
+from fastmpl.step.moment import Moment, Report, moment
 from fastmpl.step.order import Order, split
 
 CLASSES, FEATURES, HIDDEN = 3, 5, 7
@@ -75,14 +75,21 @@ class World:
     order: Order | None = None
     tangent: str = "jvp"
     parts: int = 1
+    recompute: bool = False
 
     def __post_init__(self) -> None:
-        self.teacher = PlainLearner(network(1, norm=self.norm, dropout=self.dropout), self.teacher_config, steps=1000)
+        self.teacher = PlainLearner(
+            network(1, norm=self.norm, dropout=self.dropout),
+            self.teacher_config,
+            steps=1000,
+            recompute=self.recompute,
+        )
         self.student = PlainLearner(
             network(2, norm=self.norm, dropout=self.dropout),
             self.student_config,
             steps=1000,
             tangent=self.tangent,  # type: ignore[arg-type]
+            recompute=self.recompute,
         )
         self.baseline = torch.zeros((), dtype=torch.float64)
 
@@ -91,7 +98,7 @@ class World:
 
     def moment(self, step: int) -> Moment:
         weight = torch.tensor(0.7, dtype=torch.float64)
-        return Moment(torch.tensor(step), torch.tensor(1234 + step), weight)
+        return moment(torch.tensor(1234), torch.tensor(step), weight, parts=self.parts)
 
     def take(self, step: int) -> Report:
         """One step of both."""

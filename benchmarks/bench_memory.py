@@ -1,0 +1,69 @@
+"""Peak live bytes and arithmetic of a step by schedule, predicted on fake tensors: `python -m benchmarks.bench_memory`.
+
+Two networks at 224 px, B = 8, U = 56, float32, scalar feedback unless said otherwise, labels and feedback on the strong
+view. Nothing is computed: the bytes are those of every storage a real step would hold (see fastmpl.step.accounting).
+"""
+
+import argparse
+
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from benchmarks.records import Record, Row, save
+from benchmarks.steps import EFFICIENTNET_B7, RESNET50, WRN, Size, Step
+from fastmpl.step.accounting import Account, arithmetic, measure
+
+ARMS: dict[str, dict[str, object]] = {
+    "published order": {"schedule": "published"},
+    "joint": {"schedule": "joint"},
+    "joint, deferred": {"schedule": "joint", "deferred": True},
+    "split": {},
+    "split, deferred": {"deferred": True},
+    "split, deferred, recomputed": {"deferred": True, "recompute": True},
+    "split, deferred, exact (jvp)": {"deferred": True, "kind": "exact"},
+    "split, deferred, exact (difference)": {"deferred": True, "kind": "exact", "tangent": "difference"},
+    "split, deferred, recomputed, exact": {"deferred": True, "recompute": True, "kind": "exact"},
+    "supervised, one network": {"schedule": "supervised"},
+    "supervised, one network, recomputed": {"schedule": "supervised", "recompute": True},
+}
+
+
+def account(size: Size, **settings: object) -> tuple[Account, int]:
+    """Bytes and operators of the second step, and its arithmetic."""
+    with FakeTensorMode():
+        step = Step(size, **settings)  # type: ignore[arg-type]
+        step()
+        return measure(step, *step.held), arithmetic(step)
+
+
+def rows(size: Size) -> list[Row]:
+    found = {arm: account(size, **settings) for arm, settings in ARMS.items()}
+    published, flops = found["published order"]
+    one, _ = found["supervised, one network"]
+    return [
+        {
+            "network": size.model,
+            "step": arm,
+            "peak": f"{bytes.peak_bytes / 2**30:.2f} GiB",
+            "of the published order": f"{bytes.peak_bytes / published.peak_bytes:.2f}x",
+            "of supervised": f"{bytes.peak_bytes / one.peak_bytes:.2f}x",
+            "arithmetic": f"{work / flops:.2f}x",
+            "operators": bytes.operations,
+        }
+        for arm, (bytes, work) in found.items()
+    ]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--networks", nargs="*", default=["resnet50", "efficientnet_b7", "wrn_28_2"])
+    asked = parser.parse_args().networks
+    sizes = {"resnet50": RESNET50, "efficientnet_b7": EFFICIENTNET_B7, "wrn_28_2": WRN}
+    found = [row for name in asked for row in rows(sizes[name])]
+    for row in found:
+        print("  ".join(str(value) for value in row.values()))
+    config = {"labelled": 8, "unlabelled": 56, "pixels": 224, "precision": "float32", "tensors": "fake"}
+    print(save(Record("memory", "table", found, config)))
+
+
+if __name__ == "__main__":
+    main()

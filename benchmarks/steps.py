@@ -1,0 +1,162 @@
+"""The steps that are compared: one network pair, one batch, one schedule each; and the published order of the step."""
+
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any, Literal
+
+import torch
+from torch import nn
+
+from fastmpl.config import NetworkConfig
+from fastmpl.data.batch import Batch
+from fastmpl.learners.plain import PlainLearner
+from fastmpl.methods.feedback import feedback_loss
+from fastmpl.methods.mpl import Feedback, MetaPseudoLabels
+from fastmpl.methods.supervised import Supervised
+from fastmpl.methods.targets import cross_entropy
+from fastmpl.methods.uda import Consistency
+from fastmpl.methods.views import by_view, images
+from fastmpl.models import build
+from fastmpl.step.alone import alone_step
+from fastmpl.step.meta import meta_step
+from fastmpl.step.moment import LABEL, STUDENT, TEACHER, VALIDATION, moment
+from fastmpl.step.order import Order, joint, split
+
+NESTEROV = NetworkConfig(optimiser="nesterov", lr=0.05, warmup=0, schedule="constant")
+
+
+@dataclass(frozen=True)
+class Size:
+    """What is trained on."""
+
+    model: str
+    pixels: int
+    labelled: int
+    unlabelled: int
+    classes: int = 10
+
+    def network(self, seed: int) -> nn.Module:
+        shape = (3, self.pixels, self.pixels)
+        return build(
+            self.model, classes=self.classes, image_shape=shape, dropout=0.0, norm="batch", width=64, depth=3, seed=seed
+        )
+
+    def batch(self) -> Batch:
+        """Noise: a step's cost does not depend on what is in the pictures."""
+
+        def pictures(n: int) -> torch.Tensor:
+            return torch.randn(n, 3, self.pixels, self.pixels)
+
+        return Batch(
+            labelled=pictures(self.labelled),
+            targets=torch.arange(self.labelled) % self.classes,
+            labelled_index=torch.arange(self.labelled),
+            weak=pictures(self.unlabelled),
+            strong=pictures(self.unlabelled),
+            unlabelled_index=torch.arange(self.unlabelled),
+        )
+
+
+WRN = Size("wrn_28_2", 32, 8, 56)
+RESNET50 = Size("timm:resnet50", 224, 8, 56, classes=1000)
+EFFICIENTNET_B7 = Size("timm:tf_efficientnet_b7", 224, 8, 56, classes=1000)
+
+
+@dataclass
+class Step:
+    """A step that can be called again and again, and what it holds."""
+
+    size: Size
+    kind: Literal["exact", "scalar", "off"] = "scalar"
+    schedule: Literal["split", "joint", "published", "supervised"] = "split"
+    deferred: bool = False
+    recompute: bool = False
+    label_view: Literal["weak", "strong"] = "strong"
+    tangent: Literal["jvp", "difference"] = "jvp"
+    precision: Literal["float32", "bf16"] = "float32"
+    channels_last: bool = False
+    prepare: Any = None  # called with each network before it learns
+    held: list[object] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        def learner(seed: int) -> PlainLearner:
+            module = self.size.network(seed)
+            if self.channels_last:
+                module = module.to(memory_format=torch.channels_last)
+            if self.prepare is not None:
+                self.prepare(module)
+            return PlainLearner(
+                module,
+                NESTEROV,
+                steps=1000,
+                recompute=self.recompute,
+                tangent=self.tangent,
+                precision=self.precision,
+            )
+
+        self.student = learner(1)
+        self.batch = self.size.batch()
+        if self.channels_last:
+            last = torch.channels_last
+            self.batch = self.batch._replace(
+                labelled=self.batch.labelled.to(memory_format=last),
+                weak=self.batch.weak.to(memory_format=last),
+                strong=self.batch.strong.to(memory_format=last),
+            )
+        self.baseline = torch.zeros(())
+        self.step = torch.zeros((), dtype=torch.int64)
+        self.weight = torch.ones(())
+        self.held = [self.student.state(), tuple(part for part in self.batch if part is not None)]
+        if self.schedule == "supervised":
+            return
+        self.teacher = learner(2)
+        self.held.append(self.teacher.state())
+        self.method = MetaPseudoLabels(
+            unlabelled=self.size.unlabelled,
+            targets="soft" if self.kind == "exact" else "sampled",
+            label_view=self.label_view,
+            feedback=Feedback(self.kind),
+            consistency=Consistency(),
+        )
+
+    def __call__(self) -> object:
+        self.moment = moment(self.step, self.step, self.weight)
+        if self.schedule == "supervised":
+            return self._supervised()
+        if self.schedule == "published":
+            return published(self)
+        order = {"split": split, "joint": joint}[self.schedule](self.method, deferred=self.deferred)
+        step = partial(meta_step, self.method, order, self.teacher, self.student)
+        return step([self.batch], self.moment, self.baseline)
+
+    def _supervised(self) -> object:
+        """One network, supervised, on as many images as the whole step has: the memory that MPL is measured against."""
+        every = torch.cat([self.batch.labelled, self.batch.strong])
+        targets = torch.arange(len(every)) % self.size.classes
+        return alone_step(
+            Supervised(), self.student, [self.batch._replace(labelled=every, targets=targets)], self.moment
+        )
+
+
+def published(step: Step) -> torch.Tensor:
+    """The order of the public implementation kekmodel/MPL-pytorch at 7dc6297, with the sign put right.
+
+    The teacher's graph over labelled, weak and strong images is alive throughout the student's step; labelled rows go
+    through the student's backward; "before" is read out of the student's larger batch. The labels are sampled from,
+    and credited to, the strong view, as in every variant it is compared with.
+    """
+    method, batch, moment, teacher, student = step.method, step.batch, step.moment, step.teacher, step.student
+    order = Order(("labelled", "weak", "strong"), (), ("labelled", "strong"))
+    seen = by_view(teacher.forward(images(batch, order.teacher), moment.dropout(TEACHER)), batch, order.teacher)
+    labels = method.label(seen.detach(), moment.draw(LABEL), batch.unlabelled_index)
+    learnt = by_view(student.forward(images(batch, order.student), moment.dropout(STUDENT)), batch, order.student)
+    before = method.validate(learnt.of("labelled").detach(), batch.targets)
+    student.accumulate(cross_entropy(labels, learnt.of("strong")))
+    student.apply(moment.step)
+    after = method.validate(student.observe(batch.labelled, moment.dropout(VALIDATION)), batch.targets)
+    taught = method.teach(seen, batch.targets, labels, None, moment.consistency_weight)
+    logits = seen.of("strong")
+    fed = feedback_loss("scalar", before - after, logits, labels, temperature=1.0, images=method.unlabelled)
+    teacher.accumulate(taught.loss + fed)
+    teacher.apply(moment.step)
+    return after
