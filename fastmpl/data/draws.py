@@ -26,6 +26,7 @@ class Purpose(IntEnum):
     NOISE = 104
     ORDER = 105
     VIEWS = 106
+    EXPERIMENT = 107
 
 
 class Stream(IntEnum):
