@@ -103,6 +103,29 @@ def distill(asked: Distill, config: Config) -> None:
 
 
 @dataclass(frozen=True)
+class Ablate:
+    """Trains a configuration with its feedback off, on, shuffled and flipped, and tests the difference over seeds."""
+
+    config: Positional[Path]
+    """TOML file; launch/configs holds examples."""
+    seeds: int = 5
+    """Seeds 0, 1, ...: each is a split, draws and initial weights that all arms share."""
+    output: Path | None = None
+    """Folder of the runs and the report, by default runs/ablate-NAME; finished runs are not trained again."""
+    jobs: int = 0
+    """Runs at a time, one thread each; 0: one a core."""
+    debug: FlagCreatePairsOff[bool] = False
+    """Show where in the code an error came from."""
+
+
+def ablate(asked: Ablate, config: Config) -> None:
+    from fastmpl import ablation
+
+    folder = asked.output or Path(config.run.output) / f"ablate-{config.run.name}"
+    print(f"\nreport: {ablation.run(config, folder, asked.seeds, asked.jobs or None)}")
+
+
+@dataclass(frozen=True)
 class Demo:
     """Trains two small tables on real data: what feedback does with few labels, and with noisy ones."""
 
@@ -141,6 +164,7 @@ CONFIGURED: Final[dict[str, tuple[type[Any], Callable[[Any, Config], None]]]] = 
     "train": (Train, train),
     "check": (Check, check),
     "distill": (Distill, distill),
+    "ablate": (Ablate, ablate),
 }
 OTHERS: Final[dict[str, tuple[type[Any], Callable[[Any], None]]]] = {
     "demo": (Demo, demo),
