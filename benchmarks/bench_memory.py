@@ -8,7 +8,7 @@ import argparse
 
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from benchmarks.records import Record, Row, save
+from benchmarks.records import Record, Row, Scalar, save
 from benchmarks.steps import EFFICIENTNET_B7, RESNET50, WRN, Size, Step
 from fastmpl.step.accounting import Account, arithmetic, measure
 
@@ -61,7 +61,13 @@ def main() -> None:
     found = [row for name in asked for row in rows(sizes[name])]
     for row in found:
         print("  ".join(str(value) for value in row.values()))
-    config = {"labelled": 8, "unlabelled": 56, "pixels": 224, "precision": "float32", "tensors": "fake"}
+    config: dict[str, Scalar] = {
+        "labelled": 8,
+        "unlabelled": 56,
+        "pixels": 224,
+        "precision": "float32",
+        "tensors": "fake",
+    }
     print(save(Record("memory", "table", found, config)))
 
 

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from benchmarks.records import Record, Row, save
+from benchmarks.records import Record, Row, Scalar, save
 from fastmpl import demo
 
 
@@ -14,7 +14,7 @@ def main() -> None:
         for row in arms
         for seed, accuracy in enumerate(row.accuracies)
     ]
-    config = {"baseline": "MPL, feedback off", "unit": " %"}
+    config: dict[str, Scalar] = {"baseline": "MPL, feedback off", "unit": " %"}
     print(save(Record("demo", "experiment", rows, config)))
 
 

@@ -1,3 +1,23 @@
 """Meta Pseudo Labels and ReducedMPL: correct, cheap teacher-student training on one CPU, one GPU or many."""
 
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from fastmpl.trainer import Results
+
 __version__ = "0.1.0"
+
+
+def train(
+    config: str | Path, overrides: Mapping[str, Any] | None = None, *, resume: str = "auto", quiet: bool = False
+) -> "Results":
+    """Trains the run of a TOML file, or continues it, as `fastmpl train` does.
+
+    overrides: dotted keys over the file's, such as `{"student.lr": 0.1}`. Raises fastmpl.errors.FastMPLError's family.
+    """
+    from fastmpl import trainer  # torch takes seconds to import
+    from fastmpl.config import load
+
+    return trainer.train(load(config, overrides), resume=resume, quiet=quiet)

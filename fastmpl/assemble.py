@@ -84,7 +84,7 @@ def assemble(
     def learner(section: NetworkConfig, seed: int, average: float) -> PlainLearner:
         module = trained(section, config.run.seed * 1009 + seed)
         return PlainLearner(
-            module.to(device).to(memory_format=_memory_format(config)),
+            _placed(module, config, device),
             section,
             steps=config.run.steps,
             precision=config.system.precision,
@@ -109,7 +109,7 @@ def assemble(
         alone = alone_of(config)
         labeller = None
         if alone.labeller == "fixed":
-            labeller = (StoredTeacher() if config.data.store else fixed_teacher()).to(device).eval()
+            labeller = _placed(StoredTeacher() if config.data.store else fixed_teacher(), config, device).eval()
         run = partial(_run_alone, alone, student, labeller)
     step = EagerStep(
         run, seed=config.run.seed, ramp=consistency_ramp, device=device, accumulate=config.system.accumulate
@@ -184,5 +184,8 @@ def _run_alone(
     return alone_step(method, student, parts, moment, given)
 
 
-def _memory_format(config: Config) -> torch.memory_format:
-    return torch.channels_last if config.system.channels_last else torch.contiguous_format
+def _placed(module: nn.Module, config: Config, device: torch.device) -> nn.Module:
+    """On its device, in the memory format asked for. Calls nothing where nothing changes: fake tensors refuse it."""
+    if device.type != "cpu":
+        module = module.to(device)
+    return module.to(memory_format=torch.channels_last) if config.system.channels_last else module

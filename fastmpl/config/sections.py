@@ -70,6 +70,7 @@ class DataConfig(_Section):
     batch_unlabelled: Positive = _key(448, "Unlabelled images a step, over all ranks.")
     batch_trusted: Count = _rare(0, "Trusted images a step, over all ranks; 0: as batch_labelled.")
     flip: bool = _rare(True, "Whether both views are mirrored at random.")
+    shift: Share = _key(0.125, "Largest random shift of both views, as a share of the side; 0: off.")
     rand_augment: Annotated[
         tuple[Annotated[int, Field(ge=0, le=16)], Annotated[int, Field(ge=0, le=30)]], Field(strict=False)
     ] = _key((2, 10), "RandAugment's operations and magnitude for the strong view; 0 operations: off.")

@@ -65,6 +65,7 @@ def fingerprint(prepared: Prepared, settings: DataSettings, seed: int) -> dict[s
         "flip": settings.flip,
         "rand_augment": list(settings.rand_augment),
         "cutout": settings.cutout,
+        "shift": settings.shift,
     }
 
 

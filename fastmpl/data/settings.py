@@ -35,6 +35,8 @@ class DataSettings(Protocol):
     @property
     def flip(self) -> bool: ...
     @property
+    def shift(self) -> float: ...  # largest, as a fraction of the side; 0: off
+    @property
     def rand_augment(self) -> tuple[int, int]: ...  # operations, magnitude of 30; 0 operations: off
     @property
     def cutout(self) -> float: ...  # fraction of the side; 0: off

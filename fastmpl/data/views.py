@@ -1,6 +1,6 @@
 """What is done to one image to make its weak and its strong view: numbers only, drawn for a batch at a time.
 
-Weak: an optional horizontal flip and a shift by up to an eighth of the side. Strong: a flip and shift of its own, then
+Weak: an optional horizontal flip and a shift by up to some share of the side. Strong: a flip and shift of its own, then
 RandAugment (Cubuk et al. 2020), then cutout (DeVries and Taylor 2017: a square whose centre is uniform over the image,
 clipped at the border). Each draw has a column of its own, used or not, so that switching one augmentation off leaves
 all others as they were. How pixels are moved is the pipeline's business.
@@ -26,10 +26,7 @@ class Augmentation(NamedTuple):
     operations: int  # of RandAugment; 0: off
     magnitude: int
     cut: int  # side of cutout's square; 0: off
-
-    @property
-    def shift(self) -> int:
-        return self.size // 8
+    shift: int  # largest, in either direction; 0: off
 
     @property
     def columns(self) -> int:
@@ -58,7 +55,8 @@ def augmentation(settings: DataSettings) -> Augmentation:
     """The views that the [data] section asks for."""
     operations, magnitude = settings.rand_augment
     cut = round(settings.cutout * settings.image_size)
-    return Augmentation(settings.image_size, settings.flip, operations, magnitude, cut)
+    shift = int(settings.shift * settings.image_size)
+    return Augmentation(settings.image_size, settings.flip, operations, magnitude, cut, shift)
 
 
 def _below(u: NDArray[np.float32], n: int) -> NDArray[np.int32]:

@@ -160,10 +160,6 @@ REFUSED = [
     ({"data.source": "folder"}, 'data.source = "folder" needs data.root, the folder of your data.'),
     ({"system.accumulate": 3}, "data.batch_labelled = 64 is not a multiple of system.accumulate = 3."),
     (
-        {"system.accumulate": 64},
-        "system.accumulate = 64 is not in this version yet. Use 1.",
-    ),
-    (
         {"data.batch_unlabelled": 447, "system.accumulate": 2},
         "data.batch_unlabelled = 447 is not a multiple of system.accumulate = 2.",
     ),
@@ -212,9 +208,6 @@ NOT_BUILT = [
     ({"system.engine": "zero"}, "system.engine", '"zero"', '"plain"'),
     ({"system.graph": "on"}, "system.graph", '"on"', '"auto" or "off"'),
     ({"system.compile": True}, "system.compile", "true", "false"),
-    ({"system.recompute": True}, "system.recompute", "true", "false"),
-    ({"system.deferred": True}, "system.deferred", "true", "false"),
-    ({"system.accumulate": 2}, "system.accumulate", "2", "1"),
 ]
 
 

@@ -19,7 +19,7 @@ from fastmpl.data.order import Order
 pytest.importorskip("nvidia.dali", reason="install nvidia-dali-cuda130 to test the image pipeline")
 from fastmpl.data.pipeline import ImageStream
 
-HOW = views.Augmentation(size=16, flip=True, operations=0, magnitude=0, cut=6)
+HOW = views.Augmentation(size=16, flip=True, operations=0, magnitude=0, cut=6, shift=2)
 Images = NDArray[np.uint8]
 
 
@@ -70,7 +70,7 @@ def test_the_strong_view_is_not_the_weak_view(coloured: Images) -> None:
 
 
 def test_without_any_augmentation_both_views_are_the_evaluated_image(coloured: Images) -> None:
-    still = views.Augmentation(size=7, flip=False, operations=0, magnitude=0, cut=0)  # 7 // 8: no shift
+    still = views.Augmentation(size=7, flip=False, operations=0, magnitude=0, cut=0, shift=0)
     tiny = np.ascontiguousarray(coloured[:, :7, :7])
     seen = stream(tiny, still).next()
     whole = centre_view(tiny[seen.index.numpy()], 7, measure(tiny))
@@ -80,7 +80,7 @@ def test_without_any_augmentation_both_views_are_the_evaluated_image(coloured: I
 
 def test_every_operation_of_rand_augment_is_the_one_drawn(coloured: Images) -> None:
     """Identity, posterise, solarise and inversion-like point operations can be recomputed from the draw alone."""
-    how = views.Augmentation(size=7, flip=False, operations=1, magnitude=30, cut=0)
+    how = views.Augmentation(size=7, flip=False, operations=1, magnitude=30, cut=0, shift=0)
     tiny = np.ascontiguousarray(coloured[:, :7, :7])
     order = Order(np.arange(len(tiny)), 400, Stream.UNLABELLED, seed=5)
     constants = Normalisation((0.0,) * 3, (1.0,) * 3)
@@ -99,7 +99,7 @@ def test_every_operation_of_rand_augment_is_the_one_drawn(coloured: Images) -> N
 
 def test_a_translation_never_leaves_the_image(coloured: Images) -> None:
     """The library's largest shift is 100 pixels whatever the size, which would leave nothing of a small image."""
-    how = views.Augmentation(size=16, flip=False, operations=1, magnitude=30, cut=0)
+    how = views.Augmentation(size=16, flip=False, operations=1, magnitude=30, cut=0, shift=2)
     order = Order(np.arange(len(coloured)), 200, Stream.UNLABELLED, seed=5)
     seen = ImageStream(coloured, order, how, Normalisation((128.0,) * 3, (1.0,) * 3), two_views=True).next()
     assert seen.strong is not None
@@ -120,7 +120,7 @@ def test_grey_images_become_three_equal_channels(coloured: Images) -> None:
 def test_a_resized_training_image_is_the_resized_evaluated_one(size: int) -> None:
     smooth = np.indices((16, 16)).sum(0)[None, ..., None] * np.arange(1, 6)[:, None, None, None]
     images = smooth.astype(np.uint8)
-    how = views.Augmentation(size=size, flip=False, operations=0, magnitude=0, cut=0)
+    how = views.Augmentation(size=size, flip=False, operations=0, magnitude=0, cut=0, shift=size // 8)
     order = Order(np.arange(5), 200, Stream.UNLABELLED, seed=5)
     unscaled = Normalisation((0.0,) * 3, (1.0,) * 3)
     seen = ImageStream(images, order, how, unscaled, two_views=False).next()

@@ -6,7 +6,7 @@ from numpy.typing import NDArray
 
 from fastmpl.data import draws, views
 
-HOW = views.Augmentation(size=32, flip=True, operations=2, magnitude=10, cut=16)
+HOW = views.Augmentation(size=32, flip=True, operations=2, magnitude=10, cut=16, shift=4)
 
 
 @pytest.fixture
@@ -15,10 +15,11 @@ def u() -> NDArray[np.float32]:
 
 
 @pytest.mark.parametrize(("size", "shift"), [(8, 1), (28, 3), (32, 4), (224, 28)])
-def test_a_shift_reaches_an_eighth_of_the_side_both_ways_and_no_further(
+def test_a_shift_reaches_as_far_as_asked_both_ways_and_no_further(
     u: NDArray[np.float32], size: int, shift: int
 ) -> None:
-    for start in (views.weak(u, HOW._replace(size=size)).start, views.strong(u, HOW._replace(size=size)).start):
+    how = HOW._replace(size=size, shift=shift)
+    for start in (views.weak(u, how).start, views.strong(u, how).start):
         assert start.shape == (4000, 2)
         assert start.min(0).tolist() == [-shift, -shift]
         assert start.max(0).tolist() == [shift, shift]
@@ -68,6 +69,6 @@ def test_switching_an_augmentation_off_leaves_the_other_draws_alone(u: NDArray[n
 
 def test_settings_are_read_in_pixels() -> None:
     class Settings:
-        image_size, flip, rand_augment, cutout = 28, False, (2, 9), 0.5
+        image_size, flip, rand_augment, cutout, shift = 28, False, (2, 9), 0.5, 0.125
 
-    assert views.augmentation(Settings()) == views.Augmentation(28, False, 2, 9, 14)  # type: ignore[arg-type]
+    assert views.augmentation(Settings()) == views.Augmentation(28, False, 2, 9, 14, 3)  # type: ignore[arg-type]
