@@ -5,13 +5,19 @@ Nothing is selected on test images.
 """
 
 import argparse
-from collections.abc import Sequence
+import os
+from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
+from typing import TypeVar
 
 from benchmarks.environment import ROOT
 from benchmarks.records import RESULTS, Record, Row, Scalar, save
 from fastmpl.experiment import Outcome
 
+T = TypeVar("T")
+R = TypeVar("R")
 CONFIGS = ROOT / "launch" / "configs"
 
 
@@ -57,3 +63,12 @@ def record(asked: argparse.Namespace, rows: list[Row], baseline: str | None = No
     path = save(Record(asked.record, "experiment", rows, known), asked.results)
     tell(f"record: {path}")
     return path
+
+
+def parallel(work: Callable[[T], R], items: Sequence[T], jobs: int | None) -> list[R]:
+    """`work` of each item, `jobs` at a time, one thread each. Work and items are sent to fresh processes."""
+    if not items:
+        return []
+    os.environ["OMP_NUM_THREADS"] = "1"  # read by the workers when they import torch
+    with ProcessPoolExecutor(min(jobs or os.cpu_count() or 1, len(items)), mp_context=get_context("spawn")) as pool:
+        return list(pool.map(work, items))
