@@ -4,8 +4,13 @@ exchanged     six classes exchanged in pairs (0 and 1, 2 and 3, 5 and 7): every 
 many_to_one   three classes named as another (4 as 2, 6 as 0, 9 as 7): what is lost must be guessed from soft scores
 prior_shift   classes 0 to 4 seen a twentieth as often, and scores sharpened by 3: biased and over-confident
 none          true labels
+
+    python -m benchmarks.experiments.large_teacher exchanged --output runs/probabilities.npy
+
+writes such a teacher's probabilities of all training images: a file as any model could have written it.
 """
 
+import argparse
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -15,7 +20,8 @@ import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 
-from fastmpl.config import Config
+from benchmarks.experiments.common import CONFIGS
+from fastmpl.config import Config, load
 from fastmpl.data import draws
 from fastmpl.data.build import Data
 from fastmpl.data.build import build as build_data
@@ -23,7 +29,7 @@ from fastmpl.data.store import HEADER
 from fastmpl.distill import Source, distill
 from fastmpl.models import build
 
-TRAINED_ON, BATCH, RATE = 10_000, 128, 1e-3
+TRAINED_ON, BATCH, RATE, STEPS = 10_000, 128, 1e-3, 600
 BIASES = ("exchanged", "many_to_one", "prior_shift", "none")
 _RENAMED = {
     "exchanged": {0: 1, 1: 0, 2: 3, 3: 2, 5: 7, 7: 5},
@@ -40,11 +46,7 @@ def stored_teacher(config: Config, bias: str, folder: Path, *, steps: int, tell:
     note = folder / "teacher.json"
     if note.is_file() and (folder / HEADER).is_file():
         return float(json.loads(note.read_text())["test"])
-    data = build_data(config.data.model_copy(update={"store": ""}), seed=config.run.seed)
-    infer = _trained(data, bias, config.run.seed, steps)
-    parts = torch.split(torch.arange(len(data.truth)), 5000)
-    rows = np.concatenate([infer(data.examples(part.numpy()).images) for part in parts])
-    test = float((infer(data.test.images).argmax(1) == data.test.labels.numpy()).mean())
+    rows, test = probabilities(config, bias, steps)
     folder.mkdir(parents=True, exist_ok=True)
     file = folder.with_name(f"{folder.name}.npy")
     np.save(file, rows)
@@ -52,6 +54,15 @@ def stored_teacher(config: Config, bias: str, folder: Path, *, steps: int, tell:
     file.unlink()
     note.write_text(json.dumps({"test": test}) + "\n")
     return test
+
+
+def probabilities(config: Config, bias: str, steps: int) -> tuple[NDArray[np.float32], float]:
+    """The distributions [N, K] of a teacher of `config`'s seed over all training images, and its test accuracy."""
+    data = build_data(config.data.model_copy(update={"store": ""}), seed=config.run.seed)
+    infer = _trained(data, bias, config.run.seed, steps)
+    parts = torch.split(torch.arange(len(data.truth)), 5000)
+    rows = np.concatenate([infer(data.examples(part.numpy()).images) for part in parts])
+    return rows, float((infer(data.test.images).argmax(1) == data.test.labels.numpy()).mean())
 
 
 def _trained(data: Data, bias: str, seed: int, steps: int) -> Callable[[torch.Tensor], NDArray[np.float32]]:
@@ -95,3 +106,19 @@ def _members(data: Data, bias: str, seed: int) -> NDArray[np.int64]:
         few = data.truth.numpy()[order] < 5
         order = order[~few | (np.cumsum(few) <= TRAINED_ON // 40)]
     return order[:TRAINED_ON]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("bias", choices=BIASES)
+    parser.add_argument("--output", type=Path, default=Path("runs/probabilities.npy"))
+    parser.add_argument("--steps", type=int, default=STEPS)
+    asked = parser.parse_args()
+    rows, test = probabilities(load(CONFIGS / "fashion_mnist_reduced.toml"), asked.bias, asked.steps)
+    asked.output.parent.mkdir(parents=True, exist_ok=True)
+    np.save(asked.output, rows)
+    print(f"{asked.output}: {len(rows):,} rows; this teacher is right about {100 * test:.1f} % of the test images.")
+
+
+if __name__ == "__main__":
+    main()

@@ -15,12 +15,11 @@ from typing import Any
 import torch
 
 from benchmarks.experiments.common import CONFIGS, options, record, row, run_rows, tell
-from benchmarks.experiments.large_teacher import BIASES, stored_teacher
+from benchmarks.experiments.large_teacher import BIASES, STEPS, stored_teacher
 from benchmarks.records import Row
 from fastmpl.experiment import Arm, run_arms
 
 CONFIG = CONFIGS / "fashion_mnist_reduced.toml"
-TEACHER_STEPS = 600
 ALONE = {"method.supervised_weight": 0.0}  # the feedback, and no supervised loss of the teacher
 SAMPLED = {**ALONE, "method.targets": "sampled"}
 ARMS: Mapping[str, Mapping[str, Any]] = {
@@ -65,7 +64,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for bias in asked.biases:
         configs = [Arm("large", CONFIG).of(seed, asked.output) for seed in range(asked.seeds)]
         large[bias] = [
-            stored_teacher(config, bias, stores / f"{bias}-{seed}", steps=TEACHER_STEPS, tell=tell)
+            stored_teacher(config, bias, stores / f"{bias}-{seed}", steps=STEPS, tell=tell)
             for seed, config in enumerate(configs)
         ]
     cases = [(bias, labels) for bias in asked.biases for labels in asked.labels]
