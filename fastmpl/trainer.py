@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import torch
-from fastmpl_kernels import dispatch
 
 from fastmpl import checkpoint, finetune
 from fastmpl.assemble import Trainee, assemble, below
@@ -25,6 +24,8 @@ from fastmpl.metrics import Evaluation, Log, Meter
 from fastmpl.networks import fixed_teacher, save_network
 from fastmpl.progress import Progress, Silent
 from fastmpl.step.eager import EagerStep
+from fastmpl.step.graphed import GraphedStep
+from fastmpl_kernels import dispatch
 
 # May differ between a run and its continuation: they change neither the data nor the arithmetic.
 HARMLESS = {
@@ -49,7 +50,7 @@ class Phase(NamedTuple):
 
     name: Literal["train", "finetune"]
     last: int
-    step: EagerStep
+    step: EagerStep | GraphedStep
     batches: Callable[[], Batch]
     networks: dict[Network, PlainLearner]  # what is evaluated, "average" being the student's
 
@@ -169,7 +170,7 @@ class Training:
         """The phases that are not over yet."""
         steps = self.config.run.steps
         if self.step < steps:
-            yield Phase("train", steps, self.trainee.step, self._next_batch, self._trained())
+            yield Phase("train", steps, self._executed(self.trainee.step), self._next_batch, self._trained())
         if self.step < self.total:
             learner, step = self._finetuned()
             settings = self.config.finetune
@@ -242,6 +243,15 @@ class Training:
         checkpoint.prune(folder, self.config.run.keep, None if self.best is None else self.best["step"])
         self.progress.saved()
         write_status(self.folder, "running", self.step)
+
+    def _executed(self, step: EagerStep) -> EagerStep | GraphedStep:
+        """As one CUDA graph where there is a GPU, unless it is switched off."""
+        graph = self.config.system.graph
+        if self.device.type == "cuda" and graph != "off":
+            return GraphedStep(step, self.device)
+        if graph == "on":
+            raise ConfigError('system.graph = "on" needs a CUDA device, and there is none. Use graph = "auto".')
+        return step
 
     def _next_batch(self) -> Batch:
         batch = next(self.data.train)

@@ -178,7 +178,6 @@ NOT_YET: Final[dict[str, tuple[str | int | bool, ...]]] = {
     "student.norm": ("batch", "group"),
     "system.engine": ("plain",),
     "system.offload": (False,),
-    "system.graph": ("auto", "off"),
     "system.compile": (False,),
 }
 

@@ -13,11 +13,11 @@ from typing import Literal
 
 import torch
 import torch.nn.functional as F
-from fastmpl_kernels import keyed
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from fastmpl.methods.targets import Labels
+from fastmpl_kernels import keyed
 
 Kind = Literal["exact", "per_example", "scalar", "off"]
 Control = Literal["none", "shuffled", "flipped"]

@@ -7,9 +7,10 @@ from typing import Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from fastmpl_kernels import keyed
 from jaxtyping import Float, Int
 from torch import Tensor
+
+from fastmpl_kernels import keyed
 
 Targets = Literal["soft", "sampled", "argmax"]
 

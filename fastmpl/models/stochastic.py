@@ -12,11 +12,11 @@ need two draws.
 """
 
 import torch
-from fastmpl_kernels.keyed import combine, uniform
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from fastmpl.models.errors import ModelError
+from fastmpl_kernels.keyed import combine, uniform
 
 
 class _Keyed(nn.Module):

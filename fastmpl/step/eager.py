@@ -4,13 +4,13 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import torch
-from fastmpl_kernels import keyed
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from fastmpl.data.batch import Batch
 from fastmpl.learners.rates import ramp
 from fastmpl.step.moment import Moment, Report, moment
+from fastmpl_kernels import keyed
 
 Run = Callable[[Sequence[Batch], Moment, Tensor], Report]  # micro-batches, the moment, the feedback's baseline
 

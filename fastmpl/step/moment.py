@@ -7,9 +7,10 @@ experiment and a captured graph see the same draws.
 from typing import NamedTuple
 
 import torch
-from fastmpl_kernels import keyed
 from jaxtyping import Float, Int
 from torch import Tensor
+
+from fastmpl_kernels import keyed
 
 # The purposes of a step's draws.
 LABEL, TEACHER, OBSERVER, STUDENT, VALIDATION, CONTROL = range(6)

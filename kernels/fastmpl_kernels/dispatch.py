@@ -47,6 +47,16 @@ def ran(op: str) -> Backend | None:
     return _ran.get(op)
 
 
+def note(op: str, backend: Backend) -> None:
+    """Records what an op ran on, for an op that chose without `select`."""
+    _ran[op] = backend
+
+
+def forced() -> bool:
+    """Whether a backend was asked for by name."""
+    return _choice != "auto"
+
+
 def interpreted() -> bool:
     """Whether Triton runs in its interpreter, on CPU tensors (read by Triton when it is imported)."""
     return os.environ.get("TRITON_INTERPRET", "0") == "1"
@@ -77,21 +87,19 @@ def select(op: str, tensors: tuple[Tensor, ...], native: Callable[[], bool] | No
     `native` says whether the native library is there; None for an op that has no native implementation.
     Raises BackendError where a backend asked for by name cannot run.
     """
-    no_native = "this op has no native implementation" if native is None else _can_native(tensors, native)
-    no_triton = _can_triton(tensors)
-    reasons: dict[str, str | None] = {"triton": no_triton, "native": no_native, "reference": None}
     chosen: Backend = "reference"
     if _choice == "auto":
-        if any(t.is_cuda for t in tensors) and no_triton is None:
-            chosen = "triton"
-        elif no_native is None:
+        if any(t.is_cuda for t in tensors):
+            chosen = "triton" if _can_triton(tensors) is None else "reference"
+        elif native is not None and _can_native(tensors, native) is None:
             chosen = "native"
-    else:
-        if all(t.dtype == torch.float64 for t in tensors if t.is_floating_point()):
-            chosen = "reference"
-        elif reasons[_choice] is not None:
-            raise BackendError(f"{op}: backend {_choice!r} cannot run: {reasons[_choice]}.")
+    elif _choice != "reference" and not all(t.dtype == torch.float64 for t in tensors if t.is_floating_point()):
+        if _choice == "triton":
+            reason = _can_triton(tensors)
         else:
-            chosen = _choice
+            reason = "this op has no native implementation" if native is None else _can_native(tensors, native)
+        if reason is not None:
+            raise BackendError(f"{op}: backend {_choice!r} cannot run: {reason}.")
+        chosen = _choice
     _ran[op] = chosen
     return chosen

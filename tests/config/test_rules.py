@@ -206,7 +206,6 @@ NOT_BUILT = [
     ({"teacher.norm": "sync"}, "teacher.norm", '"sync"', '"batch" or "group"'),
     ({"student.norm": "sync"}, "student.norm", '"sync"', '"batch" or "group"'),
     ({"system.engine": "zero"}, "system.engine", '"zero"', '"plain"'),
-    ({"system.graph": "on"}, "system.graph", '"on"', '"auto" or "off"'),
     ({"system.compile": True}, "system.compile", "true", "false"),
 ]
 

@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 import torch
-from fastmpl_kernels import keyed
 
 from fastmpl.data import draws
+from fastmpl_kernels import keyed
 
 
 @pytest.mark.parametrize("seed", [0, 1, 2**40 + 7])

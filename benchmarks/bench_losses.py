@@ -1,0 +1,199 @@
+"""How fast are the fused losses, forward and backward, on one CPU thread?
+
+    python -m benchmarks.bench_losses [--rounds 31] [--output benchmarks/results/losses_cpu.json]
+
+Three ways to the same loss and logits gradients, interleaved in one process: `fused` (the native kernel, through
+autograd as a step calls it), `eager` (the reference, through autograd), and `compiled` (torch.compile of loss and
+gradient in closed form, no autograd: the best that a compiler is given). Aim: 2.5 times eager, no slower than compiled.
+"""
+
+import argparse
+import json
+import platform
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from fastmpl_kernels import dispatch
+from fastmpl_kernels.soft_cross_entropy import soft_cross_entropy
+from fastmpl_kernels.student_objective import student_objective
+from fastmpl_kernels.teacher_objective import ExactFeedback, Feedback, ScalarFeedback, Uda, teacher_objective
+
+SHAPES = ((16, 112, 10), (64, 448, 100), (64, 448, 1000))  # labelled, unlabelled, classes
+TEMPERATURE, SMOOTHING, THRESHOLD = 0.7, 0.1, 0.02
+
+
+class Case(NamedTuple):
+    """One loss at one shape: three calls that each give the loss and its gradients."""
+
+    name: str
+    variants: dict[str, Callable[[], Any]]
+
+
+def logits(rows: int, classes: int, dtype: torch.dtype) -> Tensor:
+    return (torch.randn(rows, classes) * 3).to(dtype)
+
+
+def through_autograd(backend: dispatch.Choice, loss: Callable[..., Tensor], leaves: list[Tensor]) -> Callable[[], Any]:
+    def call() -> tuple[Tensor, ...]:
+        with dispatch.use(backend):
+            return torch.autograd.grad(loss(*leaves), leaves)
+
+    return call
+
+
+def case(name: str, loss: Callable[..., Tensor], closed: Callable[..., Any], inputs: list[Tensor]) -> Case:
+    """`loss` of `inputs`, and `closed`: loss and gradients by formula."""
+    leaves = [x.clone().requires_grad_() for x in inputs]
+    torch.compiler.reset()  # every case is a function of its own to compile, not the next recompilation of one
+    compiled = torch.compile(closed, fullgraph=True, dynamic=False)
+    return Case(
+        name,
+        {
+            "fused": through_autograd("native", loss, leaves),
+            "eager": through_autograd("reference", loss, leaves),
+            "compiled": lambda: compiled(*inputs),
+        },
+    )
+
+
+def smoothed(target: Tensor) -> Tensor:
+    return (1 - SMOOTHING) * target + SMOOTHING / target.shape[-1]
+
+
+def cross_entropy_parts(x: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+    """Row losses and p - t, in float32."""
+    log_p = torch.log_softmax(x.float(), -1)
+    return -(target * log_p).sum(-1), log_p.exp() - target
+
+
+def student(unlabelled: int, classes: int, dtype: torch.dtype) -> Case:
+    labelling = logits(unlabelled, classes, dtype)
+
+    def loss(x: Tensor) -> Tensor:
+        return student_objective(
+            labelling, x, temperature=TEMPERATURE, label_smoothing=SMOOTHING, threshold=THRESHOLD
+        ).loss
+
+    def closed(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        q = torch.softmax(labelling.float() / TEMPERATURE, -1)
+        keep = (q.amax(-1) >= THRESHOLD).float()
+        row, slope = cross_entropy_parts(x, smoothed(q))
+        return (row * keep).mean(), (slope * (keep / unlabelled).unsqueeze(-1)).to(x.dtype), labelling.argmax(-1)
+
+    return case("student_objective, soft", loss, closed, [logits(unlabelled, classes, dtype)])
+
+
+def teacher(labelled: int, unlabelled: int, classes: int, dtype: torch.dtype, exact: bool) -> Case:
+    weak, labels = logits(unlabelled, classes, dtype), torch.arange(labelled) % classes
+    drawn, one = torch.arange(unlabelled) % classes, torch.tensor(1.0)
+    tangent, credit = logits(unlabelled, classes, dtype), torch.tensor(0.1)
+    feedback: Feedback = ExactFeedback(tangent, credit, one) if exact else ScalarFeedback(credit, drawn, one)
+
+    def loss(x: Tensor, strong: Tensor) -> Tensor:
+        uda = Uda(one, 1.0, THRESHOLD)
+        settings: dict[str, Any] = {"temperature": TEMPERATURE, "label_smoothing": SMOOTHING}
+        return teacher_objective(x, labels, strong, weak, uda=uda, feedback=feedback, **settings).loss
+
+    def closed(x: Tensor, strong: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        row, slope = cross_entropy_parts(x, smoothed(torch.nn.functional.one_hot(labels, classes)))
+        w = torch.softmax(weak.float(), -1)
+        keep = (w.amax(-1) >= THRESHOLD).float()
+        uda, uda_slope = cross_entropy_parts(strong, w)
+        log_q = torch.log_softmax(strong.float() / TEMPERATURE, -1)
+        q = log_q.exp()
+        if exact:
+            mean = (q * tangent).sum(-1, keepdim=True)
+            value, credited = credit * mean.sum(), q * (tangent - mean) * (credit / TEMPERATURE)
+        else:
+            hit = torch.nn.functional.one_hot(drawn, classes)
+            value, credited = -credit * (hit * log_q).sum(), (q - hit) * (credit / TEMPERATURE)
+        total = row.mean() + one * (uda * keep).mean() + one * value
+        strong_slope = one * uda_slope * (keep / unlabelled).unsqueeze(-1) + one * credited
+        return total, (slope / labelled).to(x.dtype), strong_slope.to(strong.dtype)
+
+    inputs = [logits(labelled, classes, dtype), logits(unlabelled, classes, dtype)]
+    return case(f"teacher_objective, {'exact' if exact else 'scalar'}", loss, closed, inputs)
+
+
+def cross_entropy(rows: int, classes: int, dtype: torch.dtype) -> Case:
+    labels = torch.arange(rows) % classes
+
+    def closed(x: Tensor) -> tuple[Tensor, Tensor]:
+        row, slope = cross_entropy_parts(x, smoothed(torch.nn.functional.one_hot(labels, classes)))
+        return row.mean(), (slope / rows).to(x.dtype)
+
+    return case(
+        "soft_cross_entropy, label",
+        lambda x: soft_cross_entropy(x, labels, label_smoothing=SMOOTHING),
+        closed,
+        [logits(rows, classes, dtype)],
+    )
+
+
+def cases() -> Iterator[tuple[dict[str, Any], Case]]:
+    """Every loss at every shape and type, with what names it in the record."""
+    for labelled, unlabelled, classes in SHAPES:
+        for dtype in (torch.float32, torch.bfloat16):
+            where = {"labelled": labelled, "unlabelled": unlabelled, "classes": classes, "dtype": str(dtype)[6:]}
+            yield where, student(unlabelled, classes, dtype)
+            yield where, teacher(labelled, unlabelled, classes, dtype, exact=True)
+            yield where, teacher(labelled, unlabelled, classes, dtype, exact=False)
+            yield where, cross_entropy(unlabelled, classes, dtype)
+
+
+def check(case: Case) -> None:
+    """The three ways agree, or their times mean nothing."""
+    fused, eager, compiled = (case.variants[name]() for name in ("fused", "eager", "compiled"))
+    for i, (a, b) in enumerate(zip(fused, eager, strict=True)):
+        size = b.float().abs().max()
+        for other in (a, compiled[1 + i]):
+            assert (other.float() - b.float()).abs().max() <= 0.01 * size, case.name
+
+
+def interleaved(variants: dict[str, Callable[[], Any]], rounds: int, repeats: int) -> dict[str, list[float]]:
+    """Wall seconds a call; every round runs each variant once, in an order that rotates."""
+    names, seconds = list(variants), {name: [] for name in variants}
+    for turn in range(-3, rounds):
+        for name in names[turn % 3 :] + names[: turn % 3]:
+            start = time.perf_counter()
+            for _ in range(repeats):
+                variants[name]()
+            if turn >= 0:
+                seconds[name].append((time.perf_counter() - start) / repeats)
+    return seconds
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=31)
+    parser.add_argument("--output", type=Path, default=Path("benchmarks/results/losses_cpu.json"))
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    rows = []
+    for where, one in cases():
+        check(one)
+        seconds = interleaved(one.variants, options.rounds, repeats=max(1, 100_000 // (where["classes"] * 448)))
+        median = {name: statistics.median(values) for name, values in seconds.items()}
+        ratio = {
+            name: statistics.median(o / f for o, f in zip(seconds[name], seconds["fused"], strict=True))
+            for name in ("eager", "compiled")
+        }
+        spread = {name: statistics.quantiles(values, n=4)[::2] for name, values in seconds.items()}
+        rows.append({"loss": one.name, **where, "seconds": median, "quartiles": spread, "times_fused": ratio})
+        line = " ".join(f"{name} {1e6 * s:.0f} us" for name, s in median.items())
+        print(f"{one.name}, {where['unlabelled']} x {where['classes']} {where['dtype']}: {line}; "
+              f"eager / fused {ratio['eager']:.2f}, compiled / fused {ratio['compiled']:.2f}", flush=True)  # fmt: skip
+    machine = {"processor": platform.processor() or platform.machine(), "torch": torch.__version__, "threads": 1}
+    options.output.parent.mkdir(parents=True, exist_ok=True)
+    options.output.write_text(json.dumps({**machine, "rounds": options.rounds, "rows": rows}, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,188 @@
+"""What the row kernels' machine code does on sm_80, sm_90 and sm_100: registers, spills, widths, bytes a row.
+
+    python -m benchmarks.compile_facts [--output benchmarks/results/kernel_compile.json]
+
+Writes the record and prints a Markdown table. Compile-time facts, made on any machine; no speed is claimed from them.
+"""
+
+import argparse
+import json
+import platform
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+import triton
+
+from fastmpl_kernels import inspect_sass
+from fastmpl_kernels.inspect_sass import ARCHITECTURES, Facts
+from fastmpl_kernels.soft_cross_entropy.triton_impl import cross_entropy_rows
+from fastmpl_kernels.student_objective.native import TARGETS
+from fastmpl_kernels.student_objective.triton_impl import student_rows
+from fastmpl_kernels.teacher_objective.native import KINDS
+from fastmpl_kernels.teacher_objective.triton_impl import teacher_rows
+from fastmpl_kernels.triton_rows import launch
+
+CLASSES = (2, 10, 17, 100, 1000, 8000, 21841)
+ELEMENT_BYTES = {"bf16": 2, "fp32": 4}
+
+
+# Device launches of one call: the row kernel, the sum of the rows' losses, and in backward one product a gradient.
+LAUNCHES = {
+    "student_objective": {"forward": 2, "backward": 1},
+    "teacher_objective": {"forward": 2, "backward": 2},
+    "soft_cross_entropy": {"forward": 2, "backward": 1},
+}
+
+
+class Case(NamedTuple):
+    """One compiled variant of a kernel, and the rows an unlabelled (or only) row reads and writes."""
+
+    op: str
+    variant: str
+    dtype: str
+    classes: int
+    kernel: Any
+    arguments: dict[str, Any]
+    rows_read: int
+    rows_written: int
+
+
+def _student(dtype: str, k: int, targets: str) -> Case:
+    pointers = (
+        {"key_ptr": "*i64", "index_ptr": "*i64"} if targets == "sampled" else {"key_ptr": "none", "index_ptr": "none"}
+    )
+    arguments = {
+        **dict.fromkeys(("label_logits_ptr", "student_logits_ptr", "gradient_ptr"), f"*{dtype}"),
+        **pointers,
+        "row_loss_ptr": "*fp32",
+        "label_ptr": "*i64",
+        "mask_ptr": "*i1",
+        **dict.fromkeys(("inverse_temperature", "label_smoothing", "threshold", "inverse_rows"), "fp32"),
+        "LABEL_STRIDE": k,
+        "STUDENT_STRIDE": k,
+        "K": k,
+        "BLOCK": launch(k).block,
+        "TARGETS": TARGETS[targets],
+        "WITH_GRADIENT": True,
+    }
+    return Case("student_objective", targets, dtype, k, student_rows, arguments, 2, 1)
+
+
+def _teacher(dtype: str, k: int, feedback: str) -> Case:
+    """UDA and feedback to the strong view: hard labels read two rows, exact feedback the tangent too."""
+    exact = feedback == "exact"
+    arguments = {
+        **dict.fromkeys(("labelled_ptr", "strong_ptr", "weak_ptr"), f"*{dtype}"),
+        **dict.fromkeys(("labelled_gradient_ptr", "strong_gradient_ptr", "weak_gradient_ptr"), f"*{dtype}"),
+        "target_ptr": "*i64",
+        "drawn_ptr": "none" if exact else "*i64",
+        "tangent_ptr": f"*{dtype}" if exact else "none",
+        **dict.fromkeys(("uda_weight_ptr", "feedback_weight_ptr", "credit_ptr", "part_ptr"), "*fp32"),
+        "labelled": "i32",
+        "programs": "i32",
+        **dict.fromkeys(("labelled_share", "unlabelled_share", "supervised_weight", "label_smoothing"), "fp32"),
+        **dict.fromkeys(("inverse_temperature", "uda_inverse_temperature", "uda_threshold", "credit_sign"), "fp32"),
+        **dict.fromkeys(("LABELLED_STRIDE", "STRONG_STRIDE", "WEAK_STRIDE", "TANGENT_STRIDE", "K"), k),
+        "BLOCK": launch(k).block,
+        "UDA": True,
+        "KIND": KINDS[feedback],
+        "CREDIT_A_ROW": feedback == "per_example",
+        "ON_WEAK": False,
+        "LABELLED_GRADIENT": True,
+        "STRONG_GRADIENT": True,
+        "WEAK_GRADIENT": False,
+    }
+    return Case("teacher_objective", feedback, dtype, k, teacher_rows, arguments, 2 + exact, 1)
+
+
+def _cross_entropy(dtype: str, k: int, target: str) -> Case:
+    hard = target == "label"
+    arguments = {
+        **dict.fromkeys(("logits_ptr", "gradient_ptr"), f"*{dtype}"),
+        "target_ptr": "*i64" if hard else f"*{dtype}",
+        "row_loss_ptr": "*fp32",
+        **dict.fromkeys(("label_smoothing", "inverse_rows"), "fp32"),
+        "STRIDE": k,
+        "TARGET_STRIDE": 1 if hard else k,
+        "K": k,
+        "BLOCK": launch(k).block,
+        "HARD": hard,
+        "WITH_GRADIENT": True,
+    }
+    return Case("soft_cross_entropy", target, dtype, k, cross_entropy_rows, arguments, 1 + (not hard), 1)
+
+
+def cases(classes: tuple[int, ...] = CLASSES) -> Iterator[Case]:
+    """Every variant that a step can run, by kernel, dtype and class count."""
+    for k in classes:
+        for dtype in ELEMENT_BYTES:
+            yield from (_student(dtype, k, targets) for targets in TARGETS)
+            yield from (_teacher(dtype, k, feedback) for feedback in ("exact", "per_example", "scalar"))
+            yield from (_cross_entropy(dtype, k, target) for target in ("label", "distribution"))
+
+
+def facts(case: Case, capability: int) -> Facts:
+    """What the case's machine code does."""
+    shape = launch(case.classes)
+    return inspect_sass.compiled(case.kernel, case.arguments, capability, shape.warps, shape.registers)
+
+
+def record(case: Case, capability: int) -> dict[str, Any]:
+    """One line of the record. Without `one_block` a row is read again, from the cache, at each walk."""
+    found = facts(case, capability)
+    row_bytes = case.classes * ELEMENT_BYTES[case.dtype]
+    return {
+        "op": case.op,
+        "variant": case.variant,
+        "dtype": case.dtype,
+        "classes": case.classes,
+        "architecture": f"sm_{capability}",
+        "warps": launch(case.classes).warps,
+        "block": launch(case.classes).block,
+        "registers": found.registers,
+        "stack_bytes": found.stack_bytes,
+        "spills": found.spills,
+        "loads_by_bits": dict(found.loads),
+        "stores_by_bits": dict(found.stores),
+        "row_bytes_floor": row_bytes * (case.rows_read + case.rows_written),
+        "rows_read": case.rows_read,
+        "rows_written": case.rows_written,
+        "one_block": launch(case.classes).block >= case.classes,
+    }
+
+
+def table(lines: list[dict[str, Any]]) -> str:
+    """Registers on each architecture at each class count, as Markdown."""
+    rows = [
+        "| kernel | dtype | classes | registers sm_80 / 90 / 100 | spills | row loads + stores | bytes a row |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for i in range(0, len(lines), len(ARCHITECTURES)):
+        group = lines[i : i + len(ARCHITECTURES)]
+        first = group[0]
+        registers = " / ".join(str(line["registers"]) for line in group)
+        spills = max(line["spills"] for line in group)
+        moved = f"{first['rows_read']} + {first['rows_written']}" + ("" if first["one_block"] else ", in several walks")
+        rows.append(
+            f"| {first['op']}, {first['variant']} | {first['dtype']} | {first['classes']} | {registers} | {spills} "
+            f"| {moved} | {first['row_bytes_floor']} |"
+        )
+    return "\n".join(rows)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--output", type=Path, default=Path("benchmarks/results/kernel_compile.json"))
+    output: Path = parser.parse_args().output
+    lines = [record(case, capability) for case in cases() for capability in ARCHITECTURES]
+    versions = {"torch": torch.__version__, "triton": triton.__version__, "python": platform.python_version()}
+    output.parent.mkdir(parents=True, exist_ok=True)
+    content = {"kind": "compile-time facts", "versions": versions, "launches": LAUNCHES, "kernels": lines}
+    output.write_text(json.dumps(content, indent=1) + "\n")
+    print(table(lines))
+
+
+if __name__ == "__main__":
+    main()

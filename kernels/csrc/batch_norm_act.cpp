@@ -1,0 +1,240 @@
+// Batch norm over all rows of a channels-last activation, an optional residual, and an activation: the C interface.
+//
+// Forward, backward and forward-mode derivative are each one pass that sums over rows (`sums`, `gradient_sums`) and one
+// that writes (`forward`, `gradient`, `tangent`); between the two the caller may add the sums of other ranks.
+//
+// moments is [4, channels]: the mean rounded to float32, what that rounding left, 1 / sqrt(var + eps), 1 / count. With
+// the two parts of the mean, x - mean is as exact at a large mean as at 0.
+#include "batch_norm_act.hpp"
+
+#include <cmath>
+
+namespace fastmpl {
+namespace {
+
+// The loops of one pass for one activation, with or without a residual.
+template <Pass P, int32_t A, bool R, class X>
+void write_all(const Columns& m, const Tables& t, const Views<X>& v, float slope) {
+  parallel(m.lines, std::max<int64_t>(m.block(), 16384 / m.width),
+           [&](int64_t begin, int64_t end) { write_lines<P, A, R>(m, t, v, slope, begin, end - begin); });
+  write_left<P, A, R>(m, t, v, slope);
+}
+
+template <int32_t A, bool R, class X>
+void gradient_all(const Columns& m, const Tables& t, const Views<X>& v, float slope, double* out) {
+  column_sums(
+      m, 2, out,
+      [&](int64_t first, int64_t count, double* s) { gradient_lines<A, R>(m, t, v, slope, first, count, s); },
+      [&](double* s) { gradient_left<A, R>(m, t, v, slope, s); });
+}
+
+template <class X, int32_t... A>
+void gradient_any(int32_t activation, const Columns& m, const Tables& t, const Views<X>& v, float slope, double* s,
+                  std::integer_sequence<int32_t, A...>) {
+  const bool r = v.residual != nullptr;
+  (void)((activation == A && (r ? gradient_all<A, true>(m, t, v, slope, s)
+                                : gradient_all<A, false>(m, t, v, slope, s), true)) || ...);
+}
+
+template <Pass P, class X, int32_t... A>
+void write_any(int32_t activation, const Columns& m, const Tables& t, const Views<X>& v, float slope,
+               std::integer_sequence<int32_t, A...>) {
+  const bool r = v.residual != nullptr;
+  (void)((activation == A && (r ? write_all<P, A, true>(m, t, v, slope) : write_all<P, A, false>(m, t, v, slope),
+                              true)) || ...);
+}
+
+using Activations = std::integer_sequence<int32_t, kNone, kRelu, kLeakyRelu, kSilu>;
+
+// f(null pointer of the element type): calls a generic lambda for one of the two types.
+template <class F>
+void with_type(bool is_bfloat16, F f) {
+  is_bfloat16 ? f(static_cast<bfloat16*>(nullptr)) : f(static_cast<float*>(nullptr));
+}
+
+Tables tables(const Columns& m, const float* moments, const float* weight, const float* bias) {
+  Tables t;
+  const int64_t n = m.channels;
+  const float *high = moments, *low = moments + n, *rstd = moments + 2 * n;
+  for (int64_t c = 0; c < n; ++c) {
+    const float scale = weight[c] * rstd[c];
+    t.mean.push_back(high[c]);
+    t.scale.push_back(scale);
+    t.offset.push_back(bias[c] - low[c] * scale);
+  }
+  for (auto* table : {&t.mean, &t.scale, &t.offset}) repeat(*table, m);
+  return t;
+}
+
+}  // namespace
+}  // namespace fastmpl
+
+using namespace fastmpl;
+
+// out [2 channels + 1]: the sums of x and of x^2, and the number of rows. With a tangent t of x, out [4 channels + 1]:
+// the sums of t and of t x come before the number.
+FASTMPL_EXPORT void fastmpl_batch_norm_sums(const void* data, const void* tangents, bool is_bfloat16, int64_t rows,
+                                            int64_t channels, double* out) {
+  const Columns m(rows, channels);
+  const int64_t kinds = tangents == nullptr ? 2 : 4;
+  with_type(is_bfloat16, [&](auto* type) {
+    using X = std::remove_pointer_t<decltype(type)>;
+    const X *x = static_cast<const X*>(data), *t = static_cast<const X*>(tangents);
+    std::vector<float> origin;
+    for (int64_t c = 0; c < channels; ++c) origin.push_back(load(x + c));
+    repeat(origin, m);
+    const float* k = origin.data();
+    column_sums(
+        m, kinds, out,
+        [&](int64_t first, int64_t count, double* s) {
+          t == nullptr ? sum_lines<false>(m, x, t, k, first, count, s) : sum_lines<true>(m, x, t, k, first, count, s);
+        },
+        [&](double* s) { t == nullptr ? sum_left<false>(m, x, t, k, s) : sum_left<true>(m, x, t, k, s); });
+    const double n = static_cast<double>(rows);
+    for (int64_t c = 0; c < channels; ++c) {  // from the first row as origin to 0, so that ranks can add
+      const double s = out[c];
+      out[c] = s + n * k[c];
+      out[channels + c] += k[c] * (2.0 * s + n * k[c]);
+      if (t != nullptr) out[3 * channels + c] += k[c] * out[2 * channels + c];
+    }
+    out[kinds * channels] = n;
+  });
+}
+
+namespace fastmpl {
+namespace {
+
+// moments from the sums of x and x^2 and the count; moves the running statistics (unless null) by `momentum`.
+void measure(int64_t channels, const double* sums, double count, double eps, double momentum, float* running_mean,
+             float* running_var, float* moments) {
+  for (int64_t c = 0; c < channels; ++c) {
+    const double mean = sums[c] / count, raw = sums[channels + c] / count - mean * mean;
+    const double var = raw < 0.0 ? 0.0 : raw;  // a NaN stays one
+    moments[c] = static_cast<float>(mean);
+    moments[channels + c] = static_cast<float>(mean - static_cast<double>(moments[c]));
+    moments[2 * channels + c] = static_cast<float>(1.0 / std::sqrt(var + eps));
+    moments[3 * channels + c] = static_cast<float>(1.0 / count);
+    if (running_mean != nullptr) {
+      running_mean[c] += static_cast<float>(momentum * (mean - running_mean[c]));
+      running_var[c] += static_cast<float>(momentum * (var * (count / (count - 1.0)) - running_var[c]));
+    }
+  }
+}
+
+// Adds to the tables what the tangent's pass needs; product(c) is the sum of t (x - mean), sums[c] that of t.
+template <class F>
+void add_tangent(Tables& t, const Columns& m, const float* moments, const double* sums, F product,
+                 const float* weight_tangent, const float* bias_tangent) {
+  const int64_t channels = m.channels;
+  for (int64_t c = 0; c < channels; ++c) {
+    const double low = moments[channels + c], rstd = moments[2 * channels + c], inverse = moments[3 * channels + c];
+    const double slant = weight_tangent[c] * rstd - t.scale[c] * rstd * rstd * product(c) * inverse;
+    t.slant.push_back(static_cast<float>(slant));
+    t.level.push_back(static_cast<float>(bias_tangent[c] - t.scale[c] * sums[c] * inverse - slant * low));
+  }
+  repeat(t.slant, m);
+  repeat(t.level, m);
+}
+
+}  // namespace
+}  // namespace fastmpl
+
+// Writes y and moments, and moves the running statistics (unless null) by `momentum`.
+FASTMPL_EXPORT void fastmpl_batch_norm_forward(const void* x, const void* residual, bool is_bfloat16, int64_t rows,
+                                               int64_t channels, const double* sums, const float* weight,
+                                               const float* bias, double eps, double momentum, float* running_mean,
+                                               float* running_var, int32_t activation, float slope, float* moments,
+                                               void* y) {
+  const Columns m(rows, channels);
+  measure(channels, sums, sums[2 * channels], eps, momentum, running_mean, running_var, moments);
+  const Tables t = tables(m, moments, weight, bias);
+  with_type(is_bfloat16, [&](auto* type) {
+    using X = std::remove_pointer_t<decltype(type)>;
+    const Views<X> v{static_cast<const X*>(x), nullptr, static_cast<const X*>(residual), nullptr, static_cast<X*>(y),
+                     nullptr};
+    write_any<kForward>(activation, m, t, v, slope, Activations());
+  });
+}
+
+// out [2 channels]: the sums of dz and of dz (x - mean), where dz = dy act'(z).
+FASTMPL_EXPORT void fastmpl_batch_norm_gradient_sums(const void* dy, const void* x, const void* residual,
+                                                     bool is_bfloat16, int64_t rows, int64_t channels,
+                                                     const float* moments, const float* weight, const float* bias,
+                                                     int32_t activation, float slope, double* out) {
+  const Columns m(rows, channels);
+  const Tables t = tables(m, moments, weight, bias);
+  with_type(is_bfloat16, [&](auto* type) {
+    using X = std::remove_pointer_t<decltype(type)>;
+    const Views<X> v{static_cast<const X*>(x), static_cast<const X*>(dy), static_cast<const X*>(residual), nullptr,
+                     nullptr, nullptr};
+    gradient_any(activation, m, t, v, slope, out, Activations());
+  });
+  for (int64_t c = 0; c < channels; ++c) out[channels + c] -= static_cast<double>(moments[channels + c]) * out[c];
+}
+
+// dx = w rstd (dz - mean(dz) - xhat mean(dz xhat)) and, with a residual, its gradient dz; the gradients of weight and
+// bias from `local`, the sums of this rank alone.
+FASTMPL_EXPORT void fastmpl_batch_norm_gradient(const void* dy, const void* x, const void* residual, bool is_bfloat16,
+                                                int64_t rows, int64_t channels, const float* moments,
+                                                const double* sums, const double* local, const float* weight,
+                                                const float* bias, int32_t activation, float slope, void* dx,
+                                                void* dresidual, float* dweight, float* dbias) {
+  const Columns m(rows, channels);
+  Tables t = tables(m, moments, weight, bias);
+  for (int64_t c = 0; c < channels; ++c) {
+    const double low = moments[channels + c], rstd = moments[2 * channels + c], inverse = moments[3 * channels + c];
+    const double slant = -t.scale[c] * rstd * rstd * sums[channels + c] * inverse;
+    t.slant.push_back(static_cast<float>(slant));
+    t.level.push_back(static_cast<float>(-t.scale[c] * sums[c] * inverse - slant * low));
+    dweight[c] = static_cast<float>(local[channels + c] * rstd);
+    dbias[c] = static_cast<float>(local[c]);
+  }
+  repeat(t.slant, m);
+  repeat(t.level, m);
+  with_type(is_bfloat16, [&](auto* type) {
+    using X = std::remove_pointer_t<decltype(type)>;
+    const Views<X> v{static_cast<const X*>(x), static_cast<const X*>(dy), static_cast<const X*>(residual), nullptr,
+                     static_cast<X*>(dx), static_cast<X*>(dresidual)};
+    write_any<kGradient>(activation, m, t, v, slope, Activations());
+  });
+}
+
+// The tangent of y along the tangents of x, weight, bias and residual; `sums` are those of the tangent of x and of it
+// times (x - mean).
+FASTMPL_EXPORT void fastmpl_batch_norm_tangent(const void* x, const void* x_tangent, const void* residual,
+                                               const void* residual_tangent, bool is_bfloat16, int64_t rows,
+                                               int64_t channels, const float* moments, const double* sums,
+                                               const float* weight, const float* bias, const float* weight_tangent,
+                                               const float* bias_tangent, int32_t activation, float slope, void* out) {
+  const Columns m(rows, channels);
+  Tables t = tables(m, moments, weight, bias);
+  add_tangent(t, m, moments, sums, [&](int64_t c) { return sums[channels + c]; }, weight_tangent, bias_tangent);
+  with_type(is_bfloat16, [&](auto* type) {
+    using X = std::remove_pointer_t<decltype(type)>;
+    const Views<X> v{static_cast<const X*>(x), static_cast<const X*>(x_tangent), static_cast<const X*>(residual),
+                     static_cast<const X*>(residual_tangent), static_cast<X*>(out), nullptr};
+    write_any<kTangent>(activation, m, t, v, slope, Activations());
+  });
+}
+
+// y and its tangent in one pass, from the sums of x and of its tangent together.
+FASTMPL_EXPORT void fastmpl_batch_norm_dual(const void* x, const void* x_tangent, const void* residual,
+                                            const void* residual_tangent, bool is_bfloat16, int64_t rows,
+                                            int64_t channels, const double* sums, const float* weight,
+                                            const float* bias, const float* weight_tangent, const float* bias_tangent,
+                                            double eps, double momentum, float* running_mean, float* running_var,
+                                            int32_t activation, float slope, void* y, void* y_tangent) {
+  const Columns m(rows, channels);
+  const double count = sums[4 * channels], *of_tangent = sums + 2 * channels;
+  std::vector<float> moments(static_cast<size_t>(4 * channels));
+  measure(channels, sums, count, eps, momentum, running_mean, running_var, moments.data());
+  Tables t = tables(m, moments.data(), weight, bias);
+  const auto product = [&](int64_t c) { return of_tangent[channels + c] - sums[c] / count * of_tangent[c]; };
+  add_tangent(t, m, moments.data(), of_tangent, product, weight_tangent, bias_tangent);
+  with_type(is_bfloat16, [&](auto* type) {
+    using X = std::remove_pointer_t<decltype(type)>;
+    const Views<X> v{static_cast<const X*>(x), static_cast<const X*>(x_tangent), static_cast<const X*>(residual),
+                     static_cast<const X*>(residual_tangent), static_cast<X*>(y), static_cast<X*>(y_tangent)};
+    write_any<kDual>(activation, m, t, v, slope, Activations());
+  });
+}

@@ -1,0 +1,100 @@
+// The optimiser's step over many tensors as if they were one: each element is read and written once.
+//
+//   d = clip g + weight_decay p,   b <- momentum b + d,   p <- p - rate (nesterov ? d + momentum b : b)
+//   a <- a + (1 - decay) (p - a)
+//
+// What changes from step to step (rate, clip, found_inf, decay) is read through a pointer, as on a GPU.
+#include <algorithm>
+#include <cmath>
+#include <vector>
+
+#include "scalar.hpp"
+
+namespace fastmpl {
+namespace {
+
+struct Step {
+  float rate, clip, momentum, weight_decay, rest;  // rest = 1 - decay
+};
+
+template <bool kNesterov, bool kAverage>
+FASTMPL_CLONES void step(const Step& s, float* __restrict p, const float* __restrict g, float* __restrict b,
+                         float* __restrict a, int64_t n) {
+  for (int64_t i = 0; i < n; ++i) {
+    const float d = s.clip * g[i] + s.weight_decay * p[i];
+    const float velocity = s.momentum * b[i] + d;
+    const float moved = p[i] - s.rate * (kNesterov ? d + s.momentum * velocity : velocity);
+    b[i] = velocity;
+    p[i] = moved;
+    if constexpr (kAverage) a[i] += s.rest * (moved - a[i]);
+  }
+}
+
+constexpr int64_t kLanes = 32;
+
+FASTMPL_CLONES double sum_of_squares(const float* g, int64_t n) {
+  double lanes[kLanes] = {};
+  int64_t i = 0;
+  for (; i + kLanes <= n; i += kLanes)
+    for (int64_t j = 0; j < kLanes; ++j) {
+      const double x = g[i + j];
+      lanes[j] += x * x;
+    }
+  double sum = 0.0;
+  for (; i < n; ++i) sum += static_cast<double>(g[i]) * g[i];
+  for (double lane : lanes) sum += lane;
+  return sum;
+}
+
+// f(tensor, first element, number of elements) over pieces of at most kPiece elements that cover all tensors; small
+// tensors share a thread's turn.
+constexpr int64_t kPiece = 65536;
+
+struct Piece {
+  int64_t tensor, first, count;
+};
+
+std::vector<Piece> pieces(int64_t tensors, const int64_t* sizes) {
+  std::vector<Piece> all;
+  for (int64_t t = 0; t < tensors; ++t)
+    for (int64_t first = 0; first < sizes[t]; first += kPiece)
+      all.push_back({t, first, std::min(kPiece, sizes[t] - first)});
+  return all;
+}
+
+}  // namespace
+}  // namespace fastmpl
+
+using namespace fastmpl;
+
+// `averages` is null where none are kept; `clip` and `found_inf` are null for 1 and 0.
+FASTMPL_EXPORT void fastmpl_sgd_ema(int64_t tensors, const int64_t* sizes, float* const* params,
+                                    const float* const* grads, float* const* buffers, float* const* averages,
+                                    const float* rate, const float* clip, const float* found_inf, const float* decay,
+                                    float momentum, float weight_decay, bool nesterov) {
+  if (found_inf != nullptr && *found_inf != 0.0f) return;
+  const Step s{*rate, clip == nullptr ? 1.0f : *clip, momentum, weight_decay,
+               averages == nullptr ? 0.0f : 1.0f - *decay};
+  const auto run = averages == nullptr ? (nesterov ? step<true, false> : step<false, false>)
+                                       : (nesterov ? step<true, true> : step<false, true>);
+  const std::vector<Piece> all = pieces(tensors, sizes);
+  parallel(static_cast<int64_t>(all.size()), 8, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) {
+      const auto [t, first, count] = all[i];
+      run(s, params[t] + first, grads[t] + first, buffers[t] + first,
+          averages == nullptr ? nullptr : averages[t] + first, count);
+    }
+  });
+}
+
+// The Euclidean norm of all tensors together, summed in float64 in an order that does not depend on the threads.
+FASTMPL_EXPORT void fastmpl_global_norm(int64_t tensors, const int64_t* sizes, const float* const* grads, float* out) {
+  const std::vector<Piece> all = pieces(tensors, sizes);
+  std::vector<double> partial(all.size());
+  parallel(static_cast<int64_t>(all.size()), 8, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) partial[i] = sum_of_squares(grads[all[i].tensor] + all[i].first, all[i].count);
+  });
+  double sum = 0.0;
+  for (double value : partial) sum += value;
+  *out = static_cast<float>(std::sqrt(sum));
+}

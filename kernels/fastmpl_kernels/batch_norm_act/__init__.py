@@ -1,0 +1,115 @@
+"""Training-mode batch norm, an optional residual and an activation, as one op with a backward and a forward mode.
+
+    z = weight (x - mean) / sqrt(var + eps) + bias + residual,    y = act(z)
+
+with mean and (biased) variance over everything but channels (Ioffe and Szegedy, 2015). Only x and per-channel
+statistics are kept for the backward pass: z is computed again. Float32 arithmetic, sums in float64; y has x's type.
+"""
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor
+
+from fastmpl_kernels import dispatch
+from fastmpl_kernels.batch_norm_act.function import OP, BatchNormAct, dense, dual_batch_norm_act, is_dense, wants_dual
+from fastmpl_kernels.batch_norm_act.reference import activate, move_running, reference
+from fastmpl_kernels.batch_norm_act.settings import NUMBER, Activation, Reduce, Settings
+
+__all__ = ["Activation", "Reduce", "batch_norm_act"]
+
+
+def _check(x: Tensor, activation: str, residual: Tensor | None, reduce: Reduce | None) -> None:
+    if activation not in NUMBER:
+        raise ValueError(f"activation = {activation!r}: choose one of {', '.join(NUMBER)}.")
+    if x.dim() < 2:
+        raise ValueError(f"batch_norm_act needs [N, C, ...], found a tensor of shape {tuple(x.shape)}.")
+    if x.numel() // max(x.shape[1], 1) < (2 if reduce is None else 1):
+        raise ValueError(f"batch_norm_act needs more than one value per channel, found shape {tuple(x.shape)}.")
+    if residual is not None and residual.shape != x.shape:
+        raise ValueError(f"the residual's shape {tuple(residual.shape)} is not the input's, {tuple(x.shape)}.")
+
+
+def _as(x: Tensor, dtype: torch.dtype) -> Tensor:
+    return x if x.dtype == dtype else x.to(dtype)  # a conversion that does nothing still costs a microsecond
+
+
+def batch_norm_act(
+    x: Float[Tensor, "N C *pixels"],
+    weight: Float[Tensor, "C"] | None,
+    bias: Float[Tensor, "C"] | None,
+    *,
+    running_mean: Float[Tensor, "C"] | None = None,
+    running_var: Float[Tensor, "C"] | None = None,
+    update_running: bool = True,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+    activation: Activation = "leaky_relu",
+    slope: float = 0.01,
+    residual: Float[Tensor, "N C *pixels"] | None = None,
+    reduce: Reduce | None = None,
+) -> Float[Tensor, "N C *pixels"]:
+    """act(batch_norm(x) + residual) with the statistics of the batch.
+
+    x is float32, bfloat16 (float16 and float64 by the reference), any layout; the kernels are for channels-last and
+    [N, C]. A contiguous NCHW input takes torch's own batch norm, and keeps its layout. `weight` and `bias` may be None
+    (1 and 0). `slope` is the leaky ReLU's. `update_running` moves `running_mean` and `running_var`, where given, by
+    `momentum` in place. `reduce` sums one vector over ranks (Reduce): statistics and input gradients are then those of
+    the whole batch, parameter gradients this rank's. Raises ValueError for an unknown activation, for one value per
+    channel, and for a residual of another shape.
+    """
+    _check(x, activation, residual, reduce)
+    parameters = torch.promote_types(x.dtype, torch.float32)
+    w = x.new_ones(x.shape[1], dtype=parameters) if weight is None else _as(weight, parameters)
+    b = x.new_zeros(x.shape[1], dtype=parameters) if bias is None else _as(bias, parameters)
+    r = None if residual is None else _as(residual, x.dtype)
+    running = (running_mean, running_var) if update_running else (None, None)
+    if torch.compiler.is_compiling():
+        return _compiled(x, w, b, r, running, momentum, eps, activation, slope, reduce)
+    as_is = is_dense(x)
+    if not as_is and reduce is None and not dispatch.forced():
+        return _torch(x, w, b, r, running, momentum, eps, activation, slope)
+    settings = Settings(eps, momentum, activation, slope, reduce)
+    arguments = (dense(x), w, b, None if r is None else dense(r), *running, settings)
+    y = dual_batch_norm_act(*arguments) if wants_dual(x, w, b, r) else BatchNormAct.apply(*arguments)[0]
+    return y if as_is else y.contiguous()
+
+
+def _torch(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    residual: Tensor | None,
+    running: tuple[Tensor | None, Tensor | None],
+    momentum: float,
+    eps: float,
+    activation: Activation,
+    slope: float,
+) -> Tensor:
+    """The same from torch's functions, for the layout that the kernels are not for."""
+    dispatch.note(OP, "reference")
+    z = F.batch_norm(x, *running, weight, bias, True, momentum, eps)
+    return activate(z if residual is None else z + residual, activation, slope)
+
+
+def _compiled(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    residual: Tensor | None,
+    running: tuple[Tensor | None, Tensor | None],
+    momentum: float,
+    eps: float,
+    activation: Activation,
+    slope: float,
+    reduce: Reduce | None,
+) -> Tensor:
+    """The reference, which torch.compile can trace and fuse; it would drop the tangent of an autograd.Function."""
+    if reduce is not None:
+        raise NotImplementedError(
+            "batch_norm_act does not synchronise its statistics under torch.compile: run it eagerly."
+        )
+    y, mean, var = reference(x, weight, bias, eps=eps, activation=activation, slope=slope, residual=residual)
+    if running[0] is not None and running[1] is not None:
+        move_running(running[0], running[1], mean, var, x.numel() // x.shape[1], momentum)
+    return y

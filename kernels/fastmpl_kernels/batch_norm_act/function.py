@@ -1,0 +1,267 @@
+"""batch_norm_act's five phases as library ops, and the autograd function that composes them."""
+
+import inspect
+from collections.abc import Callable
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd import forward_ad
+from torch.autograd.function import FunctionCtx, once_differentiable
+
+from fastmpl_kernels import dispatch
+from fastmpl_kernels.batch_norm_act import native, phases
+from fastmpl_kernels.batch_norm_act.settings import NUMBER, Reduce, Settings
+from fastmpl_kernels.library import available
+from fastmpl_kernels.ops import define
+
+OP = "batch_norm_act"
+SMALLEST_PART = 65536  # elements of x that one Triton program sums, at least
+MOST_PARTS = 512
+
+
+def parts(rows: int, channels: int) -> int:
+    """How many parts Triton's sums come in: a function of the shape alone, so that results do not depend on the GPU."""
+    return max(1, min(MOST_PARTS, rows * channels // SMALLEST_PART, rows // 16))
+
+
+def _backend(x: Tensor) -> dispatch.Backend:
+    return dispatch.select(OP, (x,), available if x.dtype in native.DTYPES else None)
+
+
+def _module(x: Tensor) -> ModuleType:
+    """The implementation of all five phases for tensors like x."""
+    backend = _backend(x)
+    if backend == "triton":
+        from fastmpl_kernels.batch_norm_act import triton_impl  # needs Triton: only where it was chosen
+
+        return triton_impl
+    return native if backend == "native" else phases
+
+
+def _parts(x: Tensor) -> int:
+    return parts(x.numel() // x.shape[1], x.shape[1]) if _backend(x) == "triton" else 1
+
+
+def _runner(phase: str) -> Callable[..., Any]:
+    """A phase on whichever backend its first tensor asks for."""
+
+    def run(x: Tensor, *rest: Any) -> Any:
+        return getattr(_module(x), phase)(x, *rest)
+
+    return run
+
+
+def _sums_like(x: Tensor, *_: Any) -> Tensor:
+    return x.new_empty((_parts(x), 2 * x.shape[1] + 1), dtype=torch.float64)
+
+
+def _forward_like(x: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
+    return torch.empty_like(x), x.new_empty((4, x.shape[1]), dtype=phases.wide(x))
+
+
+def _gradient_sums_like(dy: Tensor, *_: Any) -> Tensor:
+    return dy.new_empty((_parts(dy), 2 * dy.shape[1]), dtype=torch.float64)
+
+
+def _gradient_like(dy: Tensor, x: Tensor, moments: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    residual = rest[4]
+    of_residual = x.new_empty(0) if residual is None else torch.empty_like(residual)
+    return torch.empty_like(x), of_residual, torch.empty_like(moments[0]), torch.empty_like(moments[0])
+
+
+def _tangent_like(x: Tensor, *_: Any) -> Tensor:
+    return torch.empty_like(x)
+
+
+bn_sums = define("bn_sums(Tensor x) -> Tensor", _runner("sums"), _sums_like)
+bn_forward = define(
+    "bn_forward(Tensor x, Tensor sums, Tensor weight, Tensor bias, Tensor? residual, Tensor(a!)? running_mean, "
+    "Tensor(b!)? running_var, float momentum, float eps, int activation, float slope) -> (Tensor, Tensor)",
+    _runner("forward"),
+    _forward_like,
+)
+bn_gradient_sums = define(
+    "bn_gradient_sums(Tensor dy, Tensor x, Tensor moments, Tensor weight, Tensor bias, Tensor? residual, "
+    "int activation, float slope) -> Tensor",
+    _runner("gradient_sums"),
+    _gradient_sums_like,
+)
+bn_gradient = define(
+    "bn_gradient(Tensor dy, Tensor x, Tensor moments, Tensor sums, Tensor local, Tensor weight, Tensor bias, "
+    "Tensor? residual, int activation, float slope) -> (Tensor, Tensor, Tensor, Tensor)",
+    _runner("gradient"),
+    _gradient_like,
+)
+bn_tangent = define(
+    "bn_tangent(Tensor x, Tensor x_tangent, Tensor moments, Tensor sums, Tensor weight, Tensor bias, "
+    "Tensor weight_tangent, Tensor bias_tangent, Tensor? residual, Tensor? residual_tangent, int activation, "
+    "float slope) -> Tensor",
+    _runner("tangent"),
+    _tangent_like,
+)
+
+
+bn_dual_sums = define(
+    "bn_dual_sums(Tensor x, Tensor x_tangent) -> Tensor",
+    _runner("dual_sums"),
+    lambda x, _: x.new_empty((1, 4 * x.shape[1] + 1), dtype=torch.float64),
+)
+bn_dual = define(
+    "bn_dual(Tensor x, Tensor x_tangent, Tensor sums, Tensor weight, Tensor bias, Tensor weight_tangent, "
+    "Tensor bias_tangent, Tensor? residual, Tensor? residual_tangent, Tensor(a!)? running_mean, "
+    "Tensor(b!)? running_var, float momentum, float eps, int activation, float slope) -> (Tensor, Tensor)",
+    _runner("dual"),
+    lambda x, *_: (torch.empty_like(x), torch.empty_like(x)),
+)
+
+
+def is_dense(x: Tensor) -> bool:
+    """Whether pixels are rows and channels columns of contiguous memory."""
+    if x.dim() == 4:
+        return x.is_contiguous(memory_format=torch.channels_last)
+    return x.movedim(1, -1).is_contiguous()
+
+
+def dense(x: Tensor) -> Tensor:
+    """x in that layout; itself where it is so already."""
+    return x if is_dense(x) else x.movedim(1, -1).contiguous().movedim(-1, 1)
+
+
+def _over_ranks(partial: Tensor, reduce: Reduce | None) -> Tensor:
+    return partial if reduce is None else reduce(partial.sum(0)).unsqueeze(0)
+
+
+class BatchNormAct(torch.autograd.Function):
+    """(x, weight, bias, residual, running_mean, running_var, settings) -> (y, moments).
+
+    Keeps x, the parameters and moments, and the residual where there is one (it is as a rule alive anyway, as the input
+    of the block). Once differentiable: a second derivative raises.
+    """
+
+    @staticmethod
+    def forward(
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor,
+        residual: Tensor | None,
+        running_mean: Tensor | None,
+        running_var: Tensor | None,
+        settings: Settings,
+    ) -> tuple[Tensor, Tensor]:
+        s = settings
+        total = _over_ranks(bn_sums(x), s.reduce)
+        y, moments = bn_forward(
+            x,
+            total,
+            weight,
+            bias,
+            residual,
+            running_mean,
+            running_var,
+            s.momentum,
+            s.eps,
+            NUMBER[s.activation],
+            s.slope,
+        )
+        return y, moments
+
+    @staticmethod
+    def setup_context(ctx: FunctionCtx, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+        x, weight, bias, residual, _, _, ctx.settings = inputs  # type: ignore[attr-defined]
+        moments = output[1]
+        ctx.mark_non_differentiable(moments)
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(x, weight, bias, residual, moments)
+        ctx.save_for_forward(x, weight, bias, residual, moments)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, dy: Tensor | None, _: Tensor | None) -> tuple[Tensor | None, ...]:
+        if dy is None:
+            return (None,) * 7
+        x, weight, bias, residual, moments = ctx.saved_tensors
+        s: Settings = ctx.settings
+        act = (NUMBER[s.activation], s.slope)
+        dy = dense(dy)
+        local = bn_gradient_sums(dy, x, moments, weight, bias, residual, *act)
+        total = _over_ranks(local, s.reduce)
+        dx, dresidual, dweight, dbias = bn_gradient(dy, x, moments, total, local, weight, bias, residual, *act)
+        return dx, dweight, dbias, None if residual is None else dresidual, None, None, None
+
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Tensor | None) -> tuple[Tensor, None]:
+        x, weight, bias, residual, moments = ctx.saved_tensors
+        s: Settings = ctx.settings
+        of_x, of_weight, of_bias, of_residual = (
+            torch.zeros_like(primal) if tangent is None and primal is not None else tangent
+            for tangent, primal in zip(tangents, (x, weight, bias, residual), strict=False)
+        )
+        assert of_x is not None
+        of_x = dense(of_x)
+        of_residual = None if of_residual is None else dense(of_residual)
+        total = _over_ranks(bn_gradient_sums(of_x, x, moments, weight, bias, None, NUMBER["none"], 0.0), s.reduce)
+        y = bn_tangent(
+            x,
+            of_x,
+            moments,
+            total,
+            weight,
+            bias,
+            of_weight,
+            of_bias,
+            residual,
+            of_residual,
+            NUMBER[s.activation],
+            s.slope,
+        )
+        return y, None
+
+
+def wants_dual(*tensors: Tensor | None) -> bool:
+    """Whether a tangent is carried and no graph is recorded, on a backend that computes both values at once."""
+    if forward_ad._current_level < 0:
+        return False
+    given = [t for t in tensors if t is not None]
+    if torch.is_grad_enabled() and any(t.requires_grad for t in given):
+        return False
+    return any(_tangent(t) is not None for t in given) and _backend(given[0]) != "triton"
+
+
+def _tangent(t: Tensor) -> Tensor | None:
+    return forward_ad.unpack_dual(t).tangent  # type: ignore[no-untyped-call, no-any-return]
+
+
+def dual_batch_norm_act(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    residual: Tensor | None,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    settings: Settings,
+) -> Tensor:
+    """y as a dual tensor: the sums of x and of its tangent in one pass, y and its tangent in another."""
+    s = settings
+    duals = [(None, None) if t is None else _unpacked(t) for t in (x, weight, bias, residual)]
+    (value, of_x), (w, of_weight), (b, of_bias), (r, of_residual) = duals
+    assert value is not None
+    assert of_x is not None
+    of_x = dense(of_x)
+    total = _over_ranks(bn_dual_sums(value, of_x), s.reduce)
+    y, tangent = bn_dual(
+        value, of_x, total, w, b, of_weight, of_bias, r, None if of_residual is None else dense(of_residual),
+        running_mean, running_var, s.momentum, s.eps, NUMBER[s.activation], s.slope,
+    )  # fmt: skip
+    dual: Tensor = forward_ad.make_dual(y, tangent)  # type: ignore[no-untyped-call]
+    return dual
+
+
+def _unpacked(t: Tensor) -> tuple[Tensor, Tensor]:
+    primal, tangent = forward_ad.unpack_dual(t)  # type: ignore[no-untyped-call]
+    return primal, torch.zeros_like(primal) if tangent is None else tangent
+
+
+# `apply` binds its arguments to forward's signature on every call; inspecting it anew costs as much as a small kernel.
+BatchNormAct.forward.__signature__ = inspect.signature(BatchNormAct.forward)  # type: ignore[attr-defined]

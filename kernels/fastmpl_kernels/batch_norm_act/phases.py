@@ -1,0 +1,210 @@
+"""The phases of batch_norm_act in plain torch: what the native and the Triton kernels compute, for any type.
+
+    sums            of x and x^2                             -> the hook may add other ranks'
+    forward         y and `moments`
+    gradient_sums   of dz = dy act'(z) and dz (x - mean)     -> the hook may add other ranks'
+    gradient        dx, the residual's, the weight's and the bias's gradient
+    tangent         the tangent of y (its sums are gradient_sums of the tangent of x, with no activation)
+    dual_sums, dual y and its tangent together, where no graph is recorded: half the passes over memory
+
+Sums are [parts, columns] in float64: a kernel leaves one row a part, and whoever reads them adds the rows. `moments` is
+[4, C]: the mean rounded to its type, what that rounding left, 1 / sqrt(var + eps), 1 / count.
+"""
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from fastmpl_kernels.batch_norm_act.reference import activate
+from fastmpl_kernels.batch_norm_act.settings import NUMBER, Activation
+
+NAMES: dict[int, Activation] = {number: name for name, number in NUMBER.items()}  # type: ignore[misc]
+
+
+def as_rows(x: Tensor) -> Float[Tensor, "M C"]:
+    """Pixels as rows, channels as columns; no copy for a channels-last tensor."""
+    return x.movedim(1, -1).reshape(-1, x.shape[1])
+
+
+def wide(x: Tensor) -> torch.dtype:
+    """The type of what is computed from x."""
+    return torch.promote_types(x.dtype, torch.float32)
+
+
+def from_rows(rows: Float[Tensor, "M C"], like: Tensor) -> Tensor:
+    """A tensor of the shape, type and layout of `like`."""
+    moved = like.movedim(1, -1)
+    return torch.empty_like(like).copy_(rows.view(moved.shape).movedim(-1, 1))
+
+
+def sums(x: Tensor) -> Float[Tensor, "1 2C_plus_1"]:
+    rows = as_rows(x).double()
+    return torch.cat([rows.sum(0), rows.square().sum(0), rows.new_full((1,), rows.shape[0])]).unsqueeze(0)
+
+
+def moments_of(total: Float[Tensor, "2C_plus_1"], eps: float, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
+    """moments, and the mean and biased variance in float64."""
+    mean, square = (total[:-1] / total[-1]).chunk(2)
+    var = (square - mean.square()).clamp_min(0)
+    high = mean.to(dtype)
+    parts = [
+        high,
+        (mean - high).to(dtype),
+        (var + eps).rsqrt().to(dtype),
+        total[-1].reciprocal().to(dtype).expand_as(high),
+    ]
+    return torch.stack(parts), mean, var
+
+
+def pre_activation(
+    x: Tensor, moments: Tensor, weight: Tensor, bias: Tensor, residual: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """z and x - mean, as rows."""
+    high, low, rstd, _ = moments
+    centred = as_rows(x).to(moments.dtype) - high - low
+    z = centred * (weight * rstd) + bias
+    return (z if residual is None else z + as_rows(residual)), centred
+
+
+def forward(
+    x: Tensor,
+    partial: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    residual: Tensor | None,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    momentum: float,
+    eps: float,
+    activation: int,
+    slope: float,
+) -> tuple[Tensor, Tensor]:
+    total = partial.sum(0)
+    moments, mean, var = moments_of(total, eps, wide(x))
+    if running_mean is not None and running_var is not None:
+        running_mean.lerp_(mean.to(running_mean.dtype), momentum)
+        running_var.lerp_((var * (total[-1] / (total[-1] - 1))).to(running_var.dtype), momentum)
+    z, _ = pre_activation(x, moments, weight, bias, residual)
+    return from_rows(activate(z, NAMES[activation], slope), x), moments
+
+
+def derivative(z: Tensor, activation: int, slope: float) -> Tensor:
+    """act'(z), with torch's choice at 0."""
+    if NAMES[activation] == "relu":
+        return (z > 0).to(z.dtype)
+    if NAMES[activation] == "leaky_relu":
+        return torch.where(z > 0, 1.0, slope).to(z.dtype)
+    if NAMES[activation] == "silu":
+        s = z.sigmoid()
+        return s * (1 + z * (1 - s))
+    return torch.ones_like(z)
+
+
+def gradient_sums(
+    dy: Tensor,
+    x: Tensor,
+    moments: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    residual: Tensor | None,
+    activation: int,
+    slope: float,
+) -> Float[Tensor, "1 2C"]:
+    z, centred = pre_activation(x, moments, weight, bias, residual)
+    dz = (as_rows(dy) * derivative(z, activation, slope)).double()
+    return torch.cat([dz.sum(0), (dz * centred).sum(0)]).unsqueeze(0)
+
+
+def projected(d: Tensor, centred: Tensor, moments: Tensor, partial: Tensor) -> Tensor:
+    """rstd (d - mean(d) - xhat mean(d xhat)): the derivative of xhat by x, applied to rows d. It is symmetric, hence the
+    same in the backward and in the forward mode."""
+    _, _, rstd, inverse_count = moments
+    of_d, of_product = partial.sum(0).chunk(2)
+    level = (of_d * inverse_count).to(d.dtype)
+    slant = (of_product * inverse_count * rstd * rstd).to(d.dtype)
+    moved: Tensor = rstd * (d - level - centred * slant)
+    return moved
+
+
+def gradient(
+    dy: Tensor,
+    x: Tensor,
+    moments: Tensor,
+    partial: Tensor,
+    local: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    residual: Tensor | None,
+    activation: int,
+    slope: float,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    z, centred = pre_activation(x, moments, weight, bias, residual)
+    dz = as_rows(dy) * derivative(z, activation, slope)
+    dx = from_rows(weight * projected(dz, centred, moments, partial), x)
+    dresidual = x.new_empty(0) if residual is None else from_rows(dz, residual)
+    dbias, dweight = parameter_gradients(moments, local)
+    return dx, dresidual, dweight, dbias
+
+
+def parameter_gradients(moments: Tensor, local: Tensor) -> tuple[Tensor, Tensor]:
+    """Those of the bias and of the weight, from this rank's sums alone."""
+    of_dz, of_product = local.sum(0).chunk(2)
+    return of_dz.to(moments.dtype), (of_product * moments[2]).to(moments.dtype)
+
+
+def tangent(
+    x: Tensor,
+    x_tangent: Tensor,
+    moments: Tensor,
+    partial: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    weight_tangent: Tensor,
+    bias_tangent: Tensor,
+    residual: Tensor | None,
+    residual_tangent: Tensor | None,
+    activation: int,
+    slope: float,
+) -> Tensor:
+    z, centred = pre_activation(x, moments, weight, bias, residual)
+    moved = projected(as_rows(x_tangent).to(moments.dtype), centred, moments, partial)
+    z_tangent = weight * moved + weight_tangent * (centred * moments[2]) + bias_tangent
+    if residual_tangent is not None:
+        z_tangent = z_tangent + as_rows(residual_tangent)
+    return from_rows(z_tangent * derivative(z, activation, slope), x)
+
+
+def dual_sums(x: Tensor, x_tangent: Tensor) -> Float[Tensor, "1 4C_plus_1"]:
+    rows, tangents = as_rows(x).double(), as_rows(x_tangent).double()
+    of_x = sums(x)[0]
+    return torch.cat([of_x[:-1], tangents.sum(0), (tangents * rows).sum(0), of_x[-1:]]).unsqueeze(0)
+
+
+def dual(
+    x: Tensor,
+    x_tangent: Tensor,
+    partial: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    weight_tangent: Tensor,
+    bias_tangent: Tensor,
+    residual: Tensor | None,
+    residual_tangent: Tensor | None,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    momentum: float,
+    eps: float,
+    activation: int,
+    slope: float,
+) -> tuple[Tensor, Tensor]:
+    """y and its tangent from one set of sums."""
+    of_x, of_square, of_tangent, of_product = partial.sum(0)[:-1].chunk(4)
+    count = partial[:, -1:].sum(0)
+    total = torch.cat([of_x, of_square, count]).unsqueeze(0)
+    y, moments = forward(x, total, weight, bias, residual, running_mean, running_var, momentum, eps, activation, slope)
+    centred = torch.cat([of_tangent, of_product - of_x / count * of_tangent]).unsqueeze(0)
+    y_tangent = tangent(
+        x, x_tangent, moments, centred, weight, bias, weight_tangent, bias_tangent, residual, residual_tangent,
+        activation, slope,
+    )  # fmt: skip
+    return y, y_tangent

@@ -1,0 +1,60 @@
+"""batch_norm_act as plain formulas, differentiable by torch in both modes; exact in float64.
+
+The statistics take two passes and the activation its own name: nothing here is rearranged. It serves under
+torch.compile, and every other implementation is measured against it.
+"""
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor
+
+from fastmpl_kernels.batch_norm_act.settings import Activation
+
+
+def activate(z: Tensor, activation: Activation, slope: float) -> Tensor:
+    if activation == "relu":
+        return F.relu(z)
+    if activation == "leaky_relu":
+        return F.leaky_relu(z, slope)
+    if activation == "silu":
+        return F.silu(z)
+    return z
+
+
+def reference(
+    x: Float[Tensor, "N C *pixels"],
+    weight: Float[Tensor, "C"],
+    bias: Float[Tensor, "C"],
+    *,
+    eps: float,
+    activation: Activation,
+    slope: float,
+    residual: Float[Tensor, "N C *pixels"] | None = None,
+) -> tuple[Float[Tensor, "N C *pixels"], Float[Tensor, "C"], Float[Tensor, "C"]]:
+    """Returns y in x's type, and the mean and the biased variance of x over everything but channels."""
+    wide = torch.promote_types(x.dtype, torch.float32)
+    dims = [0, *range(2, x.dim())]
+    shape = [1, -1] + [1] * (x.dim() - 2)
+    values = x.to(wide)
+    mean = values.mean(dims)
+    centred = values - mean.view(shape)
+    var = centred.square().mean(dims)
+    z = centred * (var + eps).rsqrt().view(shape) * weight.to(wide).view(shape) + bias.to(wide).view(shape)
+    if residual is not None:
+        z = z + residual.to(wide)
+    return activate(z, activation, slope).to(x.dtype), mean.detach(), var.detach()
+
+
+def move_running(
+    running_mean: Float[Tensor, "C"],
+    running_var: Float[Tensor, "C"],
+    mean: Tensor,
+    var: Tensor,
+    rows: int,
+    momentum: float,
+) -> None:
+    """The exponential averages that evaluation uses; the variance is the unbiased one, as in torch."""
+    with torch.no_grad():
+        running_mean.lerp_(mean.to(running_mean.dtype), momentum)
+        running_var.lerp_((var * (rows / (rows - 1))).to(running_var.dtype), momentum)

@@ -1,0 +1,65 @@
+"""The native library: finds it, loads it once, and lends it torch's threads.
+
+It may be absent (no C++ compiler at installation): `library()` is then None, the log says so once, and every op has its
+reference. What each function of the library takes is declared where it is bound, in the op's native.py.
+"""
+
+import ctypes
+import logging
+import os
+from functools import cache
+from importlib.resources import files
+from pathlib import Path
+
+import torch
+
+NAME = "libfastmpl_native.so"
+PATH_VARIABLE = "FASTMPL_NATIVE_LIBRARY"
+
+log = logging.getLogger(__name__)
+
+
+def _path() -> Path:
+    """Where the library should be: the environment's word, else beside this package (not beside this file: an editable
+    installation keeps the sources and what was built in two folders)."""
+    if explicit := os.environ.get(PATH_VARIABLE):
+        return Path(explicit)
+    return Path(str(files("fastmpl_kernels").joinpath(NAME)))
+
+
+def _lend_threads(native: ctypes.CDLL) -> None:
+    """Hands over torch's C function `torch_parallel_for` (torch 2.10 and later); without it loops are serial."""
+    torch_cpu = Path(torch.__file__).parent / "lib" / "libtorch_cpu.so"
+    if not torch_cpu.is_file():
+        return
+    exported = ctypes.CDLL(str(torch_cpu))  # already in the process: this only finds it
+    if hasattr(exported, "torch_parallel_for"):
+        native.fastmpl_use.argtypes = [ctypes.c_void_p]
+        native.fastmpl_use.restype = None
+        native.fastmpl_use(ctypes.cast(exported.torch_parallel_for, ctypes.c_void_p))
+
+
+@cache
+def library() -> ctypes.CDLL | None:
+    """The loaded native library, or None where it was not built or does not load."""
+    path = _path()
+    if not path.is_file():
+        log.info("no native kernels (%s was not built): the reference implementations serve on CPU", path)
+        return None
+    try:
+        native = ctypes.CDLL(str(path))
+    except OSError as error:
+        log.warning("the native kernels do not load here (%s): the reference implementations serve on CPU", error)
+        return None
+    _lend_threads(native)
+    return native
+
+
+def available() -> bool:
+    """Whether the native kernels can be called."""
+    return library() is not None
+
+
+def pointer(tensor: torch.Tensor | None) -> int | None:
+    """The address of a tensor's first element; None (a null pointer) for no tensor."""
+    return None if tensor is None else tensor.data_ptr()

@@ -1,0 +1,106 @@
+"""What the row losses share: which inputs they take, when a gradient is wanted, and a C structure's bookkeeping.
+
+A row loss reads rows of logits `[N, K]` and gives a mean over rows together with its gradient. The gradient is computed
+with the loss, because the rows are in registers then: backward only scales it, once.
+"""
+
+import ctypes
+from collections.abc import Callable
+from functools import cache
+from typing import Any, cast
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.autograd import forward_ad
+
+from fastmpl_kernels.dispatch import BackendError
+from fastmpl_kernels.library import library, pointer
+
+
+def check_rows(op: str, name: str, logits: Tensor, like: Tensor | None = None) -> None:
+    """Refuses what is not rows of logits, of the shape of `like` if that is given."""
+    if logits.dim() != 2 or logits.numel() == 0 or not logits.is_floating_point():
+        raise ValueError(
+            f"{op}: {name} must be floating-point rows [N, K] with at least one row and one class, "
+            f"found {logits.dtype} {tuple(logits.shape)}."
+        )
+    if like is not None and logits.shape != like.shape:
+        raise ValueError(f"{op}: {name} must have the shape {tuple(like.shape)}, found {tuple(logits.shape)}.")
+
+
+def check_labels(op: str, name: str, labels: Tensor, rows: int) -> None:
+    """Refuses what is not one int64 label a row."""
+    if labels.dtype != torch.int64 or labels.shape != (rows,):
+        raise ValueError(f"{op}: {name} must be int64 [{rows}], found {labels.dtype} {tuple(labels.shape)}.")
+
+
+def gradient_wanted(*logits: Tensor | None) -> bool:
+    """Whether a gradient or a tangent may be asked of an op on these logits."""
+    if forward_ad._current_level >= 0:
+        return True
+    return torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in logits)
+
+
+def wide(logits: Float[Tensor, "*n"]) -> Float[Tensor, "*n"]:
+    """float64 as it is, everything else in float32: the precision that every row reduction has."""
+    return logits if logits.dtype == torch.float64 else logits.float()
+
+
+def gradient_like(logits: Tensor, wanted: bool) -> Tensor:
+    """An unwritten contiguous gradient for `logits`, or an empty tensor where none is wanted."""
+    return torch.empty(logits.shape if wanted else (0,), dtype=logits.dtype, device=logits.device)
+
+
+def below_autograd(op: Callable[..., Any], *arguments: Any) -> Any:
+    """Calls a low-level op from an autograd.Function's forward, where its guard has nothing left to refuse."""
+    with torch._C._AutoDispatchBelowAutograd():
+        return op(*arguments)
+
+
+def scaled(gradient: Tensor, upstream: Tensor) -> Tensor | None:
+    """The saved gradient times what the loss became, in place: as large as the logits, it is not copied.
+
+    A second backward through the same graph is then refused by autograd, which sees that a saved tensor has changed.
+    None for an empty gradient, which nothing depends on.
+    """
+    return gradient.mul_(upstream) if gradient.numel() else None
+
+
+def tangent_of_loss(*pairs: tuple[Tensor, Tensor | None]) -> Tensor:
+    """The loss's tangent: the sum of <gradient, tangent> over the inputs that have both."""
+    total = torch.zeros((), device=pairs[0][0].device)
+    for gradient, tangent in pairs:
+        if tangent is not None and gradient.numel():
+            total = total + (wide(gradient) * wide(tangent)).sum()
+    return total
+
+
+def native_form(logits: Tensor, dtype: torch.dtype) -> Tensor:
+    """`logits` as the native kernels read them: contiguous rows of `dtype` (no copy if they are that already)."""
+    return logits.to(dtype).contiguous()
+
+
+def native_dtype(*logits: Tensor | None) -> torch.dtype:
+    """bfloat16 where all logits are, else float32: the two types that the native kernels are compiled for."""
+    return torch.bfloat16 if all(x is None or x.dtype == torch.bfloat16 for x in logits) else torch.float32
+
+
+@cache
+def _function(name: str) -> Callable[..., int]:
+    native = library()
+    if native is None:
+        raise BackendError(f"{name}: the native library was not built.")
+    function = getattr(native, name)
+    function.argtypes, function.restype = (ctypes.c_void_p, ctypes.c_int32), ctypes.c_int64
+    return cast(Callable[..., int], function)
+
+
+def call_native(function: str, arguments: ctypes.Structure, dtype: torch.dtype) -> int:
+    """Calls a row loss of the native library; returns 0, or 1 + the first row whose label is no class."""
+    return int(_function(function)(ctypes.byref(arguments), dtype == torch.bfloat16))
+
+
+def address(tensor: Tensor | None) -> int | None:
+    """A null pointer for no tensor and for an empty one: nobody asked for it."""
+    return None if tensor is None or tensor.numel() == 0 else pointer(tensor)

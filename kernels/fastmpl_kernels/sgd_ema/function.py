@@ -1,0 +1,79 @@
+"""sgd_ema and global_norm as library ops, each on whichever backend its tensors ask for."""
+
+from collections.abc import Sequence
+from itertools import chain
+from types import ModuleType
+
+import torch
+from torch import Tensor
+
+from fastmpl_kernels import dispatch
+from fastmpl_kernels.library import available
+from fastmpl_kernels.ops import define
+from fastmpl_kernels.sgd_ema import native, reference
+
+
+def _module(op: str, *lists: Sequence[Tensor]) -> ModuleType:
+    """Kernels walk memory: they need float32, and the four tensors of a parameter laid out alike."""
+    flat = {t.dtype for t in chain(*lists)} == {torch.float32} and _same_layouts(*lists)
+    if not flat and not dispatch.forced():
+        dispatch.note(op, "reference")
+        return reference
+    if not flat and not any(t.dtype == torch.float64 for t in lists[0]):
+        raise dispatch.BackendError(f"{op}: the kernels need dense float32 tensors, of one layout for each parameter.")
+    backend = dispatch.select(op, tuple(tensors[0] for tensors in lists), available)
+    if backend == "triton":
+        from fastmpl_kernels.sgd_ema import triton_impl  # needs Triton: only where it was chosen
+
+        return triton_impl
+    return native if backend == "native" else reference
+
+
+def _same_layouts(*lists: Sequence[Tensor]) -> bool:
+    """Whether element i of memory is the same element of a parameter, its gradient, its buffer and its average."""
+    if False not in {t.is_contiguous() for t in chain(*lists)}:  # the common case, at 50 ns a tensor
+        return True
+    return all(_alike(*tensors) for tensors in zip(*lists, strict=True))
+
+
+def _alike(*tensors: Tensor) -> bool:
+    if all(t.is_contiguous() for t in tensors):
+        return True
+    return tensors[0].dim() == 4 and all(t.is_contiguous(memory_format=torch.channels_last) for t in tensors)
+
+
+def _sgd_ema(
+    params: list[Tensor],
+    grads: list[Tensor],
+    buffers: list[Tensor],
+    averages: list[Tensor],
+    lr: Tensor,
+    clip_factor: Tensor | None,
+    found_inf: Tensor | None,
+    decay: Tensor,
+    momentum: float,
+    weight_decay: float,
+    nesterov: bool,
+) -> None:
+    lists = [params, grads, buffers, averages] if averages else [params, grads, buffers]
+    _module("sgd_ema", *lists).sgd_ema(
+        params, grads, buffers, averages, lr, clip_factor, found_inf, decay, momentum, weight_decay, nesterov
+    )
+
+
+def _global_norm(grads: list[Tensor]) -> Tensor:
+    norm: Tensor = _module("global_norm", grads).global_norm(grads)
+    return norm
+
+
+def _norm_like(grads: list[Tensor]) -> Tensor:
+    return grads[0].new_empty((), dtype=torch.promote_types(grads[0].dtype, torch.float32))
+
+
+sgd_ema_ = define(
+    "sgd_ema_(Tensor(a!)[] params, Tensor[] grads, Tensor(b!)[] buffers, Tensor(c!)[] averages, Tensor lr, "
+    "Tensor? clip_factor, Tensor? found_inf, Tensor decay, float momentum, float weight_decay, bool nesterov) -> ()",
+    _sgd_ema,
+    lambda *_: None,
+)
+global_norm_ = define("global_norm(Tensor[] grads) -> Tensor", _global_norm, _norm_like)

@@ -1,0 +1,174 @@
+"""sgd_ema and global_norm in Triton: one launch over a table of blocks, whatever the number of tensors.
+
+The table (which tensor and which of its blocks a program works on, and every tensor's address) is built on the host and
+kept as long as the addresses stay the same. So that a CUDA graph can be captured, gradients must keep their memory
+(zeroed in place, not set to None) and one step must have run before capture: within a capture a new table is refused.
+"""
+
+from collections import OrderedDict
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+BLOCK = 1024  # two 128-bit loads a thread and list; the masked tail would need 168 registers at 2048
+_TABLES_KEPT = 16  # two networks, step and norm, and the odd change of addresses
+
+
+class Table(NamedTuple):
+    addresses: Tensor  # [lists, tensors] int64
+    sizes: Tensor  # [tensors] int64
+    tensor: Tensor  # [programs] int32: the tensor of each program
+    block: Tensor  # [programs] int32: which of that tensor's blocks
+    aligned: bool  # every address is a multiple of 16 bytes
+
+
+_tables: OrderedDict[tuple[Any, ...], Table] = OrderedDict()
+
+
+def _table(lists: Sequence[Sequence[Tensor]]) -> Table:
+    first = lists[0]
+    key = (first[0].device, *[t.data_ptr() for tensors in lists for t in tensors], *[t.numel() for t in first])
+    if key in _tables:
+        _tables.move_to_end(key)
+        return _tables[key]
+    device = first[0].device
+    if device.type == "cuda" and torch.cuda.is_current_stream_capturing():
+        raise RuntimeError(
+            "sgd_ema met new addresses inside a CUDA graph capture: run one step before capturing, and keep the "
+            "gradients' memory (zero_grad(set_to_none=False))."
+        )
+    pairs = [(i, b) for i, t in enumerate(first) for b in range(triton.cdiv(t.numel(), BLOCK))]
+    addresses = [[t.data_ptr() for t in tensors] for tensors in lists]
+
+    def on_device(values: Any, dtype: torch.dtype) -> Tensor:
+        host = torch.tensor(values, dtype=dtype)
+        return host if device.type == "cpu" else host.pin_memory().to(device, non_blocking=True)
+
+    table = Table(
+        on_device(addresses, torch.int64),
+        on_device([t.numel() for t in first], torch.int64),
+        on_device([i for i, _ in pairs], torch.int32),
+        on_device([b for _, b in pairs], torch.int32),
+        all(a % 16 == 0 for row in addresses for a in row),
+    )
+    _tables[key] = table
+    while len(_tables) > _TABLES_KEPT:
+        _tables.popitem(last=False)
+    return table
+
+
+@triton.jit
+def _base(addresses, tensor, ALIGNED: tl.constexpr):
+    """The first element of a tensor of the table."""
+    base = tl.load(addresses + tensor).to(tl.pointer_type(tl.float32))
+    if ALIGNED:
+        base = tl.multiple_of(base, 16)
+    return base
+
+
+@triton.jit
+def _step(
+    p_at, g_at, b_at, a_at, mask, lr, clip, rest, momentum, weight_decay, NESTEROV: tl.constexpr, AVERAGE: tl.constexpr
+):  # fmt: skip
+    p = tl.load(p_at, mask=mask)
+    d = clip * tl.load(g_at, mask=mask) + weight_decay * p
+    velocity = momentum * tl.load(b_at, mask=mask) + d
+    tl.store(b_at, velocity, mask=mask)
+    step = velocity
+    if NESTEROV:
+        step = d + momentum * velocity
+    moved = p - lr * step
+    tl.store(p_at, moved, mask=mask)
+    if AVERAGE:
+        a = tl.load(a_at, mask=mask)
+        tl.store(a_at, a + rest * (moved - a), mask=mask)
+
+
+@triton.jit
+def _sgd_ema_kernel(
+    addresses, sizes, tensors, blocks, count, lr_at, clip_factor, found_inf, decay,
+    momentum, weight_decay,
+    NESTEROV: tl.constexpr, AVERAGE: tl.constexpr, CLIP: tl.constexpr, SKIP: tl.constexpr, ALIGNED: tl.constexpr,
+    BLOCK: tl.constexpr,
+):  # fmt: skip
+    program = tl.program_id(0)
+    tensor = tl.load(tensors + program).to(tl.int64)
+    first = tl.load(blocks + program).to(tl.int64) * BLOCK
+    size = tl.load(sizes + tensor)
+    offsets = first + tl.arange(0, BLOCK)
+    p_at = _base(addresses, tensor, ALIGNED) + offsets
+    g_at = _base(addresses + count, tensor, ALIGNED) + offsets
+    b_at = _base(addresses + 2 * count, tensor, ALIGNED) + offsets
+    a_at = p_at
+    rest = 0.0
+    if AVERAGE:
+        a_at = _base(addresses + 3 * count, tensor, ALIGNED) + offsets
+        rest = 1.0 - tl.load(decay)
+    clip = 1.0
+    if CLIP:
+        clip = tl.load(clip_factor)
+    lr = tl.load(lr_at)
+    live = True
+    if SKIP:
+        live = tl.load(found_inf) == 0
+    if live:  # else nothing is read or written: everything stays
+        if first + BLOCK <= size:  # without a mask loads are 128 bits wide
+            _step(p_at, g_at, b_at, a_at, None, lr, clip, rest, momentum, weight_decay, NESTEROV, AVERAGE)
+        else:
+            _step(p_at, g_at, b_at, a_at, offsets < size, lr, clip, rest, momentum, weight_decay, NESTEROV, AVERAGE)
+
+
+@triton.jit
+def _squares_kernel(addresses, sizes, tensors, blocks, out, ALIGNED: tl.constexpr, BLOCK: tl.constexpr):
+    program = tl.program_id(0)
+    tensor = tl.load(tensors + program).to(tl.int64)
+    first = tl.load(blocks + program).to(tl.int64) * BLOCK
+    size = tl.load(sizes + tensor)
+    offsets = first + tl.arange(0, BLOCK)
+    at = _base(addresses, tensor, ALIGNED) + offsets
+    if first + BLOCK <= size:
+        g = tl.load(at).to(tl.float64)
+        tl.store(out + program, tl.sum(g * g, axis=0))
+    else:
+        g = tl.load(at, mask=offsets < size, other=0.0).to(tl.float64)
+        tl.store(out + program, tl.sum(g * g, axis=0))
+
+
+def sgd_ema(
+    params: list[Tensor],
+    grads: list[Tensor],
+    buffers: list[Tensor],
+    averages: list[Tensor],
+    lr: Tensor,
+    clip_factor: Tensor | None,
+    found_inf: Tensor | None,
+    decay: Tensor,
+    momentum: float,
+    weight_decay: float,
+    nesterov: bool,
+) -> None:
+    table = _table([params, grads, buffers, averages] if averages else [params, grads, buffers])
+    if table.tensor.numel() == 0:
+        return
+    _sgd_ema_kernel[(table.tensor.numel(),)](
+        table.addresses, table.sizes, table.tensor, table.block, len(params),
+        lr, lr if clip_factor is None else clip_factor, lr if found_inf is None else found_inf, decay,
+        momentum, weight_decay,
+        NESTEROV=nesterov, AVERAGE=bool(averages), CLIP=clip_factor is not None, SKIP=found_inf is not None,
+        ALIGNED=table.aligned, BLOCK=BLOCK, num_warps=4,
+    )  # fmt: skip
+
+
+def global_norm(grads: list[Tensor]) -> Tensor:
+    table = _table([grads])
+    squares = torch.empty(table.tensor.numel(), dtype=torch.float64, device=grads[0].device)
+    if squares.numel():
+        _squares_kernel[(squares.numel(),)](
+            table.addresses, table.sizes, table.tensor, table.block, squares,
+            ALIGNED=table.aligned, BLOCK=BLOCK, num_warps=4,
+        )  # fmt: skip
+    return squares.sum().sqrt().float()

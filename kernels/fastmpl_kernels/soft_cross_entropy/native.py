@@ -1,0 +1,35 @@
+"""Calls the C++ form of cross-entropy (csrc/soft_cross_entropy.cpp)."""
+
+import ctypes
+
+import torch
+from torch import Tensor
+
+from fastmpl_kernels.rows import address, call_native, gradient_like, native_dtype, native_form
+
+
+class _Arguments(ctypes.Structure):
+    _fields_ = (
+        *((name, ctypes.c_int64) for name in ("rows", "columns")),
+        *((name, ctypes.c_void_p) for name in ("logits", "label", "distribution", "row_loss", "loss", "gradient")),
+        ("label_smoothing", ctypes.c_float),
+    )
+
+
+def run(logits: Tensor, target: Tensor, label_smoothing: float, with_gradient: bool) -> tuple[Tensor, Tensor]:
+    """Loss, gradient (empty unless asked for)."""
+    hard = target.dim() == 1
+    dtype = native_dtype(logits, None if hard else target)
+    rows, columns = logits.shape
+    inputs = native_form(logits, dtype)
+    label = target.contiguous() if hard else None
+    distribution = None if hard else native_form(target, dtype)
+    row_loss, loss = torch.empty(rows), torch.empty(())
+    gradient = gradient_like(inputs, with_gradient)
+    arguments = _Arguments(
+        rows, columns, address(inputs), address(label), address(distribution),
+        address(row_loss), address(loss), address(gradient), label_smoothing,
+    )  # fmt: skip
+    if bad := call_native("fastmpl_soft_cross_entropy", arguments, dtype):
+        raise ValueError(f"soft_cross_entropy: the label of row {bad - 1} is not one of the {columns} classes.")
+    return loss, gradient.to(logits.dtype)

@@ -1,0 +1,123 @@
+"""The student's loss on pseudo labels, fused: label, mask, loss and logits gradient from two loads and one store a row.
+
+With `q = softmax(label_logits / temperature)`, `t` the target (`q` itself, or one-hot at a label drawn from `q` or at
+its maximum), `t' = (1 - label_smoothing) t + label_smoothing / K`, and `m = [max q >= threshold]`:
+
+    loss = 1/U sum_i m_i sum_c -t'_ic log softmax(student_logits_i)_c
+    gradient = m_i / U (softmax(student_logits_i) - t'_i)
+
+Pham et al. 2021, "Meta Pseudo Labels" (CVPR). Left out: the labelling network gets no gradient from here; what it is to
+learn is in `teacher_objective`.
+"""
+
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from fastmpl_kernels import dispatch, library, ops
+from fastmpl_kernels.rows import (
+    below_autograd,
+    check_labels,
+    check_rows,
+    gradient_like,
+    gradient_wanted,
+    scaled,
+    tangent_of_loss,
+)
+from fastmpl_kernels.student_objective import native, reference
+from fastmpl_kernels.student_objective.reference import StudentObjective, Targets
+
+__all__ = ["StudentObjective", "Targets", "student_objective"]
+
+Outputs = tuple[Tensor, Tensor, Tensor, Tensor]
+
+
+def _run(backend: str, *arguments: Any) -> Outputs:
+    if backend == "native":
+        return native.run(*arguments)
+    from fastmpl_kernels.student_objective import triton_impl
+
+    return triton_impl.run(*arguments)
+
+
+def _fake(backend: str, label_logits: Tensor, student_logits: Tensor, *arguments: Any) -> Outputs:
+    rows = student_logits.shape[0]
+    return (
+        student_logits.new_empty((), dtype=torch.float32),
+        student_logits.new_empty(rows, dtype=torch.int64),
+        student_logits.new_empty(rows, dtype=torch.bool),
+        gradient_like(student_logits, arguments[-1]),
+    )
+
+
+_op = ops.define(
+    "student_objective(str backend, Tensor label_logits, Tensor student_logits, Tensor? key, Tensor? index, "
+    "str targets, float temperature, float label_smoothing, float threshold, bool with_gradient) "
+    "-> (Tensor, Tensor, Tensor, Tensor)",
+    _run,
+    _fake,
+)
+
+
+class _StudentObjective(torch.autograd.Function):
+    @staticmethod
+    def forward(student_logits: Tensor, label_logits: Tensor, backend: str, *arguments: Any) -> Outputs:
+        outputs: Outputs = below_autograd(_op, backend, label_logits, student_logits, *arguments)
+        return outputs
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Outputs) -> None:
+        _, label, mask, gradient = output
+        ctx.mark_non_differentiable(label, mask, gradient)
+        ctx.save_for_backward(gradient)
+        ctx.save_for_forward(gradient)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, upstream: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
+        (gradient,) = ctx.saved_tensors
+        return scaled(gradient, upstream), *[None] * 9
+
+    @staticmethod
+    def jvp(ctx: Any, tangent: Tensor | None, *_: Any) -> tuple[Tensor | None, ...]:
+        (gradient,) = ctx.saved_tensors
+        return tangent_of_loss((gradient, tangent)), None, None, None
+
+
+def student_objective(
+    label_logits: Float[Tensor, "U K"],
+    student_logits: Float[Tensor, "U K"],
+    *,
+    targets: Targets = "soft",
+    temperature: float = 1.0,
+    label_smoothing: float = 0.0,
+    threshold: float = 0.0,
+    key: Int[Tensor, ""] | None = None,
+    index: Int[Tensor, " U"] | None = None,
+) -> StudentObjective:
+    """The mean loss over all U rows, the labels `int64 [U]` and the confidence mask `bool [U]`.
+
+    Rows below the threshold add 0 to the loss and its gradient and count in the mean. `key` (0-D) and `index` (the
+    images' numbers) decide sampled labels, and nothing else does (fastmpl_kernels.keyed). The gradient flows to
+    `student_logits` alone. Reductions are in float32 (float64 for float64), and so is the loss.
+    Raises ValueError for empty rows, shapes that differ, or sampled targets without key and index.
+    """
+    check_rows("student_objective", "student_logits", student_logits)
+    check_rows("student_objective", "label_logits", label_logits, student_logits)
+    if targets == "sampled":
+        if key is None or index is None:
+            raise ValueError("student_objective: sampled targets need key (0-D int64) and index (int64 [U]).")
+        check_labels("student_objective", "index", index, student_logits.shape[0])
+    settings = (targets, temperature, label_smoothing, threshold)
+    if torch.compiler.is_compiling():
+        return reference.student_objective(label_logits, student_logits, *settings, key, index)
+    backend = dispatch.select("student_objective", (label_logits, student_logits), library.available)
+    if backend == "reference":
+        return reference.student_objective(label_logits, student_logits, *settings, key, index)
+    if not gradient_wanted(student_logits):
+        return StudentObjective(*_op(backend, label_logits, student_logits, key, index, *settings, False)[:3])
+    outputs = _StudentObjective.apply(student_logits, label_logits.detach(), backend, key, index, *settings, True)
+    return StudentObjective(*outputs[:3])

@@ -1,0 +1,65 @@
+"""The student's loss in plain torch: float64-capable, differentiable in every mode, and what compiled steps run."""
+
+from typing import Literal, NamedTuple
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from fastmpl_kernels import keyed
+from fastmpl_kernels.rows import wide
+
+Targets = Literal["soft", "sampled", "argmax"]
+
+
+class StudentObjective(NamedTuple):
+    """The loss, the labels that were learnt (the most probable class for soft targets) and which rows counted."""
+
+    loss: Float[Tensor, ""]
+    label: Int[Tensor, " U"]
+    mask: Bool[Tensor, " U"]
+
+
+def draw(
+    logits: Float[Tensor, "U K"], temperature: float, key: Int[Tensor, ""], index: Int[Tensor, " U"]
+) -> Int[Tensor, " U"]:
+    """Labels drawn from softmax(logits / temperature): the inverse of the cumulative distribution at one keyed uniform
+    number a row, in 30-bit fixed point.
+
+    Integer sums are exact in any order, so a kernel that adds a row up in other blocks draws the same label; one number
+    a row is K times fewer than Gumbel noise needs. A class less than 2^-31 times as probable as the likeliest is never
+    drawn.
+    """
+    relative = torch.exp((logits - logits.amax(-1, keepdim=True)) / temperature)
+    cumulative = (relative * 2**30 + 0.5).long().cumsum(-1)
+    total = cumulative[:, -1:]
+    odd = (keyed.uniform(key, index, 1) * 2**24).long()  # exact: an odd multiple of 2^-24
+    point = odd * (total >> 24) + (odd * (total & (2**24 - 1)) >> 24)  # floor(uniform * total) without overflow
+    return (cumulative <= point).sum(-1)
+
+
+def student_objective(
+    label_logits: Float[Tensor, "U K"],
+    student_logits: Float[Tensor, "U K"],
+    targets: Targets,
+    temperature: float,
+    label_smoothing: float,
+    threshold: float,
+    key: Int[Tensor, ""] | None,
+    index: Int[Tensor, " U"] | None,
+) -> StudentObjective:
+    """See `fastmpl_kernels.student_objective`."""
+    label_logits = wide(label_logits.detach())
+    target = torch.softmax(label_logits / temperature, -1)
+    mask = target.amax(-1) >= threshold
+    if targets == "sampled":
+        assert key is not None
+        assert index is not None
+        label = draw(label_logits, temperature, key, index)
+    else:
+        label = label_logits.argmax(-1)
+    if targets != "soft":
+        target = torch.nn.functional.one_hot(label, target.shape[-1])
+    target = (1 - label_smoothing) * target + label_smoothing / target.shape[-1]
+    loss = -(target * torch.log_softmax(wide(student_logits), -1)).sum(-1)
+    return StudentObjective(loss.masked_fill(~mask, 0.0).mean(), label, mask)

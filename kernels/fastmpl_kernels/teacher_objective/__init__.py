@@ -1,0 +1,201 @@
+"""The teacher's whole loss and its logits gradients, fused: supervised, UDA consistency, feedback from the student.
+
+With `q = softmax(view / temperature)` on the view that labelled, and `p` the softmax of the logits in question:
+
+| term | loss | gradient of its logits |
+|---|---|---|
+| supervised | `mean_i CE(t', labelled_i)`, `t'` the smoothed label | `(p - t') / B` |
+| UDA | `mean_i m_i CE(w_i, strong_i)` | `m_i (p - w) / U` |
+| exact feedback | `sum_ic r_ic q_ic`, `r = scale * tangent` | `q (r - <q, r>) / temperature` |
+| per-example feedback | `sum_i r_i log q_{i, label_i}` | `r_i (onehot - q) / temperature` |
+| scalar feedback | `U h mean_i CE(label_i, view_i / temperature)` | `h (q - onehot) / temperature` |
+
+each times its weight; `w = softmax(weak / uda.temperature)` and `m_i = [max_c w_ic >= uda.threshold]`.
+Pham et al. 2021, "Meta Pseudo Labels" (CVPR); Xie et al. 2020, "Unsupervised Data Augmentation".
+Left out: where the credit comes from, and its scale beyond `ExactFeedback.scale`.
+"""
+
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from fastmpl_kernels import dispatch, library, ops
+from fastmpl_kernels.rows import (
+    below_autograd,
+    check_labels,
+    check_rows,
+    gradient_like,
+    gradient_wanted,
+    scaled,
+    tangent_of_loss,
+)
+from fastmpl_kernels.teacher_objective import native, reference
+from fastmpl_kernels.teacher_objective.reference import (
+    ExactFeedback,
+    Feedback,
+    PerExampleFeedback,
+    ScalarFeedback,
+    TeacherObjective,
+    Uda,
+    View,
+)
+
+__all__ = [
+    "ExactFeedback",
+    "Feedback",
+    "PerExampleFeedback",
+    "ScalarFeedback",
+    "TeacherObjective",
+    "Uda",
+    "View",
+    "teacher_objective",
+]
+
+Outputs = tuple[Tensor, Tensor, Tensor, Tensor]
+
+
+def _run(backend: str, *arguments: Any) -> Outputs:
+    if backend == "native":
+        return native.run(*arguments)
+    from fastmpl_kernels.teacher_objective import triton_impl
+
+    return triton_impl.run(*arguments)
+
+
+def _fake(backend: str, labelled: Tensor, targets: Tensor, strong: Tensor, weak: Tensor | None, *rest: Any) -> Outputs:
+    parts = labelled.new_empty(5, dtype=torch.float32)
+    views = (labelled, strong, strong if weak is None else weak)
+    gradients = [gradient_like(x, wanted) for x, wanted in zip(views, rest[-1], strict=True)]
+    return parts, gradients[0], gradients[1], gradients[2]
+
+
+_op = ops.define(
+    "teacher_objective(str backend, Tensor labelled_logits, Tensor targets, Tensor strong_logits, Tensor? weak_logits, "
+    "Tensor? uda_weight, Tensor? feedback_weight, Tensor? tangent, Tensor? credit, Tensor? drawn, str feedback, "
+    "bool on_weak, float temperature, float label_smoothing, float supervised_weight, float uda_temperature, "
+    "float uda_threshold, bool[] with_gradient) -> (Tensor, Tensor, Tensor, Tensor)",
+    _run,
+    _fake,
+)
+
+
+class _TeacherObjective(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        labelled: Tensor, strong: Tensor, weak: Tensor | None, backend: str, targets: Tensor, *arguments: Any
+    ) -> tuple[Tensor, ...]:
+        parts, *gradients = below_autograd(_op, backend, labelled, targets, strong, weak, *arguments)
+        return parts[0], parts[1:], *gradients
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+        _, terms, *gradients = output
+        ctx.mark_non_differentiable(terms, *gradients)
+        ctx.save_for_backward(*gradients)
+        ctx.save_for_forward(*gradients)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, upstream: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
+        return *(scaled(gradient, upstream) for gradient in ctx.saved_tensors), *[None] * 15
+
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Tensor | None) -> tuple[Tensor | None, ...]:
+        pairs = zip(ctx.saved_tensors, tangents[:3], strict=True)
+        return tangent_of_loss(*pairs), None, None, None, None
+
+
+def _flattened(feedback: Feedback | None) -> tuple[tuple[Tensor | None, ...], str]:
+    """Weight, tangent, credit and label as the low-level op takes them, and the feedback's kind."""
+    if feedback is None:
+        return (None, None, None, None), "none"
+    if isinstance(feedback, ExactFeedback):
+        return (feedback.weight, feedback.tangent, feedback.scale, None), "exact"
+    kind = "scalar" if isinstance(feedback, ScalarFeedback) else "per_example"
+    return (feedback.weight, None, feedback.credit, feedback.label), kind
+
+
+def _check(
+    labelled_logits: Tensor,
+    targets: Tensor,
+    strong_logits: Tensor,
+    weak_logits: Tensor | None,
+    uda: Uda | None,
+    feedback: Feedback | None,
+    label_view: View,
+) -> None:
+    op = "teacher_objective"
+    check_rows(op, "labelled_logits", labelled_logits)
+    check_labels(op, "targets", targets, labelled_logits.shape[0])
+    check_rows(op, "strong_logits", strong_logits)
+    if strong_logits.shape[1] != labelled_logits.shape[1]:
+        raise ValueError(
+            f"{op}: labelled and strong logits must have as many classes, "
+            f"found {labelled_logits.shape[1]} and {strong_logits.shape[1]}."
+        )
+    if weak_logits is not None:
+        check_rows(op, "weak_logits", weak_logits, strong_logits)
+    elif uda is not None or (feedback is not None and label_view == "weak"):
+        raise ValueError(f"{op}: UDA, and feedback to the weak view, need weak_logits; give them or leave these out.")
+    if isinstance(feedback, ExactFeedback):
+        check_rows(op, "feedback.tangent", feedback.tangent, strong_logits)
+    elif feedback is not None:
+        check_labels(op, "feedback.label", feedback.label, strong_logits.shape[0])
+        shape = feedback.label.shape if isinstance(feedback, PerExampleFeedback) else ()
+        if feedback.credit.shape != shape:
+            raise ValueError(f"{op}: feedback.credit must be {list(shape)}, found {list(feedback.credit.shape)}.")
+
+
+def teacher_objective(
+    labelled_logits: Float[Tensor, "B K"],
+    targets: Int[Tensor, " B"],
+    strong_logits: Float[Tensor, "U K"],
+    weak_logits: Float[Tensor, "U K"] | None = None,
+    *,
+    uda: Uda | None = None,
+    feedback: Feedback | None = None,
+    label_view: View = "strong",
+    temperature: float = 1.0,
+    label_smoothing: float = 0.0,
+    supervised_weight: float = 1.0,
+) -> TeacherObjective:
+    """The teacher's loss, `supervised_weight * supervised + uda.weight * uda + feedback.weight * feedback`.
+
+    Only `loss` carries a gradient: to `labelled_logits`, to `strong_logits` (UDA; feedback if that view labelled) and
+    to `weak_logits` if that view labelled, for the feedback alone. Weights and credits are 0-D tensors, so that they
+    may change from step to step of a captured graph. Reductions are in float32 (float64 for float64). Where the views
+    are rows of one tensor, take them with `split`: the backward of slices writes the whole tensor once per slice.
+    Raises ValueError for empty rows, shapes that differ, a view that is needed and missing, and on CPU for a label that
+    is no class.
+    """
+    _check(labelled_logits, targets, strong_logits, weak_logits, uda, feedback, label_view)
+    on_weak = label_view == "weak"
+    plain = (uda, feedback, label_view, temperature, label_smoothing, supervised_weight)
+    if torch.compiler.is_compiling():
+        return reference.teacher_objective(labelled_logits, targets, strong_logits, weak_logits, *plain)
+    views = tuple(x for x in (labelled_logits, strong_logits, weak_logits) if x is not None)
+    backend = dispatch.select("teacher_objective", views, library.available)
+    if backend == "reference":
+        return reference.teacher_objective(labelled_logits, targets, strong_logits, weak_logits, *plain)
+    constants, kind = _flattened(feedback)
+    wanted = gradient_wanted(*views)
+    arguments = (
+        *(None if uda is None else uda.weight, *constants, kind, on_weak),
+        *(temperature, label_smoothing, supervised_weight),
+        *((1.0, 0.0) if uda is None else uda[1:]),
+        [
+            wanted,
+            wanted and (uda is not None or (feedback is not None and not on_weak)),
+            wanted and feedback is not None and on_weak,
+        ],
+    )
+    if wanted:
+        results = _TeacherObjective.apply(labelled_logits, strong_logits, weak_logits, backend, targets, *arguments)
+        loss, terms = results[0], results[1]
+    else:
+        parts = _op(backend, labelled_logits, targets, strong_logits, weak_logits, *arguments)[0]
+        loss, terms = parts[0], parts[1:]
+    return TeacherObjective(loss, *terms.unbind())

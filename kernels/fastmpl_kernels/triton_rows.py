@@ -1,0 +1,91 @@
+"""What the row losses' Triton kernels share: launch shapes, and one softmax row's pieces.
+
+A program takes one row, in blocks of at most 4096 columns, and walks it several times: maximum, sum, (draw,) gradient.
+The class count and the row stride are constants of the compiled kernel: up to 4096 classes each walk has one step, the
+compiler merges their loads into one, and that is 128 bits wide where the row's start allows it. More than 8 columns a
+thread would spill, so a longer row is read again at each walk, from the cache.
+"""
+# mypy: disable-error-code="no-untyped-def, no-untyped-call, untyped-decorator"
+
+from typing import NamedTuple
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+LONGEST_BLOCK = 4096
+
+
+class Launch(NamedTuple):
+    """The block of columns a program holds, and the warps that hold it: 8 columns a thread, 16 bytes of bfloat16.
+
+    `registers` is a ceiling for the assembler where a row is walked: left to itself it stops at 64, and spills.
+    """
+
+    block: int
+    warps: int
+    registers: int | None
+
+
+def launch(columns: int) -> Launch:
+    """The launch shape for rows of `columns` classes."""
+    block = min(LONGEST_BLOCK, max(16, triton.next_power_of_2(columns)))
+    return Launch(block, min(max(block // 256, 1), 16), 128 if columns > LONGEST_BLOCK else None)
+
+
+def rows_of(logits: Tensor) -> Tensor:
+    """`logits` with neighbouring columns next to each other: any row stride will do."""
+    return logits if logits.stride(-1) == 1 and logits.stride(0) >= logits.shape[1] else logits.contiguous()
+
+
+def on_device(tensor: Tensor) -> torch.cuda.device_of:
+    """Makes the tensor's device the current one: Triton launches there."""
+    return torch.cuda.device_of(tensor)
+
+
+@triton.jit
+def load_row(row_ptr, column, K: tl.constexpr, padding: tl.constexpr):
+    """Columns of a row in float32; `padding` past its end."""
+    return tl.load(row_ptr + column, mask=column < K, other=padding).to(tl.float32)
+
+
+@triton.jit
+def exponential(x, top, scale):
+    """e^((x - top) * scale); 0 where x is the padding, -inf."""
+    return tl.exp((x - top) * scale)
+
+
+@triton.jit
+def maximum(row_ptr, K: tl.constexpr, BLOCK: tl.constexpr):
+    """The row's maximum."""
+    top = tl.full((), float("-inf"), tl.float32)
+    for start in range(0, K, BLOCK):
+        column = start + tl.arange(0, BLOCK)
+        top = tl.maximum(top, tl.max(load_row(row_ptr, column, K, float("-inf")), axis=0))
+    return top
+
+
+@triton.jit
+def row_total(row_ptr, top, scale, K: tl.constexpr, BLOCK: tl.constexpr):
+    """The sum of e^((x - top) * scale) over the row."""
+    total = tl.full((), 0.0, tl.float32)
+    for start in range(0, K, BLOCK):
+        column = start + tl.arange(0, BLOCK)
+        total += tl.sum(exponential(load_row(row_ptr, column, K, float("-inf")), top, scale), axis=0)
+    return total
+
+
+@triton.jit
+def agreement(target, logits, top, column, K: tl.constexpr):
+    """sum_c target_c (logit_c - top). The padding is masked before the product: -inf * 0 is NaN."""
+    return tl.sum(target * tl.where(column < K, logits - top, 0.0), axis=0)
+
+
+@triton.jit
+def splitmix64(x):
+    """fastmpl_kernels.keyed.splitmix64 on unsigned 64-bit integers."""
+    x = x + 0x9E3779B97F4A7C15
+    x = (x ^ (x >> 30)) * 0xBF58476D1CE4E5B9
+    x = (x ^ (x >> 27)) * 0x94D049BB133111EB
+    return x ^ (x >> 31)

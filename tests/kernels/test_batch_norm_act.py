@@ -1,0 +1,206 @@
+"""batch_norm_act computes what torch does, as exactly, in forward, backward and forward mode, on the kernels."""
+
+from typing import NamedTuple
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from fastmpl_kernels import dispatch
+from fastmpl_kernels.batch_norm_act import Activation, batch_norm_act
+from fastmpl_kernels.batch_norm_act.reference import activate, reference
+from tests.kernels.three_way import assert_as_good, kernel_backend
+
+SLOPE = 0.1
+ACTIVATIONS: tuple[Activation, ...] = ("none", "relu", "leaky_relu", "silu")
+# Whole tiles, odd channels, one image, one pixel an image, no pixels at all, more channels than a tile has columns.
+SHAPES = [
+    (4, 16, 5, 5),
+    (3, 5, 7, 3),
+    (1, 24, 6, 5),
+    (19, 32, 1, 1),
+    (41, 12),
+    (2, 130, 3, 2),
+    (2, 7, 31),
+    (2, 1, 9, 9),
+]
+if dispatch.interpreted():  # a hundred times slower
+    SHAPES = [(3, 5, 7, 3), (19, 32, 1, 1), (2, 130, 3, 2)]
+LARGE = (5, 32, 60, 30)  # several blocks and parts; native only, the interpreter takes minutes
+
+
+class Case(NamedTuple):
+    x: Tensor
+    weight: Tensor
+    bias: Tensor
+    residual: Tensor
+    d: Tensor  # the output's gradient, and the tangent of x and of the residual
+
+    def to(self, dtype: torch.dtype) -> "Case":
+        return Case(*(t.to(dtype) for t in self))
+
+
+def channels_last(x: Tensor) -> Tensor:
+    return x.movedim(1, -1).contiguous().movedim(-1, 1)
+
+
+def case(shape: tuple[int, ...], dtype: torch.dtype, offset: float = 1.5, scale: float = 2.0) -> Case:
+    generator = torch.Generator().manual_seed(sum(shape))
+    c = shape[1]
+    x, residual, d = (channels_last(torch.randn(shape, generator=generator)) for _ in range(3))
+    weight, bias = torch.rand(c, generator=generator) + 0.5, torch.randn(c, generator=generator)
+    return Case((x * scale + offset).to(dtype), weight, bias, residual.to(dtype), d.to(dtype))
+
+
+def run(c: Case, activation: Activation, with_residual: bool, ours: bool) -> dict[str, Tensor]:
+    """Output, gradients and tangent; by our op on the backend in force, or by torch's functions in the case's type."""
+
+    def op(x: Tensor, weight: Tensor, bias: Tensor, residual: Tensor) -> Tensor:
+        r = residual if with_residual else None
+        if ours:
+            return batch_norm_act(x, weight, bias, activation=activation, slope=SLOPE, residual=r)
+        if x.dtype == torch.float64:
+            return reference(x, weight, bias, eps=1e-5, activation=activation, slope=SLOPE, residual=r)[0]
+        z = F.batch_norm(x, None, None, weight, bias, True, 0.0, 1e-5)
+        return activate(z if r is None else z + r, activation, SLOPE)
+
+    leaves = [t.detach().clone().requires_grad_() for t in c[:4]]
+    y = op(*leaves)
+    grads = torch.autograd.grad(y, leaves[: 4 if with_residual else 3], c.d)
+    tangents = (c.d, c.weight, c.bias, c.d)
+    with torch.no_grad():
+        value, tangent = torch.func.jvp(op, tuple(c[:4]), tangents)
+    beside_graph = torch.func.jvp(op, tuple(leaves), tangents)[1].detach()  # takes the autograd function's own rule
+    names = ("dx", "dweight", "dbias", "dresidual")
+    return {
+        "y": y.detach(),
+        **dict(zip(names, grads, strict=False)),
+        "dual value": value,
+        "tangent": tangent,
+        "tangent beside a graph": beside_graph,
+    }
+
+
+def assert_three_way(c: Case, activation: Activation, with_residual: bool) -> None:
+    with dispatch.use(kernel_backend()):
+        ours = run(c, activation, with_residual, ours=True)
+        assert dispatch.ran("batch_norm_act") == kernel_backend()
+    theirs = run(c, activation, with_residual, ours=False)
+    exact = run(c.to(torch.float64), activation, with_residual, ours=False)
+    for name, value in ours.items():
+        assert_as_good(name, value, theirs[name], exact[name])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("with_residual", [False, True], ids=["plain", "residual"])
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.usefixtures("poisoned")
+def test_three_way(shape: tuple[int, ...], activation: Activation, with_residual: bool, dtype: torch.dtype) -> None:
+    assert_three_way(case(shape, dtype), activation, with_residual)
+
+
+@pytest.mark.skipif(dispatch.interpreted(), reason="minutes in Triton's interpreter: unset TRITON_INTERPRET")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.usefixtures("poisoned")
+def test_three_way_over_many_blocks(dtype: torch.dtype) -> None:
+    assert_three_way(case(LARGE, dtype), "silu", True)
+
+
+@pytest.mark.parametrize(("offset", "scale"), [(1000.0, 1.0), (-3e4, 3.0), (0.0, 1e-4), (0.0, 1e10)])
+def test_three_way_at_extreme_values(offset: float, scale: float) -> None:
+    assert_three_way(case((4, 16, 5, 5), torch.float32, offset, scale), "silu", False)
+
+
+def test_a_large_mean_costs_no_precision() -> None:
+    c = case((4, 16, 5, 5), torch.float32, offset=3e4)  # torch's float32 is off by 3e-3 here
+    with dispatch.use(kernel_backend()):
+        ours = run(c, "leaky_relu", False, ours=True)
+    exact = run(c.to(torch.float64), "leaky_relu", False, ours=False)
+    for name, value in ours.items():
+        torch.testing.assert_close(value.double(), exact[name], rtol=1e-6, atol=1e-6 * exact[name].abs().max().item())
+
+
+def test_a_constant_channel_gives_its_bias() -> None:
+    x = channels_last(torch.full((2, 3, 4, 4), 1e4))
+    bias = torch.tensor([1.0, -2.0, 0.5])
+    with dispatch.use(kernel_backend()):
+        y = batch_norm_act(x, torch.ones(3), bias, activation="none")
+    torch.testing.assert_close(y, bias.view(1, 3, 1, 1).expand_as(y), rtol=0, atol=1e-6)
+
+
+def test_a_nan_is_not_hidden_by_the_activation() -> None:
+    x = channels_last(torch.randn(2, 4, 3, 3))
+    x[0, 1, 0, 0] = float("nan")
+    for activation in ACTIVATIONS:
+        with dispatch.use(kernel_backend()):
+            y = batch_norm_act(x, torch.ones(4), torch.zeros(4), activation=activation)
+        assert y[:, 1].isnan().all()
+        assert y[:, [0, 2, 3]].isfinite().all()
+
+
+def test_running_statistics_move_as_in_torch() -> None:
+    c = case((4, 16, 5, 5), torch.float32)
+    ours, theirs = ([torch.zeros(16), torch.ones(16)] for _ in range(2))
+    with dispatch.use(kernel_backend()):
+        batch_norm_act(c.x, c.weight, c.bias, running_mean=ours[0], running_var=ours[1], momentum=0.3)
+    F.batch_norm(c.x, *theirs, c.weight, c.bias, True, 0.3)
+    torch.testing.assert_close(ours, theirs, rtol=1e-6, atol=1e-6)
+
+
+def test_running_statistics_stay_when_told_so() -> None:
+    c = case((4, 16, 5, 5), torch.float32)
+    mean, var = torch.zeros(16), torch.ones(16)
+    with dispatch.use(kernel_backend()):
+        batch_norm_act(c.x, c.weight, c.bias, running_mean=mean, running_var=var, update_running=False)
+    assert mean.eq(0).all()
+    assert var.eq(1).all()
+
+
+@pytest.mark.parametrize("layout", ["contiguous", "sliced", "misaligned", "transposed"])
+def test_any_layout_gives_the_same(layout: str) -> None:
+    c = case((4, 16, 6, 6), torch.float32)
+    if layout == "contiguous":
+        x = c.x.contiguous()
+    elif layout == "sliced":
+        x = torch.cat([c.x, c.x], dim=3)[:, :, :, :6]
+    elif layout == "misaligned":
+        flat = torch.empty(c.x.numel() + 1)[1:]
+        x = flat.view(4, 6, 6, 16).movedim(-1, 1).copy_(c.x)
+    else:
+        x = c.x.transpose(2, 3).contiguous().transpose(2, 3)
+    with dispatch.use(kernel_backend()):
+        expected, found = (batch_norm_act(t, c.weight, c.bias) for t in (c.x, x))
+        assert dispatch.ran("batch_norm_act") == kernel_backend()
+    torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-6)
+
+
+def test_a_gradient_of_any_layout_gives_the_same() -> None:
+    c = case((4, 16, 6, 6), torch.float32)
+    x = c.x.clone().requires_grad_()
+    with dispatch.use(kernel_backend()):
+        y = batch_norm_act(x, c.weight, c.bias)
+        expected, found = (torch.autograd.grad(y, x, d, retain_graph=True)[0] for d in (c.d, c.d.contiguous()))
+        (of_sum,) = torch.autograd.grad(y.sum(), x, retain_graph=True)  # an expanded gradient
+        (of_ones,) = torch.autograd.grad(y, x, torch.ones_like(y))
+    assert torch.equal(found, expected)
+    assert torch.equal(of_sum, of_ones)
+
+
+def test_contiguous_input_keeps_its_layout_and_takes_torch_s_own() -> None:
+    x = torch.randn(2, 3, 4, 5)
+    y = batch_norm_act(x, torch.ones(3), torch.zeros(3), activation="relu")
+    assert y.is_contiguous()
+    assert dispatch.ran("batch_norm_act") == "reference"
+    torch.testing.assert_close(y, F.relu(F.batch_norm(x, None, None, None, None, True)))
+
+
+def test_result_does_not_depend_on_the_number_of_threads() -> None:
+    c = case(LARGE if not dispatch.interpreted() else (2, 16, 3, 3), torch.float32)
+    results = []
+    for threads in (1, 2):
+        torch.set_num_threads(threads)
+        with dispatch.use(kernel_backend()):
+            results.append(run(c, "leaky_relu", False, ours=True))
+    assert all(torch.equal(results[0][name], results[1][name]) for name in results[0])
