@@ -16,7 +16,6 @@ from typing import Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from fastmpl_kernels import keyed
 from jaxtyping import Float, Int
 from torch import Tensor
 
@@ -28,6 +27,7 @@ from fastmpl.evaluate import Judge
 from fastmpl.experiment import Outcome
 from fastmpl.learners.plain import PlainLearner
 from fastmpl.networks import load_network, save_network
+from fastmpl_kernels import keyed
 
 SMALLEST = 1e-7  # of a probability, before its logarithm
 
