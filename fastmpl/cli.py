@@ -74,6 +74,67 @@ def check(asked: Check, config: Config) -> None:
 
 
 @dataclass(frozen=True)
+class Distill:
+    """Stores a teacher's class distributions over all training images, for distillation and reduced_mpl."""
+
+    config: Positional[Path]
+    """TOML file whose [data] section names the images; data.store is the folder that is written."""
+    teacher: str = ""
+    """The folder of a finished run, or timm:NAME."""
+    from_probabilities: Path | None = None
+    """Instead of a teacher: an NPY, CSV or Parquet file of image name or index and class probabilities."""
+    output: Path | None = None
+    """Folder to write, where it is not data.store."""
+    top_k: int = 0
+    """Classes kept of each row, with the mass of the others; 0: all."""
+    views: int = 1
+    """1: images as they are evaluated; n: the mean over n augmented views."""
+    debug: FlagCreatePairsOff[bool] = False
+    """Show where in the code an error came from."""
+
+
+def distill(asked: Distill, config: Config) -> None:
+    limit_threads(config.system.threads)
+    from fastmpl.distill import Source
+    from fastmpl.distill import distill as write
+
+    source = Source(asked.teacher, asked.from_probabilities, asked.views)
+    header = write(config, source, output=asked.output, top_k=asked.top_k, tell=lambda line: print(line, flush=True))
+    if header is None:
+        print("The other processes' shards are not all there yet: the last of them finishes the store.")
+        return
+    error, size = header.error, sum(shard.bytes for shard in header.shards)
+    print(
+        f"{header.rows:,} rows of {header.classes:,} classes ({header.kept:,} kept) of {header.teacher}, "
+        f"{size / 1e6:.1f} MB. Storing moved {error.mean_total_variation:.1e} of a row's mass on average, "
+        f"{error.largest_total_variation:.1e} at most, and changed {error.changed_top:,} top classes."
+    )
+
+
+@dataclass(frozen=True)
+class Ablate:
+    """Trains a configuration with its feedback off, on, shuffled and flipped, and tests the difference over seeds."""
+
+    config: Positional[Path]
+    """TOML file; launch/configs holds examples."""
+    seeds: int = 5
+    """Seeds 0, 1, ...: each is a split, draws and initial weights that all arms share."""
+    output: Path | None = None
+    """Folder of the runs and the report, by default runs/ablate-NAME; finished runs are not trained again."""
+    jobs: int = 0
+    """Runs at a time, one thread each; 0: one a core."""
+    debug: FlagCreatePairsOff[bool] = False
+    """Show where in the code an error came from."""
+
+
+def ablate(asked: Ablate, config: Config) -> None:
+    from fastmpl import ablation
+
+    folder = asked.output or Path(config.run.output) / f"ablate-{config.run.name}"
+    print(f"\nreport: {ablation.run(config, folder, asked.seeds, asked.jobs or None)}")
+
+
+@dataclass(frozen=True)
 class Demo:
     """Trains two small tables on real data: what feedback does with few labels, and with noisy ones."""
 
@@ -200,6 +261,8 @@ def report(asked: Report) -> None:
 CONFIGURED: Final[dict[str, tuple[type[Any], Callable[[Any, Config], None]]]] = {
     "train": (Train, train),
     "check": (Check, check),
+    "distill": (Distill, distill),
+    "ablate": (Ablate, ablate),
 }
 OTHERS: Final[dict[str, tuple[type[Any], Callable[[Any], None]]]] = {
     "demo": (Demo, demo),

@@ -304,7 +304,7 @@ class Training:
 
     def _trained(self) -> dict[Network, PlainLearner]:
         networks: dict[Network, PlainLearner] = {"student": self.trainee.student}
-        if self.trainee.teacher is not None:
+        if self.trainee.teacher is not None and not self.config.data.store:  # which knows no other images
             networks["teacher"] = self.trainee.teacher
         return networks
 

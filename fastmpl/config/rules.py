@@ -72,6 +72,11 @@ def _models(config: "Config") -> Iterator[str]:
         )
     if names_run(teacher) and method not in ("distillation", "pseudo_label"):
         yield f'teacher.model = "{teacher}" is no network that method.name = "{method}" can train. {known}.'
+    if config.data.store and not names_own_model(teacher):
+        yield (
+            f'data.store takes the place of a teacher, and teacher.model = "{teacher}" names another. '
+            "Leave one of the two out."
+        )
     if config.data.source == "two_moons":
         trained = {"student": student, "teacher": teacher} if method == "mpl" else {"student": student}
         for role, model in trained.items():
@@ -171,9 +176,7 @@ def _system(config: "Config") -> Iterator[str]:
 
 # Keys that name more than this version does: the values that it has. Building a feature widens or deletes its row.
 NOT_YET: Final[dict[str, tuple[str | int | bool, ...]]] = {
-    "method.name": ("supervised", "distillation", "pseudo_label", "uda", "mpl"),
     "data.source": ("digits", "fashion_mnist", "cifar10", "cifar100", "svhn", "two_moons", "folder"),
-    "data.store": ("",),
     "teacher.optimiser": ("sgd", "nesterov", "adamw", "fastmpl:sgd_ema"),
     "student.optimiser": ("sgd", "nesterov", "adamw", "fastmpl:sgd_ema"),
     "system.engine": ("plain",),

@@ -77,7 +77,7 @@ class DataConfig(_Section):
         tuple[Annotated[int, Field(ge=0, le=16)], Annotated[int, Field(ge=0, le=30)]], Field(strict=False)
     ] = _key((2, 10), "RandAugment's operations and magnitude for the strong view; 0 operations: off.")
     cutout: Share = _key(0.5, "Side of the square cut out of the strong view, as a share of the image's; 0: off.")
-    store: str = _rare("", "File of stored class distributions, for distillation and reduced_mpl.")
+    store: str = _rare("", "Folder of stored distributions (fastmpl distill), for distillation and reduced_mpl.")
 
 
 class NetworkConfig(_Section):
@@ -99,7 +99,9 @@ class NetworkConfig(_Section):
 
 
 class TeacherConfig(NetworkConfig):
-    """The teacher. For distillation and pseudo labels `model` may also be the folder of a run."""
+    """The teacher. For distillation and pseudo labels `model` may also be the folder of a run. For reduced_mpl it is a
+    perceptron over stored distributions: `width` and `depth` are read, `model` is not.
+    """
 
 
 class StudentConfig(NetworkConfig):

@@ -1,5 +1,6 @@
 """All the data of a run in one value: what a trainer, an evaluation and a report need."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from typing import Literal, cast
@@ -17,9 +18,10 @@ from fastmpl.data.loader import LabelledStream, Loader
 from fastmpl.data.normalise import Normalisation
 from fastmpl.data.order import Order
 from fastmpl.data.points import PointStream
-from fastmpl.data.prepare import Prepared, fingerprint, prepare
+from fastmpl.data.prepare import Prepared, digest, fingerprint, prepare
 from fastmpl.data.settings import DataSettings
 from fastmpl.data.split import Split
+from fastmpl.data.store import Store, open_store
 from fastmpl.data.stream import ViewStream
 from fastmpl.data.views import augmentation
 
@@ -123,6 +125,22 @@ class Data:
         arrays = self._streams.prepared.arrays
         return self._streams.held(arrays.train_images[index], arrays.train_labels[index])
 
+    @property
+    def names(self) -> Sequence[str]:
+        """What a file calls each training image: its number."""
+        return [str(number) for number in range(len(self.truth))]
+
+    @property
+    def images_digest(self) -> str:
+        """Tells the training images from those of other data, whoever labelled them."""
+        return digest(self._streams.prepared.arrays.train_images)
+
+    def weak_views(self, members: NDArray[np.int64], batch: int) -> ViewStream:
+        """Weak views of the training images `members`, each once an epoch, drawn by the image and the epoch."""
+        streams = self._streams
+        order = Order(members, batch, Stream.DISTIL, streams.seed)
+        return streams.open(order, 0, two_views=False)
+
     def finetune(self, images: Literal["labelled", "trusted"], batch: int, step: int = 0) -> LabelledStream:
         """This rank's part of global batches of labelled (perhaps noisy) or trusted images, from `step` on."""
         streams = self._streams
@@ -160,12 +178,24 @@ def build(
 
     arrays, chosen = prepared.arrays, prepared.split.validation
     test_images, test_labels = prepared.test()
+    known = fingerprint(prepared, settings, seed)
+    store = _store(prepared, settings.store) if settings.store else None
+    if store is not None:
+        known["store"] = digest(*(np.frombuffer(shard.blake2b.encode(), np.uint8) for shard in store.header.shards))
+
+    def stored(stream: Stream, step: int) -> Tensor:
+        """Rows of the images that the stream gives at that step: an order is known ahead, and no device is asked."""
+        assert store is not None
+        rows = torch.from_numpy(store.probabilities(orders[stream].rows(step).index))
+        return rows if device is None else rows.pin_memory().to(f"cuda:{device}", non_blocking=True)
+
     return Data(
         train=Loader(
             open_stream,
             streams.targets(),
             trusted=with_trusted,
-            fingerprint=fingerprint(prepared, settings, seed),
+            fingerprint=known,
+            stored=stored if store is not None else None,
         ),
         validation=streams.held(arrays.train_images[chosen], arrays.train_labels[chosen]) if chosen.size else None,
         test=streams.held(test_images, test_labels) if len(test_labels) else None,
@@ -175,3 +205,10 @@ def build(
         truth=torch.from_numpy(arrays.train_labels),
         _streams=streams,
     )
+
+
+def _store(prepared: Prepared, folder: str) -> Store:
+    """The stored distributions in `folder`. Raises DataError where they are damaged, or of other images."""
+    store = open_store(folder)
+    store.check_fits(images=digest(prepared.arrays.train_images), classes=len(prepared.arrays.classes))
+    return store

@@ -51,11 +51,11 @@ def fingerprint(prepared: Prepared, settings: DataSettings, seed: int) -> dict[s
     arrays, parts = prepared.arrays, prepared.split
     return {
         "source": settings.source,
-        "images": _digest(arrays.train_images, arrays.train_labels),
+        "images": digest(arrays.train_images, arrays.train_labels),
         "labelled": len(parts.labelled),
         "trusted": len(parts.trusted),
         "unlabelled": len(parts.unlabelled),
-        "split": _digest(*parts, prepared.targets),
+        "split": digest(*parts, prepared.targets),
         "seed": seed,
         "batch_labelled": settings.batch_labelled,
         "batch_unlabelled": settings.batch_unlabelled,
@@ -93,7 +93,8 @@ def _targets(arrays: Arrays, parts: Split, settings: DataSettings, seed: int) ->
     return targets
 
 
-def _digest(*arrays: NDArray[np.generic]) -> str:
+def digest(*arrays: NDArray[np.generic]) -> str:
+    """Sixteen digits that tell these arrays from others."""
     digest = hashlib.blake2b(digest_size=8)
     for array in arrays:
         digest.update(f"{array.shape}{array.dtype}".encode())

@@ -40,3 +40,5 @@ class DataSettings(Protocol):
     def rand_augment(self) -> tuple[int, int]: ...  # operations, magnitude of 30; 0 operations: off
     @property
     def cutout(self) -> float: ...  # fraction of the side; 0: off
+    @property
+    def store(self) -> str: ...  # folder of stored distributions; empty: none

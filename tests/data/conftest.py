@@ -28,6 +28,7 @@ DIGITS = {
     "flip": True,
     "rand_augment": (0, 0),
     "cutout": 0.5,
+    "store": "",
     "shift": 0.125,
 }
 

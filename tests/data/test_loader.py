@@ -28,7 +28,7 @@ def assert_equal(left: Batch, right: Batch) -> None:
 
 
 def concatenated(parts: tuple[Batch, ...]) -> Batch:
-    return Batch(*(torch.cat(column) for column in zip(*parts, strict=True)))  # type: ignore[arg-type]
+    return Batch(*(None if column[0] is None else torch.cat(column) for column in zip(*parts, strict=True)))  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
