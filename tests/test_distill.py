@@ -186,3 +186,16 @@ def test_one_teacher_is_asked_for(source: Source, tmp_path: Path) -> None:
         distill(config(tmp_path), source, output=tmp_path / "store", tell=silent)
     with pytest.raises(ConfigError, match="needs --output"):
         distill(config(tmp_path), Source("runs/a"), tell=silent)
+
+
+def test_a_users_pictures_are_called_by_their_paths(tmp_path: Path) -> None:
+    from PIL import Image
+
+    for name in ("labelled/cat/1.png", "labelled/dog/1.png", "unlabelled/x/2.png", "test/cat/3.png", "test/dog/3.png"):
+        (tmp_path / "data" / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (8, 8), (len(name), 0, 0)).save(tmp_path / "data" / name)
+    file = _text(tmp_path / "given", "unlabelled/x/2.png,0.25,0.75\nlabelled/dog/1.png,0,1\nlabelled/cat/1.png,1,0\n")
+    asked = {"data.source": "folder", "data.root": str(tmp_path / "data"), "data.labels": 0, "data.validation": 0}
+    distill(config(tmp_path, **asked), Source(probabilities=file), output=tmp_path / "store", tell=silent)
+    found = open_store(tmp_path / "store").probabilities(np.arange(3))
+    np.testing.assert_array_equal(found, [[1, 0], [0, 1], [0.25, 0.75]])

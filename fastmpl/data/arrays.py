@@ -24,6 +24,7 @@ class Arrays(NamedTuple):
     A training label may be UNKNOWN; there may be no test images (length 0). `transductive`: there is no test set apart
     from the training images (then `test_*` are those); whoever splits must leave the labelled ones out of the test.
     `trusted`: positions of the training images that the source itself sets aside as trusted, None where it has none.
+    `names`: what a file of the user's calls each training image; empty where they are called by their position.
     """
 
     train_images: Pixels
@@ -34,3 +35,4 @@ class Arrays(NamedTuple):
     transductive: bool = False
     trusted: Labels | None = None
     problems: tuple[Problem, ...] = ()
+    names: tuple[str, ...] = ()

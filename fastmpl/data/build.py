@@ -127,8 +127,8 @@ class Data:
 
     @property
     def names(self) -> Sequence[str]:
-        """What a file calls each training image: its number."""
-        return [str(number) for number in range(len(self.truth))]
+        """What a file calls each training image: its path below the data's folder, or its position."""
+        return self._streams.prepared.arrays.names or [str(number) for number in range(len(self.truth))]
 
     @property
     def images_digest(self) -> str:

@@ -46,6 +46,7 @@ def read_folder(root: str, size: int) -> Arrays:
         tree.classes,
         trusted=None if tree.trusted is None else np.flatnonzero(part_of == 1),
         problems=tree.problems + pictures.problems,
+        names=tuple(files[number].relative_to(tree.root).as_posix() for number in pictures.kept[:training]),
     )
 
 

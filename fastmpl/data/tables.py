@@ -103,6 +103,8 @@ class _Places:
 
     def of(self, name: str) -> int:
         number = self.numbers.get(name)
+        if number is None and name.isdecimal() and int(name) < len(self.names):
+            number = int(name)
         if number is None:
             raise DataError(
                 f"{self.path} has a row for image {name!r}, which the data does not have; its images are called "

@@ -61,7 +61,7 @@ def test_every_arm_of_r7_is_legal_and_the_trusted_arm_learns_from_the_trusted_im
     splits = {
         name: split(
             labels,
-            10,
+            "0123456789",
             labelled=config.data.labels,
             trusted=config.data.trusted,
             unlabelled=config.data.unlabelled,
