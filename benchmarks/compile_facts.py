@@ -7,14 +7,12 @@ Writes the record and prints a Markdown table. Compile-time facts, made on any m
 
 import argparse
 import json
-import platform
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any, NamedTuple
 
-import torch
 import triton
 
+from benchmarks.records import Record, Row, Scalar, save
 from fastmpl_kernels import inspect_sass
 from fastmpl_kernels.inspect_sass import ARCHITECTURES, Facts
 from fastmpl_kernels.soft_cross_entropy.triton_impl import cross_entropy_rows
@@ -153,35 +151,33 @@ def record(case: Case, capability: int) -> dict[str, Any]:
     }
 
 
-def table(lines: list[dict[str, Any]]) -> str:
-    """Registers on each architecture at each class count, as Markdown."""
-    rows = [
-        "| kernel | dtype | classes | registers sm_80 / 90 / 100 | spills | row loads + stores | bytes a row |",
-        "|---|---|---|---|---|---|---|",
-    ]
+def rows(lines: list[dict[str, Any]]) -> list[Row]:
+    """Registers on each architecture at each class count: a row for each variant of a kernel."""
+    found: list[Row] = []
     for i in range(0, len(lines), len(ARCHITECTURES)):
         group = lines[i : i + len(ARCHITECTURES)]
         first = group[0]
-        registers = " / ".join(str(line["registers"]) for line in group)
-        spills = max(line["spills"] for line in group)
-        moved = f"{first['rows_read']} + {first['rows_written']}" + ("" if first["one_block"] else ", in several walks")
-        rows.append(
-            f"| {first['op']}, {first['variant']} | {first['dtype']} | {first['classes']} | {registers} | {spills} "
-            f"| {moved} | {first['row_bytes_floor']} |"
+        walks = "" if first["one_block"] else ", in several walks"
+        found.append(
+            {
+                "kernel": f"{first['op']}, {first['variant']}",
+                "dtype": first["dtype"],
+                "classes": first["classes"],
+                "registers sm_80 / 90 / 100": " / ".join(str(line["registers"]) for line in group),
+                "spills": max(line["spills"] for line in group),
+                "row loads + stores": f"{first['rows_read']} + {first['rows_written']}{walks}",
+                "bytes a row": first["row_bytes_floor"],
+            }
         )
-    return "\n".join(rows)
+    return found
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--output", type=Path, default=Path("benchmarks/results/kernel_compile.json"))
-    output: Path = parser.parse_args().output
+    parser.parse_args()
     lines = [record(case, capability) for case in cases() for capability in ARCHITECTURES]
-    versions = {"torch": torch.__version__, "triton": triton.__version__, "python": platform.python_version()}
-    output.parent.mkdir(parents=True, exist_ok=True)
-    content = {"kind": "compile-time facts", "versions": versions, "launches": LAUNCHES, "kernels": lines}
-    output.write_text(json.dumps(content, indent=1) + "\n")
-    print(table(lines))
+    config: dict[str, Scalar] = {"triton": triton.__version__, "launches": json.dumps(LAUNCHES)}
+    print(save(Record("kernel_compile", "table", rows(lines), config)))
 
 
 if __name__ == "__main__":

