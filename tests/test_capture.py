@@ -10,7 +10,7 @@ from fastmpl.assemble import Trainee
 from fastmpl.capture import FakeRun, capture_faults
 from fastmpl.config import load
 from fastmpl.step.lint import lint
-from tests.examples import LOADABLE
+from tests.examples import EXAMPLES
 
 CONFIGS = Path(__file__).parents[1] / "launch" / "configs"
 SHAPES = {
@@ -30,7 +30,7 @@ def faults(name: str, **changes: Any) -> list[str]:
     return [str(fault) for fault in capture_faults(config, classes=classes, image_shape=image_shape)]
 
 
-@pytest.mark.parametrize("name", [path.stem for path in LOADABLE])
+@pytest.mark.parametrize("name", [path.stem for path in EXAMPLES])
 def test_the_step_of_a_shipped_config_could_be_captured(name: str) -> None:
     assert faults(name) == []
 
