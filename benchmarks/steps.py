@@ -10,7 +10,6 @@ from torch import nn
 from fastmpl.config import NetworkConfig
 from fastmpl.data.batch import Batch
 from fastmpl.learners.plain import PlainLearner
-from fastmpl.methods.feedback import feedback_loss
 from fastmpl.methods.mpl import Feedback, MetaPseudoLabels
 from fastmpl.methods.supervised import Supervised
 from fastmpl.methods.targets import cross_entropy
@@ -154,9 +153,7 @@ def published(step: Step) -> torch.Tensor:
     student.accumulate(cross_entropy(labels, learnt.of("strong")))
     student.apply(moment.step)
     after = method.validate(student.observe(batch.labelled, moment.dropout(VALIDATION)), batch.targets)
-    taught = method.teach(seen, batch.targets, labels, None, moment.consistency_weight)
-    logits = seen.of("strong")
-    fed = feedback_loss("scalar", before - after, logits, labels, temperature=1.0, images=method.unlabelled)
-    teacher.accumulate(taught.loss + fed)
+    taught = method.teach(seen, batch.targets, labels, before - after, moment.consistency_weight)
+    teacher.accumulate(taught.loss)
     teacher.apply(moment.step)
     return after

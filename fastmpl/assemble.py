@@ -18,6 +18,7 @@ from fastmpl.methods.pseudo_label import PseudoLabel
 from fastmpl.methods.supervised import Supervised
 from fastmpl.methods.uda import Consistency, Uda
 from fastmpl.models import build
+from fastmpl.models.reduced_teacher import ReducedTeacher, StoredTeacher
 from fastmpl.step.alone import alone_step
 from fastmpl.step.eager import EagerStep, Ramp, Run
 from fastmpl.step.meta import meta_step
@@ -82,8 +83,13 @@ def assemble(
 ) -> Trainee:
     """Networks on `device`, and the step of `config`'s method; `fixed_teacher` gives the one that does not learn."""
 
+    def trained(section: NetworkConfig, seed: int) -> nn.Module:
+        if section is config.teacher and config.method.name == "reduced_mpl":
+            return ReducedTeacher(classes, section.width, section.depth, seed)
+        return network(section, classes=classes, image_shape=image_shape, seed=seed)
+
     def learner(section: NetworkConfig, seed: int, average: float) -> PlainLearner:
-        module = network(section, classes=classes, image_shape=image_shape, seed=config.run.seed * 1009 + seed)
+        module = trained(section, config.run.seed * 1009 + seed)
         return PlainLearner(
             _placed(module, config, device),
             section,
@@ -100,7 +106,7 @@ def assemble(
     consistency_ramp = Ramp(config.uda.weight, config.uda.ramp)
     run: Run
     teacher = None
-    if config.method.name == "mpl":
+    if config.method.name in ("mpl", "reduced_mpl"):
         method = mpl_of(config)
         teacher = learner(config.teacher, TEACHER_SEED, 0.0)
         # the graphs of all micro-batches at once would be the memory that micro-batches save
@@ -109,7 +115,9 @@ def assemble(
         run = partial(meta_step, method, order, teacher, student)
     else:
         alone = alone_of(config)
-        labeller = _placed(fixed_teacher(), config, device).eval() if alone.labeller == "fixed" else None
+        labeller = None
+        if alone.labeller == "fixed":
+            labeller = _placed(StoredTeacher() if config.data.store else fixed_teacher(), config, device).eval()
         run = partial(_run_alone, alone, student, labeller)
     step = EagerStep(
         run,
@@ -123,7 +131,7 @@ def assemble(
 
 
 def mpl_of(config: Config) -> MetaPseudoLabels:
-    """The settings of Meta Pseudo Labels."""
+    """The settings of Meta Pseudo Labels. A reduced teacher has one stored row of an image, not two views to agree on."""
     method, feedback = config.method, config.feedback
     return MetaPseudoLabels(
         unlabelled=config.data.batch_unlabelled,
@@ -141,7 +149,7 @@ def mpl_of(config: Config) -> MetaPseudoLabels:
             baseline=feedback.baseline,
             cosine=feedback.cosine,
         ),
-        consistency=consistency_of(config) if config.uda.weight > 0 else None,
+        consistency=consistency_of(config) if config.uda.weight > 0 and method.name == "mpl" else None,
     )
 
 
@@ -185,7 +193,7 @@ def _run_alone(
     given = None
     if labeller is not None:
         with torch.no_grad():
-            given = [labeller(getattr(part, method.label_view)) for part in parts]
+            given = [labeller(getattr(part.for_teacher(), method.label_view)) for part in parts]
     return alone_step(method, student, parts, moment, given)
 
 

@@ -28,13 +28,13 @@ class FakeRun:
             device=torch.device("cpu"),
             fixed_teacher=stand_in,
         )
-        self.batch = fake_batch(config, image_shape)
+        self.batch = fake_batch(config, image_shape, classes)
 
     def step(self) -> None:
         self.trainee.step(self.batch)
 
 
-def fake_batch(config: Config, image_shape: tuple[int, ...]) -> Batch:
+def fake_batch(config: Config, image_shape: tuple[int, ...], classes: int) -> Batch:
     """A batch of the run's sizes."""
     data = config.data
 
@@ -54,6 +54,8 @@ def fake_batch(config: Config, image_shape: tuple[int, ...]) -> Batch:
         unlabelled_index=numbers(data.batch_unlabelled),
         trusted=pictures(trusted) if trusted else None,
         trusted_targets=numbers(trusted) if trusted else None,
+        stored_labelled=torch.empty(data.batch_labelled, classes) if data.store else None,
+        stored_unlabelled=torch.empty(data.batch_unlabelled, classes) if data.store else None,
     )
 
 

@@ -1,34 +1,64 @@
 """What can be found out before a run starts: its data is there and enough, and its folder can be written."""
 
+import hashlib
 import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from fastmpl.config import Config
+from fastmpl.config import Config, feeds_back
 from fastmpl.errors import StorageError
+
+if TYPE_CHECKING:
+    from fastmpl.data.prepare import Prepared
 
 LEAST_FREE = 200 * 2**20  # bytes; two checkpoints of two small networks with their optimisers
 
 
-def check_data(config: Config) -> str:
-    """Reads the data and splits it. Raises DataError where it cannot be read or has too few images."""
-    from fastmpl.data import sources
-    from fastmpl.data.split import split
+def require_trusted(config: Config, count: int) -> None:
+    """Raises DataError where trusted images are asked for and the data set aside none."""
+    from fastmpl.data.errors import DataError
 
-    data = config.data
-    arrays = sources.load(data)
-    parts = split(
-        arrays.train_labels,
-        len(arrays.classes),
-        labelled=data.labels,
-        trusted=data.trusted,
-        unlabelled=data.unlabelled,
-        validation=data.validation,
-        seed=config.run.seed,
-    )
+    asked = {
+        "feedback": feeds_back(config) and config.feedback.images == "trusted",
+        "finetune": config.finetune.steps > 0 and config.finetune.images == "trusted",
+    }
+    for section, used in asked.items():
+        if used and not count:
+            raise DataError(
+                f'{section}.images = "trusted", and {config.data.root} has no folder trusted: '
+                "put clean images into trusted/<class>/, or set data.trusted above 0 to take some of the labelled ones."
+            )
+
+
+def _repeated(prepared: "Prepared") -> int:
+    """Test images that are also among the training images, pixel for pixel."""
+
+    def digests(images: object) -> Iterator[bytes]:
+        return (hashlib.blake2b(image.tobytes(), digest_size=16).digest() for image in images)  # type: ignore[attr-defined]
+
+    arrays = prepared.arrays
+    if arrays.transductive or not len(arrays.test_images):
+        return 0
+    test = set(digests(arrays.test_images))
+    return len(test.intersection(digests(arrays.train_images)))
+
+
+def check_data(config: Config) -> Iterator[str]:
+    """Reads the data and splits it: what there is, then each file with a problem. Raises DataError if it cannot be used."""
+    from fastmpl.data.prepare import prepare
+    from fastmpl.data.tree import shown
+
+    prepared = prepare(config.data, config.run.seed)
+    arrays, parts = prepared.arrays, prepared.split
+    require_trusted(config, len(parts.trusted))
     counts = ", ".join(f"{len(index)} {name}" for name, index in parts._asdict().items())
-    return f"{data.source}: {len(arrays.classes)} classes, {counts}, {len(arrays.test_labels)} test images"
+    yield f"data    {config.data.source}: {len(arrays.classes)} classes, {counts}, {len(arrays.test_labels)} test images"
+    if repeated := _repeated(prepared):
+        yield f"warning {repeated} test images are also training images: accuracy on the test images would be too high"
+    for problem in arrays.problems:
+        yield f"{'note' if problem.used else 'skipped':7} {shown(problem.file)}: {shown(problem.reason)}"
 
 
 def check_output(config: Config) -> str:
@@ -49,4 +79,4 @@ def check_output(config: Config) -> str:
 def check(config: Config) -> Iterator[str]:
     """One line for each thing found in order. Raises DataError or StorageError at the first that is not."""
     yield "output  " + check_output(config)
-    yield "data    " + check_data(config)
+    yield from check_data(config)

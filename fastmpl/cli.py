@@ -10,14 +10,14 @@ import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 from tyro.conf import FlagCreatePairsOff, Positional
 
 from fastmpl.config.load import difference, load, to_toml
 from fastmpl.config.options import parse, parse_plain
 from fastmpl.config.schema import Config
-from fastmpl.errors import ConfigError, FastMPLError, ToldByPeer
+from fastmpl.errors import ConfigError, FastMPLError, StorageError, ToldByPeer
 from fastmpl.threads import limit_threads
 
 INTERRUPTED: Final = 130  # Ctrl-C, as shells count it
@@ -44,6 +44,8 @@ class Check:
 
     config: Positional[Path]
     """TOML file; launch/configs holds examples."""
+    download: FlagCreatePairsOff[bool] = False
+    """Fetch CIFAR or SVHN into data.root first, if it is not there. Nothing else ever downloads."""
     debug: FlagCreatePairsOff[bool] = False
     """Show where in the code an error came from."""
 
@@ -63,8 +65,73 @@ def check(asked: Check, config: Config) -> None:
 
     changed = len(difference(config, Config()))
     print(f"config  {asked.config}: {config.method.name}, {changed} keys differ from their defaults")
+    if asked.download:
+        from fastmpl.data.published import download
+
+        print(f"fetched {download(config.data.source, config.data.root)}")
     for line in lines(config):
         print(line)
+
+
+@dataclass(frozen=True)
+class Distill:
+    """Stores a teacher's class distributions over all training images, for distillation and reduced_mpl."""
+
+    config: Positional[Path]
+    """TOML file whose [data] section names the images; data.store is the folder that is written."""
+    teacher: str = ""
+    """The folder of a finished run, or timm:NAME."""
+    from_probabilities: Path | None = None
+    """Instead of a teacher: an NPY, CSV or Parquet file of image name or index and class probabilities."""
+    output: Path | None = None
+    """Folder to write, where it is not data.store."""
+    top_k: int = 0
+    """Classes kept of each row, with the mass of the others; 0: all."""
+    views: int = 1
+    """1: images as they are evaluated; n: the mean over n augmented views."""
+    debug: FlagCreatePairsOff[bool] = False
+    """Show where in the code an error came from."""
+
+
+def distill(asked: Distill, config: Config) -> None:
+    limit_threads(config.system.threads)
+    from fastmpl.distill import Source
+    from fastmpl.distill import distill as write
+
+    source = Source(asked.teacher, asked.from_probabilities, asked.views)
+    header = write(config, source, output=asked.output, top_k=asked.top_k, tell=lambda line: print(line, flush=True))
+    if header is None:
+        print("The other processes' shards are not all there yet: the last of them finishes the store.")
+        return
+    error, size = header.error, sum(shard.bytes for shard in header.shards)
+    print(
+        f"{header.rows:,} rows of {header.classes:,} classes ({header.kept:,} kept) of {header.teacher}, "
+        f"{size / 1e6:.1f} MB. Storing moved {error.mean_total_variation:.1e} of a row's mass on average, "
+        f"{error.largest_total_variation:.1e} at most, and changed {error.changed_top:,} top classes."
+    )
+
+
+@dataclass(frozen=True)
+class Ablate:
+    """Trains a configuration with its feedback off, on, shuffled and flipped, and tests the difference over seeds."""
+
+    config: Positional[Path]
+    """TOML file; launch/configs holds examples."""
+    seeds: int = 5
+    """Seeds 0, 1, ...: each is a split, draws and initial weights that all arms share."""
+    output: Path | None = None
+    """Folder of the runs and the report, by default runs/ablate-NAME; finished runs are not trained again."""
+    jobs: int = 0
+    """Runs at a time, one thread each; 0: one a core."""
+    debug: FlagCreatePairsOff[bool] = False
+    """Show where in the code an error came from."""
+
+
+def ablate(asked: Ablate, config: Config) -> None:
+    from fastmpl import ablation
+
+    folder = asked.output or Path(config.run.output) / f"ablate-{config.run.name}"
+    print(f"\nreport: {ablation.run(config, folder, asked.seeds, asked.jobs or None)}")
 
 
 @dataclass(frozen=True)
@@ -87,6 +154,95 @@ class Report:
     """Show where in the code an error came from."""
 
 
+@dataclass(frozen=True)
+class Init:
+    """Writes a first configuration for a folder of pictures: FOLDER/labelled/<class>/*, FOLDER/unlabelled/*."""
+
+    folder: Positional[str]
+    """Folder with labelled/, and perhaps unlabelled/, test/ and trusted/."""
+    output: Path | None = None
+    """File to write; the folder's name with .toml if not given."""
+    debug: FlagCreatePairsOff[bool] = False
+    """Show where in the code an error came from."""
+
+
+@dataclass(frozen=True)
+class Evaluate:
+    """Says how well a run's student classifies labelled images."""
+
+    run: Positional[Path]
+    """Folder of the finished run."""
+    data: Path | None = None
+    """Folder with <class>/* or test/<class>/*; the run's own validation and test images if not given."""
+    debug: FlagCreatePairsOff[bool] = False
+    """Show where in the code an error came from."""
+
+
+@dataclass(frozen=True)
+class Predict:
+    """Says what a run's student sees in pictures, one line a file."""
+
+    run: Positional[Path]
+    """Folder of the finished run."""
+    images: Positional[tuple[Path, ...]]
+    """Image files, and folders of them."""
+    format: Literal["csv", "json"] = "csv"
+    """csv: file, label, confidence, problem; json: the probability of every class, too."""
+    output: Path | None = None
+    """File to write; the terminal if not given."""
+    debug: FlagCreatePairsOff[bool] = False
+    """Show where in the code an error came from."""
+
+
+@dataclass(frozen=True)
+class Status:
+    """Says whether a run is still at it, how far and how well."""
+
+    run: Positional[Path]
+    """Folder of the run."""
+    debug: FlagCreatePairsOff[bool] = False
+    """Show where in the code an error came from."""
+
+
+def init(asked: Init) -> None:
+    from fastmpl.begin import begin
+
+    path = begin(asked.folder, asked.output)
+    print(f"{path} is written. Look through it, then: fastmpl check {path}; fastmpl train {path}")
+
+
+def evaluate(asked: Evaluate) -> None:
+    limit_threads()
+    from fastmpl import judgement
+
+    classes, found = judgement.evaluate(asked.run, asked.data)
+    print("\n\n".join(judgement.as_text(classes, one) for one in found))
+
+
+def predict(asked: Predict) -> None:
+    limit_threads()
+    from fastmpl import predict
+
+    if not asked.images:
+        raise ConfigError("fastmpl predict needs image files, or folders of them, after the run.")
+    found = predict.predict(asked.run, asked.images)
+    if asked.output is None:
+        predict.write(found, asked.format, sys.stdout)
+        return
+    try:
+        with asked.output.open("w", encoding="utf-8", newline="") as out:
+            predict.write(found, asked.format, out)
+    except OSError as error:
+        raise StorageError(f"{asked.output} cannot be written: {error.strerror}.") from error
+
+
+def status(asked: Status) -> None:
+    from fastmpl.status import status as lines
+
+    for line in lines(asked.run):
+        print(line)
+
+
 def demo(asked: Demo) -> None:
     from fastmpl import demo
 
@@ -105,16 +261,22 @@ def report(asked: Report) -> None:
 CONFIGURED: Final[dict[str, tuple[type[Any], Callable[[Any, Config], None]]]] = {
     "train": (Train, train),
     "check": (Check, check),
+    "distill": (Distill, distill),
+    "ablate": (Ablate, ablate),
 }
 OTHERS: Final[dict[str, tuple[type[Any], Callable[[Any], None]]]] = {
     "demo": (Demo, demo),
     "report": (Report, report),
+    "init": (Init, init),
+    "evaluate": (Evaluate, evaluate),
+    "predict": (Predict, predict),
+    "status": (Status, status),
 }
 VERBS: Final = {name: asked for name, (asked, _) in (CONFIGURED | OTHERS).items()}
 
 
 def _usage() -> str:
-    verbs = "\n".join(f"  {name:8}{asked.__doc__}" for name, asked in VERBS.items())
+    verbs = "\n".join(f"  {name:10}{asked.__doc__}" for name, asked in VERBS.items())
     return f"usage: fastmpl VERB ...\n\n{verbs}\n\nfastmpl VERB --help explains a verb."
 
 

@@ -5,17 +5,16 @@ from typing import Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int
 from torch import Tensor
 
-from fastmpl.data.build import Data, Held
+from fastmpl.data.build import Data
+from fastmpl.data.held import Held
 from fastmpl.learners.plain import PlainLearner
 from fastmpl.learners.ranks import ALONE, Ranks
 
 Network = Literal["student", "average", "teacher"]
 Split = Literal["validation", "test"]
 Infer = Callable[[Tensor], Tensor]
-ROWS = 1000  # images a pass
 
 
 class Score(NamedTuple):
@@ -27,22 +26,16 @@ class Score(NamedTuple):
 
 
 @torch.no_grad()
-def score(
-    infer: Infer,
-    images: Float[Tensor, "N *image"],
-    labels: Int[Tensor, "N"],
-    count: int | None = None,
-    ranks: Ranks = ALONE,
-) -> Score:
-    """The score of `infer`, images -> logits, over labelled images; one read of the device.
+def score(infer: Infer, held: Held, device: torch.device, count: int | None = None, ranks: Ranks = ALONE) -> Score:
+    """The score of `infer`, images -> logits on `device`, over labelled images; one read of the device.
 
-    images, labels: this rank's part of `count` images; of all of them, for one process.
+    held: this rank's part of `count` images; all of them, for one process.
     """
-    count = len(labels) if count is None else count
-    sums = torch.zeros(2, dtype=torch.float64, device=labels.device)  # how many are right, loss
-    for rows, targets in zip(torch.split(images, ROWS), torch.split(labels, ROWS), strict=True):
-        if len(rows):  # a rank may have none
-            logits = infer(rows)
+    count = len(held) if count is None else count
+    sums = torch.zeros(2, dtype=torch.float64, device=device)  # how many are right, loss
+    for images, targets in held.batches(device):
+        if len(targets):  # a rank may have none
+            logits = infer(images)
             loss = F.cross_entropy(logits, targets, reduction="sum")
             sums += torch.stack([(logits.argmax(-1) == targets).sum(), loss])
     ranks.sum_([sums])
@@ -61,23 +54,20 @@ def inferences(networks: Mapping[Network, PlainLearner]) -> Iterator[tuple[Netwo
 
 
 class Judge:
-    """Scores networks on the validation images, where there are any, and on the test images; each rank sees its part."""
+    """Scores networks on the validation and test images, where there are any; each rank sees its part of them."""
 
     def __init__(self, data: Data, device: torch.device, ranks: Ranks = ALONE) -> None:
         held: dict[Split, Held | None] = {"validation": data.validation, "test": data.test}
-        self.ranks = ranks
-        self.counts = {name: len(split.labels) for name, split in held.items() if split is not None}
+        self.ranks, self.device = ranks, device
+        self.counts = {name: len(split) for name, split in held.items() if split is not None}
         self.splits = {
-            name: Held(_part(split.images, ranks).to(device), _part(split.labels, ranks).to(device))
-            for name, split in held.items()
-            if split is not None
+            name: split.part(ranks.rank, ranks.size).placed(device) for name, split in held.items() if split is not None
         }
 
     def scores(self, infer: Infer) -> dict[Split, Score]:
         """By split, over the images of all ranks."""
         return {
-            name: score(infer, held.images, held.labels, self.counts[name], self.ranks)
-            for name, held in self.splits.items()
+            name: score(infer, held, self.device, self.counts[name], self.ranks) for name, held in self.splits.items()
         }
 
     def accuracies(self, networks: Mapping[Network, PlainLearner]) -> dict[Network, dict[Split, float]]:
@@ -86,7 +76,3 @@ class Judge:
             name: {split: found.accuracy for split, found in self.scores(infer).items()}
             for name, infer in inferences(networks)
         }
-
-
-def _part(rows: Tensor, ranks: Ranks) -> Tensor:
-    return rows.tensor_split(ranks.size)[ranks.rank]

@@ -18,7 +18,7 @@ Outcome = dict[str, Any]  # a run's results.json
 
 
 class Arm(NamedTuple):
-    """A configuration file, and what this arm changes in it."""
+    """A configuration file, and what this arm changes in it; `{seed}` in a text stands for the run's seed."""
 
     name: str
     config: Path
@@ -27,7 +27,8 @@ class Arm(NamedTuple):
     def of(self, seed: int, folder: Path) -> Config:
         """The arm's run of one seed, in a folder of its own."""
         run = {"run.seed": seed, "run.name": f"{self.name}-{seed}", "run.output": str(folder)}
-        return load(self.config, {**self.changes, **run})
+        changes = {k: v.replace("{seed}", str(seed)) if isinstance(v, str) else v for k, v in self.changes.items()}
+        return load(self.config, {**changes, **run})
 
 
 def run_arms(

@@ -1,6 +1,7 @@
 """The network of a finished run, for evaluation and as a teacher that does not learn."""
 
 from pathlib import Path
+from typing import NamedTuple
 
 import safetensors
 import safetensors.torch
@@ -8,37 +9,71 @@ from torch import nn
 
 from fastmpl.assemble import network
 from fastmpl.config import Config, load
+from fastmpl.data.normalise import Normalisation
 from fastmpl.errors import ConfigError
 
 WEIGHTS = "student.safetensors"
 
 
-def save_network(folder: Path, module: nn.Module, *, classes: tuple[str, ...], image_shape: tuple[int, ...]) -> Path:
-    """Writes the weights; their metadata says what they classify, and how large the images are."""
+class Classifier(NamedTuple):
+    """A finished run's student, and what it needs to be used: `normalisation` is None where it classifies points."""
+
+    module: nn.Module
+    config: Config
+    classes: tuple[str, ...]
+    image_shape: tuple[int, ...]
+    normalisation: Normalisation | None
+
+
+def save_network(
+    folder: Path,
+    module: nn.Module,
+    *,
+    classes: tuple[str, ...],
+    image_shape: tuple[int, ...],
+    normalisation: Normalisation | None,
+) -> Path:
+    """Writes the weights; their metadata says what they classify, how large the images are, and their normalisation."""
     tensors = {name: value.detach().cpu().contiguous() for name, value in module.state_dict().items()}
     facts = {"classes": "\n".join(classes), "image_shape": " ".join(map(str, image_shape))}
+    if normalisation is not None:
+        facts |= {name: " ".join(map(repr, values)) for name, values in normalisation._asdict().items()}
     draft = folder / f"{WEIGHTS}.tmp"
     draft.write_bytes(safetensors.torch.save(tensors, facts))
     return draft.replace(folder / WEIGHTS)
 
 
-def load_network(folder: Path, *, classes: int, image_shape: tuple[int, ...]) -> nn.Module:
-    """The student of the run in `folder`. Raises ConfigError where there is none, or it classifies something else."""
+def load_classifier(folder: Path) -> Classifier:
+    """The student of the run in `folder`, on the CPU, ready to evaluate. Raises ConfigError where there is none."""
     if not (folder / WEIGHTS).is_file():
         raise ConfigError(f"{folder} has no {WEIGHTS}: name the folder of a finished run, or train it first.")
     config: Config = load(folder / "config.toml")
-    with safetensors.safe_open(folder / WEIGHTS, "pt") as file:
-        facts = file.metadata()
-        state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # not a mapping
-    held_classes = len(facts["classes"].split("\n"))
-    shape = tuple(map(int, facts["image_shape"].split()))
-    if held_classes != classes or shape != image_shape:
+    try:
+        with safetensors.safe_open(folder / WEIGHTS, "pt") as file:
+            facts = file.metadata()
+            state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # not a mapping
+        classes = tuple(facts["classes"].split("\n"))
+        image_shape = tuple(map(int, facts["image_shape"].split()))
+        mean, std = (tuple(map(float, facts.get(name, "").split())) for name in Normalisation._fields)
+        module = network(config.student, classes=len(classes), image_shape=image_shape, seed=0)
+        module.load_state_dict(state)
+    except (safetensors.SafetensorError, TypeError, KeyError, ValueError, RuntimeError) as error:
         raise ConfigError(
-            f"{folder} classifies images {shape} into {held_classes} classes; this run has {image_shape} and {classes}."
+            f"{folder / WEIGHTS} is damaged, or not of this run: call `fastmpl train {folder / 'config.toml'}`, "
+            "which writes it again from the last checkpoint."
+        ) from error
+    return Classifier(module.eval(), config, classes, image_shape, Normalisation(mean, std) if mean else None)
+
+
+def load_network(folder: Path, *, classes: int, image_shape: tuple[int, ...]) -> nn.Module:
+    """The student of the run in `folder`. Raises ConfigError where there is none, or it classifies something else."""
+    held = load_classifier(folder)
+    if len(held.classes) != classes or held.image_shape != image_shape:
+        raise ConfigError(
+            f"{folder} classifies images {held.image_shape} into {len(held.classes)} classes; "
+            f"this run has {image_shape} and {classes}."
         )
-    module = network(config.student, classes=classes, image_shape=image_shape, seed=0)
-    module.load_state_dict(state)
-    return module
+    return held.module
 
 
 def fixed_teacher(model: str, *, classes: int, image_shape: tuple[int, ...]) -> nn.Module:

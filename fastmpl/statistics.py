@@ -38,3 +38,19 @@ def paired_interval(arm: Sequence[float], baseline: Sequence[float]) -> Interval
         return Interval(centre, math.nan, math.nan)
     half = float(students_t.ppf(0.975, len(differences) - 1)) * standard_error(differences)
     return Interval(centre, centre - half, centre + half)
+
+
+def paired_p(arm: Sequence[float], baseline: Sequence[float]) -> float:
+    """Student's paired t-test, two-sided: the probability of a mean difference at least this large if there were none.
+
+    1 where no seed differs, NaN where one seed cannot tell.
+    """
+    if len(arm) != len(baseline):
+        raise ValueError(f"A paired test needs the same seeds: there are {len(arm)} and {len(baseline)}.")
+    differences = [a - b for a, b in zip(arm, baseline, strict=True)]
+    if len(differences) < 2:
+        return math.nan
+    error, centre = standard_error(differences), mean(differences)
+    if error == 0:
+        return 1.0 if centre == 0 else 0.0
+    return float(2 * students_t.sf(abs(centre) / error, len(differences) - 1))

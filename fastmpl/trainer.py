@@ -11,6 +11,7 @@ import torch
 
 from fastmpl import checkpoint, finetune
 from fastmpl.assemble import Trainee, assemble, below
+from fastmpl.check import require_trusted
 from fastmpl.checkpoint import Checkpoint
 from fastmpl.config import Config, difference, load, save
 from fastmpl.data.batch import Batch
@@ -119,6 +120,7 @@ class Training:
             threads=torch.get_num_threads(),
             device=self.device.index or 0 if self.device.type == "cuda" else None,
         )
+        require_trusted(config, self.data.trusted_count)
         self.judge = Judge(self.data, self.device, self.ranks)
         kind = {"classes": len(self.data.classes), "image_shape": self.data.image_shape}
         self.trainee: Trainee = assemble(
@@ -136,7 +138,7 @@ class Training:
 
     def restore(self, resume: str) -> None:
         """Continues at a checkpoint, if there is one."""
-        complaints: list[str] = []
+        complaints = self.data.remarks()
         if resume in ("auto", "never"):
             found = checkpoint.newest(self.folder / "checkpoints", complaints.append, self.ranks)
         else:
@@ -191,7 +193,13 @@ class Training:
             module = held.enter_context(student.averaged()) if student.average is not None else student.module
             if self.ranks.rank == 0:
                 (self.folder / "results.json").write_text(json.dumps(results._asdict(), indent=1) + "\n")
-                save_network(self.folder, module, classes=self.data.classes, image_shape=self.data.image_shape)
+                save_network(
+                    self.folder,
+                    module,
+                    classes=self.data.classes,
+                    image_shape=self.data.image_shape,
+                    normalisation=self.data.normalisation,
+                )
         return results
 
     def _phases(self) -> Iterator[Phase]:
@@ -296,7 +304,7 @@ class Training:
 
     def _trained(self) -> dict[Network, PlainLearner]:
         networks: dict[Network, PlainLearner] = {"student": self.trainee.student}
-        if self.trainee.teacher is not None:
+        if self.trainee.teacher is not None and not self.config.data.store:  # which knows no other images
             networks["teacher"] = self.trainee.teacher
         return networks
 

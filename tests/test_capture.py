@@ -10,9 +10,17 @@ from fastmpl.assemble import Trainee
 from fastmpl.capture import FakeRun, capture_faults
 from fastmpl.config import load
 from fastmpl.step.lint import lint
+from tests.examples import LOADABLE
 
 CONFIGS = Path(__file__).parents[1] / "launch" / "configs"
-SHAPES = {"two_moons": (2, (2,)), "digits": (10, (3, 8, 8)), "fashion_mnist": (10, (3, 28, 28))}
+SHAPES = {
+    "two_moons": (2, (2,)),
+    "digits": (10, (3, 8, 8)),
+    "fashion_mnist": (10, (3, 28, 28)),
+    "cifar10": (10, (3, 32, 32)),
+    "svhn": (10, (3, 32, 32)),
+    "folder": (10, (3, 64, 64)),
+}
 SMALL = {"data.batch_labelled": 8, "data.batch_unlabelled": 16}
 
 
@@ -22,7 +30,7 @@ def faults(name: str, **changes: Any) -> list[str]:
     return [str(fault) for fault in capture_faults(config, classes=classes, image_shape=image_shape)]
 
 
-@pytest.mark.parametrize("name", sorted(path.stem for path in CONFIGS.glob("*.toml")))
+@pytest.mark.parametrize("name", [path.stem for path in LOADABLE])
 def test_the_step_of_a_shipped_config_could_be_captured(name: str) -> None:
     assert faults(name) == []
 

@@ -50,6 +50,11 @@ def feeds_back(config: "Config") -> bool:
     return config.method.name in ("mpl", "reduced_mpl") and config.feedback.kind != "off"
 
 
+def _may_have_trusted(config: "Config") -> bool:
+    """Whether there can be trusted images: a user's folder may have some of its own."""
+    return config.data.trusted > 0 or config.data.source == "folder"
+
+
 def _run(config: "Config") -> Iterator[str]:
     if not config.run.name.strip("."):
         yield f'run.name = "{config.run.name}" is not the name of a folder of its own.'
@@ -67,6 +72,11 @@ def _models(config: "Config") -> Iterator[str]:
         )
     if names_run(teacher) and method not in ("distillation", "pseudo_label"):
         yield f'teacher.model = "{teacher}" is no network that method.name = "{method}" can train. {known}.'
+    if config.data.store and not names_own_model(teacher):
+        yield (
+            f'data.store takes the place of a teacher, and teacher.model = "{teacher}" names another. '
+            "Leave one of the two out."
+        )
     if config.data.source == "two_moons":
         trained = {"student": student, "teacher": teacher} if method == "mpl" else {"student": student}
         for role, model in trained.items():
@@ -120,7 +130,7 @@ def _feedback(config: "Config") -> Iterator[str]:
     reason = IMPOSSIBLE.get((method.targets, feedback.kind))
     if reason:
         yield f'method.targets = "{method.targets}" with feedback.kind = "{feedback.kind}" {reason}.'
-    if feedback.images == "trusted" and config.data.trusted == 0:
+    if feedback.images == "trusted" and not _may_have_trusted(config):
         yield 'feedback.images = "trusted" needs data.trusted above 0, the number of clean images to set aside.'
     if feedback.kind == "scalar":
         if feedback.tangent != "jvp":
@@ -144,9 +154,9 @@ def _data(config: "Config") -> Iterator[str]:
     kind, share = data.noise
     if kind == "none" and share > 0:
         yield f'data.noise = ["none", {share}] has no kind of wrong label. Use "pair", "symmetric" or "brightness".'
-    if data.batch_trusted > 0 and data.trusted == 0:
+    if data.batch_trusted > 0 and not _may_have_trusted(config):
         yield f"data.batch_trusted = {data.batch_trusted} needs data.trusted above 0."
-    if config.finetune.steps > 0 and config.finetune.images == "trusted" and data.trusted == 0:
+    if config.finetune.steps > 0 and config.finetune.images == "trusted" and not _may_have_trusted(config):
         yield 'finetune.images = "trusted" needs data.trusted above 0.'
     if data.source in ("folder", "webdataset", "tfrecord") and not data.root:
         yield f'data.source = "{data.source}" needs data.root, the folder of your data.'
@@ -166,11 +176,9 @@ def _system(config: "Config") -> Iterator[str]:
 
 # Keys that name more than this version does: the values that it has. Building a feature widens or deletes its row.
 NOT_YET: Final[dict[str, tuple[str | int | bool, ...]]] = {
-    "method.name": ("supervised", "distillation", "pseudo_label", "uda", "mpl"),
-    "data.source": ("digits", "fashion_mnist", "two_moons"),
-    "data.store": ("",),
-    "teacher.optimiser": ("sgd", "nesterov", "adamw"),
-    "student.optimiser": ("sgd", "nesterov", "adamw"),
+    "data.source": ("digits", "fashion_mnist", "cifar10", "cifar100", "svhn", "two_moons", "folder"),
+    "teacher.optimiser": ("sgd", "nesterov", "adamw", "fastmpl:sgd_ema"),
+    "student.optimiser": ("sgd", "nesterov", "adamw", "fastmpl:sgd_ema"),
     "system.engine": ("plain",),
     "system.offload": (False,),
     "system.compile": (False,),

@@ -60,7 +60,9 @@ class DataConfig(_Section):
     root: str = _key("", "Folder with labelled/, unlabelled/ and test/, or where data sets are kept.")
     labels: Count = _key(500, "Labelled images, balanced over the classes; 0: all.")
     unlabelled: Count = _key(0, "Unlabelled images; 0: all that are left.")
-    trusted: Count = _key(0, "Clean labelled images set aside for the feedback or the fine-tuning.")
+    trusted: Count = _key(
+        0, "Clean labelled images set aside for feedback or fine-tuning; 0: all of a folder's trusted/."
+    )
     noise: Annotated[tuple[Noise, Share], Field(strict=False)] = _key(
         ("none", 0.0), "Kind and share of wrong labels put on the labelled images, for experiments."
     )
@@ -75,7 +77,7 @@ class DataConfig(_Section):
         tuple[Annotated[int, Field(ge=0, le=16)], Annotated[int, Field(ge=0, le=30)]], Field(strict=False)
     ] = _key((2, 10), "RandAugment's operations and magnitude for the strong view; 0 operations: off.")
     cutout: Share = _key(0.5, "Side of the square cut out of the strong view, as a share of the image's; 0: off.")
-    store: str = _rare("", "File of stored class distributions, for distillation and reduced_mpl.")
+    store: str = _rare("", "Folder of stored distributions (fastmpl distill), for distillation and reduced_mpl.")
 
 
 class NetworkConfig(_Section):
@@ -97,7 +99,9 @@ class NetworkConfig(_Section):
 
 
 class TeacherConfig(NetworkConfig):
-    """The teacher. For distillation and pseudo labels `model` may also be the folder of a run."""
+    """The teacher. For distillation and pseudo labels `model` may also be the folder of a run. For reduced_mpl it is a
+    perceptron over stored distributions: `width` and `depth` are read, `model` is not.
+    """
 
 
 class StudentConfig(NetworkConfig):

@@ -22,6 +22,15 @@ class Batch(NamedTuple):
     unlabelled_index: Int[Tensor, "U"]
     trusted: Float[Tensor, "M *image"] | None = None  # clean labelled images of the feedback alone, weak view
     trusted_targets: Int[Tensor, "M"] | None = None
+    stored_labelled: Float[Tensor, "B K"] | None = None  # what a large teacher said of these images, where it is stored
+    stored_unlabelled: Float[Tensor, "U K"] | None = None
+
+    def for_teacher(self) -> Self:
+        """The batch as a teacher is shown it: stored distributions, where there are any, in the place of the images."""
+        if self.stored_labelled is None or self.stored_unlabelled is None:
+            return self
+        rows = self.stored_unlabelled
+        return self._replace(labelled=self.stored_labelled, weak=rows, strong=rows)
 
     def parts(self, count: int) -> list[Self]:
         """The batch as `count` micro-batches of equal sizes; itself for 1."""

@@ -1,33 +1,29 @@
 """All the data of a run in one value: what a trainer, an evaluation and a report need."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import import_module
-from typing import Literal, NamedTuple, cast
+from typing import Literal, cast
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Int
 from numpy.typing import NDArray
 from torch import Tensor
 
+from fastmpl.data.arrays import Pixels, Problem
 from fastmpl.data.draws import Stream
+from fastmpl.data.held import Held
 from fastmpl.data.loader import LabelledStream, Loader
-from fastmpl.data.normalise import centre_view
+from fastmpl.data.normalise import Normalisation
 from fastmpl.data.order import Order
 from fastmpl.data.points import PointStream
-from fastmpl.data.prepare import Prepared, fingerprint, prepare
+from fastmpl.data.prepare import Prepared, digest, fingerprint, prepare
 from fastmpl.data.settings import DataSettings
-from fastmpl.data.sources import Pixels
 from fastmpl.data.split import Split
+from fastmpl.data.store import Store, open_store
 from fastmpl.data.stream import ViewStream
 from fastmpl.data.views import augmentation
-
-
-class Held(NamedTuple):
-    """Images as they are evaluated (whole, neither shifted nor flipped), normalised, on the CPU; with true labels."""
-
-    images: Float[Tensor, "N *image"]
-    labels: Int[Tensor, "N"]
 
 
 @dataclass(frozen=True)
@@ -78,12 +74,8 @@ class _Streams:
         return torch.from_numpy(self.prepared.targets).to("cpu" if self.device is None else f"cuda:{self.device}")
 
     def held(self, images: Pixels, labels: NDArray[np.int64]) -> Held:
-        if self.prepared.normalisation is None:
-            return Held(torch.from_numpy(cast(NDArray[np.float32], images)), torch.from_numpy(labels))
-        pixels = cast(NDArray[np.uint8], images)
-        return Held(
-            centre_view(pixels, self.settings.image_size, self.prepared.normalisation), torch.from_numpy(labels)
-        )
+        tensors = torch.from_numpy(images), torch.from_numpy(labels)
+        return Held(*tensors, self.settings.image_size, self.prepared.normalisation)
 
 
 @dataclass(frozen=True)
@@ -92,12 +84,29 @@ class Data:
 
     train: Loader
     validation: Held | None
-    test: Held
+    test: Held | None
     classes: tuple[str, ...]
     image_shape: tuple[int, ...]  # (3, size, size), or (2,) for points
     split: Split
-    truth: Int[Tensor, "N"]  # the true label of every training image: for reports alone, by a Batch's indices
+    truth: Int[
+        Tensor, "N"
+    ]  # the true label of every training image, -1 where nobody knows it: for reports alone, by a Batch's indices
     _streams: _Streams
+
+    @property
+    def normalisation(self) -> Normalisation | None:
+        """What the networks' inputs were made with; None for points."""
+        return self._streams.prepared.normalisation
+
+    @property
+    def problems(self) -> tuple[Problem, ...]:
+        """The files that were left out, and those that are odd."""
+        return self._streams.prepared.arrays.problems
+
+    def remarks(self) -> list[str]:
+        """What a user should know of the files before training."""
+        left_out = sum(not problem.used for problem in self.problems)
+        return [f"{left_out} files are left out; `fastmpl check` says which and why."] if left_out else []
 
     @property
     def labelled_count(self) -> int:
@@ -115,6 +124,22 @@ class Data:
         """The training images `index` as they are evaluated, with their true labels."""
         arrays = self._streams.prepared.arrays
         return self._streams.held(arrays.train_images[index], arrays.train_labels[index])
+
+    @property
+    def names(self) -> Sequence[str]:
+        """What a file calls each training image: its path below the data's folder, or its position."""
+        return self._streams.prepared.arrays.names or [str(number) for number in range(len(self.truth))]
+
+    @property
+    def images_digest(self) -> str:
+        """Tells the training images from those of other data, whoever labelled them."""
+        return digest(self._streams.prepared.arrays.train_images)
+
+    def weak_views(self, members: NDArray[np.int64], batch: int) -> ViewStream:
+        """Weak views of the training images `members`, each once an epoch, drawn by the image and the epoch."""
+        streams = self._streams
+        order = Order(members, batch, Stream.DISTIL, streams.seed)
+        return streams.open(order, 0, two_views=False)
 
     def finetune(self, images: Literal["labelled", "trusted"], batch: int, step: int = 0) -> LabelledStream:
         """This rank's part of global batches of labelled (perhaps noisy) or trusted images, from `step` on."""
@@ -152,18 +177,38 @@ def build(
         return streams.open(orders[stream], step, two_views=stream is Stream.UNLABELLED)
 
     arrays, chosen = prepared.arrays, prepared.split.validation
+    test_images, test_labels = prepared.test()
+    known = fingerprint(prepared, settings, seed)
+    store = _store(prepared, settings.store) if settings.store else None
+    if store is not None:
+        known["store"] = digest(*(np.frombuffer(shard.blake2b.encode(), np.uint8) for shard in store.header.shards))
+
+    def stored(stream: Stream, step: int) -> Tensor:
+        """Rows of the images that the stream gives at that step: an order is known ahead, and no device is asked."""
+        assert store is not None
+        rows = torch.from_numpy(store.probabilities(orders[stream].rows(step).index))
+        return rows if device is None else rows.pin_memory().to(f"cuda:{device}", non_blocking=True)
+
     return Data(
         train=Loader(
             open_stream,
             streams.targets(),
             trusted=with_trusted,
-            fingerprint=fingerprint(prepared, settings, seed),
+            fingerprint=known,
+            stored=stored if store is not None else None,
         ),
         validation=streams.held(arrays.train_images[chosen], arrays.train_labels[chosen]) if chosen.size else None,
-        test=streams.held(*prepared.test()),
+        test=streams.held(test_images, test_labels) if len(test_labels) else None,
         classes=arrays.classes,
         image_shape=(2,) if prepared.normalisation is None else (3, settings.image_size, settings.image_size),
         split=prepared.split,
         truth=torch.from_numpy(arrays.train_labels),
         _streams=streams,
     )
+
+
+def _store(prepared: Prepared, folder: str) -> Store:
+    """The stored distributions in `folder`. Raises DataError where they are damaged, or of other images."""
+    store = open_store(folder)
+    store.check_fits(images=digest(prepared.arrays.train_images), classes=len(prepared.arrays.classes))
+    return store

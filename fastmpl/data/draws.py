@@ -26,6 +26,7 @@ class Purpose(IntEnum):
     NOISE = 104
     ORDER = 105
     VIEWS = 106
+    EXPERIMENT = 107
 
 
 class Stream(IntEnum):
@@ -35,6 +36,7 @@ class Stream(IntEnum):
     TRUSTED = 2
     UNLABELLED = 3
     FINETUNE = 4
+    DISTIL = 5
 
 
 def splitmix64(x: UInt) -> UInt:

@@ -16,6 +16,7 @@ from fastmpl.data.errors import DataError
 from fastmpl.data.stream import ViewStream
 
 Open = Callable[[Stream, int], ViewStream]
+Stored = Callable[[Stream, int], Tensor]  # a stream's stored distributions [n, K] at a step
 
 
 class Labelled(NamedTuple):
@@ -49,11 +50,18 @@ class Loader(Iterator[Batch]):
     """This rank's batches, without end. Streams are opened at the first batch, and again after `restore`."""
 
     def __init__(
-        self, open_stream: Open, targets: Int[Tensor, "N"], *, trusted: bool, fingerprint: Mapping[str, object]
+        self,
+        open_stream: Open,
+        targets: Int[Tensor, "N"],
+        *,
+        trusted: bool,
+        fingerprint: Mapping[str, object],
+        stored: Stored | None = None,
     ) -> None:
         self._open = open_stream
         self._targets = targets
         self._has_trusted = trusted
+        self._stored = stored
         self._fingerprint = dict(fingerprint)
         self._step = 0
         self._streams: _Streams | None = None
@@ -69,6 +77,7 @@ class Loader(Iterator[Batch]):
         trusted = self._streams.trusted.next() if self._streams.trusted else None
         views = self._streams.unlabelled.next()
         assert views.strong is not None
+        step, stored = self._step, self._stored
         self._step += 1
         return Batch(
             labelled=labelled.images,
@@ -79,6 +88,8 @@ class Loader(Iterator[Batch]):
             unlabelled_index=views.index,
             trusted=trusted.images if trusted else None,
             trusted_targets=trusted.targets if trusted else None,
+            stored_labelled=stored(Stream.LABELLED, step) if stored else None,
+            stored_unlabelled=stored(Stream.UNLABELLED, step) if stored else None,
         )
 
     def _opened(self) -> _Streams:

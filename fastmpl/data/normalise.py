@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, UInt8
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -36,10 +36,12 @@ def measure(images: NDArray[np.uint8]) -> Normalisation:
     return Normalisation(tuple(means * repeat), tuple(stds * repeat))
 
 
-def centre_view(images: NDArray[np.uint8], size: int, constants: Normalisation) -> Float[Tensor, "N 3 size size"]:
+def centre_view(
+    images: NDArray[np.uint8] | UInt8[Tensor, "N H W C"], size: int, constants: Normalisation
+) -> Float[Tensor, "N 3 size size"]:
     """`images` [N, H, W, 3 or 1] as they are evaluated: resized whole, neither shifted nor flipped."""
-    tensor = torch.from_numpy(images).permute(0, 3, 1, 2).float()
+    tensor = torch.as_tensor(images).permute(0, 3, 1, 2).float()
     if tensor.shape[-2:] != (size, size):
         tensor = torch.nn.functional.interpolate(tensor, (size, size), mode="bilinear", antialias=True).round()
-    mean, std = (torch.tensor(c, dtype=torch.float32)[:, None, None] for c in constants)
+    mean, std = (torch.tensor(c, device=tensor.device)[:, None, None] for c in constants)
     return (tensor.expand(-1, 3, -1, -1) - mean) / std

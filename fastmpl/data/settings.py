@@ -19,7 +19,7 @@ class DataSettings(Protocol):
     @property
     def unlabelled(self) -> int: ...  # 0: all that remain
     @property
-    def trusted(self) -> int | str: ...  # a count; a folder's name for sources made of folders
+    def trusted(self) -> int: ...  # 0: none, or all that the source itself sets aside
     @property
     def noise(self) -> tuple[str, float]: ...  # none pair symmetric brightness, rate; on `labelled` only
     @property
@@ -40,3 +40,5 @@ class DataSettings(Protocol):
     def rand_augment(self) -> tuple[int, int]: ...  # operations, magnitude of 30; 0 operations: off
     @property
     def cutout(self) -> float: ...  # fraction of the side; 0: off
+    @property
+    def store(self) -> str: ...  # folder of stored distributions; empty: none

@@ -1,42 +1,26 @@
 """Where images come from: one small function a source, all giving the same `Arrays`.
 
 A source decides what is training and what is test, once and for every seed; who gets a label is decided later (split).
-A further source is a further function and a row of `SOURCES`; sources of files too large for memory are not here.
+A further source is a further function and a row of `SOURCES`; a folder's images also depend on the size asked for.
 """
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from fastmpl.data import draws
+from fastmpl.data import draws, published
+from fastmpl.data.arrays import Arrays, Labels
 from fastmpl.data.errors import DataError
+from fastmpl.data.folder import read_folder
 from fastmpl.data.idx import read_idx
 from fastmpl.data.settings import DataSettings
-
-Pixels = NDArray[np.uint8] | NDArray[np.float32]
-Labels = NDArray[np.int64]
 
 _DEBIAN = Path("/usr/share/datasets/fashion-mnist")  # Debian's package dataset-fashion-mnist
 _CLOTHES = ("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot")
 _FIXED = 0  # the seed of what must not change with the run's seed: test images, drawn points
-
-
-class Arrays(NamedTuple):
-    """A data set in memory: images uint8 [N, H, W, 3 or 1], or points float32 [N, 2]; labels int64 [N].
-
-    `transductive`: there is no test set apart from the training images (then `test_*` are those); whoever splits must
-    leave the labelled ones out of the test.
-    """
-
-    train_images: Pixels
-    train_labels: Labels
-    test_images: Pixels
-    test_labels: Labels
-    classes: tuple[str, ...]
-    transductive: bool = False
 
 
 def digits(root: str) -> Arrays:
@@ -100,11 +84,15 @@ SOURCES: dict[str, Callable[[str], Arrays]] = {
     "digits": digits,
     "fashion_mnist": fashion_mnist,
     "two_moons": two_moons,
+    **{name: partial(published.read, name) for name in published.SETS},
 }
 
 
 def load(settings: DataSettings) -> Arrays:
     """The data set that `settings.source` names, read from `settings.root` where it is not built in."""
+    if settings.source == "folder":
+        return read_folder(settings.root, settings.image_size)
     if settings.source not in SOURCES:
-        raise DataError(f"data.source = {settings.source!r} cannot be read: choose one of {', '.join(SOURCES)}.")
+        names = ", ".join((*SOURCES, "folder"))
+        raise DataError(f"data.source = {settings.source!r} cannot be read: choose one of {names}.")
     return SOURCES[settings.source](settings.root)

@@ -4,6 +4,7 @@ Validation is taken first, then trusted, then labelled, so that the same seed ke
 the number of labels varies. Test images are not here: the source keeps them apart.
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -24,46 +25,77 @@ class Split(NamedTuple):
     validation: Index
 
 
-def _quota(count: int, available: NDArray[np.int64], what: str) -> NDArray[np.int64]:
-    """How many of each class: equal, the first classes one more where `count` does not divide."""
-    classes = len(available)
-    quota = count // classes + (np.arange(classes) < count % classes)
-    short = np.flatnonzero(quota > available)
-    if short.size:
-        c = short[0]
-        raise DataError(
-            f"data.{what} = {count} asks for {quota[c]} images of class {c}, and {available[c]} are left: "
-            "ask for fewer, or for fewer validation and trusted images."
-        )
-    return np.asarray(quota)
+class _Pool:
+    """Images in a drawn order, by class, to be taken from."""
+
+    def __init__(self, order: Index, labels: Index, classes: Sequence[str]) -> None:
+        self._classes = classes
+        self._left = [order[labels[order] == c] for c in range(len(classes))]
+
+    def _quota(self, count: int, what: str) -> Index:
+        """How many of each class: equal, the first classes one more where `count` does not divide."""
+        classes = len(self._classes)
+        quota = count // classes + (np.arange(classes) < count % classes)
+        for name, asked, rest in zip(self._classes, quota, self._left, strict=True):
+            if asked > len(rest):
+                raise DataError(
+                    f"data.{what} = {count} asks for {asked} images of class {name}, and {len(rest)} are left: "
+                    "ask for fewer, or for fewer validation and trusted images."
+                )
+        return np.asarray(quota)
+
+    def take(self, count: int, what: str) -> Index:
+        """`count` images, as many of each class. Raises DataError, naming data.`what`, where a class has too few."""
+        quota = self._quota(count, what)
+        taken = [rest[:n] for rest, n in zip(self._left, quota, strict=True)]
+        self._left = [rest[n:] for rest, n in zip(self._left, quota, strict=True)]
+        return np.sort(np.concatenate(taken))
+
+    def take_all(self) -> Index:
+        """All that are left, which must be of every class."""
+        left, self._left = self._left, [rest[:0] for rest in self._left]
+        without = [name for name, rest in zip(self._classes, left, strict=True) if not len(rest)]
+        if len(without) == len(left):
+            raise DataError("No labelled images are left: ask for fewer data.validation and data.trusted images.")
+        if without:
+            raise DataError(
+                f"No labelled image of class {without[0]} is left to train on: "
+                "ask for fewer data.validation and data.trusted images."
+            )
+        return np.sort(np.concatenate(left))
 
 
 def split(
-    labels: NDArray[np.int64], classes: int, *, labelled: int, trusted: int, unlabelled: int, validation: int, seed: int
+    labels: Index,
+    classes: Sequence[str],
+    *,
+    labelled: int,
+    trusted: int,
+    unlabelled: int,
+    validation: int,
+    seed: int,
+    set_aside: Index | None = None,
 ) -> Split:
-    """Splits N training images with `labels` [N] into four sets, class-balanced but for `unlabelled`.
+    """Splits N training images with `labels` [N], -1 where there is none, into four sets.
 
-    `labelled` = 0 labels all that remain after validation and trusted. `unlabelled` = 0 takes all that remain after
-    labelled. Where none remain, as with all labels, the unlabelled images are the labelled ones without their labels:
-    the setting of Pham et al. 2021 with all of a data set's labels.
+    All are class-balanced but `unlabelled`. `labelled` = 0 labels all that remain after validation and trusted.
+    `unlabelled` = 0 takes all that remain after labelled. Where none remain, as with all labels, the unlabelled images
+    are the labelled ones without their labels: the setting of Pham et al. 2021 with all of a data set's labels.
+    `set_aside`: the only images from which trusted ones are taken (`trusted` = 0: all), and which are nothing else.
     Raises DataError where a class, or the rest, has too few images.
     """
     order = draws.permutation(draws.key(seed, draws.Purpose.SPLIT), len(labels))
-    by_class = [order[labels[order] == c] for c in range(classes)]
-
-    def take(count: int, what: str) -> Index:
-        quota = _quota(count, np.array([len(rest) for rest in by_class]), what)
-        taken = [rest[:n] for rest, n in zip(by_class, quota, strict=True)]
-        by_class[:] = [rest[n:] for rest, n in zip(by_class, quota, strict=True)]
-        return np.sort(np.concatenate(taken))
-
-    chosen_validation, chosen_trusted = take(validation, "validation"), take(trusted, "trusted")
-    if labelled:
-        chosen = take(labelled, "labels")
+    trusted_pool = None
+    if set_aside is not None:
+        is_aside = np.isin(order, set_aside)
+        trusted_pool, order = _Pool(order[is_aside], labels, classes), order[~is_aside]
+    pool = _Pool(order, labels, classes)
+    chosen_validation = pool.take(validation, "validation")
+    if set_aside is not None and not trusted:
+        chosen_trusted = np.sort(set_aside)
     else:
-        chosen, by_class = np.sort(np.concatenate(by_class)), [order[:0]] * classes
-    if not chosen.size:
-        raise DataError("No labelled images are left: ask for fewer data.validation and data.trusted images.")
+        chosen_trusted = (trusted_pool or pool).take(trusted, "trusted")
+    chosen = pool.take(labelled, "labels") if labelled else pool.take_all()
     used = np.concatenate([chosen_validation, chosen_trusted, chosen])
     rest = order[~np.isin(order, used)]  # keeps the drawn order, which is not by class
     rest = rest if rest.size else order[np.isin(order, chosen)]

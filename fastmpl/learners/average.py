@@ -19,14 +19,26 @@ class Average:
         self._floating = [name for name, value in self.tensors.items() if value.is_floating_point()]
         self._rest = [name for name, value in self.tensors.items() if not value.is_floating_point()]
 
-    @torch.no_grad()
-    def update(self, current: Mapping[str, Tensor], step: Int[Tensor, ""], applied: Float[Tensor, ""]) -> None:
-        """After a step; `applied` = 0 leaves the average as it was."""
+    def decay_at(self, step: Int[Tensor, ""]) -> Float[Tensor, ""]:
+        """d of this step."""
         t = step.to(torch.float64)
-        weight = (1 - torch.clamp((1 + t) / (10 + t), max=self.decay)) * applied
-        mine = [self.tensors[name] for name in self._floating]
+        return torch.clamp((1 + t) / (10 + t), max=self.decay)
+
+    @torch.no_grad()
+    def update(
+        self,
+        current: Mapping[str, Tensor],
+        step: Int[Tensor, ""],
+        applied: Float[Tensor, ""],
+        *,
+        done: frozenset[str] = frozenset(),
+    ) -> None:
+        """After a step; `applied` = 0 leaves the average as it was. `done`: what the step itself has averaged."""
+        names = [name for name in self._floating if name not in done]
+        weight = (1 - self.decay_at(step)) * applied
+        mine = [self.tensors[name] for name in names]
         # one weight per tensor: a single 0-D weight would be read by the host
-        weights = [weight.to(tensor.dtype) for tensor in mine]
-        torch._foreach_lerp_(mine, [current[name] for name in self._floating], weights)
+        weights = {dtype: weight.to(dtype) for dtype in {tensor.dtype for tensor in mine}}
+        torch._foreach_lerp_(mine, [current[name] for name in names], [weights[tensor.dtype] for tensor in mine])
         for name in self._rest:
             self.tensors[name].copy_(current[name])

@@ -13,8 +13,11 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from fastmpl.config import NetworkConfig
+from fastmpl.learners.average import Average
 from fastmpl.learners.protocol import Gradient, Update
 from fastmpl.learners.rates import rate
+from fastmpl.learners.sgd_ema import SgdEma
+from fastmpl_kernels.sgd_ema import global_norm
 
 Tensors = list[Tensor]
 Derivative = Callable[[torch.optim.Optimizer, Tensors, Tensors, Tensors], Tensors]
@@ -55,6 +58,10 @@ def _sgd(groups: list[dict[str, object]], config: NetworkConfig) -> torch.optim.
     return torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum, nesterov=nesterov, fused=True)
 
 
+def _sgd_ema(groups: list[dict[str, object]], config: NetworkConfig) -> torch.optim.Optimizer:
+    return SgdEma(groups, lr=config.lr, momentum=config.momentum)
+
+
 def _adamw(groups: list[dict[str, object]], config: NetworkConfig) -> torch.optim.Optimizer:
     return torch.optim.AdamW(groups, lr=config.lr, betas=(config.momentum, 0.999), fused=True)
 
@@ -62,6 +69,7 @@ def _adamw(groups: list[dict[str, object]], config: NetworkConfig) -> torch.opti
 ROWS: Mapping[str, Row] = {
     "sgd": Row(_sgd, ("momentum_buffer",), _sgd_derivative),
     "nesterov": Row(_sgd, ("momentum_buffer",), _sgd_derivative),
+    "fastmpl:sgd_ema": Row(_sgd_ema, ("momentum_buffer",), _sgd_derivative),
     "adamw": Row(_adamw, ("exp_avg", "exp_avg_sq"), _adamw_derivative),
 }
 
@@ -90,13 +98,18 @@ class Optimiser:
             if config.optimiser == "adamw":
                 self.inner.state[p]["step"] = torch.zeros((), device=device)
 
-    def step(self, gradients: Gradient, step: Int[Tensor, ""], *, keep: bool) -> Update:
-        """One step on these gradients, which it scales in place; see `Update`."""
+    def step(self, gradients: Gradient, step: Int[Tensor, ""], *, keep: bool, average: Average | None = None) -> Update:
+        """One step on these gradients, which it scales in place; see `Update`. Where the optimiser can, it updates
+        the parameters' `average` in the same pass (`averages`).
+        """
         listed = list(gradients.values())
-        norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(listed)))
+        norm = global_norm(listed)
         finite = norm.isfinite()
         if self.config.clip > 0:
             torch._foreach_mul_(listed, (self.config.clip / norm).clamp(max=1.0))
+        if average is not None and isinstance(self.inner, SgdEma):
+            averages: dict[Tensor, Tensor] = {p: average.tensors[name] for name, p in self.parameters.items()}
+            self.inner.average(averages, average.decay_at(step).to(self.lr.dtype))
         old = {name: p.detach().clone() for name, p in self.parameters.items()} if keep else None
         self.lr.copy_(self._rate(step))
         for name, p in self.parameters.items():
@@ -105,6 +118,11 @@ class Optimiser:
         self.inner.step()
         self.inner.zero_grad(set_to_none=True)
         return Update(norm, finite.to(norm.dtype), self.lr.clone(), old, gradients if keep else None)
+
+    @property
+    def averages(self) -> frozenset[str]:
+        """The parameters whose average a step updates itself."""
+        return frozenset(self.parameters) if isinstance(self.inner, SgdEma) else frozenset()
 
     def derivative(self, update: Update, direction: Gradient) -> Gradient:
         """D v of `update`, the last step: first the optimiser's own rule, then the clip's Jacobian.

@@ -81,9 +81,10 @@ class PlainLearner:
     def apply(self, step: Int[Tensor, ""], *, keep: bool = False) -> Update:
         gradients = {n: p.grad if p.grad is not None else torch.zeros_like(p) for n, p in self.parameters.items()}
         self.ranks.mean_(list(gradients.values()))
-        update = self.optimiser.step(gradients, step, keep=keep)
+        update = self.optimiser.step(gradients, step, keep=keep, average=self.average)
         if self.average is not None:
-            self.average.update(self.module.state_dict(), step, update.applied)
+            done = self.optimiser.averages
+            self.average.update(self.module.state_dict(), step, update.applied, done=done)
         return update
 
     def gradient(self, images: Float[Tensor, "N *image"], loss: Loss, draw: Int[Tensor, ""]) -> Gradient:

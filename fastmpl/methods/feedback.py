@@ -12,11 +12,9 @@ U unlabelled images on this rank, K classes.
 from typing import Literal
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from fastmpl.methods.targets import Labels
 from fastmpl_kernels import keyed
 
 Kind = Literal["exact", "per_example", "scalar", "off"]
@@ -52,26 +50,3 @@ def controlled(credit: Float[Tensor, "*U"], control: Control, key: Int[Tensor, "
         order = keyed.uniform(key, torch.arange(len(credit), device=credit.device), 1)[:, 0].argsort()
         return credit[order]
     return credit
-
-
-def feedback_loss(
-    kind: Kind,
-    credit: Float[Tensor, "*shape"],
-    logits: Float[Tensor, "U K"],
-    labels: Labels,
-    *,
-    temperature: float,
-    images: int,
-) -> Float[Tensor, ""]:
-    """The teacher's loss whose gradient is that of E[V(theta')], with the credit held constant.
-
-    exact        sum_ic r_ic softmax(t_i / tau)_c
-    per_example  sum_i r_i log softmax(t_i / tau)_{label_i}
-    scalar       images * h * mean_i CE(label_i, t_i / tau); `images` is U over all ranks
-    """
-    if kind == "exact":
-        return (credit * torch.softmax(logits / temperature, -1)).sum()
-    assert labels.drawn is not None, "only sampled or arg max labels have a label to credit"
-    if kind == "per_example":
-        return -(credit * F.cross_entropy(logits / temperature, labels.drawn, reduction="none")).sum()
-    return images * credit * F.cross_entropy(logits / temperature, labels.drawn)

@@ -12,6 +12,7 @@ B labelled, U unlabelled images, K classes.
 """
 
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Literal, NamedTuple
 
 import torch
@@ -21,7 +22,15 @@ from torch import Tensor
 
 from fastmpl.methods import feedback, uda
 from fastmpl.methods.targets import Labels, Targets, coverage, cross_entropy, pseudo_labels
-from fastmpl.methods.views import Logits, View
+from fastmpl.methods.views import LabelView, Logits
+from fastmpl_kernels.teacher_objective import (
+    ExactFeedback,
+    PerExampleFeedback,
+    ScalarFeedback,
+    Uda,
+    teacher_objective,
+)
+from fastmpl_kernels.teacher_objective import Feedback as KernelFeedback
 
 
 @dataclass(frozen=True)
@@ -57,7 +66,7 @@ class MetaPseudoLabels:
 
     unlabelled: int  # U over all ranks and micro-batches
     targets: Targets = "soft"
-    label_view: View = "strong"
+    label_view: LabelView = "strong"
     temperature: float = 1.0
     label_smoothing: float = 0.0  # of the teacher's supervised loss
     supervised_weight: float = 1.0
@@ -96,16 +105,29 @@ class MetaPseudoLabels:
         credit: Float[Tensor, "*shape"] | None,
         consistency_weight: Float[Tensor, ""],
     ) -> Taught:
-        """The teacher's loss: supervised, plus consistency, plus the weighted feedback."""
-        supervised = F.cross_entropy(teacher.of("labelled"), targets, label_smoothing=self.label_smoothing)
-        consistency, fed, covered = torch.zeros_like(supervised), torch.zeros_like(supervised), coverage(labels)
-        if self.consistency is not None:
-            pseudo = self.consistency.label(teacher.of("weak"))
-            consistency, covered = cross_entropy(pseudo, teacher.of("strong")), coverage(pseudo)
-        if credit is not None:
-            logits = teacher.of(self.label_view)
-            fed = feedback.feedback_loss(
-                self.feedback.kind, credit, logits, labels, temperature=self.temperature, images=self.unlabelled
-            )
-        loss = self.supervised_weight * supervised + consistency_weight * consistency + self.feedback.weight * fed
-        return Taught(loss, supervised, consistency, fed, covered)
+        """The teacher's loss, one fused operation: supervised, plus consistency, plus the weighted feedback."""
+        view = teacher.of(self.label_view)
+        objective = partial(
+            teacher_objective,
+            teacher.of("labelled"),
+            targets,
+            feedback=None if credit is None else self._feedback(credit, labels, len(view)),
+            temperature=self.temperature,
+            label_smoothing=self.label_smoothing,
+            supervised_weight=self.supervised_weight,
+        )
+        if self.consistency is None:  # one view alone: whichever was labelled
+            taught = objective(view)
+            return Taught(taught.loss, taught.supervised, taught.uda, taught.feedback, coverage(labels))
+        uda = Uda(consistency_weight, self.consistency.temperature, self.consistency.threshold)
+        return Taught(*objective(teacher.of("strong"), teacher.of("weak"), uda=uda, label_view=self.label_view))
+
+    def _feedback(self, credit: Tensor, labels: Labels, rows: int) -> KernelFeedback:
+        """The credit with its scale: that of the whole step for a scalar, which every rank and micro-batch shares."""
+        weight = torch.full((), self.feedback.weight, device=credit.device, dtype=credit.dtype)
+        if self.feedback.kind == "exact":
+            return ExactFeedback(credit, torch.ones_like(weight), weight)
+        assert labels.drawn is not None, "only sampled or arg max labels have a label to credit"
+        if self.feedback.kind == "per_example":
+            return PerExampleFeedback(credit, labels.drawn, weight)
+        return ScalarFeedback(credit * (self.unlabelled / rows), labels.drawn, weight)

@@ -10,6 +10,7 @@ from torch import Tensor
 from fastmpl.data.batch import Batch
 
 View = Literal["labelled", "weak", "strong"]
+LabelView = Literal["weak", "strong"]  # of an unlabelled image, whose logits become its label
 
 
 class Logits(NamedTuple):

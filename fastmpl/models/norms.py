@@ -15,19 +15,9 @@ from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from fastmpl.models.sync_norm import SyncBatchNormAct
+from fastmpl_kernels.batch_norm_act.module import BatchNormAct2d
 
 Norm = Literal["batch", "group", "sync"]
-
-
-class BatchNormAct(nn.BatchNorm2d):
-    """Batch norm, then leaky ReLU: one module, so that one fused kernel can stand in for the pair."""
-
-    def __init__(self, channels: int, slope: float, eps: float, momentum: float) -> None:
-        super().__init__(channels, eps=eps, momentum=momentum)
-        self.slope = slope
-
-    def forward(self, input: Float[Tensor, "N C H W"]) -> Float[Tensor, "N C H W"]:
-        return F.leaky_relu(super().forward(input), self.slope)
 
 
 class GroupNormAct(nn.GroupNorm):
@@ -52,7 +42,7 @@ def norm_act(channels: int, norm: Norm, *, slope: float = 0.1, eps: float = 1e-5
     "batch" has the statistics of each rank's own images, so that more ranks are another network; "sync" those of all.
     """
     if norm == "batch":
-        return BatchNormAct(channels, slope, eps, momentum)
+        return BatchNormAct2d(channels, eps, momentum, activation="leaky_relu", slope=slope)
     if norm == "sync":
         return SyncBatchNormAct(channels, slope, eps, momentum)
     return GroupNormAct(channels, slope, eps)

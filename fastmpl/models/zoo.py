@@ -22,6 +22,7 @@ from fastmpl.models.errors import ModelError
 from fastmpl.models.norms import Norm, groups_of
 from fastmpl.models.stochastic import KeyedDropout, replace_dropout
 from fastmpl.models.sync_norm import SyncBatchNorm
+from fastmpl_kernels.batch_norm_act.module import fuse_batch_norm_act
 
 
 class LinearAfterDropout(nn.Linear):
@@ -146,6 +147,8 @@ def _fit(model: nn.Module, name: str, image_shape: tuple[int, ...], dropout: flo
             f'model = "timm:{name}" draws random numbers in its own code ({", ".join(sorted(found))}), which passes '
             f"that are compared could not repeat: set dropout = 0 or use another network."
         )
+    if norm == "batch":
+        fuse_batch_norm_act(model)
     return model
 
 

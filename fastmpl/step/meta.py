@@ -82,6 +82,7 @@ def meta_step(
 
 def _label(order: Order, teacher: Learner, part: Batch, moment: Moment) -> Seen:
     """The teacher's logits, by the same draws and batch whether its graph is built now or after the student's step."""
+    part = part.for_teacher()
     look = teacher.observe if order.deferred else teacher.forward
     seen = by_view(look(images(part, order.teacher), moment.dropout(TEACHER)), part, order.teacher)
     observed = Logits()
@@ -120,6 +121,7 @@ def _teach(
 ) -> Taught:
     """The teacher learns from supervised, consistency and feedback losses."""
     if order.deferred:
+        part = part.for_teacher()
         rows = teacher.forward(images(part, order.teacher), moment.dropout(TEACHER))
         seen = seen._replace(graph=by_view(rows, part, order.teacher))
     taught = method.teach(seen.all(), part.targets, labels, credit, moment.consistency_weight)

@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Callable
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -27,6 +28,7 @@ DIGITS = {
     "flip": True,
     "rand_augment": (0, 0),
     "cutout": 0.5,
+    "store": "",
     "shift": 0.125,
 }
 
@@ -46,3 +48,10 @@ def settings() -> Callable[..., SimpleNamespace]:
 def coloured() -> NDArray[np.uint8]:
     """50 random colour images of 16 x 16 pixels; no pixel is black."""
     return np.random.default_rng(0).integers(1, 256, (50, 16, 16, 3), dtype=np.uint8)
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A cache of the test's own."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    return tmp_path / "cache" / "fastmpl"

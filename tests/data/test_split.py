@@ -12,7 +12,9 @@ LABELS = np.random.default_rng(0).permutation(np.repeat(np.arange(5), 40))
 
 
 def parts(seed: int = 0, **counts: int) -> Split:
-    return split(LABELS, 5, **{"labelled": 20, "trusted": 10, "unlabelled": 0, "validation": 15, **counts}, seed=seed)
+    return split(
+        LABELS, "01234", **{"labelled": 20, "trusted": 10, "unlabelled": 0, "validation": 15, **counts}, seed=seed
+    )
 
 
 @given(st.integers(1, 60), st.integers(0, 40), st.integers(0, 40), st.integers(0, 2**63))

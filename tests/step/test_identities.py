@@ -28,6 +28,7 @@ from fastmpl.step import meta
 from fastmpl.step.alone import alone_step
 from fastmpl.step.moment import STUDENT, TEACHER, VALIDATION
 from fastmpl.step.order import Order, joint, split
+from fastmpl_kernels.teacher_objective.reference import PerExampleFeedback, credited
 from tests.step.worlds import CLASSES, World, optimiser, relative
 
 FEEDBACK_ALONE = dict(supervised_weight=0.0)
@@ -137,7 +138,7 @@ def updated(
         else:
             decayed = g[name] + decay * p
             buffer = config.momentum * state["momentum_buffer"] + decayed
-            nesterov = config.optimiser == "nesterov"
+            nesterov = config.optimiser in ("nesterov", "fastmpl:sgd_ema")
             new[name] = p - lr * (decayed + config.momentum * buffer if nesterov else buffer)
     return new
 
@@ -154,6 +155,7 @@ OPTIMISERS = {
     "sgd": optimiser("sgd", momentum=0.0),
     "heavy ball": optimiser("sgd"),
     "nesterov": optimiser("nesterov"),
+    "fused with its average": optimiser("fastmpl:sgd_ema"),
     "adamw": optimiser("adamw", lr=0.05),
     "sgd clipped": optimiser("sgd", momentum=0.0, clip=0.05),
     "nesterov clipped": optimiser("nesterov", clip=0.05),
@@ -206,7 +208,8 @@ def test_per_example_feedback_in_expectation_is_the_exact_one() -> None:
     for c in range(CLASSES):
         labels = Labels(q.detach(), torch.full((4,), c))
         credit = feedback.at_label(r, labels.drawn)
-        loss = feedback.feedback_loss("per_example", credit, logits, labels, temperature=0.7, images=4)
+        weight = torch.ones((), dtype=torch.float64)
+        loss = credited(logits, PerExampleFeedback(credit, labels.drawn, weight), 0.7)
         found += q.detach()[:, c : c + 1] * torch.autograd.grad(loss, logits)[0]
     assert relative(found, expected) < 1e-12
 
@@ -378,12 +381,12 @@ def inverted_sign(patch: pytest.MonkeyPatch) -> None:
 
 def labels_redrawn(patch: pytest.MonkeyPatch) -> None:
     """The teacher is credited for the arg max instead of the labels that the student learnt."""
-    loss = feedback.feedback_loss
+    honest = mpl.teacher_objective
 
-    def redrawn(kind: Any, credit: Tensor, logits: Tensor, labels: Labels, **settings: Any) -> Tensor:
-        return loss(kind, credit, logits, labels._replace(drawn=logits.argmax(-1)), **settings)
+    def redrawn(labelled: Tensor, targets: Tensor, strong: Tensor, *, feedback: Any, **settings: Any) -> Any:
+        return honest(labelled, targets, strong, feedback=feedback._replace(label=strong.argmax(-1)), **settings)
 
-    patch.setattr(mpl.feedback, "feedback_loss", redrawn)
+    patch.setattr(mpl, "teacher_objective", redrawn)
 
 
 def before_on_another_batch(patch: pytest.MonkeyPatch) -> None:

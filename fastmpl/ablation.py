@@ -1,0 +1,141 @@
+"""Does the feedback do anything, on this data? The same configuration with its feedback off, on, shuffled and flipped.
+
+Every arm of a seed sees the same split, images, views, draws and initial weights, so that a paired test over seeds asks
+about the feedback alone. `fastmpl ablate` prints the table and writes it with its figure to report.html; finished runs
+are not trained again.
+"""
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from fastmpl.config import Config, ConfigError, FeedbackKind, save
+from fastmpl.config.rules import IMPOSSIBLE
+from fastmpl.experiment import Arm, Outcome, run_arms
+from fastmpl.statistics import Interval, mean, paired_interval, paired_p, standard_error
+
+OFF = "off"
+KINDS: tuple[FeedbackKind, ...] = ("exact", "per_example", "scalar")
+# keys of one kind that another refuses
+_OF_SCALAR = {"feedback.baseline": 0.0, "feedback.cosine": False}
+_OF_TANGENT = {"feedback.tangent": "jvp", "feedback.depth": 0}
+
+
+class Row(NamedTuple):
+    """An arm's test accuracies, a share per seed, and their paired difference from the arm without feedback."""
+
+    name: str
+    accuracies: list[float]
+    difference: Interval | None
+    p: float
+
+
+def arms(config: Config, path: Path) -> list[Arm]:
+    """The arms of `config`, which lies in `path`. Raises ConfigError for a method without feedback."""
+    if config.method.name not in ("mpl", "reduced_mpl"):
+        raise ConfigError(
+            f'fastmpl ablate switches the feedback of method.name = "mpl" or "reduced_mpl", and "{config.method.name}" '
+            "has none."
+        )
+    legal = [kind for kind in KINDS if (config.method.targets, kind) not in IMPOSSIBLE]
+    chosen = config.feedback.kind if config.feedback.kind in legal else legal[0]
+
+    def arm(name: str, kind: FeedbackKind, control: str = "none") -> Arm:
+        changes: dict[str, Any] = {"feedback.kind": kind, "feedback.control": control}
+        if kind != config.feedback.kind:
+            changes |= _OF_TANGENT if kind == "scalar" else _OF_SCALAR
+        return Arm(name, path, changes)
+
+    return [
+        arm(OFF, "off"),
+        *(arm(kind, kind) for kind in legal),
+        arm("shuffled", chosen, "shuffled"),
+        arm("flipped", chosen, "flipped"),
+    ]
+
+
+def ablate(
+    config: Config, folder: Path, seeds: int, tell: Callable[[str], None], jobs: int | None = None
+) -> dict[str, list[Row]]:
+    """Trains the arms in `folder`, or takes the finished ones; the rows by table. Raises what a run raises."""
+    if seeds < 2:
+        raise ConfigError(f"--seeds {seeds}: a paired difference needs at least 2 seeds.")
+    chosen = arms(config, folder / "config.toml")
+    folder.mkdir(parents=True, exist_ok=True)
+    save(config, folder / "config.toml")
+    outcomes = run_arms(chosen, seeds, folder, tell, jobs)
+    tables = {"Test accuracy": _rows(outcomes, _last)}
+    if config.finetune.steps:
+        tables["After fine-tuning"] = _rows(outcomes, _finetuned)
+    said = {title: [row._asdict() for row in rows] for title, rows in tables.items()}
+    (folder / "ablation.json").write_text(json.dumps(said, indent=1) + "\n")
+    return tables
+
+
+def _last(outcome: Outcome) -> float:
+    """The student's average at the last step, or the student where it keeps none."""
+    last = outcome["last"]
+    return float(last.get("average", last["student"])["test"])
+
+
+def _finetuned(outcome: Outcome) -> float:
+    return float(outcome["finetuned"]["test"])
+
+
+def _rows(outcomes: dict[str, list[Outcome]], read: Callable[[Outcome], float]) -> list[Row]:
+    off = [read(outcome) for outcome in outcomes[OFF]]
+    rows = []
+    for name, of_seeds in outcomes.items():
+        mine = [read(outcome) for outcome in of_seeds]
+        compared = name != OFF
+        difference = paired_interval(mine, off) if compared else None
+        rows.append(Row(name, mine, difference, paired_p(mine, off) if compared else 1.0))
+    return rows
+
+
+def as_text(title: str, rows: Sequence[Row]) -> str:
+    """A table for a terminal of 80 columns, in percent and points."""
+    width = max(len(row.name) for row in rows)
+    lines = [f"{title}, %", "", f"{'feedback':{width}}    mean ± s.e.   minus off [95 % interval]      p"]
+    for row in rows:
+        percent = [100 * x for x in row.accuracies]
+        line = f"{row.name:{width}}    {mean(percent):4.1f} ± {standard_error(percent):4.2f}"
+        if row.difference is not None:
+            centre, low, high = (100 * x for x in row.difference)
+            line += f"   {centre:+6.2f} [{low:+6.2f}, {high:+6.2f}]   {row.p:.3f}"
+        lines.append(line)
+    return "\n".join(lines)
+
+
+def verdict(rows: Sequence[Row]) -> str:
+    """What the table says of feedback, in a sentence."""
+    on = next(row for row in rows if row.name in KINDS)
+    assert on.difference is not None
+    centre, low, high = (100 * x for x in on.difference)
+    interval = (
+        f"{centre:+.1f} points, 95 % interval [{low:+.1f}, {high:+.1f}], p = {on.p:.2g}, n = {len(on.accuracies)}"
+    )
+    if low <= 0 <= high:
+        return f"On this data, {on.name} feedback cannot be told from none ({interval})."
+    return f"On this data, {on.name} feedback {'helps' if centre > 0 else 'harms'} ({interval})."
+
+
+def run(config: Config, folder: Path, seeds: int, jobs: int | None = None) -> Path:
+    """Trains what is not trained yet, prints the tables and writes the report; gives its path."""
+    from fastmpl import report  # matplotlib takes a second to import
+
+    tables = ablate(config, folder, seeds, lambda line: print(line, flush=True), jobs)
+    for title, rows in tables.items():
+        print(f"\n{as_text(title, rows)}\n\n{verdict(rows)}")
+    compared = [
+        report.Table(
+            title,
+            f"{config.method.name} on {config.data.source}, {config.run.steps:,} steps, {seeds} seeds; the last step.",
+            [report.Arm(row.name, row.accuracies, "" if row.name == OFF else f"p = {row.p:.3f}") for row in rows],
+            verdict(rows),
+            against=OFF,
+        )
+        for title, rows in tables.items()
+    ]
+    return report.write_comparison(folder / "report.html", f"Feedback on {config.data.source}", compared)

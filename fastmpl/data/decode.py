@@ -1,0 +1,90 @@
+"""One file of any common image format -> one square uint8 RGB image, or the reason why not.
+
+Whatever a user's folder holds meets one rule, in training, evaluation and prediction alike: the first frame, turned as
+its EXIF data says, 16 bits to 8, transparency over white, three channels, the shorter side resized to the asked size
+and the middle kept. A file is judged by its content; its name only adds a remark.
+"""
+
+import struct
+import warnings
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
+from pathlib import Path
+from typing import Final, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from fastmpl.threads import cores
+
+SUFFIXES: Final = {
+    ".jpg": "JPEG", ".jpeg": "JPEG", ".jfif": "JPEG", ".png": "PNG", ".webp": "WEBP", ".bmp": "BMP", ".gif": "GIF",
+}  # fmt: skip
+FORMATS: Final = tuple(dict.fromkeys(SUFFIXES.values()))
+LARGEST: Final = 100_000_000  # pixels; a decoded image of this size takes 300 MB, of each thread
+AHEAD: Final = 256  # images decoded before the first of them is asked for
+_DEEP: Final = 257  # 65535 / 255
+
+# PIL warns of large images, where our limit decides, and of odd metadata, which changes no pixel. Filters belong to the
+# process and not to a thread, so they cannot be set around the threads that decode.
+warnings.filterwarnings("ignore", module=r"PIL\.")
+
+
+class Decoded(NamedTuple):
+    """`pixels` uint8 [size, size, 3], or None with the reason in `remark`; a remark beside pixels is no obstacle."""
+
+    pixels: NDArray[np.uint8] | None
+    remark: str = ""
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    try:
+        return ImageOps.exif_transpose(image)
+    except (SyntaxError, ValueError, TypeError, KeyError, struct.error):  # damaged EXIF data beside whole pixels
+        return image
+
+
+def _rgb(image: Image.Image) -> Image.Image:
+    if image.mode.startswith(("I", "F")):  # 16 bits, which PIL's own conversion would clip
+        values = np.asarray(image).astype(np.float64) / _DEEP
+        return Image.fromarray(np.clip(values.round(), 0, 255).astype(np.uint8)).convert("RGB")
+    if image.has_transparency_data:
+        rgba = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba)
+    return image.convert("RGB")
+
+
+def _read(path: Path, size: int) -> Decoded:
+    with Image.open(path, formats=FORMATS) as image:
+        if image.width * image.height > LARGEST:
+            return Decoded(None, f"{image.width} x {image.height} pixels, more than {LARGEST // 10**6} million")
+        named, found = SUFFIXES.get(path.suffix.lower()), "JPEG" if image.format == "MPO" else image.format
+        image.draft(None, (2 * size, 2 * size))  # lets a JPEG decoder skip detail that resizing would drop
+        square = ImageOps.fit(_rgb(_upright(image)), (size, size), Image.Resampling.BILINEAR)
+        return Decoded(np.asarray(square), "" if named in (found, None) else f"is a {found} by its content, and used")
+
+
+def decode(path: Path, size: int) -> Decoded:
+    """The image in a file, `size` pixels square. Raises nothing that the file's content could cause."""
+    try:
+        if not path.stat().st_size:
+            return Decoded(None, "the file is empty")
+        return _read(path, size)
+    except UnidentifiedImageError:
+        return Decoded(None, f"not an image of a known format ({', '.join(FORMATS)})")
+    except Image.DecompressionBombError:
+        return Decoded(None, f"more than {LARGEST // 10**6} million pixels")
+    except FileNotFoundError:
+        return Decoded(None, "the file is gone, or a link to nothing")
+    except Exception as error:  # decoders of damaged bytes raise whatever they stumble over; the reason is kept
+        return Decoded(None, f"damaged: {error}" if str(error) else f"damaged ({type(error).__name__})")
+
+
+def decode_all(paths: Iterable[Path], size: int, threads: int = 0) -> Iterator[Decoded]:
+    """The images of `paths`, in their order, decoded by several threads (0: as many as cores) a little ahead."""
+    remaining = iter(paths)
+    with ThreadPoolExecutor(threads or cores()) as pool:
+        while chunk := list(islice(remaining, AHEAD)):
+            yield from pool.map(decode, chunk, [size] * len(chunk))

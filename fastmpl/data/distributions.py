@@ -1,0 +1,83 @@
+"""How one class distribution is stored: all of it in half precision, or its largest classes and the mass of the rest.
+
+A packed row is 16-bit words, so that a table of them is one array whatever the form:
+
+    all      K probabilities
+    top k    k class numbers (a word each up to 65,536 classes, else two), k probabilities, the mass of the others
+
+The largest comes first. Unpacked, the remaining mass is spread evenly over the classes that were not kept.
+n rows, K classes.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+Words = NDArray[np.uint16]
+Probabilities = NDArray[np.float32]
+SHORT_NUMBERS = 1 << 16  # classes that a word can number
+
+
+class Form(NamedTuple):
+    """`kept` classes of each row of `classes`; all of them where the two are equal."""
+
+    classes: int
+    kept: int
+
+    @property
+    def whole(self) -> bool:
+        return self.kept >= self.classes
+
+    @property
+    def number_words(self) -> int:
+        """Words of a class number."""
+        return 1 if self.classes <= SHORT_NUMBERS else 2
+
+    @property
+    def words(self) -> int:
+        """16-bit words of a packed row."""
+        return self.classes if self.whole else self.kept * (self.number_words + 1) + 1
+
+    def pack(self, probabilities: Probabilities) -> Words:
+        """[n, K] -> [n, words]."""
+        if self.whole:
+            return probabilities.astype(np.float16).view(np.uint16)
+        n, k = len(probabilities), self.kept
+        numbers = np.argpartition(probabilities, self.classes - k, axis=1)[:, self.classes - k :]
+        order = np.argsort(-np.take_along_axis(probabilities, numbers, 1), axis=1, kind="stable")
+        numbers = np.take_along_axis(numbers, order, 1)
+        kept = np.take_along_axis(probabilities, numbers, 1).astype(np.float16)
+        rest = np.maximum(1 - kept.sum(1, dtype=np.float32), 0).astype(np.float16)
+        kind = np.uint16 if self.number_words == 1 else np.uint32
+        packed = np.empty((n, self.words), np.uint16)
+        packed[:, : self.number_words * k] = np.ascontiguousarray(numbers.astype(kind)).view(np.uint16)
+        packed[:, self.number_words * k : -1] = kept.view(np.uint16)
+        packed[:, -1] = rest.view(np.uint16)
+        return packed
+
+    def unpack(self, packed: Words) -> Probabilities:
+        """[n, words] -> [n, K], rows summing to 1 but for half precision."""
+        if self.whole:
+            return _single(packed)
+        k, width = self.kept, self.number_words
+        numbers = np.ascontiguousarray(packed[:, : width * k])
+        if width == 2:
+            numbers = numbers.view(np.uint32)
+        tail = _single(np.ascontiguousarray(packed[:, width * k :]))
+        rows = np.empty((len(packed), self.classes), np.float32)
+        rows[:] = tail[:, -1:] / np.float32(self.classes - k)
+        place = numbers.astype(np.int64) + np.arange(0, rows.size, self.classes)[:, None]
+        rows.reshape(-1)[place] = tail[:, :-1]
+        return rows
+
+
+def _single(words: Words) -> Probabilities:
+    """Half-precision bits as float32; torch converts vectors of them, numpy one by one."""
+    return np.asarray(torch.from_numpy(words.view(np.float16)).float().numpy())
+
+
+def distance(a: Probabilities, b: Probabilities) -> NDArray[np.float64]:
+    """Total variation of each row, 1/2 sum_c |a_c - b_c|: from 0, the same, to 1, nothing in common."""
+    return np.asarray(0.5 * np.abs(a.astype(np.float64) - b).sum(1))

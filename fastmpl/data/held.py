@@ -1,0 +1,53 @@
+"""Images that are held back to evaluate on: kept as bytes, and made into a network's input a few at a time."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+import torch
+from jaxtyping import Float, Int, Shaped
+from torch import Tensor
+
+from fastmpl.data.normalise import Normalisation, centre_view
+
+PASS = 1000  # images a pass, or fewer large ones:
+LARGEST_PASS = 64 << 20  # bytes of a pass as they are stored; a network's input has four times as many
+RESIDENT = 2 << 30  # bytes that may stay on a GPU
+
+
+@dataclass(frozen=True)
+class Held:
+    """N images with their true labels. `pixels` are uint8, or points, which `normalisation` None leaves as they are."""
+
+    pixels: Shaped[Tensor, "N *stored"]
+    labels: Int[Tensor, "N"]
+    size: int
+    normalisation: Normalisation | None
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def part(self, rank: int, ranks: int) -> "Held":
+        """This rank's share of them, in order; the last ranks may have one image less."""
+        pixels, labels = (tensor.tensor_split(ranks)[rank] for tensor in (self.pixels, self.labels))
+        return replace(self, pixels=pixels, labels=labels)
+
+    def placed(self, device: torch.device) -> "Held":
+        """The same on that device; where they are too many for it, as they were."""
+        fits = self.pixels.nbytes <= RESIDENT
+        return replace(self, pixels=self.pixels.to(device), labels=self.labels.to(device)) if fits else self
+
+    def batches(
+        self, device: torch.device | None = None
+    ) -> Iterator[tuple[Float[Tensor, "n *image"], Int[Tensor, "n"]]]:
+        """All images in order as they are evaluated (whole, neither shifted nor flipped), and their labels."""
+        rows = max(1, min(PASS, LARGEST_PASS // max(self.pixels[:1].nbytes, 1)))
+        for pixels, labels in zip(torch.split(self.pixels, rows), torch.split(self.labels, rows), strict=True):
+            images = pixels.to(device)
+            if self.normalisation is not None:
+                images = centre_view(images, self.size, self.normalisation)
+            yield images, labels.to(device)
+
+    @property
+    def images(self) -> Float[Tensor, "N *image"]:
+        """All of them at once, as `batches` gives them."""
+        return torch.cat([images for images, _ in self.batches()])

@@ -1,0 +1,136 @@
+"""Stores a teacher's distributions over all training images of a data set, once: `fastmpl distill`.
+
+The teacher is the student of a run, a network of timm, or whatever wrote a file of probabilities. Several processes
+(RANK and WORLD_SIZE, as torchrun and deepspeed set them) share the shards. What training does with a store is the
+methods `distillation` and `reduced_mpl`.
+"""
+
+import os
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from fastmpl.config import Config
+from fastmpl.data.build import Data
+from fastmpl.data.build import build as build_data
+from fastmpl.data.distributions import Probabilities
+from fastmpl.data.store import Header, checksum
+from fastmpl.data.store_writer import Plan, Writer
+from fastmpl.data.tables import read_table
+from fastmpl.errors import ConfigError
+from fastmpl.networks import WEIGHTS, fixed_teacher
+
+IMAGES = 256  # a pass
+
+
+class Source(NamedTuple):
+    """Where the distributions come from: `teacher` or `probabilities`, one of the two."""
+
+    teacher: str = ""  # the folder of a run, or "timm:NAME"
+    probabilities: Path | None = None  # a file
+    views: int = 1  # 1: the image as it is evaluated; n: the mean over n augmented views
+
+    def check(self) -> None:
+        """Raises ConfigError where it names no teacher, or two."""
+        if bool(self.teacher) == (self.probabilities is not None):
+            raise ConfigError(
+                "fastmpl distill needs one teacher: --teacher with the folder of a run or timm:NAME, or "
+                "--from-probabilities with a file."
+            )
+        if self.views < 1 or (self.views > 1 and self.probabilities is not None):
+            raise ConfigError(
+                f"--views {self.views}: at least 1 is needed, and a file of probabilities has no views to choose."
+            )
+
+
+def distill(
+    config: Config, source: Source, *, output: Path | None = None, top_k: int = 0, tell: Callable[[str], None]
+) -> Header | None:
+    """Writes what is missing of the store in `output` (data.store where not given); its header, once it is whole.
+
+    top_k: classes kept of each row, with the mass of the others; 0: all. Raises ConfigError and DataError.
+    """
+    source.check()
+    folder = output or (Path(config.data.store) if config.data.store else None)
+    if folder is None:
+        raise ConfigError("fastmpl distill needs --output, or a configuration with data.store: the folder to write.")
+    data = build_data(
+        config.data.model_copy(update={"store": ""}),
+        seed=config.run.seed,
+        channels_last=config.system.channels_last,
+        threads=torch.get_num_threads(),
+    )
+    classes = len(data.classes)
+    plan = Plan(
+        rows=len(data.truth),
+        classes=classes,
+        kept=min(top_k, classes) or classes,
+        images=data.images_digest,
+        teacher=_words(source),
+    )
+    rank, world = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+    writer = Writer(folder, plan, rank=rank, world=world)
+    missing = list(writer.missing())
+    with tempfile.TemporaryDirectory(dir=folder, prefix="reading-") as scratch:
+        rows = _rows(config, source, data, Path(scratch)) if missing else None
+        for done, shard in enumerate(missing, 1):
+            assert rows is not None
+            writer.write(shard, rows(*plan.range(shard)))
+            tell(f"{folder}: {done} of {len(missing)} shards written")
+    return writer.finish()
+
+
+def _words(source: Source) -> str:
+    """Whose distributions these are, told apart by their content: a store of another teacher is not continued."""
+    if source.probabilities is not None:
+        file, said = source.probabilities, f"probabilities of {source.probabilities.name}"
+    else:
+        file, said = Path(source.teacher) / WEIGHTS, source.teacher
+    views = f", mean of {source.views} views" if source.views > 1 else ""
+    return said + (f" ({checksum(file)[:8]})" if file.is_file() else "") + views
+
+
+def _rows(config: Config, source: Source, data: Data, scratch: Path) -> Callable[[int, int], Iterator[Probabilities]]:
+    """A function of a range of images that gives their distributions in parts."""
+    classes = len(data.classes)
+    if source.probabilities is not None:
+        return read_table(source.probabilities, data.names, classes, scratch).rows
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    network = fixed_teacher(source.teacher, classes=classes, image_shape=data.image_shape).to(device).eval()
+    if source.views == 1:
+        return lambda first, last: _centre_views(network, data, first, last, device)
+    return lambda first, last: _mean_of_views(network, data, first, last, source.views, device)
+
+
+@torch.no_grad()
+def _softmax(network: nn.Module, images: Float[Tensor, "n *image"], device: torch.device) -> Probabilities:
+    return np.asarray(torch.softmax(network(images.to(device)).float(), -1).cpu().numpy())
+
+
+def _centre_views(
+    network: nn.Module, data: Data, first: int, last: int, device: torch.device
+) -> Iterator[Probabilities]:
+    for start in range(first, last, IMAGES):
+        index = np.arange(start, min(start + IMAGES, last))
+        yield _softmax(network, data.examples(index).images, device)
+
+
+def _mean_of_views(
+    network: nn.Module, data: Data, first: int, last: int, views: int, device: torch.device
+) -> Iterator[Probabilities]:
+    """The mean over `views` weak views, drawn by image and epoch: the same whoever writes the shard."""
+    sums = np.zeros((last - first, len(data.classes)), np.float32)
+    batch, left = min(IMAGES, last - first), views * (last - first)
+    stream = data.weak_views(np.arange(first, last), batch)
+    while left > 0:
+        given = stream.next()
+        rows = given.index.cpu().numpy()[:left] - first  # the last batch may reach into the next epoch
+        np.add.at(sums, rows, _softmax(network, given.weak, device)[:left])
+        left -= batch
+    yield sums / np.float32(views)

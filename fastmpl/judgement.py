@@ -1,0 +1,96 @@
+"""A finished run's student on labelled images: its own data's, or those of a folder; overall and class by class."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+
+from fastmpl.data.arrays import Pixels
+from fastmpl.data.errors import DataError
+from fastmpl.data.folder import read_labelled
+from fastmpl.data.held import Held
+from fastmpl.data.prepare import prepare
+from fastmpl.errors import ConfigError
+from fastmpl.networks import Classifier, load_classifier
+
+
+class Judgement(NamedTuple):
+    """Of one set of N images; `confusion` int64 [K, K] counts them by true class (rows) and predicted class."""
+
+    name: str
+    loss: float
+    confusion: NDArray[np.int64]
+
+    @property
+    def accuracy(self) -> float:
+        return float(np.trace(self.confusion) / self.confusion.sum())
+
+
+@torch.no_grad()
+def _judged(student: Classifier, name: str, images: Pixels, labels: NDArray[np.int64]) -> Judgement:
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    module, count = student.module.to(device), len(student.classes)
+    held = Held(torch.from_numpy(images), torch.from_numpy(labels), student.image_shape[-1], student.normalisation)
+    pairs, loss = torch.zeros(count * count, dtype=torch.int64, device=device), torch.zeros((), device=device)
+    for rows, targets in held.batches(device):
+        logits = module(rows)
+        pairs += torch.bincount(targets * count + logits.argmax(-1), minlength=count * count)
+        loss += F.cross_entropy(logits, targets, reduction="sum")
+    return Judgement(name, float(loss) / len(labels), pairs.reshape(count, count).cpu().numpy())
+
+
+def _sets(student: Classifier, data: Path | None) -> Iterator[tuple[str, Pixels, NDArray[np.int64]]]:
+    """Images and labels of the run's validation and test sets, or of the folder `data`."""
+    if data is not None:
+        if student.normalisation is None:
+            raise ConfigError("The run classifies points, not images: leave --data out.")
+        arrays = read_labelled(data, student.classes, student.image_shape[-1])
+        yield str(data), arrays.test_images, arrays.test_labels
+        return
+    prepared = prepare(student.config.data, student.config.run.seed)
+    if prepared.arrays.classes != student.classes:
+        raise DataError(
+            "The classes of the run's data have changed since it was trained. Name images by --data FOLDER."
+        )
+    chosen = prepared.split.validation
+    if len(chosen):
+        yield "validation", prepared.arrays.train_images[chosen], prepared.arrays.train_labels[chosen]
+    images, labels = prepared.test()
+    if len(labels):
+        yield "test", images, labels
+    elif not len(chosen):
+        raise DataError("The run has neither validation nor test images. Name some by --data FOLDER.")
+
+
+def evaluate(run: Path, data: Path | None = None) -> tuple[tuple[str, ...], list[Judgement]]:
+    """The classes, and how well the student of `run` does on each set of images.
+
+    data: None for the run's own validation and test images; else a folder that holds <class>/** or test/<class>/**.
+    Raises ConfigError where `run` is no finished run, DataError where the images cannot be used.
+    """
+    student = load_classifier(run)
+    return student.classes, [_judged(student, *images) for images in _sets(student, data)]
+
+
+def as_text(classes: tuple[str, ...], found: Judgement) -> str:
+    """Two lines and a table of classes, each with what it is most often taken for."""
+    right, wrong = found.confusion.diagonal(), found.confusion - np.diag(found.confusion.diagonal())
+    total = found.confusion.sum(axis=1)
+    width = max(map(len, ("class", *classes)))
+    lines = [
+        f"{found.name}: {100 * found.accuracy:.1f} % of {total.sum()} images are right, loss {found.loss:.3f}",
+        "",
+        f"  {'class':{width}}  images  right    most often taken for",
+    ]
+    for number, name in enumerate(classes):
+        if not total[number]:
+            continue
+        other, times = int(wrong[number].argmax()), int(wrong[number].max())
+        taken = f"{classes[other]} ({times})" if times else ""
+        share = f"{100 * right[number] / total[number]:5.1f} %"
+        lines.append(f"  {name:{width}}  {total[number]:6}  {share}  {taken}".rstrip())
+    return "\n".join(lines)

@@ -1,0 +1,108 @@
+"""What a finished run's student says of pictures: files or folders in, a table out."""
+
+import csv
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import islice
+from pathlib import Path
+from typing import Literal, NamedTuple, TextIO
+
+import numpy as np
+import torch
+
+from fastmpl.data.decode import Decoded, decode_all
+from fastmpl.data.errors import DataError
+from fastmpl.data.normalise import centre_view
+from fastmpl.data.tree import images_below, shown
+from fastmpl.errors import ConfigError
+from fastmpl.networks import Classifier, load_classifier
+
+Format = Literal["csv", "json"]
+PASS = 64  # images a pass
+
+
+class Prediction(NamedTuple):
+    """The likeliest class of an image and its probability; or, without a label, why the file cannot be read."""
+
+    file: str
+    label: str | None
+    confidence: float
+    probabilities: dict[str, float]
+    problem: str = ""
+
+
+def _expanded(paths: Iterable[Path]) -> list[Path]:
+    """The files named, and the images below the folders named, in order."""
+    files: list[Path] = []
+    for path in paths:
+        if not path.exists():
+            raise DataError(f"{shown(path)} does not exist. Name image files, or folders of them.")
+        files += images_below(path) if path.is_dir() else [path]
+    if not files:
+        raise DataError(f"{', '.join(map(shown, paths))} has no image files.")
+    return files
+
+
+@torch.no_grad()
+def _classified(
+    student: Classifier, found: Sequence[tuple[Path, Decoded]], device: torch.device
+) -> Iterator[Prediction]:
+    pixels = [decoded.pixels for _, decoded in found if decoded.pixels is not None]
+    rows: Iterator[list[float]] = iter(())
+    if pixels:
+        assert student.normalisation is not None
+        images = torch.from_numpy(np.stack(pixels)).to(device)
+        logits = student.module(centre_view(images, student.image_shape[-1], student.normalisation))
+        rows = iter(torch.softmax(logits.float(), -1).tolist())
+    for path, decoded in found:
+        if decoded.pixels is None:
+            yield Prediction(shown(path), None, 0.0, {}, decoded.remark)
+            continue
+        probabilities = dict(zip(student.classes, next(rows), strict=True))
+        label = max(probabilities, key=probabilities.__getitem__)
+        yield Prediction(shown(path), label, probabilities[label], probabilities)
+
+
+def predict(run: Path, paths: Sequence[Path]) -> Iterator[Prediction]:
+    """One prediction a file, in order; images are read as those of a training folder are (`fastmpl.data.decode`).
+
+    Raises ConfigError where `run` has no student or classifies points, DataError where a path does not exist.
+    """
+    student, files = load_classifier(run), _expanded(paths)
+    if student.normalisation is None:
+        raise ConfigError(f"{run} classifies points, not images.")
+    return _predictions(student, files, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+
+
+def _predictions(student: Classifier, files: Sequence[Path], device: torch.device) -> Iterator[Prediction]:
+    student.module.to(device)
+    pairs = zip(files, decode_all(files, student.image_shape[-1]), strict=True)
+    while chunk := list(islice(pairs, PASS)):
+        yield from _classified(student, chunk, device)
+
+
+def _as_csv(predictions: Iterable[Prediction], out: TextIO) -> Iterator[Prediction]:
+    table = csv.writer(out, lineterminator="\n")
+    table.writerow(("file", "label", "confidence", "problem"))
+    for found in predictions:
+        confidence = "" if found.label is None else f"{found.confidence:.6f}"
+        table.writerow((found.file, found.label or "", confidence, found.problem))
+        yield found
+
+
+def _as_json(predictions: Iterable[Prediction], out: TextIO) -> Iterator[Prediction]:
+    separator = "[\n"
+    for found in predictions:
+        facts = {name: value for name, value in found._asdict().items() if value not in (None, "", {})}
+        out.write(separator + json.dumps({"file": found.file, "problem": found.problem} if found.problem else facts))
+        separator = ",\n"
+        yield found
+    out.write("\n]\n")
+
+
+def write(predictions: Iterable[Prediction], form: Format, out: TextIO) -> None:
+    """Writes the table as it is made. Raises DataError at its end where no file could be read."""
+    writer = _as_csv if form == "csv" else _as_json
+    labelled = sum(found.label is not None for found in writer(predictions, out))
+    if not labelled:
+        raise DataError("none of the files can be read as an image; the table says why.")

@@ -1,0 +1,77 @@
+"""How a run is doing, read from its folder alone: whether it is still at it, how far, how well."""
+
+import fcntl
+import json
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from fastmpl.config import load
+from fastmpl.errors import ConfigError
+from fastmpl.metrics import read_lines
+
+CONTINUE = "The same command continues it."
+
+
+def _is_held(folder: Path) -> bool:
+    """Whether a process holds the run's folder; one that was killed holds nothing."""
+    try:
+        with (folder / ".lock").open() as lock:
+            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:  # no such file: never held
+        return False
+    return False
+
+
+def _status(folder: Path) -> dict[str, Any]:
+    try:
+        status = json.loads((folder / "STATUS.json").read_text())
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{folder} is not the folder of a run: it has no readable STATUS.json.") from error
+    return status if isinstance(status, dict) else {}
+
+
+def _state(folder: Path, status: dict[str, Any], total: int) -> str:
+    state, step = status.get("state"), status.get("step")
+    who = f"process {status.get('process')} on {status.get('host')}"
+    if state == "running":
+        if _is_held(folder):
+            return f"running, saved at step {step} of {total} ({who})"
+        return f"lost, saved at step {step} of {total}: {who} has gone. {CONTINUE}"
+    message = str(status.get("message", ""))
+    return f"{state} at step {step} of {total}" + (f": {message}" if message else "")
+
+
+def _ago(seconds: float) -> str:
+    for unit, length in (("days", 86400), ("hours", 3600), ("minutes", 60)):
+        if seconds >= 2 * length:
+            return f"{seconds / length:.0f} {unit} ago"
+    return f"{seconds:.0f} seconds ago"
+
+
+def _checkpoints(folder: Path) -> str:
+    newest = max(folder.glob("checkpoints/step-*/manifest.json"), key=lambda path: path.stat().st_mtime, default=None)
+    return "none" if newest is None else f"{newest.parent.name}, {_ago(time.time() - newest.stat().st_mtime)}"
+
+
+def status(folder: Path) -> Iterator[str]:
+    """Some lines on the run in `folder`. Raises ConfigError where there is none."""
+    found = _status(folder)
+    config = load(folder / "config.toml")
+    total = config.run.steps + config.finetune.steps
+    yield f"run         {folder}: {config.method.name} on {config.data.source}"
+    yield f"state       {_state(folder, found, total)}"
+    yield f"checkpoint  {_checkpoints(folder)}"
+    lines = list(read_lines(folder))
+    trained = [line for line in lines if line.get("kind") == "train"]
+    if trained:
+        last = trained[-1]
+        yield f"training    step {last['step']} of {total}, {last['images_per_second']:.0f} images/s"
+    accuracies = {
+        (line["network"], line["split"]): line["accuracy"] for line in lines if line.get("kind") == "evaluation"
+    }
+    for (network, split), accuracy in accuracies.items():
+        yield f"accuracy    {100 * accuracy:.1f} % of the {split} images, {network}"

@@ -1,0 +1,75 @@
+"""The experiments' own mathematics and choices: gold loss correction, biased teachers, and that nothing looks at tests."""
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+from benchmarks.experiments import r1, r7
+from benchmarks.experiments.finetuning import Tuned
+from benchmarks.experiments.gold import corrected_loss, corruption_of
+from fastmpl.experiment import Arm
+
+
+def test_gold_loss_is_cross_entropy_of_the_corrupted_distribution() -> None:
+    g = torch.Generator().manual_seed(0)
+    logits, labels = torch.randn(6, 3, generator=g), torch.tensor([0, 1, 2, 0, 1, 2])
+    c = torch.tensor([[0.6, 0.4, 0.0], [0.0, 0.7, 0.3], [0.5, 0.0, 0.5]])
+    p = torch.softmax(logits, -1)
+    by_hand = -sum(torch.log(sum(p[i, k] * c[k, labels[i]] for k in range(3))) for i in range(6)) / 6
+    torch.testing.assert_close(corrected_loss(logits, labels, c), by_hand)
+    torch.testing.assert_close(corrected_loss(logits, labels, torch.eye(3)), F.cross_entropy(logits, labels))
+
+
+def test_the_corruption_of_a_perfect_judge_of_noisy_labels_is_the_noise() -> None:
+    noise = torch.tensor([[0.55, 0.45, 0.0], [0.0, 0.55, 0.45], [0.45, 0.0, 0.55]])
+    labels = torch.tensor([0, 0, 1, 1, 2])
+    torch.testing.assert_close(corruption_of(noise[labels], labels), noise)
+    torch.testing.assert_close(corruption_of(noise[labels[:2]], labels[:2])[1:], torch.eye(3)[1:])
+
+
+def candidate(arm: str, weight: float, validation: float, test: float) -> r7.Candidate:
+    outcome = {"last": {"student": {"validation": validation, "test": test}}}
+    return r7.Candidate(arm, weight, Arm(f"{arm}-{weight}", r7.CONFIG), [outcome, outcome])
+
+
+def test_settings_are_chosen_on_validation_images_and_never_on_test_images() -> None:
+    case = r7.Case("pair", 0.45, 50, "perceptron")
+    candidates = [candidate("a", 1.0, 0.7, 0.9), candidate("a", 3.0, 0.8, 0.6)]
+    assert [row["value"] for row in r7.chosen(case, candidates)] == [60.0, 60.0]
+    tuned = {
+        "a-1.0": [[Tuned(0.01, 50, 0.85, 0.5), Tuned(0.03, 50, 0.1, 0.99)]] * 2,
+        "a-3.0": [[Tuned(0.01, 50, 0.80, 0.9), Tuned(0.03, 50, 0.2, 0.98)]] * 2,
+    }
+    rows = r7.chosen_finetuned(case, candidates, tuned)
+    assert [(row["value"], row["weight"], row["rate"]) for row in rows] == [(50.0, 1.0, 0.01)] * 2
+
+
+@pytest.mark.parametrize("arm", list(r1.ARMS))
+def test_every_arm_of_r1_is_a_legal_configuration_with_its_seeds_store(arm: str, tmp_path: r1.Path) -> None:
+    made = r1.arms_of("exchanged", 20, tmp_path, 10, [arm])[0].of(3, tmp_path)
+    assert made.data.labels == made.data.batch_labelled == 20
+    assert made.data.store == ("" if arm == "supervised" else str(tmp_path / "exchanged-3"))
+
+
+def test_every_arm_of_r7_is_legal_and_the_trusted_arm_learns_from_the_trusted_images(tmp_path: r1.Path) -> None:
+    from fastmpl.data.split import split
+
+    case = r7.Case("pair", 0.45, 50, "conv")
+    made = {name: arm.of(0, tmp_path) for name, _, arm in r7.mpl_arms(case, {"run.steps": 5}, [1.0])}
+    labels = np.random.default_rng(0).integers(0, 10, 40_000)
+    splits = {
+        name: split(
+            labels,
+            "0123456789",
+            labelled=config.data.labels,
+            trusted=config.data.trusted,
+            unlabelled=config.data.unlabelled,
+            validation=config.data.validation,
+            seed=0,
+        )
+        for name, config in made.items()
+    }
+    np.testing.assert_array_equal(splits["trusted"].labelled, splits["MPL, exact"].trusted)
+    np.testing.assert_array_equal(splits["trusted"].validation, splits["noisy"].validation)
+    assert made["trusted"].data.noise == ("none", 0.0)
