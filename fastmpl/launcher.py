@@ -41,7 +41,7 @@ class Launcher:
 
 
 def _stat(process: int, field: int) -> str:
-    """A field of /proc/N/stat, counted after the name: 0 the state, 1 the parent, 19 the time of its start; empty if unknown."""
+    """A field of /proc/N/stat, empty if unknown. After the name: 0 the state, 1 the parent, 19 the time of the start."""
     try:
         return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[field]
     except (OSError, IndexError):
