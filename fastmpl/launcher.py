@@ -21,10 +21,9 @@ def end_with_parent() -> None:
         ctypes.CDLL(None, use_errno=True).prctl(_PARENT_DEATH, int(signal.SIGTERM), 0, 0, 0)
 
 
-def started_by() -> str:
-    """The process that started this one, told from another that had its number before."""
-    parent = os.getppid()
-    return f"{parent} {_stat(parent, 19)}"
+def identity(process: int) -> str:
+    """The process of that number, told from another that had the number before, and from itself once it has ended."""
+    return "" if _stat(process, 0) in ("Z", "X") else f"{process} {_stat(process, 19)}"
 
 
 class Launcher:
@@ -42,7 +41,7 @@ class Launcher:
 
 
 def _stat(process: int, field: int) -> str:
-    """A field of /proc/N/stat, counted after the name: 1 the parent, 19 the time of its start; empty if unknown."""
+    """A field of /proc/N/stat, empty if unknown. After the name: 0 the state, 1 the parent, 19 the time of the start."""
     try:
         return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[field]
     except (OSError, IndexError):

@@ -21,7 +21,7 @@ from torch.distributed import PrefixStore, TCPStore  # type: ignore[attr-defined
 
 from fastmpl.errors import FastMPLError, PeerLostError
 from fastmpl.guard import Guard, Store, first_line
-from fastmpl.launcher import Launcher, end_with_parent, started_by
+from fastmpl.launcher import Launcher, end_with_parent, identity
 from fastmpl.learners.ranks import ALONE, Ranks
 from fastmpl.lifecycle import Stopper
 
@@ -121,21 +121,27 @@ def _meet(here: Place, folder: Path) -> TCPStore | PrefixStore:
     if here.is_first:
         store = TCPStore("127.0.0.1", 0, here.size, is_master=True, timeout=wait, wait_for_workers=False)
         draft = folder / f"{MEETING}.tmp"
-        draft.write_text(json.dumps({"launcher": started_by(), "port": store.port}))
+        draft.write_text(json.dumps({"first": os.getpid(), **_session(os.getpid()), "port": store.port}))
         draft.replace(folder / MEETING)
         return store
     return TCPStore("127.0.0.1", _told(folder / MEETING), here.size, is_master=False, timeout=wait)
 
 
 def _told(path: Path) -> int:
-    """The port that rank 0 of the same launcher wrote."""
+    """The port that rank 0 of the same launcher wrote; not that of a run which was here before."""
     until = time.monotonic() + START
     while time.monotonic() < until:
         try:
             told = json.loads(path.read_text())
         except (OSError, ValueError):
             told = {}
-        if told.get("launcher") == started_by():
+        session = _session(told.get("first", 0))
+        if session == {key: told.get(key) for key in session} and all(session.values()):
             return int(told["port"])
         time.sleep(0.05)
     raise TimeoutError(f"rank 0 wrote no {path}")
+
+
+def _session(first: int) -> dict[str, str]:
+    """What tells this run's meeting from another's: its launcher, and that rank 0 is alive."""
+    return {"launcher": identity(os.getppid()), "alive": identity(first)}

@@ -128,3 +128,10 @@ def test_a_batch_that_ranks_cannot_share_is_refused_once(tmp_path: Path) -> None
     ended = run(Job(config(tmp_path, data__batch_labelled=19)))
     assert [e.code for e in ended] == [3, 3]
     assert sorted("cannot be shared by 2 ranks" in e.told for e in ended) == [False, True]
+
+
+def test_the_meeting_of_a_run_that_was_here_before_is_not_taken_for_this_ones(tmp_path: Path) -> None:
+    """Its launcher may be the same, where that one starts the ranks again."""
+    first = config(tmp_path, run__steps=2, data__batch_labelled=19)
+    for _ in range(2):
+        assert [e.code for e in run(Job(first))] == [3, 3]
