@@ -99,8 +99,6 @@ def _connected(here: Place, folder: Path, timeout: int) -> Store:
         inner = PrefixStore("group", store)
         wait = timedelta(seconds=timeout)
         dist.init_process_group(backend, store=inner, rank=here.rank, world_size=here.size, timeout=wait)
-        if here.is_first:  # all have met: a next run of the same launcher must not find this one's port
-            (folder / MEETING).unlink(missing_ok=True)
     except (OSError, RuntimeError) as error:
         raise PeerLostError(
             f"Not all of {here.size} ranks came within {START} s ({first_line(error)}). Look for the error of another "
