@@ -7,8 +7,6 @@ which on a virtual machine costs more than the arithmetic and says nothing about
 
 import argparse
 import math
-import os
-import sys
 from collections.abc import Callable
 from statistics import median
 
@@ -16,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from benchmarks.environment import HEAP, keep_memory
 from benchmarks.harness import Sample, sample
 from benchmarks.records import Record, Row, save
 from fastmpl_kernels import dispatch
@@ -24,14 +23,7 @@ from fastmpl_kernels.batch_norm_act import batch_norm_act
 SHAPES = [(128, 16, 32, 32), (128, 32, 32, 32), (128, 64, 16, 16), (128, 128, 8, 8)]
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 SLOPE = 0.1
-HEAP = {"MALLOC_MMAP_THRESHOLD_": str(2**30), "MALLOC_TRIM_THRESHOLD_": str(2**33), "MALLOC_TOP_PAD_": str(2**28)}
 Op = Callable[[Tensor, Tensor, Tensor], Tensor]
-
-
-def keep_memory(module: str) -> None:
-    """Starts this program again with an allocator that returns nothing to the system."""
-    if any(name not in os.environ for name in HEAP):
-        os.execve(sys.executable, [sys.executable, "-m", module, *sys.argv[1:]], {**os.environ, **HEAP})
 
 
 def ours(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:

@@ -1,6 +1,6 @@
 """How fast are the fused losses, forward and backward, on one CPU thread?
 
-    python -m benchmarks.bench_losses [--rounds 31] [--output benchmarks/results/losses_cpu.json]
+    python -m benchmarks.bench_losses [--rounds 31]
 
 Three ways to the same loss and logits gradients, interleaved in one process: `fused` (the native kernel, through
 autograd as a step calls it), `eager` (the reference, through autograd), and `compiled` (torch.compile of loss and
@@ -8,17 +8,15 @@ gradient in closed form, no autograd: the best that a compiler is given). Aim: 2
 """
 
 import argparse
-import json
-import platform
 import statistics
 import time
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from benchmarks.records import Record, Row, Scalar, save
 from fastmpl_kernels import dispatch
 from fastmpl_kernels.soft_cross_entropy import soft_cross_entropy
 from fastmpl_kernels.student_objective import student_objective
@@ -172,11 +170,10 @@ def interleaved(variants: dict[str, Callable[[], Any]], rounds: int, repeats: in
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=31)
-    parser.add_argument("--output", type=Path, default=Path("benchmarks/results/losses_cpu.json"))
     options = parser.parse_args()
     torch.set_num_threads(1)
     torch.manual_seed(0)
-    rows = []
+    rows: list[Row] = []
     for where, one in cases():
         check(one)
         seconds = interleaved(one.variants, options.rounds, repeats=max(1, 100_000 // (where["classes"] * 448)))
@@ -185,14 +182,20 @@ def main() -> None:
             name: statistics.median(o / f for o, f in zip(seconds[name], seconds["fused"], strict=True))
             for name in ("eager", "compiled")
         }
-        spread = {name: statistics.quantiles(values, n=4)[::2] for name, values in seconds.items()}
-        rows.append({"loss": one.name, **where, "seconds": median, "quartiles": spread, "times_fused": ratio})
+        rows.append(
+            {
+                "loss": one.name,
+                **where,
+                "fused": f"{1e6 * median['fused']:.0f} us",
+                "eager / fused": f"{ratio['eager']:.2f}",
+                "compiled / fused": f"{ratio['compiled']:.2f}",
+            }
+        )
         line = " ".join(f"{name} {1e6 * s:.0f} us" for name, s in median.items())
         print(f"{one.name}, {where['unlabelled']} x {where['classes']} {where['dtype']}: {line}; "
               f"eager / fused {ratio['eager']:.2f}, compiled / fused {ratio['compiled']:.2f}", flush=True)  # fmt: skip
-    machine = {"processor": platform.processor() or platform.machine(), "torch": torch.__version__, "threads": 1}
-    options.output.parent.mkdir(parents=True, exist_ok=True)
-    options.output.write_text(json.dumps({**machine, "rounds": options.rounds, "rows": rows}, indent=1) + "\n")
+    config: dict[str, Scalar] = {"rounds": options.rounds, "threads": 1, "clock": "wall"}
+    print(save(Record("losses", "table", rows, config)))
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from benchmarks.bench_batch_norm import keep_memory
+from benchmarks.environment import keep_memory
 from benchmarks.harness import sample
 from benchmarks.records import Record, Row, save
 from fastmpl_kernels import dispatch
