@@ -1,5 +1,7 @@
 # make train           the environment if needed, then the demonstration: two tables and a report (CONFIG=... for another job)
-# make test            the environment if needed, then lint, types and the whole test suite
+# make test            the environment if needed, then lint, types and the test suite
+# make test-slow       the same properties at more sizes and architectures
+# make gpu-check       the tests that need a GPU
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV   := .venv
@@ -8,13 +10,19 @@ ENV    := $(VENV)/.installed
 BUILD  := $(VENV)/.built
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 
-.PHONY: train test lint lock clean
+.PHONY: train test test-slow gpu-check lint lock clean
 
 train: $(BUILD)
 	@$(if $(CONFIG),$(BIN)/fastmpl train $(CONFIG),$(BIN)/fastmpl demo)
 
 test: lint
 	$(PYTEST) -n 2 --dist worksteal
+
+test-slow: $(BUILD)
+	$(PYTEST) -n 2 --dist worksteal -m slow
+
+gpu-check: $(BUILD)
+	$(BIN)/python -m pytest -m gpu tests/gpu
 
 lint: $(BUILD)
 	$(BIN)/ruff check .
