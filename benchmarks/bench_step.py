@@ -98,7 +98,7 @@ def credit(rounds: int) -> Record:
 
 
 def kernels(rounds: int) -> Record:
-    step = partial(Step, LARGE, kind="exact", precision="bf16", channels_last=True)
+    step = partial(Step, LARGE, precision="bf16", channels_last=True)
     off = "torch's operations"
     return record(
         "step_kernels", {off: step(prepare=unfused), "fused operations": step()}, off, rounds, frozenset({off})
