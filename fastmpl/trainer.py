@@ -2,6 +2,7 @@
 
 import json
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
@@ -28,6 +29,9 @@ from fastmpl.progress import Progress, Silent
 from fastmpl.step.eager import EagerStep
 from fastmpl.step.graphed import GraphedStep
 from fastmpl_kernels import dispatch
+
+# torch's own forward-mode rules are scripted; no user can change that
+warnings.filterwarnings("ignore", "`torch.jit.script` is deprecated", FutureWarning)
 
 # May differ between a run and its continuation: they change neither the data nor the arithmetic.
 HARMLESS = {
