@@ -118,9 +118,15 @@ def test_the_kept_state_continues_an_interrupted_interval() -> None:
 def test_ranks_are_averaged_in_one_message(monkeypatch: pytest.MonkeyPatch) -> None:
     messages = []
 
-    def all_reduce(flat: torch.Tensor, **options: object) -> None:  # the other rank saw 3.0 where this one saw 1.0
+    class Done:
+        def wait(self) -> None:
+            """The message has arrived already."""
+
+    def all_reduce(flat: torch.Tensor, *, async_op: bool) -> Done:  # the other rank saw 3.0 where this one saw 1.0
+        assert async_op
         messages.append(flat.numel())
         flat += torch.cat([torch.full((flat.numel() // 2,), 3.0), torch.ones(flat.numel() // 2)])
+        return Done()
 
     monkeypatch.setattr(torch.distributed, "all_reduce", all_reduce)
     meter = Meter(ranks=Ranks(0, 2))
