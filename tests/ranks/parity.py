@@ -57,7 +57,18 @@ CASES = {
     "float32 scalar": Case(kind="scalar", dtype=torch.float32),
 }
 
-SOME = ("perceptron exact", "perceptron scalar", "accumulated shuffled", "conv sync exact", "float32 exact")
+# On four ranks: both credits, micro-batches, synchronised norm, both precisions.
+SOME = (
+    "perceptron exact",
+    "perceptron scalar",
+    "accumulated exact",
+    "accumulated scalar",
+    "accumulated shuffled",
+    "conv sync exact",
+    "conv sync scalar",
+    "float32 exact",
+    "float32 scalar",
+)
 
 
 def trained(case: Case, ranks: Ranks, steps: int = STEPS) -> dict[str, Any]:
