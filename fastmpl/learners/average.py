@@ -40,5 +40,5 @@ class Average:
         # one weight per tensor: a single 0-D weight would be read by the host
         weights = {dtype: weight.to(dtype) for dtype in {tensor.dtype for tensor in mine}}
         torch._foreach_lerp_(mine, [current[name] for name in names], [weights[tensor.dtype] for tensor in mine])
-        for name in self._rest:
-            self.tensors[name].copy_(current[name])
+        if self._rest:
+            torch._foreach_copy_([self.tensors[name] for name in self._rest], [current[name] for name in self._rest])

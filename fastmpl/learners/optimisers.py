@@ -38,19 +38,22 @@ def _sgd_derivative(optimiser: torch.optim.Optimizer, parameters: Tensors, gradi
 
 
 def _adamw_derivative(optimiser: torch.optim.Optimizer, parameters: Tensors, gradients: Tensors, v: Tensors) -> Tensors:
-    return [_adamw_rule(optimiser, *each) for each in zip(parameters, gradients, v, strict=True)]
-
-
-def _adamw_rule(optimiser: torch.optim.Optimizer, parameter: Tensor, gradient: Tensor, v: Tensor) -> Tensor:
     """theta' = theta - lr m / (c1 s), s = sqrt(v' / c2) + eps: the quotient rule in g; 0 where v' is 0."""
-    group, state = optimiser.param_groups[0], optimiser.state[parameter]
-    (beta1, beta2), step = group["betas"], state["step"].to(torch.float64)
-    c1, root_c2 = (1 - beta1**step).to(v.dtype), (1 - beta2**step).sqrt().to(v.dtype)
-    root = state["exp_avg_sq"].sqrt()
-    s = root / root_c2 + group["eps"]
-    by_first = (1 - beta1) / s
-    by_second = state["exp_avg"] / s**2 * (1 - beta2) * gradient / (root * root_c2)
-    return torch.where(root > 0, v * group["lr"] * (by_first - by_second) / c1, 0.0)
+    group, states = optimiser.param_groups[0], [optimiser.state[p] for p in parameters]
+    (beta1, beta2), step = group["betas"], states[0]["step"].to(torch.float64)  # the same for all
+    c1, root_c2 = (1 - beta1**step).to(v[0].dtype), (1 - beta2**step).sqrt().to(v[0].dtype)
+    root = torch._foreach_sqrt([state["exp_avg_sq"] for state in states])
+    moves = torch._foreach_sign(root)  # 0 where v' is 0, else 1
+    torch._foreach_clamp_min_(root, torch.finfo(v[0].dtype).tiny)
+    s = torch._foreach_add(torch._foreach_div(root, root_c2), group["eps"])
+    by_first = torch._foreach_mul(torch._foreach_reciprocal(s), 1 - beta1)
+    by_second = torch._foreach_div(torch._foreach_div([state["exp_avg"] for state in states], s), s)
+    torch._foreach_mul_(by_second, torch._foreach_div(gradients, root))
+    torch._foreach_mul_(by_second, (1 - beta2) / root_c2)
+    moved = torch._foreach_mul(torch._foreach_sub(by_first, by_second), v)
+    torch._foreach_mul_(moved, moves)
+    torch._foreach_mul_(moved, group["lr"] / c1)
+    return list(moved)
 
 
 def _sgd(groups: list[dict[str, object]], config: NetworkConfig) -> torch.optim.Optimizer:
@@ -110,7 +113,7 @@ class Optimiser:
         if average is not None and isinstance(self.inner, SgdEma):
             averages: dict[Tensor, Tensor] = {p: average.tensors[name] for name, p in self.parameters.items()}
             self.inner.average(averages, average.decay_at(step).to(self.lr.dtype))
-        old = {name: p.detach().clone() for name, p in self.parameters.items()} if keep else None
+        old = dict(zip(self.parameters, self._copies(), strict=True)) if keep else None
         self.lr.copy_(self._rate(step))
         for name, p in self.parameters.items():
             p.grad = gradients[name]
@@ -140,10 +143,8 @@ class Optimiser:
         active = (factor < 1).to(factor.dtype)
         length = factor * update.norm  # of the gradients as they are kept, after the clip
         along = sum_of_products({name: update.gradients[name] for name in moved}, moved) / length.clamp(min=1e-30)
-        return {
-            name: factor * (v - active * along / length.clamp(min=1e-30) * update.gradients[name])
-            for name, v in moved.items()
-        }
+        radial = torch._foreach_mul(gradients, active * along / length.clamp(min=1e-30))
+        return dict(zip(moved, torch._foreach_mul(torch._foreach_sub(vectors, radial), factor), strict=True))
 
     def state(self) -> dict[str, Tensor]:
         """Every tensor of the optimiser, by `parameter/name`."""
@@ -155,6 +156,9 @@ class Optimiser:
         for key, value in self.state().items():
             value.copy_(state[key])
 
+    def _copies(self) -> Tensors:
+        return list(torch._foreach_clone([p.detach() for p in self.parameters.values()]))
+
     def _rate(self, step: Int[Tensor, ""]) -> Float[Tensor, ""]:
         c = self.config
         return rate(step, peak=c.lr, steps=self.steps, warmup=c.warmup, wait=c.wait, schedule=c.schedule)
@@ -162,8 +166,13 @@ class Optimiser:
 
 def sum_of_products(a: Gradient, b: Gradient) -> Float[Tensor, ""]:
     """<a, b> over the parameters of `b`: two copies and one product, whatever the number of parameters."""
-    return torch.dot(_flat([a[name] for name in b]), _flat(list(b.values())))
+    pairs = [_in_memory_order(a[name], value) for name, value in b.items()]
+    first, second = (torch.cat([pair[i].reshape(-1) for pair in pairs]) for i in (0, 1))
+    return torch.dot(first, second)
 
 
-def _flat(tensors: Tensors) -> Tensor:
-    return torch.cat([tensor.reshape(-1) for tensor in tensors])
+def _in_memory_order(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+    """Both with their axes as `a` lies in memory: to flatten channels-last weights as they are would copy them twice."""
+    if a.dim() == 4 and not a.is_contiguous() and a.is_contiguous(memory_format=torch.channels_last):
+        return a.movedim(1, -1), b.movedim(1, -1)
+    return a, b

@@ -17,6 +17,7 @@ from fastmpl.learners.optimisers import Optimiser, sum_of_products
 from fastmpl.learners.protocol import Gradient, Loss, Update
 from fastmpl.learners.ranks import ALONE, Ranks
 from fastmpl.learners.recompute import Recomputation
+from fastmpl.learners.statistics import RunningStatistics
 from fastmpl.models.norms import frozen_statistics
 from fastmpl.models.stochastic import set_draw
 from fastmpl.models.sync_norm import synchronise
@@ -43,6 +44,7 @@ class PlainLearner:
         self.module = module.train()
         synchronise(module, ranks)
         self.recomputation = Recomputation(module) if recompute else None
+        self.statistics = RunningStatistics(module)
         self.parameters = {name: p for name, p in module.named_parameters() if p.requires_grad}
         self.optimiser = Optimiser(self.parameters, config, steps)
         self.average = Average(module, average) if average > 0 else None
@@ -53,7 +55,7 @@ class PlainLearner:
     def forward(self, images: Float[Tensor, "N *image"], draw: Int[Tensor, ""]) -> Float[Tensor, "N K"]:
         set_draw(self.module, draw)
         recomputed = self.recomputation.on(draw) if self.recomputation else nullcontext()
-        with self._autocast(), recomputed:
+        with self._autocast(), recomputed, self.statistics.recorded():
             return _full(self.module(images))
 
     @torch.no_grad()
@@ -82,6 +84,7 @@ class PlainLearner:
         gradients = {n: p.grad if p.grad is not None else torch.zeros_like(p) for n, p in self.parameters.items()}
         self.ranks.mean_(list(gradients.values()))
         update = self.optimiser.step(gradients, step, keep=keep, average=self.average)
+        self.statistics.settle(update.applied)
         if self.average is not None:
             done = self.optimiser.averages
             self.average.update(self.module.state_dict(), step, update.applied, done=done)
@@ -187,8 +190,11 @@ class PlainLearner:
         length = sum_of_products(direction, direction).sqrt()
         size = sum_of_products({name: old[name] for name in direction}, {n: old[n] for n in direction}).sqrt()
         step = torch.where(length > 0, RELATIVE_STEP * size / length.clamp(min=1e-30), 1.0)
-        moved = {name: p + step * direction[name] if name in direction else p for name, p in old.items()}
-        return (_full(functional_call(self.module, moved, (images,))) - logits) / step
+        moved = torch._foreach_add(
+            [old[name] for name in direction], torch._foreach_mul(list(direction.values()), step)
+        )
+        parameters = old | dict(zip(direction, moved, strict=True))
+        return (_full(functional_call(self.module, parameters, (images,))) - logits) / step
 
     def _autocast(self, precise: bool = False) -> AbstractContextManager[object]:
         # the weight cache would give a pass after an in-place update the weights from before it
