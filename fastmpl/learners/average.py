@@ -35,10 +35,11 @@ class Average:
     ) -> None:
         """After a step; `applied` = 0 leaves the average as it was. `done`: what the step itself has averaged."""
         names = [name for name in self._floating if name not in done]
-        weight = (1 - self.decay_at(step)) * applied
-        mine = [self.tensors[name] for name in names]
-        # one weight per tensor: a single 0-D weight would be read by the host
-        weights = {dtype: weight.to(dtype) for dtype in {tensor.dtype for tensor in mine}}
-        torch._foreach_lerp_(mine, [current[name] for name in names], [weights[tensor.dtype] for tensor in mine])
+        if names:
+            weight = (1 - self.decay_at(step)) * applied
+            mine = [self.tensors[name] for name in names]
+            # one weight per tensor: a single 0-D weight would be read by the host
+            weights = {dtype: weight.to(dtype) for dtype in {tensor.dtype for tensor in mine}}
+            torch._foreach_lerp_(mine, [current[name] for name in names], [weights[tensor.dtype] for tensor in mine])
         if self._rest:
             torch._foreach_copy_([self.tensors[name] for name in self._rest], [current[name] for name in self._rest])
