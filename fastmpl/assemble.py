@@ -101,6 +101,7 @@ def assemble(
             depth=config.feedback.depth,
             ranks=ranks,
             recompute=config.system.recompute,
+            compiler="inductor" if config.system.compile else "",
         )
 
     student = learner(config.student, STUDENT_SEED, config.student.average)

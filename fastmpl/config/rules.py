@@ -192,6 +192,9 @@ def _system(config: "Config") -> Iterator[str]:
         yield 'system.offload = true needs system.engine = "zero".'
     if system.engine == "zero" and system.graph == "on":
         yield 'system.graph = "on" with system.engine = "zero": shards cannot be captured. Use graph = "auto".'
+    for key in ("recompute", "engine") if system.compile else ():
+        if (value := getattr(system, key)) not in (False, "plain"):
+            yield f"system.compile = true with system.{key} = {toml(value)}: choose one of the two."
 
 
 # Keys that name more than this version does: the values that it has. Building a feature widens or deletes its row.
@@ -199,7 +202,6 @@ NOT_YET: Final[dict[str, tuple[str | int | bool, ...]]] = {
     "data.source": ("digits", "fashion_mnist", "cifar10", "cifar100", "svhn", "two_moons", "folder"),
     "system.engine": ("plain",),
     "system.offload": (False,),
-    "system.compile": (False,),
 }
 
 

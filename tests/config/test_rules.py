@@ -178,6 +178,10 @@ REFUSED = [
         {"system.engine": "zero", "system.graph": "on"},
         'system.graph = "on" with system.engine = "zero": shards cannot be captured. Use graph = "auto".',
     ),
+    (
+        {"system.compile": True, "system.recompute": True},
+        "system.compile = true with system.recompute = true: choose one of the two.",
+    ),
     ({"run.name": ".."}, 'run.name = ".." is not the name of a folder of its own.'),
 ]
 
@@ -206,7 +210,6 @@ NOT_BUILT = [
     ({"data.source": "webdataset", "data.root": "a"}, "data.source", '"webdataset"', SOURCES),
     ({"data.source": "tfrecord", "data.root": "a"}, "data.source", '"tfrecord"', SOURCES),
     ({"system.engine": "zero"}, "system.engine", '"zero"', '"plain"'),
-    ({"system.compile": True}, "system.compile", "true", "false"),
 ]
 
 
