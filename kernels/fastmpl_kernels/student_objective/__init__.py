@@ -19,6 +19,7 @@ from torch.autograd.function import once_differentiable
 
 from fastmpl_kernels import dispatch, library, ops
 from fastmpl_kernels.rows import (
+    Recorded,
     below_autograd,
     check_labels,
     check_rows,
@@ -117,7 +118,9 @@ def student_objective(
     backend = dispatch.select("student_objective", (label_logits, student_logits), library.available)
     if backend == "reference":
         return reference.student_objective(label_logits, student_logits, *settings, key, index)
-    if not gradient_wanted(student_logits):
-        return StudentObjective(*_op(backend, label_logits, student_logits, key, index, *settings, False)[:3])
-    outputs = _StudentObjective.apply(student_logits, label_logits.detach(), backend, key, index, *settings, True)
-    return StudentObjective(*outputs[:3])
+    if ops.transformed():
+        outputs = _StudentObjective.apply(student_logits, label_logits.detach(), backend, key, index, *settings, True)
+        return StudentObjective(*outputs[:3])
+    wanted = gradient_wanted(student_logits)
+    loss, label, mask, gradient = _op(backend, label_logits, student_logits, key, index, *settings, wanted)
+    return StudentObjective(Recorded.apply(loss, [gradient], student_logits) if wanted else loss, label, mask)
