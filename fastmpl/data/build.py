@@ -86,7 +86,7 @@ class Data:
     validation: Held | None
     test: Held | None
     classes: tuple[str, ...]
-    image_shape: tuple[int, ...]  # (3, size, size), or (2,) for points
+    image_shape: tuple[int, ...]  # (3 or 1, size, size), or (2,) for points
     split: Split
     truth: Int[
         Tensor, "N"
@@ -177,6 +177,7 @@ def build(
         return streams.open(orders[stream], step, two_views=stream is Stream.UNLABELLED)
 
     arrays, chosen = prepared.arrays, prepared.split.validation
+    side = settings.image_size
     test_images, test_labels = prepared.test()
     known = fingerprint(prepared, settings, seed)
     store = _store(prepared, settings.store) if settings.store else None
@@ -200,7 +201,7 @@ def build(
         validation=streams.held(arrays.train_images[chosen], arrays.train_labels[chosen]) if chosen.size else None,
         test=streams.held(test_images, test_labels) if len(test_labels) else None,
         classes=arrays.classes,
-        image_shape=(2,) if prepared.normalisation is None else (3, settings.image_size, settings.image_size),
+        image_shape=(2,) if prepared.normalisation is None else (settings.channels, side, side),
         split=prepared.split,
         truth=torch.from_numpy(arrays.train_labels),
         _streams=streams,

@@ -116,6 +116,24 @@ def test_grey_images_become_three_equal_channels(coloured: Images) -> None:
     torch.testing.assert_close(seen.strong, strong, atol=1e-5, rtol=0)
 
 
+def test_grey_images_may_stay_one_channel(coloured: Images) -> None:
+    grey = np.ascontiguousarray(coloured[..., :1])
+    order = Order(np.arange(len(grey)), 24, Stream.UNLABELLED, seed=5)
+    one = ImageStream(grey, order, HOW, measure(grey, channels=1), two_views=True).next()
+    three = stream(grey).next()
+    assert one.weak.shape == (24, 1, 16, 16)
+    torch.testing.assert_close(one.weak, three.weak[:, :1], atol=0, rtol=0)
+    torch.testing.assert_close(one.strong, three.strong[:, :1], atol=0, rtol=0)
+
+
+def test_a_grey_network_sees_the_luminance_of_a_picture_in_colour(coloured: Images) -> None:
+    unscaled = Normalisation((0.0,), (1.0,))
+    grey = np.repeat(coloured[..., :1], 3, axis=-1)  # as a file of a grey picture is read
+    torch.testing.assert_close(centre_view(grey, 16, unscaled)[:, 0], torch.from_numpy(grey[..., 0]).float())
+    green = np.array([[[[0, 200, 0]]]], np.uint8)
+    assert centre_view(green, 1, unscaled).item() == 117  # 0.587 of 200
+
+
 @pytest.mark.parametrize("size", [8, 24])
 def test_a_resized_training_image_is_the_resized_evaluated_one(size: int) -> None:
     smooth = np.indices((16, 16)).sum(0)[None, ..., None] * np.arange(1, 6)[:, None, None, None]
