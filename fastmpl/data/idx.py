@@ -34,7 +34,7 @@ def _parse(stream: BinaryIO, path: Path) -> NDArray[np.uint8]:
         raise DataError(
             f"{path} should hold {prod(shape)} bytes after its header, and holds {found}; download it again."
         )
-    return np.frombuffer(body, dtype=np.uint8).reshape(shape)
+    return np.frombuffer(bytearray(body), dtype=np.uint8).reshape(shape)  # writable: torch takes no other array
 
 
 def read_idx(path: Path) -> NDArray[np.uint8]:
