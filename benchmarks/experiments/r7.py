@@ -4,9 +4,9 @@
     python -m benchmarks.experiments.r7 --noises pair:0.45 pair:0.6 symmetric:0.6 brightness:0.45 \\
         --networks perceptron conv --record r7_regimes         every noise and both networks
 
-Settings are chosen by case, for every arm alike, by accuracy on validation images, and test accuracy is reported: the
-weight of the feedback, and of the trusted images in the rivals that see both, on the first two seeds before fine-tuning
-(the flipped control has the weight of the exact feedback); then the rate and length of fine-tuning.
+Settings are chosen by case on validation images, and test accuracy is reported: on the first two seeds the weight of the
+exact feedback (the other kinds and the flipped control share it: 1 is the true gradient for every kind), and that of the
+trusted images in the rivals that see both; then the rate and length of the fine-tuning.
 """
 
 import argparse
@@ -21,18 +21,19 @@ from benchmarks.experiments.common import CONFIGS, options, parallel, record, ro
 from benchmarks.records import Row
 from fastmpl.experiment import Arm, Outcome, run_arms
 
-NOISY, TRUSTED, OFF, EXACT, FLIPPED = "noisy", "trusted", "MPL, off", "MPL, exact", "MPL, flipped"
+NOISY, TRUSTED, OFF, EXACT = "noisy", "trusted", "MPL, off", "MPL, exact"
 CONFIG = CONFIGS / "fashion_mnist_noisy.toml"
 WEIGHTS = (1.0, 3.0, 10.0)  # of the feedback; 1 is the true gradient
-TRUSTED_WEIGHTS = (0.02, 0.2, 1.0)  # 0.02: about each image's share
+TRUSTED_WEIGHTS = (0.2, 1.0)  # of their mean loss, beside that of the noisy ones
 ALONE = {"method.name": "supervised", "feedback.kind": "off"}
 SAMPLED = {"method.targets": "sampled"}
-WEIGHTED: Mapping[str, Mapping[str, Any]] = {
-    EXACT: {},
+OTHERS: Mapping[str, Mapping[str, Any]] = {
     "MPL, per example": {**SAMPLED, "feedback.kind": "per_example"},
     "MPL, scalar": {**SAMPLED, "feedback.kind": "scalar"},
+    "MPL, flipped": {"feedback.control": "flipped"},
 }
 BOTH: Mapping[str, Literal["identity", "gold"]] = {"noisy and trusted": "identity", "gold loss correction": "gold"}
+FINETUNED = (NOISY, *BOTH, OFF, EXACT)
 NETWORKS: Mapping[str, Mapping[str, Any]] = {
     "perceptron": {},
     "conv": {
@@ -85,7 +86,7 @@ def base_of(case: Case, common: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def mpl_arms(case: Case, common: Mapping[str, Any], weights: Sequence[float]) -> list[tuple[str, float | None, Arm]]:
-    """The arms that the trainer runs: the baselines, and every kind of feedback at every weight; not the control."""
+    """The arms that the trainer tries: the baselines, and exact feedback at every weight."""
     clean = {"data.labels": case.trusted, "data.trusted": 0, "data.noise": ("none", 0.0)}  # the same images, see split
     few = {"data.batch_labelled": min(64, case.trusted)}
     base = base_of(case, common)
@@ -98,17 +99,13 @@ def mpl_arms(case: Case, common: Mapping[str, Any], weights: Sequence[float]) ->
         ),
         (OFF, None, Arm(case.slug("off"), CONFIG, {**base, "feedback.kind": "off"})),
     ]
-    for name, changes in WEIGHTED.items():
-        for weight in weights:
-            settings = {**base, **changes, "feedback.weight": weight}
-            found.append((name, weight, Arm(case.slug(name, weight), CONFIG, settings)))
-    return found
+    return [*found, *(feedback_arm(case, common, EXACT, weight) for weight in weights)]
 
 
-def flipped(case: Case, common: Mapping[str, Any], weight: float) -> Arm:
-    """The control of the exact feedback: the same with its sign flipped."""
-    settings = {**base_of(case, common), "feedback.control": "flipped", "feedback.weight": weight}
-    return Arm(case.slug(FLIPPED, weight), CONFIG, settings)
+def feedback_arm(case: Case, common: Mapping[str, Any], name: str, weight: float) -> tuple[str, float, Arm]:
+    """An arm with feedback."""
+    settings = {**base_of(case, common), **OTHERS.get(name, {}), "feedback.weight": weight}
+    return name, weight, Arm(case.slug(name, weight), CONFIG, settings)
 
 
 def _last(outcome: Outcome) -> dict[str, float]:
@@ -169,9 +166,9 @@ def trained_arms(
         for name, weight, arm in of_case:
             by_name.setdefault(name, []).append(Candidate(name, weight, arm, tried[arm.name]))
         best[case] = [best_of(same) for same in by_name.values()]
-        exact = next(c for c in best[case] if c.arm == EXACT)
-        assert exact.weight is not None
-        best[case].append(Candidate(FLIPPED, exact.weight, flipped(case, common, exact.weight), []))
+        weight = next(c.weight for c in best[case] if c.arm == EXACT)
+        assert weight is not None
+        best[case] += [Candidate(*feedback_arm(case, common, name, weight), []) for name in OTHERS]
     arms = [c.runs for of_case in best.values() for c in of_case]
     outcomes = run_arms(arms, asked.seeds, asked.output, tell, asked.jobs)
     return {case: [c._replace(outcomes=outcomes[c.runs.name]) for c in of_case] for case, of_case in best.items()}
@@ -219,7 +216,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for case in cases:
         noisy = next(c.runs for c in arms[case] if c.arm == NOISY)
         candidates = [*arms[case], *rivals(asked, case, noisy)]
-        tuned = [c for c in candidates if c.arm != TRUSTED]
+        tuned = [c for c in candidates if c.arm in FINETUNED]
         tasks = [
             finetuning.Task(c.runs.of(seed, asked.output), lengths=asked.finetune_steps)
             for c in tuned
