@@ -1,9 +1,9 @@
-"""What can be found out before a run starts: its data is there and enough, and its folder can be written."""
+"""What can be found out before a run starts: data that is there and enough, a folder to write, a step to capture."""
 
 import hashlib
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -45,8 +45,11 @@ def _repeated(prepared: "Prepared") -> int:
     return len(test.intersection(digests(arrays.train_images)))
 
 
-def check_data(config: Config) -> Iterator[str]:
-    """Reads the data and splits it: what there is, then each file with a problem. Raises DataError if it cannot be used."""
+def check_data(config: Config) -> Generator[str, None, "Prepared"]:
+    """Reads the data and splits it: what there is, then each file with a problem. Raises DataError if it cannot be used.
+
+    Returns what it read.
+    """
     from fastmpl.data.prepare import prepare
     from fastmpl.data.tree import shown
 
@@ -59,6 +62,23 @@ def check_data(config: Config) -> Iterator[str]:
         yield f"warning {repeated} test images are also training images: accuracy on the test images would be too high"
     for problem in arrays.problems:
         yield f"{'note' if problem.used else 'skipped':7} {shown(problem.file)}: {shown(problem.reason)}"
+    return prepared
+
+
+def check_capture(config: Config, prepared: "Prepared") -> Iterator[str]:
+    """Runs the step on fake tensors, with no arithmetic and no GPU: each reason why it cannot be one CUDA graph."""
+    from fastmpl.capture import capture_faults
+
+    if config.system.engine != "plain" or config.system.graph == "off":
+        yield f'graph   none: system.engine = "{config.system.engine}", system.graph = "{config.system.graph}"'
+        return
+    size = config.data.image_size
+    shape = (2,) if prepared.normalisation is None else (3, size, size)
+    faults = capture_faults(config, classes=len(prepared.arrays.classes), image_shape=shape)
+    for fault in faults:
+        yield f"graph   {fault}"
+    if not faults:
+        yield "graph   the whole step can be one CUDA graph"
 
 
 def check_output(config: Config) -> str:
@@ -79,4 +99,5 @@ def check_output(config: Config) -> str:
 def check(config: Config) -> Iterator[str]:
     """One line for each thing found in order. Raises DataError or StorageError at the first that is not."""
     yield "output  " + check_output(config)
-    yield from check_data(config)
+    prepared = yield from check_data(config)
+    yield from check_capture(config, prepared)

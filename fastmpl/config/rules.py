@@ -9,6 +9,7 @@ import re
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Final
 
+from fastmpl.config.optimisers import ABILITIES
 from fastmpl.config.wording import one_of, toml
 from fastmpl.errors import ConfigError
 
@@ -32,6 +33,9 @@ IMPOSSIBLE: Final = {
 }
 
 
+GREY: Final = ("digits", "fashion_mnist")  # sources of images with one channel
+
+
 def names_own_model(model: str) -> bool:
     """Whether `model` is a network of fastmpl: conv, perceptron, or wrn_DEPTH_WIDTH with DEPTH = 6 n + 4."""
     wide = re.fullmatch(r"wrn_(\d{1,4})_(\d{1,3})", model)
@@ -48,6 +52,19 @@ def names_run(model: str) -> bool:
 def feeds_back(config: "Config") -> bool:
     """Whether the teacher learns from the student's validation loss."""
     return config.method.name in ("mpl", "reduced_mpl") and config.feedback.kind != "off"
+
+
+def trained(config: "Config") -> dict[str, str]:
+    """The optimiser of each network that the method trains, by its role."""
+    names: dict[str, str] = {"student": config.student.optimiser}
+    if config.method.name in ("mpl", "reduced_mpl"):
+        names["teacher"] = config.teacher.optimiser
+    return names
+
+
+def is_capturable(config: "Config") -> bool:
+    """Whether the optimisers allow a step to be one CUDA graph."""
+    return all(ABILITIES[name].captured for name in trained(config).values())
 
 
 def _may_have_trusted(config: "Config") -> bool:
@@ -88,12 +105,18 @@ def _optimisers(config: "Config") -> Iterator[str]:
     for role, network in (("teacher", config.teacher), ("student", config.student)):
         if network.optimiser == "nesterov" and network.momentum == 0:
             yield f'{role}.optimiser = "nesterov" needs {role}.momentum above 0. Use "sgd" for none.'
-    student, kind = config.student.optimiser, config.feedback.kind
-    if student in ("lamb", "apex:FusedLAMB") and feeds_back(config) and kind in ("exact", "per_example"):
-        yield (
-            f'student.optimiser = "{student}" with feedback.kind = "{kind}" cannot work: its trust ratio mixes a '
-            'layer\'s gradients. Use feedback.kind = "scalar", or student.optimiser = "adamw".'
-        )
+    for role, name in trained(config).items():
+        able = ABILITIES[name]
+        if config.system.graph == "on" and not able.captured:
+            yield (
+                f'system.graph = "on" with {role}.optimiser = "{name}": it takes its rate as a number of the host. '
+                f'Use graph = "auto", or {role}.optimiser = "{able.instead}".'
+            )
+        if config.system.engine == "zero" and not able.sharded:
+            yield (
+                f'system.engine = "zero" with {role}.optimiser = "{name}": its trust ratio needs whole parameters, and '
+                f'ZeRO steps slices of them. Use engine = "plain", or {role}.optimiser = "adamw".'
+            )
 
 
 def _method(config: "Config") -> Iterator[str]:
@@ -151,6 +174,15 @@ def _feedback(config: "Config") -> Iterator[str]:
 
 def _data(config: "Config") -> Iterator[str]:
     data, system = config.data, config.system
+    if data.channels == 2:
+        yield "data.channels = 2: use 3, or 1 for a data set of grey images."
+    if data.channels == 1 and data.source not in GREY:
+        yield f'data.channels = 1 is for grey images, data.source = {one_of(GREY)}; "{data.source}" needs channels = 3.'
+    if data.channels == 1 and data.rand_augment[0] > 0:
+        yield (
+            f"data.channels = 1 with data.rand_augment = {list(data.rand_augment)}: its operations are made for colours. "
+            "Use channels = 3, or rand_augment = [0, 0]."
+        )
     kind, share = data.noise
     if kind == "none" and share > 0:
         yield f'data.noise = ["none", {share}] has no kind of wrong label. Use "pair", "symmetric" or "brightness".'
@@ -172,16 +204,16 @@ def _system(config: "Config") -> Iterator[str]:
         yield 'system.offload = true needs system.engine = "zero".'
     if system.engine == "zero" and system.graph == "on":
         yield 'system.graph = "on" with system.engine = "zero": shards cannot be captured. Use graph = "auto".'
+    for key in ("recompute", "engine") if system.compile else ():
+        if (value := getattr(system, key)) not in (False, "plain"):
+            yield f"system.compile = true with system.{key} = {toml(value)}: choose one of the two."
 
 
 # Keys that name more than this version does: the values that it has. Building a feature widens or deletes its row.
 NOT_YET: Final[dict[str, tuple[str | int | bool, ...]]] = {
     "data.source": ("digits", "fashion_mnist", "cifar10", "cifar100", "svhn", "two_moons", "folder"),
-    "teacher.optimiser": ("sgd", "nesterov", "adamw", "fastmpl:sgd_ema"),
-    "student.optimiser": ("sgd", "nesterov", "adamw", "fastmpl:sgd_ema"),
     "system.engine": ("plain",),
     "system.offload": (False,),
-    "system.compile": (False,),
 }
 
 
