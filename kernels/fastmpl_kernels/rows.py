@@ -60,16 +60,21 @@ def below_autograd(op: Callable[..., Any], *arguments: Any) -> Any:
 
 
 @cache
-def _one(dtype: torch.dtype, device: torch.device) -> Tensor:
-    return torch.ones((), dtype=dtype, device=device)
+def _constant(value: float, dtype: torch.dtype, device: torch.device) -> Tensor:
+    return torch.full((), value, dtype=dtype, device=device)
+
+
+def constant(value: float, like: Tensor) -> Float[Tensor, ""]:
+    """A number on the device of `like`, in its type: made once, not by a launch in every step. Never write to it."""
+    if type(like) is not Tensor or torch._C._len_torch_dispatch_stack():
+        return torch.full((), value, dtype=like.dtype, device=like.device)  # fake, or a mode must see it made
+    return _constant(value, like.dtype, like.device)
 
 
 def unit(loss: Float[Tensor, ""]) -> Float[Tensor, ""]:
     """The gradient 1 of a loss by itself, always the same tensor: `loss.backward(unit(loss))` launches neither the fill
     that `loss.backward()` does nor, where `loss` comes from a row loss directly, a product with it."""
-    if type(loss) is not Tensor or torch._C._len_torch_dispatch_stack():
-        return torch.ones_like(loss)  # a fake tensor, or one that a mode must see made
-    return _one(loss.dtype, loss.device)
+    return constant(1.0, loss)
 
 
 def scaled(gradient: Tensor, upstream: Tensor) -> Tensor | None:
@@ -80,7 +85,7 @@ def scaled(gradient: Tensor, upstream: Tensor) -> Tensor | None:
     """
     if not gradient.numel():
         return None
-    return gradient if upstream is _one(upstream.dtype, upstream.device) else gradient.mul_(upstream)
+    return gradient if upstream is _constant(1.0, upstream.dtype, upstream.device) else gradient.mul_(upstream)
 
 
 class Recorded(torch.autograd.Function):
