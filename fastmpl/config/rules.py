@@ -33,6 +33,9 @@ IMPOSSIBLE: Final = {
 }
 
 
+GREY: Final = ("digits", "fashion_mnist")  # sources of images with one channel
+
+
 def names_own_model(model: str) -> bool:
     """Whether `model` is a network of fastmpl: conv, perceptron, or wrn_DEPTH_WIDTH with DEPTH = 6 n + 4."""
     wide = re.fullmatch(r"wrn_(\d{1,4})_(\d{1,3})", model)
@@ -171,6 +174,15 @@ def _feedback(config: "Config") -> Iterator[str]:
 
 def _data(config: "Config") -> Iterator[str]:
     data, system = config.data, config.system
+    if data.channels == 2:
+        yield "data.channels = 2: use 3, or 1 for a data set of grey images."
+    if data.channels == 1 and data.source not in GREY:
+        yield f'data.channels = 1 is for grey images, data.source = {one_of(GREY)}; "{data.source}" needs channels = 3.'
+    if data.channels == 1 and data.rand_augment[0] > 0:
+        yield (
+            f"data.channels = 1 with data.rand_augment = {list(data.rand_augment)}: its operations are made for colours. "
+            "Use channels = 3, or rand_augment = [0, 0]."
+        )
     kind, share = data.noise
     if kind == "none" and share > 0:
         yield f'data.noise = ["none", {share}] has no kind of wrong label. Use "pair", "symmetric" or "brightness".'

@@ -21,6 +21,7 @@ from fastmpl.data.points import PointStream
 from fastmpl.data.prepare import Prepared, digest, fingerprint, prepare
 from fastmpl.data.settings import DataSettings
 from fastmpl.data.split import Split
+from fastmpl.data.still import StillStream, is_still
 from fastmpl.data.store import Store, open_store
 from fastmpl.data.stream import ViewStream
 from fastmpl.data.views import augmentation
@@ -56,12 +57,17 @@ class _Streams:
         if normalisation is None:
             points = cast(NDArray[np.float32], images)
             return PointStream(points, order, two_views=two_views, step=step, device=self.device)
+        pixels, how = cast(NDArray[np.uint8], images), augmentation(self.settings)
+        if self.device is None and is_still(how, pixels, two_views=two_views):
+            return StillStream(
+                pixels, order, normalisation, two_views=two_views, step=step, channels_last=self.channels_last
+            )
         from fastmpl.data.pipeline import ImageStream  # here, because points need no DALI
 
         return ImageStream(
-            cast(NDArray[np.uint8], images),
+            pixels,
             order,
-            augmentation(self.settings),
+            how,
             normalisation,
             two_views=two_views,
             step=step,
@@ -86,7 +92,7 @@ class Data:
     validation: Held | None
     test: Held | None
     classes: tuple[str, ...]
-    image_shape: tuple[int, ...]  # (3, size, size), or (2,) for points
+    image_shape: tuple[int, ...]  # (3 or 1, size, size), or (2,) for points
     split: Split
     truth: Int[
         Tensor, "N"
@@ -177,6 +183,7 @@ def build(
         return streams.open(orders[stream], step, two_views=stream is Stream.UNLABELLED)
 
     arrays, chosen = prepared.arrays, prepared.split.validation
+    side = settings.image_size
     test_images, test_labels = prepared.test()
     known = fingerprint(prepared, settings, seed)
     store = _store(prepared, settings.store) if settings.store else None
@@ -200,7 +207,7 @@ def build(
         validation=streams.held(arrays.train_images[chosen], arrays.train_labels[chosen]) if chosen.size else None,
         test=streams.held(test_images, test_labels) if len(test_labels) else None,
         classes=arrays.classes,
-        image_shape=(2,) if prepared.normalisation is None else (3, settings.image_size, settings.image_size),
+        image_shape=(2,) if prepared.normalisation is None else (settings.channels, side, side),
         split=prepared.split,
         truth=torch.from_numpy(arrays.train_labels),
         _streams=streams,

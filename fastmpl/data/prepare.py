@@ -42,7 +42,7 @@ def prepare(settings: DataSettings, seed: int) -> Prepared:
     arrays = load(settings)
     parts = parts_of(arrays, settings, seed)
     points = arrays.train_images.ndim == 2
-    normalisation = None if points else measure(cast(NDArray[np.uint8], arrays.train_images))
+    normalisation = None if points else measure(cast(NDArray[np.uint8], arrays.train_images), settings.channels)
     return Prepared(arrays, parts, _targets(arrays, parts, settings, seed), normalisation)
 
 
@@ -61,6 +61,7 @@ def fingerprint(prepared: Prepared, settings: DataSettings, seed: int) -> dict[s
         "batch_unlabelled": settings.batch_unlabelled,
         "batch_trusted": settings.batch_trusted,
         "image_size": settings.image_size,
+        "channels": settings.channels,
         "flip": settings.flip,
         "rand_augment": list(settings.rand_augment),
         "cutout": settings.cutout,

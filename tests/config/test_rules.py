@@ -162,6 +162,16 @@ REFUSED = [
         {"data.noise": ["none", 0.5]},
         'data.noise = ["none", 0.5] has no kind of wrong label. Use "pair", "symmetric" or "brightness".',
     ),
+    (
+        {"data.channels": 1, "data.source": "cifar10"},
+        'data.channels = 1 is for grey images, data.source = "digits" or "fashion_mnist"; "cifar10" needs channels = 3.',
+    ),
+    (
+        {"data.channels": 1},
+        "data.channels = 1 with data.rand_augment = [2, 10]: its operations are made for colours. Use channels = 3, or "
+        "rand_augment = [0, 0].",
+    ),
+    ({"data.channels": 2}, "data.channels = 2: use 3, or 1 for a data set of grey images."),
     ({"data.batch_trusted": 8}, "data.batch_trusted = 8 needs data.trusted above 0."),
     (
         {"finetune.steps": 1, "finetune.images": "trusted"},
@@ -246,6 +256,7 @@ ACCEPTED = [
     {"system.schedule": "joint", "system.precision": "bf16", "system.channels_last": False},
     {"data.noise": ["pair", 0.45]},
     {"data.source": "svhn"},
+    {"data.channels": 1, "data.rand_augment": [0, 0]},
     {"data.source": "folder", "data.root": "a", "feedback.images": "trusted", "data.batch_trusted": 8},
     {"method.name": "distillation", "data.store": "a"},
     {"method.name": "reduced_mpl", "data.store": "a"},
