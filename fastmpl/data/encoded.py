@@ -29,14 +29,14 @@ class Names(Sequence[str]):
         for name in names:
             text += os.fsencode(name)
             ends.append(len(text))
-        self._bytes = bytes(text)
+        self._bytes = text
         self._ends = np.frombuffer(ends, np.int64) if ends else np.empty(0, np.int64)
 
     @classmethod
     def joined(cls, parts: Sequence["Names"]) -> "Names":
         """The names of several, one after another."""
         names = cls()
-        names._bytes = b"".join(part._bytes for part in parts)
+        names._bytes = bytearray().join(part._bytes for part in parts)
         starts = np.cumsum([0, *(len(part._bytes) for part in parts)])
         names._ends = np.concatenate([names._ends, *(part._ends + at for part, at in zip(parts, starts, strict=False))])
         return names
@@ -53,7 +53,7 @@ class Names(Sequence[str]):
             return [self[i] for i in range(*index.indices(len(self)))]
         place = range(len(self))[index]  # counts from the end, and raises IndexError
         start = int(self._ends[place - 1]) if place else 0
-        return os.fsdecode(self._bytes[start : int(self._ends[place])])
+        return os.fsdecode(bytes(self._bytes[start : int(self._ends[place])]))
 
     @property
     def digest(self) -> str:
