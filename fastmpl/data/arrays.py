@@ -1,5 +1,6 @@
 """What every source gives, however its images are stored; the seam between reading a data set and using it."""
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -35,4 +36,4 @@ class Arrays(NamedTuple):
     transductive: bool = False
     trusted: Labels | None = None
     problems: tuple[Problem, ...] = ()
-    names: tuple[str, ...] = ()
+    names: Sequence[str] = ()

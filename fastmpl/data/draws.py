@@ -79,5 +79,5 @@ def normal(keys: UInt, item: NDArray[np.int64], columns: int) -> NDArray[np.floa
 
 
 def permutation(key: UInt, n: int) -> NDArray[np.int64]:
-    """A permutation of 0..n-1."""
-    return np.argsort(extend(key, np.arange(n)), kind="stable")
+    """A permutation of 0..n-1. splitmix64 maps no two numbers to one, so there are no ties for a sort to break."""
+    return np.argsort(extend(key, np.arange(n)))
