@@ -5,6 +5,7 @@ its EXIF data says, 16 bits to 8, transparency over white, three channels, the s
 and the middle kept. A file is judged by its content; its name only adds a remark.
 """
 
+import io
 import struct
 import warnings
 from collections.abc import Iterable, Iterator
@@ -56,14 +57,32 @@ def _rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
+def _opened(image: Image.Image) -> str:
+    """Why an opened image is not to be decoded; empty where it may be."""
+    if image.width * image.height > LARGEST:
+        return f"{image.width} x {image.height} pixels, more than {LARGEST // 10**6} million"
+    return ""
+
+
 def _read(path: Path, size: int) -> Decoded:
     with Image.open(path, formats=FORMATS) as image:
-        if image.width * image.height > LARGEST:
-            return Decoded(None, f"{image.width} x {image.height} pixels, more than {LARGEST // 10**6} million")
+        if reason := _opened(image):
+            return Decoded(None, reason)
         named, found = SUFFIXES.get(path.suffix.lower()), "JPEG" if image.format == "MPO" else image.format
         image.draft(None, (2 * size, 2 * size))  # lets a JPEG decoder skip detail that resizing would drop
         square = ImageOps.fit(_rgb(_upright(image)), (size, size), Image.Resampling.BILINEAR)
         return Decoded(np.asarray(square), "" if named in (found, None) else f"is a {found} by its content, and used")
+
+
+def _reason(error: Exception) -> str:
+    """Why a file could not be decoded, in words. Decoders of damaged bytes raise whatever they stumble over."""
+    if isinstance(error, UnidentifiedImageError):
+        return f"not an image of a known format ({', '.join(FORMATS)})"
+    if isinstance(error, Image.DecompressionBombError):
+        return f"more than {LARGEST // 10**6} million pixels"
+    if isinstance(error, FileNotFoundError):
+        return "the file is gone, or a link to nothing"
+    return f"damaged: {error}" if str(error) else f"damaged ({type(error).__name__})"
 
 
 def decode(path: Path, size: int) -> Decoded:
@@ -72,14 +91,19 @@ def decode(path: Path, size: int) -> Decoded:
         if not path.stat().st_size:
             return Decoded(None, "the file is empty")
         return _read(path, size)
-    except UnidentifiedImageError:
-        return Decoded(None, f"not an image of a known format ({', '.join(FORMATS)})")
-    except Image.DecompressionBombError:
-        return Decoded(None, f"more than {LARGEST // 10**6} million pixels")
-    except FileNotFoundError:
-        return Decoded(None, "the file is gone, or a link to nothing")
-    except Exception as error:  # decoders of damaged bytes raise whatever they stumble over; the reason is kept
-        return Decoded(None, f"damaged: {error}" if str(error) else f"damaged ({type(error).__name__})")
+    except Exception as error:
+        return Decoded(None, _reason(error))
+
+
+def decode_whole(content: bytes) -> tuple[Image.Image | None, str]:
+    """The picture in a file's bytes at its own size, upright and RGB; or None and the reason."""
+    try:
+        with Image.open(io.BytesIO(content), formats=FORMATS) as image:
+            if reason := _opened(image):
+                return None, reason
+            return _rgb(_upright(image)), ""
+    except Exception as error:
+        return None, _reason(error)
 
 
 def decode_all(paths: Iterable[Path], size: int, threads: int = 0) -> Iterator[Decoded]:
