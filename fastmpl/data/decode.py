@@ -74,7 +74,7 @@ def _read(path: Path, size: int) -> Decoded:
         return Decoded(np.asarray(square), "" if named in (found, None) else f"is a {found} by its content, and used")
 
 
-def _reason(error: Exception) -> str:
+def reason_of(error: Exception) -> str:
     """Why a file could not be decoded, in words. Decoders of damaged bytes raise whatever they stumble over."""
     if isinstance(error, UnidentifiedImageError):
         return f"not an image of a known format ({', '.join(FORMATS)})"
@@ -82,6 +82,8 @@ def _reason(error: Exception) -> str:
         return f"more than {LARGEST // 10**6} million pixels"
     if isinstance(error, FileNotFoundError):
         return "the file is gone, or a link to nothing"
+    if isinstance(error, OSError) and error.errno:  # the system's, not a decoder's
+        return f"cannot be read: {error.strerror}"
     return f"damaged: {error}" if str(error) else f"damaged ({type(error).__name__})"
 
 
@@ -92,7 +94,7 @@ def decode(path: Path, size: int) -> Decoded:
             return Decoded(None, "the file is empty")
         return _read(path, size)
     except Exception as error:
-        return Decoded(None, _reason(error))
+        return Decoded(None, reason_of(error))
 
 
 def decode_whole(content: bytes) -> tuple[Image.Image | None, str]:
@@ -103,7 +105,7 @@ def decode_whole(content: bytes) -> tuple[Image.Image | None, str]:
                 return None, reason
             return _rgb(_upright(image)), ""
     except Exception as error:
-        return None, _reason(error)
+        return None, reason_of(error)
 
 
 def decode_all(paths: Iterable[Path], size: int, threads: int = 0) -> Iterator[Decoded]:
