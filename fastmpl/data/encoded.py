@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 Bytes = NDArray[np.uint8]
 Index = NDArray[np.int64]
-OPEN_FILES: Final = 128  # shards that are kept open, of each process
+OPEN_FILES: Final = 256  # shards that are kept open, of each set of images and process
 
 
 class Names(Sequence[str]):
@@ -109,7 +109,7 @@ class Pieces:
     ) -> None:
         self.root, self.shards, self.names = root, tuple(shards), names
         self.shard, self.offset, self.size = shard, offset, size
-        self._open: dict[int, int] = {}  # shard -> file descriptor, the oldest first
+        self._open: dict[int, _OpenFile] = {}  # by shard, the oldest first
 
     def __len__(self) -> int:
         return len(self.shard)
@@ -124,21 +124,31 @@ class Pieces:
 
     def read(self, index: int) -> Bytes:
         count, offset = int(self.size[index]), int(self.offset[index])
-        content = os.pread(self._file(int(self.shard[index])), count, offset)
+        file = self._file(int(self.shard[index]))
+        content = os.pread(file.number, count, offset)
         if len(content) != count:
             raise OSError(f"{self.shards[self.shard[index]]} ends within {self.names[index]}")
         return np.frombuffer(content, np.uint8)
 
-    def _file(self, shard: int) -> int:
-        if shard not in self._open:
-            if len(self._open) >= OPEN_FILES:
-                os.close(self._open.pop(next(iter(self._open))))
-            self._open[shard] = os.open(os.path.join(self.root, self.shards[shard]), os.O_RDONLY | os.O_CLOEXEC)
-        return self._open[shard]
+    def _file(self, shard: int) -> "_OpenFile":
+        file = self._open.get(shard)
+        if file is None:
+            file = self._open[shard] = _OpenFile(os.path.join(self.root, self.shards[shard]))
+            if len(self._open) > OPEN_FILES:
+                self._open.pop(next(iter(self._open)), None)  # closed when the last thread has read from it
+        return file
+
+
+class _OpenFile:
+    """A file that several threads read from, closed when nobody refers to it any more."""
+
+    def __init__(self, path: str) -> None:
+        self.number = -1
+        self.number = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
 
     def __del__(self) -> None:
-        for file in self._open.values():
-            os.close(file)
+        if self.number >= 0:
+            os.close(self.number)
 
 
 class Chosen:

@@ -5,14 +5,11 @@ arguments, and an argument cannot be computed on a GPU: the two that look at the
 are therefore written twice. Measured on a CPU: nearest reading takes a ninth of linear, which also nobody publishes.
 """
 
-from typing import Any
-
 import numpy as np
-from nvidia.dali import fn, types
 
+from fastmpl.data.dali import Node, fn, types
 from fastmpl.data.rand_augment import FILL, Kind
 
-Node = Any  # DALI has no types
 _GREY = np.array([0.299, 0.587, 0.114], np.float32)
 _BLUR = np.array([[1, 1, 1], [1, 5, 1], [1, 1, 1]], np.float32) / 13
 _SAME = np.array([[0, 0, 0], [0, 1, 0], [0, 0, 0]], np.float32)
