@@ -27,6 +27,7 @@ class Purpose(IntEnum):
     ORDER = 105
     VIEWS = 106
     EXPERIMENT = 107
+    REPLACE = 108
 
 
 class Stream(IntEnum):
