@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from fastmpl.config import Config, feeds_back
 from fastmpl.errors import StorageError
 
@@ -39,10 +41,11 @@ def _repeated(prepared: "Prepared") -> int:
         return (hashlib.blake2b(image.tobytes(), digest_size=16).digest() for image in images)  # type: ignore[attr-defined]
 
     arrays = prepared.arrays
-    if arrays.transductive or not len(arrays.test_images):
-        return 0
-    test = set(digests(arrays.test_images))
-    return len(test.intersection(digests(arrays.train_images)))
+    training, testing = arrays.train_images, arrays.test_images
+    if arrays.transductive or not len(testing) or not isinstance(training, np.ndarray):
+        return 0  # encoded images would all have to be read
+    test = set(digests(testing))
+    return len(test.intersection(digests(training)))
 
 
 def check_data(config: Config) -> Iterator[str]:

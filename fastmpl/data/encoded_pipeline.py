@@ -4,9 +4,8 @@ As with arrays every draw is an input made by us, and so are the bytes: a thread
 they are stored. What differs between CPU and GPU is where the pictures lie, and whose resize is used.
 """
 
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
-from typing import Any, NamedTuple
+from collections import deque
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import torch
@@ -14,18 +13,13 @@ from numpy.typing import NDArray
 
 from fastmpl.data.crops import Crops, Drawn, draw
 from fastmpl.data.dali import Node, fn, normalise, pipeline_def, tensor, types
-from fastmpl.data.encoded import Encoded
 from fastmpl.data.normalise import Normalisation
-from fastmpl.data.order import Order
-from fastmpl.data.portable import Picture, portable
+from fastmpl.data.order import Order, Rows
 from fastmpl.data.rand_augment_dali import apply_layer
+from fastmpl.data.reading import Reader, Replacement
 from fastmpl.data.settings import DataSettings
 from fastmpl.data.stream import Views
 from fastmpl.data.windows import Resizer
-
-READERS = 4  # threads that read files of one stream, at least; each waits for a disk
-
-Read = Callable[[int], Picture]
 
 
 class Machine(NamedTuple):
@@ -73,12 +67,12 @@ def resize(image: Node, windows: list[Node], size: int, where: Machine) -> list[
             num_outputs=len(windows),
             output_layouts=["HWC"] * len(windows),
         )
-        return list(made) if len(windows) > 1 else [made]
-    made = []
+        return list(cast(list[Node], made)) if len(windows) > 1 else [made]
+    on_gpu = []
     for window in windows:
         start = fn.cast(fn.slice(window, 0, 2, axes=[0]), dtype=types.FLOAT)
         shape = fn.cast(fn.slice(window, 2, 2, axes=[0]), dtype=types.FLOAT)
-        made.append(
+        on_gpu.append(
             fn.resize(
                 image,
                 size=[size, size],
@@ -88,18 +82,25 @@ def resize(image: Node, windows: list[Node], size: int, where: Machine) -> list[
                 antialias=True,
             )
         )
-    return made
+    return on_gpu
+
+
+class _Asked(NamedTuple):
+    """What DALI was given for a batch that it has not given back yet."""
+
+    rows: Rows
+    replaced: tuple[Replacement, ...]
 
 
 class EncodedStream:
-    """A ViewStream over encoded `images` in `order`, from `step` on; channels-last tensors [n, 3, size, size].
+    """A ViewStream over encoded images in `order`, from `step` on; channels-last tensors [n, 3, size, size].
 
-    `read` gives the picture of an image of the data set; by default what is stored. Raises what it raises.
+    `reader` gives the pictures, and says where one had to take another's place: `replaced` are those given so far.
     """
 
     def __init__(
         self,
-        images: Encoded,
+        reader: Reader,
         order: Order,
         how: Crops,
         normalisation: Normalisation,
@@ -108,13 +109,12 @@ class EncodedStream:
         two_views: bool,
         step: int = 0,
         dtype: torch.dtype = torch.float32,
-        read: Read | None = None,
     ) -> None:
-        self._read = read or (lambda index: portable(images.read(index)))
-        self._order, self._how, self._normalisation, self._where = order, how, normalisation, where
-        self._two_views, self._dtype = two_views, dtype
-        self._first = self._step = step
-        self._readers = ThreadPoolExecutor(max(READERS, where.threads))
+        self._reader, self._order, self._how = reader, order, how
+        self._normalisation, self._where = normalisation, where
+        self._two_views, self._dtype, self._first = two_views, dtype, step
+        self._asked: deque[_Asked] = deque()
+        self.replaced: list[Replacement] = []
         self._pipeline = pipeline_def(self._define, enable_conditionals=True, exec_dynamic=True)(
             batch_size=order.batch,
             num_threads=where.threads,
@@ -125,22 +125,20 @@ class EncodedStream:
         self._pipeline.build()
 
     def next(self) -> Views:
-        index = torch.from_numpy(self._order.rows(self._step).index)
-        self._step += 1
         made = [tensor(output, channels_last=True, dtype=self._dtype) for output in self._pipeline.run()]
-        return Views(made[0], made[1] if self._two_views else None, index.to(self._where.place))
-
-    def _pictures(self, index: NDArray[np.int64]) -> list[Picture]:
-        return list(self._readers.map(self._read, index.tolist()))
+        asked = self._asked.popleft()
+        self.replaced.extend(asked.replaced)
+        index = torch.from_numpy(asked.rows.index).to(self._where.place)
+        return Views(made[0], made[1] if self._two_views else None, index)
 
     def _source(self, iteration: int) -> tuple[Any, ...]:
         """The inputs of one run: DALI asks ahead of time, so this depends on the iteration's number alone."""
-        rows = self._order.rows(self._first + iteration)
-        pictures = self._pictures(rows.index)
-        height, width = (np.array(side) for side in zip(*((p.height, p.width) for p in pictures), strict=True))
-        return [picture.content for picture in pictures], *self._numbers(
-            draw(self._order, rows, height, width, self._how)
-        )
+        step = self._first + iteration
+        pictures, rows, replaced = self._reader.read(step, self._order.rows(step))
+        self._asked.append(_Asked(rows, replaced))
+        sizes = np.array([(picture.height, picture.width) for picture in pictures])
+        drawn = draw(self._order, rows, sizes[:, 0], sizes[:, 1], self._how)
+        return [picture.content for picture in pictures], *self._numbers(drawn)
 
     def _numbers(self, drawn: Drawn) -> list[NDArray[Any]]:
         weak, strong = drawn
@@ -162,7 +160,9 @@ class EncodedStream:
         kinds = [types.UINT8, *view]
         if self._two_views:
             kinds += [*view, types.FLOAT, types.FLOAT, *layer * self._how.operations]
-        return list(fn.external_source(source=self._source, num_outputs=len(kinds), batch=True, dtype=kinds))
+        return list(
+            cast(list[Node], fn.external_source(source=self._source, num_outputs=len(kinds), batch=True, dtype=kinds))
+        )
 
     def _define(self) -> Node:
         content, *numbers = self._inputs()
