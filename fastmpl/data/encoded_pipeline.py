@@ -4,8 +4,6 @@ As with arrays every draw is an input made by us, and so are the bytes: a thread
 they are stored. What differs between CPU and GPU is where the pictures lie, and whose resize is used.
 """
 
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -14,18 +12,13 @@ from numpy.typing import NDArray
 
 from fastmpl.data.crops import Crops, Drawn, draw
 from fastmpl.data.dali import Node, fn, normalise, pipeline_def, tensor, types
-from fastmpl.data.encoded import Encoded
 from fastmpl.data.normalise import Normalisation
 from fastmpl.data.order import Order
-from fastmpl.data.portable import Picture, portable
 from fastmpl.data.rand_augment_dali import apply_layer
+from fastmpl.data.reading import Pictures, Reader
 from fastmpl.data.settings import DataSettings
 from fastmpl.data.stream import Views
 from fastmpl.data.windows import Resizer
-
-READERS = 4  # threads that read files of one stream, at least; each waits for a disk
-
-Read = Callable[[int], Picture]
 
 
 class Machine(NamedTuple):
@@ -92,14 +85,15 @@ def resize(image: Node, windows: list[Node], size: int, where: Machine) -> list[
 
 
 class EncodedStream:
-    """A ViewStream over encoded `images` in `order`, from `step` on; channels-last tensors [n, 3, size, size].
+    """A ViewStream of the pictures that `reader` reads in `order`, from `step` on; channels-last [n, 3, size, size].
 
-    `read` gives the picture of an image of the data set; by default what is stored. Raises what it raises.
+    Every picture reaches DALI in a form that it accepts. Should it refuse one nevertheless, which ends its pipeline,
+    another is built at the same step, and gets those pictures already decoded.
     """
 
     def __init__(
         self,
-        images: Encoded,
+        reader: Reader,
         order: Order,
         how: Crops,
         normalisation: Normalisation,
@@ -108,35 +102,50 @@ class EncodedStream:
         two_views: bool,
         step: int = 0,
         dtype: torch.dtype = torch.float32,
-        read: Read | None = None,
     ) -> None:
-        self._read = read or (lambda index: portable(images.read(index)))
-        self._order, self._how, self._normalisation, self._where = order, how, normalisation, where
+        self._reader, self._order, self._how = reader, order, how
+        self._normalisation, self._where = normalisation, where
         self._two_views, self._dtype = two_views, dtype
-        self._first = self._step = step
-        self._readers = ThreadPoolExecutor(max(READERS, where.threads))
-        self._pipeline = pipeline_def(self._define, enable_conditionals=True, exec_dynamic=True)(
-            batch_size=order.batch,
-            num_threads=where.threads,
-            device_id=where.device,
-            prefetch_queue_depth=where.ahead,
-            seed=0,
-        )
-        self._pipeline.build()
+        self._step = step
+        self._given: dict[int, Pictures] = {}  # by step, of those that DALI makes ahead
+        self._pipeline = self._built()
 
     def next(self) -> Views:
-        index = torch.from_numpy(self._order.rows(self._step).index)
+        """The next step's views. Raises DataError where images cannot be read and nor can any in their place."""
+        try:
+            outputs = self._pipeline.run()
+        except RuntimeError:
+            outputs = self._run_again()
+        given = self._given.pop(self._step)
+        index = torch.from_numpy(given.rows.index)
         self._step += 1
-        made = [tensor(output, channels_last=True, dtype=self._dtype) for output in self._pipeline.run()]
-        return Views(made[0], made[1] if self._two_views else None, index.to(self._where.place))
+        made = [tensor(output, channels_last=True, dtype=self._dtype) for output in outputs]
+        return Views(made[0], made[1] if self._two_views else None, index.to(self._where.place), given.replaced)
 
-    def _pictures(self, index: NDArray[np.int64]) -> list[Picture]:
-        return list(self._readers.map(self._read, index.tolist()))
+    def _built(self) -> Node:
+        self._first = self._step
+        pipeline = pipeline_def(self._define, enable_conditionals=True, exec_dynamic=True)(
+            batch_size=self._order.batch,
+            num_threads=self._where.threads,
+            device_id=self._where.device,
+            prefetch_queue_depth=self._where.ahead,
+            seed=0,
+        )
+        pipeline.build()
+        return pipeline
+
+    def _run_again(self) -> Node:
+        """The outputs of the present step after DALI refused a picture of it, or of one that it makes ahead."""
+        for given in self._given.values():
+            self._reader.distrust(given.rows.index)
+        self._given.clear()
+        self._pipeline = self._built()
+        return self._pipeline.run()
 
     def _source(self, iteration: int) -> tuple[Any, ...]:
         """The inputs of one run: DALI asks ahead of time, so this depends on the iteration's number alone."""
-        rows = self._order.rows(self._first + iteration)
-        pictures = self._pictures(rows.index)
+        step = self._first + iteration
+        pictures, rows, _ = self._given[step] = self._reader.read(step, self._order.rows(step))
         height, width = (np.array(side) for side in zip(*((p.height, p.width) for p in pictures), strict=True))
         return [picture.content for picture in pictures], *self._numbers(
             draw(self._order, rows, height, width, self._how)
