@@ -11,7 +11,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from fastmpl.data import draws, published
+from fastmpl.config.rules import decodes_always
+from fastmpl.data import draws, published, streamed_sources
 from fastmpl.data.arrays import Arrays, Labels
 from fastmpl.data.errors import DataError
 from fastmpl.data.folder import read_folder
@@ -90,9 +91,11 @@ SOURCES: dict[str, Callable[[str], Arrays]] = {
 
 def load(settings: DataSettings) -> Arrays:
     """The data set that `settings.source` names, read from `settings.root` where it is not built in."""
+    if decodes_always(settings):
+        return streamed_sources.READERS[settings.source](settings.root)
     if settings.source == "folder":
         return read_folder(settings.root, settings.image_size)
     if settings.source not in SOURCES:
-        names = ", ".join((*SOURCES, "folder"))
+        names = ", ".join((*SOURCES, *streamed_sources.READERS))
         raise DataError(f"data.source = {settings.source!r} cannot be read: choose one of {names}.")
     return SOURCES[settings.source](settings.root)
