@@ -49,6 +49,11 @@ def chosen(images: Images, index: Labels) -> Images:
     return images[index] if isinstance(images, np.ndarray) else Chosen(images, index)
 
 
+def name_of(test_images: Images, index: int) -> str:
+    """What a user calls test image `index`: its name as it is stored, or its position."""
+    return f"test image {index}" if isinstance(test_images, np.ndarray) else test_images.names[index]
+
+
 def digest(*arrays: NDArray[np.generic]) -> str:
     """Sixteen digits that tell these arrays from others."""
     digest = hashlib.blake2b(digest_size=8)

@@ -31,8 +31,6 @@ from fastmpl.data.store import Store, open_store
 from fastmpl.data.stream import ViewStream
 from fastmpl.data.views import augmentation
 
-READERS = 4  # threads that read the files of one stream, at least: they wait for a disk
-
 
 @dataclass(frozen=True)
 class _Streams:
@@ -88,7 +86,7 @@ class _Streams:
         assert normalisation is not None
         where = machine(settings, self.device, self.threads)
         classes = None if stream in (Stream.UNLABELLED, Stream.DISTIL) else self.prepared.targets
-        reader = Reader(images, order.members, self.seed, classes=classes, threads=max(READERS, self.threads))
+        reader = Reader(images, order.members, self.seed, classes=classes, threads=self.threads)
 
         def sized(size: int, first: int) -> ViewStream:
             how = crops(settings, size)

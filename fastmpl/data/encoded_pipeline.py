@@ -4,7 +4,6 @@ As with arrays every draw is an input made by us, and so are the bytes: a thread
 they are stored. What differs between CPU and GPU is where the pictures lie, and whose resize is used.
 """
 
-from collections import deque
 from typing import Any, NamedTuple, cast
 
 import numpy as np
@@ -14,9 +13,9 @@ from numpy.typing import NDArray
 from fastmpl.data.crops import Crops, Drawn, draw
 from fastmpl.data.dali import Node, fn, normalise, pipeline_def, tensor, types
 from fastmpl.data.normalise import Normalisation
-from fastmpl.data.order import Order, Rows
+from fastmpl.data.order import Order
 from fastmpl.data.rand_augment_dali import apply_layer
-from fastmpl.data.reading import Reader, Replacement
+from fastmpl.data.reading import Pictures, Reader
 from fastmpl.data.settings import DataSettings
 from fastmpl.data.stream import Views
 from fastmpl.data.windows import Resizer
@@ -85,17 +84,11 @@ def resize(image: Node, windows: list[Node], size: int, where: Machine) -> list[
     return on_gpu
 
 
-class _Asked(NamedTuple):
-    """What DALI was given for a batch that it has not given back yet."""
-
-    rows: Rows
-    replaced: tuple[Replacement, ...]
-
-
 class EncodedStream:
-    """A ViewStream over encoded images in `order`, from `step` on; channels-last tensors [n, 3, size, size].
+    """A ViewStream of the pictures that `reader` reads in `order`, from `step` on; channels-last [n, 3, size, size].
 
-    `reader` gives the pictures, and says where one had to take another's place: `replaced` are those given so far.
+    Every picture reaches DALI in a form that it accepts. Should it refuse one nevertheless, which ends its pipeline,
+    another is built at the same step, and gets those pictures already decoded.
     """
 
     def __init__(
@@ -112,30 +105,47 @@ class EncodedStream:
     ) -> None:
         self._reader, self._order, self._how = reader, order, how
         self._normalisation, self._where = normalisation, where
-        self._two_views, self._dtype, self._first = two_views, dtype, step
-        self._asked: deque[_Asked] = deque()
-        self.replaced: list[Replacement] = []
-        self._pipeline = pipeline_def(self._define, enable_conditionals=True, exec_dynamic=True)(
-            batch_size=order.batch,
-            num_threads=where.threads,
-            device_id=where.device,
-            prefetch_queue_depth=where.ahead,
-            seed=0,
-        )
-        self._pipeline.build()
+        self._two_views, self._dtype = two_views, dtype
+        self._step = step
+        self._given: dict[int, Pictures] = {}  # by step, of those that DALI makes ahead
+        self._pipeline = self._built()
 
     def next(self) -> Views:
-        made = [tensor(output, channels_last=True, dtype=self._dtype) for output in self._pipeline.run()]
-        asked = self._asked.popleft()
-        self.replaced.extend(asked.replaced)
-        index = torch.from_numpy(asked.rows.index).to(self._where.place)
-        return Views(made[0], made[1] if self._two_views else None, index)
+        """The next step's views. Raises DataError where images cannot be read and nor can any in their place."""
+        try:
+            outputs = self._pipeline.run()
+        except RuntimeError:
+            outputs = self._run_again()
+        given = self._given.pop(self._step)
+        index = torch.from_numpy(given.rows.index)
+        self._step += 1
+        made = [tensor(output, channels_last=True, dtype=self._dtype) for output in outputs]
+        return Views(made[0], made[1] if self._two_views else None, index.to(self._where.place), given.replaced)
+
+    def _built(self) -> Node:
+        self._first = self._step
+        pipeline = pipeline_def(self._define, enable_conditionals=True, exec_dynamic=True)(
+            batch_size=self._order.batch,
+            num_threads=self._where.threads,
+            device_id=self._where.device,
+            prefetch_queue_depth=self._where.ahead,
+            seed=0,
+        )
+        pipeline.build()
+        return pipeline
+
+    def _run_again(self) -> Node:
+        """The outputs of the present step after DALI refused a picture of it, or of one that it makes ahead."""
+        for given in self._given.values():
+            self._reader.distrust(given.rows.index)
+        self._given.clear()
+        self._pipeline = self._built()
+        return self._pipeline.run()
 
     def _source(self, iteration: int) -> tuple[Any, ...]:
         """The inputs of one run: DALI asks ahead of time, so this depends on the iteration's number alone."""
         step = self._first + iteration
-        pictures, rows, replaced = self._reader.read(step, self._order.rows(step))
-        self._asked.append(_Asked(rows, replaced))
+        pictures, rows, _ = self._given[step] = self._reader.read(step, self._order.rows(step))
         sizes = np.array([(picture.height, picture.width) for picture in pictures])
         drawn = draw(self._order, rows, sizes[:, 0], sizes[:, 1], self._how)
         return [picture.content for picture in pictures], *self._numbers(drawn)

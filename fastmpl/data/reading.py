@@ -16,18 +16,11 @@ from fastmpl.data.encoded import Encoded, Index
 from fastmpl.data.errors import DataError
 from fastmpl.data.order import Rows
 from fastmpl.data.portable import BadImage, Picture, portable
+from fastmpl.data.stream import Replacement
 from fastmpl.data.tree import shown
 
+READERS: Final = 4  # threads of a stream, at least: each waits for a disk
 TRIALS: Final = 20  # images tried in a place before it is the disk that must be wrong
-
-
-class Replacement(NamedTuple):
-    """Image `index` could not be used, and `by` took its place in the batch of `step`."""
-
-    step: int
-    index: int  # type: ignore[assignment]  # hides tuple.index, which nobody needs
-    by: int
-    reason: str
 
 
 class Pictures(NamedTuple):
@@ -39,7 +32,7 @@ class Pictures(NamedTuple):
 
 
 class Reader:
-    """Reads the images of a stream over `members`, with `threads` threads.
+    """Reads the images of a stream over `members`, with `threads` threads or more.
 
     classes: of every image of the data set, for a stream whose images must keep their class; None for one that knows
     none.
@@ -50,7 +43,8 @@ class Reader:
     ) -> None:
         self._images, self._members, self._classes = images, members, classes
         self._key = draws.key(seed, draws.Purpose.REPLACE)
-        self._pool = ThreadPoolExecutor(max(threads, 1), thread_name_prefix="reader")
+        self._distrusted: set[int] = set()
+        self._pool = ThreadPoolExecutor(max(threads, READERS), thread_name_prefix="reader")
 
     def read(self, step: int, rows: Rows) -> Pictures:
         """The pictures of `rows`, the batch of `step`. Raises DataError where no other image can be read either."""
@@ -63,9 +57,9 @@ class Reader:
         index = np.array([used for _, used, _ in found], np.int64)
         return Pictures([picture for picture, _, _ in found], Rows(index, rows.epoch), tuple(replaced))
 
-    def close(self) -> None:
-        """Ends the threads."""
-        self._pool.shutdown(wait=False)
+    def distrust(self, index: Index) -> None:
+        """Images of which some ended a pipeline: from now on they are decoded here, and that one found."""
+        self._distrusted.update(index.tolist())
 
     def _usable(self, index: int) -> tuple[Picture, int, str]:
         """The image or the first of its substitutes that can be used, which one that is, and why not the image."""
@@ -89,7 +83,7 @@ class Reader:
 
     def _tried(self, index: int) -> tuple[Picture | None, str]:
         try:
-            return portable(self._images.read(index)), ""
+            return portable(self._images.read(index), trusted=index not in self._distrusted), ""
         except BadImage as error:
             return None, str(error)
         except OSError as error:
