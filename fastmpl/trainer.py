@@ -140,6 +140,7 @@ class Training:
             channels_last=config.system.channels_last,
             threads=torch.get_num_threads(),
             device=self.device.index or 0 if self.device.type == "cuda" else None,
+            dtype=torch.bfloat16 if config.system.precision == "bf16" else torch.float32,
         )
         require_trusted(config, self.data.trusted_count)
         self.judge = Judge(self.data, self.device, self.ranks)

@@ -215,10 +215,7 @@ def test_what_cannot_work_is_refused_with_the_reason(read: Load, keys: dict[str,
     assert str(refused.value) == f"Config: {sentence}"
 
 
-SOURCES = '"digits", "fashion_mnist", "cifar10", "cifar100", "svhn", "two_moons" or "folder"'
 NOT_BUILT = [
-    ({"data.source": "webdataset", "data.root": "a"}, "data.source", '"webdataset"', SOURCES),
-    ({"data.source": "tfrecord", "data.root": "a"}, "data.source", '"tfrecord"', SOURCES),
     ({"system.engine": "zero"}, "system.engine", '"zero"', '"plain"'),
 ]
 
