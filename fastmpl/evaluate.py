@@ -7,9 +7,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from fastmpl.assemble import AnyLearner
 from fastmpl.data.build import Data
 from fastmpl.data.held import Held
-from fastmpl.learners.plain import PlainLearner
 from fastmpl.learners.ranks import ALONE, Ranks
 
 Network = Literal["student", "average", "teacher"]
@@ -33,17 +33,21 @@ def score(infer: Infer, held: Held, device: torch.device, count: int | None = No
     """
     count = len(held) if count is None else count
     sums = torch.zeros(2, dtype=torch.float64, device=device)  # how many are right, loss
+    passes = 0
     for images, targets in held.batches(device):
         if len(targets):  # a rank may have none
             logits = infer(images)
             loss = F.cross_entropy(logits, targets, reduction="sum")
             sums += torch.stack([(logits.argmax(-1) == targets).sum(), loss])
+            passes += 1
+    for _ in range(passes, held.passes(-(-count // ranks.size))):  # shards are gathered by all ranks together
+        infer(held.blank(device))
     ranks.sum_([sums])
     right, loss_sum = sums.tolist()
     return Score(right / count, loss_sum / count, count)
 
 
-def inferences(networks: Mapping[Network, PlainLearner]) -> Iterator[tuple[Network, Infer]]:
+def inferences(networks: Mapping[Network, AnyLearner]) -> Iterator[tuple[Network, Infer]]:
     """Each network by name, and "average" where one keeps its average; a network is to be used before the next is asked."""
     for name, learner in networks.items():
         with learner.agreed():
@@ -70,7 +74,7 @@ class Judge:
             name: score(infer, held, self.device, self.counts[name], self.ranks) for name, held in self.splits.items()
         }
 
-    def accuracies(self, networks: Mapping[Network, PlainLearner]) -> dict[Network, dict[Split, float]]:
+    def accuracies(self, networks: Mapping[Network, AnyLearner]) -> dict[Network, dict[Split, float]]:
         """By network and split."""
         return {
             name: {split: found.accuracy for split, found in self.scores(infer).items()}

@@ -79,9 +79,9 @@ def trained(task: Task) -> Outcome:
     averaged = learner.average is not None
     if averaged:
         with learner.averaged() as module:
-            save_network(folder, module, classes=data.classes, image_shape=data.image_shape)
+            save_network(folder, module.state_dict(), classes=data.classes, image_shape=data.image_shape)
     else:
-        save_network(folder, learner.module, classes=data.classes, image_shape=data.image_shape)
+        save_network(folder, learner.module.state_dict(), classes=data.classes, image_shape=data.image_shape)
     (folder / "results.json").write_text(json.dumps(outcome, indent=1) + "\n")
     return outcome
 

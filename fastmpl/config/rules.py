@@ -170,6 +170,8 @@ def _system(config: "Config") -> Iterator[str]:
     system = config.system
     if system.offload and system.engine != "zero":
         yield 'system.offload = true needs system.engine = "zero".'
+    if system.offload and system.zero_stage == 0:
+        yield "system.offload = true with system.zero_stage = 0 has no shards. Use zero_stage = 1, 2 or 3."
     if system.engine == "zero" and system.graph == "on":
         yield 'system.graph = "on" with system.engine = "zero": shards cannot be captured. Use graph = "auto".'
 
@@ -179,8 +181,6 @@ NOT_YET: Final[dict[str, tuple[str | int | bool, ...]]] = {
     "data.source": ("digits", "fashion_mnist", "cifar10", "cifar100", "svhn", "two_moons", "folder"),
     "teacher.optimiser": ("sgd", "nesterov", "adamw", "fastmpl:sgd_ema"),
     "student.optimiser": ("sgd", "nesterov", "adamw", "fastmpl:sgd_ema"),
-    "system.engine": ("plain",),
-    "system.offload": (False,),
     "system.compile": (False,),
 }
 

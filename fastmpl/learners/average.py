@@ -41,6 +41,7 @@ class Average:
         # one weight per tensor: a single 0-D weight would be read by the host
         kinds = [(tensor.device, tensor.dtype) for tensor in mine]
         weights = {(device, dtype): weight.to(device, dtype) for device, dtype in set(kinds)}
-        torch._foreach_lerp_(mine, [current[name] for name in names], [weights[kind] for kind in kinds])
+        if mine:  # a network without buffers has nothing left to a step that averages
+            torch._foreach_lerp_(mine, [current[name] for name in names], [weights[kind] for kind in kinds])
         for name in self._rest:
             self.tensors[name].copy_(current[name])

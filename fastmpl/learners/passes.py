@@ -8,7 +8,9 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 Precision = Literal["float32", "bf16"]
-RELATIVE_STEP: Final = 1e-4  # of the difference form, against the parameters' norm: cosine 0.99999 with the JVP in float32
+RELATIVE_STEP: Final = (
+    1e-4  # of the difference form, against the parameters' norm: cosine 0.99999 with the JVP in float32
+)
 
 
 def autocast(device: torch.device, precision: Precision) -> AbstractContextManager[object]:

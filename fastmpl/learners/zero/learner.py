@@ -7,7 +7,7 @@ rows are element-wise. The engine forms graphs, reduces gradients, and gathers p
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from jaxtyping import Float, Int
@@ -105,6 +105,9 @@ class ZeroLearner:
             self.module.train()
 
     def accumulate(self, loss: Float[Tensor, ""]) -> None:
+        if isinstance(self.shards, Slices):
+            # DeepSpeed adds to what is there after another forward pass alone; a kept graph has had its own
+            self.engine.optimizer.clear_backward_seen_flag()
         self.engine.backward(loss)
 
     @torch.no_grad()
@@ -123,8 +126,8 @@ class ZeroLearner:
         assert self._asked is not None, "the engine steps by itself"
         step, keep = self._asked
         found = self.optimiser.step(self.shards.gradients(), step, keep=keep, average=self.average)
-        scalars = (value.to(self.device) for value in found[:3])  # offloaded shards are in the host's memory
-        self._update = Update(*scalars, found.old, found.gradients)
+        norm, applied, rate = (value.to(self.device) for value in found[:3])  # of offloaded shards, on the host
+        self._update = Update(norm, applied, rate, found.old, found.gradients)
 
     def gradient(self, images: Float[Tensor, "N *image"], loss: Loss, draw: Int[Tensor, ""]) -> Gradient:
         set_draw(self.module, draw)
@@ -170,7 +173,8 @@ class ZeroLearner:
 
         def gather(names: list[str]) -> dict[str, Tensor]:
             wanted = {name: [old, direction] if name in self.moving else [old] for name in names}
-            return {name: dual(*found, *[None][len(found) - 1 :]) for name, found in shards.gathered(wanted, self.device).items()}
+            found = shards.gathered(wanted, self.device)
+            return {name: dual(p, *moved) if moved else p for name, (p, *moved) in found.items()}
 
         return gather
 
