@@ -68,6 +68,8 @@ class ZeroLearner:
         self.twin = _twin(module)
         self.recomputation = Recomputation(module) if system.recompute else None
         parameters = {name: p for name, p in module.named_parameters() if p.requires_grad}
+        for p in parameters.values():  # DeepSpeed sends and cuts rows; images may have their channels last all the same
+            p.data = p.data.contiguous()
         decayed = matrices(parameters)
         self.device = next(iter(parameters.values())).device
         self.held = Held(module, self.device, system.precision)
@@ -213,16 +215,15 @@ class ZeroLearner:
     def progress(self, update: Update, gradient: Gradient) -> Float[Tensor, ""]:
         assert update.old is not None
         taken = {name: update.old[name] - self.shards.tensors[name] for name in gradient}
-        return self._total(sum_of_products(taken if taken else update.old, taken and gradient)).to(self.device)
+        return self._total(sum_of_products(update.old | taken, gradient)).to(self.device)
 
     @torch.no_grad()
     def cosine(self, update: Update, gradient: Gradient) -> Float[Tensor, ""]:
         assert update.gradients is not None
         mine = {name: update.gradients[name] for name in gradient}
-        sums = [sum_of_products(update.gradients, b) for b in (mine, gradient)]
-        sums.append(sum_of_products(gradient or update.gradients, gradient))
-        own, along, other = self._total(torch.stack(sums)).to(self.device)
-        return along / (own.sqrt() * other.sqrt()).clamp(min=1e-30)
+        pairs = ((update.gradients, mine), (update.gradients | gradient, gradient), (update.gradients, gradient))
+        sums = self._total(torch.stack([sum_of_products(a, b) for a, b in pairs])).to(self.device)
+        return sums[2] / (sums[0].sqrt() * sums[1].sqrt()).clamp(min=1e-30)
 
     @torch.no_grad()
     def mean(self, value: Float[Tensor, ""]) -> Float[Tensor, ""]:
