@@ -4,7 +4,7 @@ import json
 import time
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import ExitStack, closing, contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -12,7 +12,7 @@ from typing import Any, Literal, NamedTuple
 import torch
 
 from fastmpl import checkpoint, finetune
-from fastmpl.assemble import Trainee, assemble, below
+from fastmpl.assemble import AnyLearner, Trainee, assemble, below
 from fastmpl.check import require_trusted
 from fastmpl.checkpoint import Checkpoint
 from fastmpl.config import Config, difference, is_capturable, load, save
@@ -21,7 +21,6 @@ from fastmpl.data.build import Data
 from fastmpl.data.build import build as build_data
 from fastmpl.errors import ConfigError, DivergedError, StorageError
 from fastmpl.evaluate import Judge, Network, Split, inferences
-from fastmpl.learners.plain import PlainLearner
 from fastmpl.lifecycle import State, Stopper, claimed, write_status
 from fastmpl.metrics import Evaluation, Log, Meter, lines_a_read
 from fastmpl.networks import fixed_teacher, save_network
@@ -75,7 +74,7 @@ class Phase(NamedTuple):
     last: int
     step: EagerStep | GraphedStep
     batches: Callable[[], Batch]
-    networks: dict[Network, PlainLearner]  # what is evaluated, "average" being the student's
+    networks: dict[Network, AnyLearner]  # what is evaluated, "average" being the student's
 
 
 def train(config: Config, *, resume: str = "auto", quiet: bool = False, report: bool = True) -> Results:
@@ -93,8 +92,9 @@ def train(config: Config, *, resume: str = "auto", quiet: bool = False, report: 
         try:
             with joined(here, folder, lambda: held.enter_context(Stopper()), config.system.timeout) as group:
                 run = Training(config, folder, quiet, group, here)
-                run.restore(resume)
-                results = run.finish() if run.step == run.total else run.go()
+                with closing(run):
+                    run.restore(resume)
+                    results = run.finish() if run.step == run.total else run.go()
             if report and here.is_first:
                 from fastmpl.report import write_report  # matplotlib takes a second to import
 
@@ -157,7 +157,7 @@ class Training:
         self.trainee.step.watch = self.meter.add
         self.step, self.saved, self.seconds = 0, -1, 0.0
         self.best: dict[str, Any] | None = None
-        self.finetuned: tuple[PlainLearner, EagerStep] | None = None
+        self.finetuned: tuple[AnyLearner, EagerStep] | None = None
 
     def restore(self, resume: str) -> None:
         """Continues at a checkpoint, if there is one."""
@@ -213,17 +213,28 @@ class Training:
         results = Results(self.step, last, self.best, finetuned, self.seconds)
         with ExitStack() as held:
             held.enter_context(student.agreed())
-            module = held.enter_context(student.averaged()) if student.average is not None else student.module
+            if student.average is not None:
+                held.enter_context(student.averaged())
+            weights = {}
+            for name, value in student.weights():
+                if self.ranks.rank == 0:
+                    weights[name] = value.cpu()
             if self.ranks.rank == 0:
                 (self.folder / "results.json").write_text(json.dumps(results._asdict(), indent=1) + "\n")
                 save_network(
                     self.folder,
-                    module,
+                    weights,
                     classes=self.data.classes,
                     image_shape=self.data.image_shape,
                     normalisation=self.data.normalisation,
                 )
         return results
+
+    def close(self) -> None:
+        """Takes down what the networks are held by."""
+        learners = [*self.trainee.learners().values()]
+        for learner in [*learners, self.finetuned[0]] if self.finetuned is not None else learners:
+            learner.close()
 
     def _phases(self) -> Iterator[Phase]:
         """The phases that are not over yet."""
@@ -302,14 +313,16 @@ class Training:
         """A checkpoint. Where the disk is full, training goes on, unless it was the last."""
         folder = self.folder / "checkpoints"
         tensors, own = self.trainee.state() | {"meter": self.meter.kept}, self.trainee.own() | {"meter"}
+        sharded = self.trainee.sharded()
         if self.finetuned is not None:
             learner, step = self.finetuned
             tensors |= {f"finetuned/{name}": value for name, value in learner.state().items()}
             own |= {f"finetuned/{name}" for name in learner.own()}
+            sharded |= {f"finetuned/{name}" for name in learner.sharded()}
             tensors |= {f"finetune_step/{name}": value for name, value in step.state().items()}
         facts = {"data": self.data.train.state(), "best": self.best, "seconds": self.seconds}
         try:
-            checkpoint.save(folder, Checkpoint(self.step, tensors, facts, own), self.ranks)
+            checkpoint.save(folder, Checkpoint(self.step, tensors, facts, own, sharded), self.ranks)
         except StorageError as error:
             if last:
                 raise
@@ -336,13 +349,13 @@ class Training:
             return batch
         return batch.to(self.device)
 
-    def _trained(self) -> dict[Network, PlainLearner]:
-        networks: dict[Network, PlainLearner] = {"student": self.trainee.student}
+    def _trained(self) -> dict[Network, AnyLearner]:
+        networks: dict[Network, AnyLearner] = {"student": self.trainee.student}
         if self.trainee.teacher is not None and not self.config.data.store:  # which knows no other images
             networks["teacher"] = self.trainee.teacher
         return networks
 
-    def _finetuned(self) -> tuple[PlainLearner, EagerStep]:
+    def _finetuned(self) -> tuple[AnyLearner, EagerStep]:
         if self.finetuned is None:
             learner = finetune.finetuned_learner(self.trainee.student, self.config)
             self.finetuned = learner, finetune.finetune_step(learner, self.config, self.device)

@@ -1,8 +1,7 @@
 """Which keys go together. What cannot work is refused when the file is read, not at step 1,000.
 
-A rule is a function from the configuration to the sentences that refuse it. NOT_YET lists what the configuration names
-and this version does not do. What only the machine can tell (a GPU, free memory, the number of images) is not asked
-here.
+A rule is a function from the configuration to the sentences that refuse it. What only the machine can tell (a GPU, free
+memory, the number of images) is not asked here.
 """
 
 import re
@@ -66,7 +65,8 @@ def trained(config: "Config") -> dict[str, str]:
 
 def is_capturable(config: "Config") -> bool:
     """Whether a step can be one CUDA graph: its images have one size, and the optimisers allow it."""
-    return not config.data.start_size and all(ABILITIES[name].captured for name in trained(config).values())
+    plain = config.system.engine == "plain"
+    return plain and not config.data.start_size and all(ABILITIES[name].captured for name in trained(config).values())
 
 
 def _may_have_trusted(config: "Config") -> bool:
@@ -242,6 +242,8 @@ def _system(config: "Config") -> Iterator[str]:
     system = config.system
     if system.offload and system.engine != "zero":
         yield 'system.offload = true needs system.engine = "zero".'
+    if system.offload and system.zero_stage == 0:
+        yield "system.offload = true with system.zero_stage = 0 has no shards. Use zero_stage = 1, 2 or 3."
     if system.engine == "zero" and system.graph == "on":
         yield 'system.graph = "on" with system.engine = "zero": shards cannot be captured. Use graph = "auto".'
     for key in ("recompute", "engine") if system.compile else ():
@@ -249,23 +251,8 @@ def _system(config: "Config") -> Iterator[str]:
             yield f"system.compile = true with system.{key} = {toml(value)}: choose one of the two."
 
 
-# Keys that name more than this version does: the values that it has. Building a feature widens or deletes its row.
-NOT_YET: Final[dict[str, tuple[str | int | bool, ...]]] = {
-    "system.engine": ("plain",),
-    "system.offload": (False,),
-}
-
-
-def _not_yet(config: "Config") -> Iterator[str]:
-    for name, built in NOT_YET.items():
-        section, key = name.split(".")
-        value = getattr(getattr(config, section), key)
-        if value not in built:
-            yield f"{name} = {toml(value)} is not in this version yet. Use {one_of(built)}."
-
-
 def _refusals(config: "Config") -> Iterable[str]:
-    for rule in (_run, _models, _optimisers, _method, _feedback, _data, _system, _not_yet):
+    for rule in (_run, _models, _optimisers, _method, _feedback, _data, _system):
         yield from rule(config)
 
 

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from fastmpl.config import Config, ConfigError, load
-from fastmpl.config.rules import IMPOSSIBLE, NOT_YET
+from fastmpl.config.rules import IMPOSSIBLE
 
 Load = Callable[..., Config]
 
@@ -185,6 +185,10 @@ REFUSED = [
     ),
     ({"system.offload": True}, 'system.offload = true needs system.engine = "zero".'),
     (
+        {"system.engine": "zero", "system.zero_stage": 0, "system.offload": True},
+        "system.offload = true with system.zero_stage = 0 has no shards. Use zero_stage = 1, 2 or 3.",
+    ),
+    (
         {"system.engine": "zero", "system.graph": "on"},
         'system.graph = "on" with system.engine = "zero": shards cannot be captured. Use graph = "auto".',
     ),
@@ -213,21 +217,6 @@ def test_what_cannot_work_is_refused_with_the_reason(read: Load, keys: dict[str,
     with pytest.raises(ConfigError) as refused:
         read(**keys)
     assert str(refused.value) == f"Config: {sentence}"
-
-
-NOT_BUILT = [
-    ({"system.engine": "zero"}, "system.engine", '"zero"', '"plain"'),
-]
-
-
-@pytest.mark.parametrize(("keys", "key", "value", "instead"), NOT_BUILT)
-def test_what_is_not_built_yet_is_refused_with_what_is(
-    read: Load, keys: dict[str, Any], key: str, value: str, instead: str
-) -> None:
-    assert key in NOT_YET
-    with pytest.raises(ConfigError) as refused:
-        read(**keys)
-    assert str(refused.value) == f"Config: {key} = {value} is not in this version yet. Use {instead}."
 
 
 ACCEPTED = [
