@@ -12,7 +12,6 @@ from fastmpl.data.batch import Batch
 from fastmpl.learners.plain import PlainLearner
 from fastmpl.methods.mpl import Feedback, MetaPseudoLabels
 from fastmpl.methods.supervised import Supervised
-from fastmpl.methods.targets import cross_entropy
 from fastmpl.methods.uda import Consistency
 from fastmpl.methods.views import by_view, images
 from fastmpl.models import build
@@ -151,10 +150,11 @@ def published(step: Step) -> torch.Tensor:
     labels = method.label(seen.detach(), moment.draw(LABEL), batch.unlabelled_index)
     learnt = by_view(student.forward(images(batch, order.student), moment.dropout(STUDENT)), batch, order.student)
     before = method.validate(learnt.of("labelled").detach(), batch.targets)
-    student.accumulate(cross_entropy(labels, learnt.of("strong")))
+    lesson = method.learn(learnt, labels)
+    student.accumulate(lesson.loss)
     student.apply(moment.step)
     after = method.validate(student.observe(batch.labelled, moment.dropout(VALIDATION)), batch.targets)
-    taught = method.teach(seen, batch.targets, labels, before - after, moment.consistency_weight)
+    taught = method.teach(seen, batch.targets, lesson, before - after, moment.consistency_weight)
     teacher.accumulate(taught.loss)
     teacher.apply(moment.step)
     return after

@@ -24,6 +24,7 @@ from fastmpl.learners.statistics import RunningStatistics
 from fastmpl.models.norms import frozen_statistics
 from fastmpl.models.stochastic import set_draw
 from fastmpl.models.sync_norm import synchronise
+from fastmpl_kernels.rows import unit
 
 
 class PlainLearner:
@@ -81,7 +82,7 @@ class PlainLearner:
             self.module.train()
 
     def accumulate(self, loss: Float[Tensor, ""]) -> None:
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward(unit(loss))  # type: ignore[no-untyped-call]
 
     @torch.no_grad()
     def apply(self, step: Int[Tensor, ""], *, keep: bool = False) -> Update:
@@ -100,7 +101,7 @@ class PlainLearner:
         with self._autocast(), frozen_statistics(self.module):
             value = loss(full(functional_call(self.module, held, (images,))))
         moving = {name: p for name, p in held.items() if name in self.moving}
-        gradients = dict(zip(moving, torch.autograd.grad(value, list(moving.values())), strict=True))
+        gradients = dict(zip(moving, torch.autograd.grad(value, list(moving.values()), unit(value)), strict=True))
         self.ranks.mean_(list(gradients.values()))
         return gradients
 

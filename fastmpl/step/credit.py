@@ -16,16 +16,16 @@ from fastmpl.data.batch import Batch
 from fastmpl.learners.protocol import Gradient, Learner, Update
 from fastmpl.methods.feedback import controlled
 from fastmpl.methods.mpl import MetaPseudoLabels
-from fastmpl.methods.targets import Labels
+from fastmpl.methods.targets import Lesson
 from fastmpl.methods.views import by_view, images
 from fastmpl.step.moment import CONTROL, STUDENT, VALIDATION, Moment
 from fastmpl.step.order import Order
 
 
 class Learnt(NamedTuple):
-    """The student's loss on one part's pseudo labels, and its logits at the old parameters."""
+    """What the student learnt from one part's pseudo labels, and its logits at the old parameters."""
 
-    loss: Float[Tensor, ""]
+    lesson: Lesson  # its loss without a graph
     logits: Float[Tensor, "N K"]
 
 
@@ -43,7 +43,6 @@ def credit(
     student: Learner,
     parts: Sequence[Batch],
     moment: Moment,
-    labels: Sequence[Labels],
     update: Update,
     learnt: Sequence[Learnt],
     before: Float[Tensor, ""] | None,
@@ -66,11 +65,11 @@ def credit(
             baseline.lerp_(h.to(baseline.dtype), 1 - settings.baseline)
         return Given([scalar] * len(parts), h, scalar.abs())
     rows = []
-    for i, (part, label) in enumerate(zip(parts, labels, strict=True)):
-        views, logits = images(part, order.student), learnt[i].logits
+    for i, part in enumerate(parts):
+        views, (lesson, logits) = images(part, order.student), learnt[i]
         tangent = student.tangent(update, views, logits, gradient, moment.part(i).dropout(STUDENT))
         mine, moved = (by_view(x, part, order.student).of("strong") for x in (logits, tangent))
-        rows.append(torch.where(update.applied > 0, method.credit(mine, moved, label), 0.0))
+        rows.append(torch.where(update.applied > 0, method.credit(mine, moved, lesson), 0.0))
     every = torch.cat(rows)
     # a part's rows are scaled by its own images
     size = every.square().mean().sqrt() * (len(rows[0]) / method.unlabelled)

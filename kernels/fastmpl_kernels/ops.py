@@ -14,8 +14,19 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
+from torch.autograd.function import once_differentiable
 
 LIBRARY = torch.library.Library("fastmpl", "FRAGMENT")  # type: ignore[no-untyped-call]
+
+
+def once(backward: Callable[..., Any]) -> Callable[..., Any]:
+    """A backward that a second derivative refuses, as torch's once_differentiable does, at no cost where none is asked."""
+    guarded: Callable[..., Any] = once_differentiable(backward)
+
+    def call(ctx: Any, *upstream: Any) -> Any:
+        return (guarded if torch.is_grad_enabled() else backward)(ctx, *upstream)
+
+    return call
 
 
 def _has_tangent(value: object) -> bool:

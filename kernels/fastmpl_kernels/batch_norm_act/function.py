@@ -8,13 +8,13 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
-from torch.autograd.function import FunctionCtx, once_differentiable
+from torch.autograd.function import FunctionCtx
 
 from fastmpl_kernels import dispatch
 from fastmpl_kernels.batch_norm_act import native, phases
 from fastmpl_kernels.batch_norm_act.settings import NUMBER, Reduce, Settings
 from fastmpl_kernels.library import available
-from fastmpl_kernels.ops import define
+from fastmpl_kernels.ops import define, once
 
 OP = "batch_norm_act"
 SMALLEST_PART = 65536  # elements of x that one Triton program sums, at least
@@ -190,7 +190,7 @@ class Recorded(torch.autograd.Function):
         return y
 
     @staticmethod
-    @once_differentiable
+    @once
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
         x, weight, bias, residual, moments = ctx.saved_tensors
         return backward(dy, x, moments, weight, bias, residual, ctx.settings)
@@ -221,7 +221,7 @@ class BatchNormAct(torch.autograd.Function):
         ctx.save_for_forward(x, weight, bias, residual, moments)
 
     @staticmethod
-    @once_differentiable
+    @once
     def backward(ctx: Any, dy: Tensor | None, _: Tensor | None) -> tuple[Tensor | None, ...]:
         if dy is None:
             return (None,) * 7
