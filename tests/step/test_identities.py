@@ -136,7 +136,7 @@ def updated(
         )
         decay = group["weight_decay"]
         if "exp_avg" in state:
-            b1, b2, t = config.momentum, 0.999, float(state["step"] if "step" in state else group["step"]) + 1
+            b1, b2, t = config.momentum, 0.999, float(state.get("step", student.optimiser.count)) + 1
             m = b1 * state["exp_avg"] + (1 - b1) * g[name]
             v = b2 * state["exp_avg_sq"] + (1 - b2) * g[name].square()
             is_lamb = config.optimiser in ("lamb", "apex:FusedLAMB")
@@ -464,7 +464,7 @@ def tangent_at_new_parameters(patch: pytest.MonkeyPatch) -> None:
 
 def trust_ratio_held_constant(patch: pytest.MonkeyPatch) -> None:
     """LAMB's ratio is kept, its own dependence on the gradient dropped."""
-    scaled = Row(ROWS["lamb"].build, ROWS["lamb"].state, _lamb_by_ratio_alone, counts=True)
+    scaled = Row(ROWS["lamb"].build, ROWS["lamb"].state, _lamb_by_ratio_alone, counts="parameter")
     patch.setattr(optimisers, "ROWS", {**ROWS, "lamb": scaled})
 
 
