@@ -13,9 +13,9 @@ class FakeRun:
     """Networks, optimisers and a batch of the run's sizes, made under the fake tensors of the lint."""
 
     def __init__(self, config: Config, classes: int, image_shape: tuple[int, ...]) -> None:
-        # neither changes what a capture forbids; fake parameters cannot be converted to a memory format, and torch's
-        # forward mode of a bf16 batch norm gives a float32 tangent that fake convolutions refuse (real ones do not)
-        plain = {"channels_last": False, "precision": "float32"}
+        # none changes what a capture forbids; fake parameters cannot be converted to a memory format or sharded, and
+        # torch's forward mode of a bf16 batch norm gives a float32 tangent that fake convolutions refuse (real ones do not)
+        plain = {"channels_last": False, "precision": "float32", "engine": "plain"}
         config = config.model_copy(update={"system": config.system.model_copy(update=plain)})
 
         def stand_in() -> torch.nn.Module:

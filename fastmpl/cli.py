@@ -74,6 +74,32 @@ def check(asked: Check, config: Config) -> None:
 
 
 @dataclass(frozen=True)
+class Plan:
+    """Says what a run would need: memory of each GPU and arithmetic, by sharding and schedule; trains nothing."""
+
+    config: Positional[Path]
+    """TOML file; launch/configs holds examples."""
+    ranks: int = 1
+    """GPUs that share the batch."""
+    memory: float = 80.0
+    """GiB of each GPU."""
+    classes: int = 0
+    """Number of classes, where the images are a folder of your own."""
+    debug: FlagCreatePairsOff[bool] = False
+    """Show where in the code an error came from."""
+
+
+def plan(asked: Plan, config: Config) -> None:
+    from fastmpl import planner
+
+    if asked.ranks < 1 or asked.memory <= 0:
+        raise ConfigError("fastmpl plan needs --ranks of at least 1, and --memory above 0.")
+    found = planner.plan(config, ranks=asked.ranks, memory=asked.memory * 2**30, classes=asked.classes)
+    for line in planner.lines(found):
+        print(line)
+
+
+@dataclass(frozen=True)
 class Distill:
     """Stores a teacher's class distributions over all training images, for distillation and reduced_mpl."""
 
@@ -261,6 +287,7 @@ def report(asked: Report) -> None:
 CONFIGURED: Final[dict[str, tuple[type[Any], Callable[[Any, Config], None]]]] = {
     "train": (Train, train),
     "check": (Check, check),
+    "plan": (Plan, plan),
     "distill": (Distill, distill),
     "ablate": (Ablate, ablate),
 }
