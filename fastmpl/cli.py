@@ -230,6 +230,22 @@ class Status:
     """Show where in the code an error came from."""
 
 
+@dataclass(frozen=True)
+class Doctor:
+    """Says what this machine has and lacks, and checks the kernels that would run here against their references."""
+
+    debug: FlagCreatePairsOff[bool] = False
+    """Show where in the code an error came from."""
+
+
+def doctor(asked: Doctor) -> None:
+    limit_threads()
+    from fastmpl.doctor import lines
+
+    for line in lines():
+        print(line, flush=True)
+
+
 def init(asked: Init) -> None:
     from fastmpl.begin import begin
 
@@ -298,6 +314,7 @@ OTHERS: Final[dict[str, tuple[type[Any], Callable[[Any], None]]]] = {
     "evaluate": (Evaluate, evaluate),
     "predict": (Predict, predict),
     "status": (Status, status),
+    "doctor": (Doctor, doctor),
 }
 VERBS: Final = {name: asked for name, (asked, _) in (CONFIGURED | OTHERS).items()}
 

@@ -4,7 +4,7 @@ Rates, norms, clip factors, counts and skips stay on the device, but for the opt
 (`Row.skips`). The derivative of a step is the row's rule followed by the Jacobian of the clip.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Collection, Mapping
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -20,22 +20,35 @@ from fastmpl.learners.sgd_ema import SgdEma
 from fastmpl_kernels.sgd_ema import global_norm
 
 Tensors = list[Tensor]
+Total = Callable[[Float[Tensor, ""]], Float[Tensor, ""]]
 
 
 class Optimiser:
-    """Clips by global norm, skips what is not finite, steps at the scheduled rate."""
+    """Clips by global norm, skips what is not finite, steps at the scheduled rate.
 
-    def __init__(self, parameters: Mapping[str, torch.nn.Parameter], config: NetworkConfig, steps: int) -> None:
-        self.parameters, self.config, self.steps = dict(parameters), config, steps
+    `parameters` may be a rank's pieces of a network that ranks share. Then `total` sums a tensor over the ranks, and
+    `decayed` names the parameters that weight decay shrinks, which their pieces' shapes no longer tell.
+    """
+
+    def __init__(
+        self,
+        parameters: Mapping[str, Tensor],
+        config: NetworkConfig,
+        steps: int,
+        *,
+        total: Total | None = None,
+        decayed: Collection[str] | None = None,
+    ) -> None:
+        self.parameters, self.config, self.steps, self.total = dict(parameters), config, steps, total
         self.row = ROWS[config.optimiser]
         device = next(iter(self.parameters.values())).device
         self.lr = torch.zeros((), device=device)
-        # norms' weights and biases are not decayed
-        decayed = [p for p in self.parameters.values() if p.ndim > 1]
-        plain = [p for p in self.parameters.values() if p.ndim <= 1]
+        names = matrices(self.parameters) if decayed is None else decayed
+        decaying = [p for name, p in self.parameters.items() if name in names]
+        plain = [p for name, p in self.parameters.items() if name not in names]
         groups = [
             {"params": some, "weight_decay": decay}
-            for some, decay in ((decayed, config.weight_decay), (plain, 0.0))
+            for some, decay in ((decaying, config.weight_decay), (plain, 0.0))
             if some
         ]
         self.inner = self.row.build(groups, config)
@@ -53,13 +66,15 @@ class Optimiser:
         """
         listed = list(gradients.values())
         norm = global_norm(listed)
+        if self.total is not None:
+            norm = self.total(norm.square()).sqrt()
         finite = norm.isfinite()
         if self.config.clip > 0:
             torch._foreach_mul_(listed, (self.config.clip / norm).clamp(max=1.0))
         if average is not None and isinstance(self.inner, SgdEma):
             averages: dict[Tensor, Tensor] = {p: average.tensors[name] for name, p in self.parameters.items()}
             self.inner.average(averages, average.decay_at(step).to(self.lr.dtype))
-        old = {name: p.detach().clone() for name, p in self.parameters.items()} if keep else None
+        old = dict(zip(self.parameters, self._copies(), strict=True)) if keep else None
         self.lr.copy_(self._rate(step))
         spoilt = keep and self.row.spoils_gradient
         for name, p in self.parameters.items():
@@ -116,17 +131,19 @@ class Optimiser:
             Stepped(group_of[p], self.inner.state[p], update.old[name], update.gradients[name])
             for name, p in ((name, self.parameters[name]) for name in direction)
         ]
-        moved = dict(zip(direction, self.row.derivative(stepped, list(direction.values())), strict=True))
+        vectors = self.row.derivative(stepped, list(direction.values()))
+        moved = dict(zip(direction, vectors, strict=True))
         if self.config.clip == 0:
             return moved
         factor = (self.config.clip / update.norm).clamp(max=1.0)
         active = (factor < 1).to(factor.dtype)
         length = factor * update.norm  # of the gradients as they are kept, after the clip
-        along = sum_of_products({name: update.gradients[name] for name in moved}, moved) / length.clamp(min=1e-30)
-        return {
-            name: factor * (v - active * along / length.clamp(min=1e-30) * update.gradients[name])
-            for name, v in moved.items()
-        }
+        along = sum_of_products(update.gradients, moved)
+        along = (along if self.total is None else self.total(along)) / length.clamp(min=1e-30)
+        if not moved:  # a rank may hold nothing of a direction
+            return moved
+        radial = torch._foreach_mul([each.gradient for each in stepped], active * along / length.clamp(min=1e-30))
+        return dict(zip(moved, torch._foreach_mul(torch._foreach_sub(vectors, radial), factor), strict=True))
 
     def state(self) -> dict[str, Tensor]:
         """Every tensor of the optimiser, by `parameter/name`."""
@@ -139,6 +156,9 @@ class Optimiser:
         for key, value in self.state().items():
             value.copy_(state[key])
 
+    def _copies(self) -> Tensors:
+        return list(torch._foreach_clone([p.detach() for p in self.parameters.values()]))
+
     def _rate(self, step: Int[Tensor, ""]) -> Float[Tensor, ""]:
         c = self.config
         return rate(step, peak=c.lr, steps=self.steps, warmup=c.warmup, wait=c.wait, schedule=c.schedule)
@@ -146,8 +166,20 @@ class Optimiser:
 
 def sum_of_products(a: Gradient, b: Gradient) -> Float[Tensor, ""]:
     """<a, b> over the parameters of `b`: two copies and one product, whatever the number of parameters."""
-    return torch.dot(_flat([a[name] for name in b]), _flat(list(b.values())))
+    if not b:  # a rank may hold nothing of a direction
+        return next(iter(a.values())).new_zeros(())
+    pairs = [_in_memory_order(a[name], value) for name, value in b.items()]
+    first, second = (torch.cat([pair[i].reshape(-1) for pair in pairs]) for i in (0, 1))
+    return torch.dot(first, second)
 
 
-def _flat(tensors: Tensors) -> Tensor:
-    return torch.cat([tensor.reshape(-1) for tensor in tensors])
+def matrices(parameters: Mapping[str, Tensor]) -> set[str]:
+    """The names that weight decay shrinks: norms' weights and biases are left out."""
+    return {name for name, p in parameters.items() if p.ndim > 1}
+
+
+def _in_memory_order(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+    """Both with their axes as `a` lies in memory: to flatten channels-last weights as they are would copy them twice."""
+    if a.dim() == 4 and not a.is_contiguous() and a.is_contiguous(memory_format=torch.channels_last):
+        return a.movedim(1, -1), b.movedim(1, -1)
+    return a, b

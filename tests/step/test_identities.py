@@ -17,7 +17,7 @@ from torch.func import functional_call
 
 from fastmpl.config import NetworkConfig
 from fastmpl.learners import optimisers, plain
-from fastmpl.learners.rows import ROWS, Row, derivatives
+from fastmpl.learners.rows import ROWS, derivatives
 from fastmpl.methods import feedback, mpl
 from fastmpl.methods.mpl import Feedback, MetaPseudoLabels
 from fastmpl.methods.pseudo_label import PseudoLabel
@@ -464,35 +464,33 @@ def tangent_at_new_parameters(patch: pytest.MonkeyPatch) -> None:
 
 def trust_ratio_held_constant(patch: pytest.MonkeyPatch) -> None:
     """LAMB's ratio is kept, its own dependence on the gradient dropped."""
-    scaled = Row(ROWS["lamb"].build, ROWS["lamb"].state, _lamb_by_ratio_alone, counts="parameter")
-    patch.setattr(optimisers, "ROWS", {**ROWS, "lamb": scaled})
+    patch.setattr(optimisers, "ROWS", {**ROWS, "lamb": ROWS["lamb"]._replace(derivative=_lamb_by_ratio_alone)})
 
 
 def _lamb_by_ratio_alone(stepped: Any, vectors: Any) -> list[Tensor]:
-    lr, decay = stepped[0].group["lr"], [each.group["weight_decay"] for each in stepped]
-    ratios = []
-    for each, w in zip(stepped, decay, strict=True):
-        adam = derivatives._moments(each)
-        ratios.append(each.old.norm() / (adam.first / adam.s + w * each.old).norm() if w else 1.0)
-    by_gradient = [derivatives._by_gradient(each, v) for each, v in zip(stepped, vectors, strict=True)]
-    return [lr * ratio * moved for ratio, moved in zip(ratios, by_gradient, strict=True)]
+    ratios = [1.0 if u is None else each.old.norm() / u.norm() for each, u in _directions(stepped)]
+    scaled = [ratio * v for ratio, v in zip(ratios, vectors, strict=True)]
+    return [stepped[0].group["lr"] * moved for moved in derivatives._by_gradient(stepped, scaled)]
 
 
 def projection_after_the_diagonal(patch: pytest.MonkeyPatch) -> None:
     """The derivative itself, not its transpose: the two differ where it is not symmetric."""
-    honest = derivatives._of_one_lamb
+    patch.setattr(optimisers, "ROWS", {**ROWS, "lamb": ROWS["lamb"]._replace(derivative=_lamb_turned_round)})
 
-    def turned_round(each: Any, v: Tensor) -> Tensor:
-        # (I - n n^T) A v from A (I - n n^T) and A
-        if each.group["weight_decay"] == 0:
-            return honest(each, v)
-        adam = derivatives._moments(each)
-        u = adam.first / adam.s + each.group["weight_decay"] * each.old
-        moved = derivatives._by_gradient(each, v)
-        n = u / u.norm()
-        return each.old.norm() / u.norm() * (moved - n * (n * moved).sum())
 
-    patch.setattr(derivatives, "_of_one_lamb", turned_round)
+def _lamb_turned_round(stepped: Any, vectors: Any) -> list[Tensor]:
+    by_gradient = derivatives._by_gradient(stepped, vectors)
+    for (each, u), moved in zip(_directions(stepped), by_gradient, strict=True):
+        if u is not None:
+            n = u / u.norm()
+            moved.copy_(each.old.norm() / u.norm() * (moved - n * (n * moved).sum()))
+    return [stepped[0].group["lr"] * moved for moved in by_gradient]
+
+
+def _directions(stepped: Any) -> list[tuple[Any, Tensor | None]]:
+    """LAMB's direction of every parameter that its trust ratio scales."""
+    counts = derivatives._Counts.of(stepped)
+    return [(each, derivatives._direction(each, counts) if each.group["weight_decay"] else None) for each in stepped]
 
 
 def clip_held_constant(patch: pytest.MonkeyPatch) -> None:

@@ -43,20 +43,40 @@ def of_sgd(stepped: Sequence[Stepped], vectors: Sequence[Tensor]) -> list[Tensor
 
 def of_adamw(stepped: Sequence[Stepped], vectors: Sequence[Tensor]) -> list[Tensor]:
     """lr A v; 0 where the second moment is 0."""
-    return [_by_gradient(each, v) * each.group["lr"] for each, v in zip(stepped, vectors, strict=True)]
+    if not stepped:
+        return []
+    return list(torch._foreach_mul(_by_gradient(stepped, vectors), stepped[0].group["lr"]))
 
 
 def of_lamb(stepped: Sequence[Stepped], vectors: Sequence[Tensor]) -> list[Tensor]:
     """lr ratio A (v - n <n, v>) where the trust ratio is active, lr A v where it is 1."""
-    return [_of_one_lamb(each, v) * each.group["lr"] for each, v in zip(stepped, vectors, strict=True)]
+    if not stepped:
+        return []
+    counts = _Counts.of(stepped)
+    scaled = [_by_trust(each, v, counts) for each, v in zip(stepped, vectors, strict=True)]
+    return list(torch._foreach_mul(_by_gradient(stepped, scaled), stepped[0].group["lr"]))
 
 
-def _of_one_lamb(each: Stepped, v: Tensor) -> Tensor:
-    decay = each.group["weight_decay"]
-    if decay == 0:  # LAMB adapts only what it decays
-        return _by_gradient(each, v)
-    adam = _moments(each)
-    u = adam.first / adam.s + decay * each.old
+class _Counts(NamedTuple):
+    """What corrects Adam's moments for their start at 0: c1 = 1 - beta1^t, and the root of c2 = 1 - beta2^t."""
+
+    c1: Float[Tensor, ""]
+    root_c2: Float[Tensor, ""]
+
+    @classmethod
+    def of(cls, stepped: Sequence[Stepped]) -> "_Counts":
+        """The same for all parameters; the steps are counted by each of them (torch, LAMB) or by the group (apex)."""
+        (beta1, beta2), state = stepped[0].group["betas"], stepped[0].state
+        count = state["step"] if "step" in state else stepped[0].group["step"]
+        step, dtype = count.reshape(()).to(torch.float64), state["exp_avg"].dtype
+        return cls((1 - beta1**step).to(dtype), (1 - beta2**step).sqrt().to(dtype))
+
+
+def _by_trust(each: Stepped, v: Tensor, counts: _Counts) -> Tensor:
+    """ratio (v - n <n, v>), or v where the trust ratio is 1."""
+    if each.group["weight_decay"] == 0:  # LAMB adapts only what it decays
+        return v
+    u = _direction(each, counts)
     length, size = u.norm(), each.old.norm()
     ratio = size / length.clamp(min=1e-30)
     adapts = (length > 0) & (size > 0)
@@ -64,31 +84,28 @@ def _of_one_lamb(each: Stepped, v: Tensor) -> Tensor:
         adapts = adapts & (ratio < 1)
     n = u / length.clamp(min=1e-30)
     projected = v - n * (n * v).sum()
-    return _by_gradient(each, torch.where(adapts, ratio * projected, v))
+    return torch.where(adapts, ratio * projected, v)
 
 
-class _Moments(NamedTuple):
-    """Adam's moments of one parameter, corrected for their start at 0."""
-
-    first: Tensor  # m / c1
-    root: Tensor  # sqrt(v)
-    s: Tensor  # sqrt(v / c2) + eps
-    c1: Float[Tensor, ""]
-    root_c2: Float[Tensor, ""]
+def _direction(each: Stepped, counts: _Counts) -> Tensor:
+    """u of LAMB."""
+    s = each.state["exp_avg_sq"].sqrt() / counts.root_c2 + each.group["eps"]
+    u: Tensor = each.state["exp_avg"] / (counts.c1 * s) + each.group["weight_decay"] * each.old
+    return u
 
 
-def _moments(each: Stepped) -> _Moments:
-    """After the step. Its count is kept by the parameter (torch, LAMB) or by the group (apex)."""
-    (beta1, beta2), root = each.group["betas"], each.state["exp_avg_sq"].sqrt()
-    count = each.state["step"] if "step" in each.state else each.group["step"]
-    step = count.reshape(()).to(torch.float64)
-    c1, root_c2 = (1 - beta1**step).to(root.dtype), (1 - beta2**step).sqrt().to(root.dtype)
-    return _Moments(each.state["exp_avg"] / c1, root, root / root_c2 + each.group["eps"], c1, root_c2)
-
-
-def _by_gradient(each: Stepped, v: Tensor) -> Tensor:
+def _by_gradient(stepped: Sequence[Stepped], vectors: Sequence[Tensor]) -> tuple[Tensor, ...]:
     """A v, with A the derivative of m / (c1 s) by g: the quotient rule; 0 where the second moment is 0."""
-    (beta1, beta2), adam = each.group["betas"], _moments(each)
-    by_first = (1 - beta1) / (adam.c1 * adam.s)
-    by_second = adam.first / adam.s**2 * (1 - beta2) * each.gradient / (adam.root * adam.root_c2)
-    return torch.where(adam.root > 0, v * (by_first - by_second), 0.0)
+    group, counts = stepped[0].group, _Counts.of(stepped)
+    beta1, beta2 = group["betas"]
+    root = torch._foreach_sqrt([each.state["exp_avg_sq"] for each in stepped])
+    moves = torch._foreach_sign(root)  # 0 where the second moment is 0, else 1
+    torch._foreach_clamp_min_(root, torch.finfo(root[0].dtype).tiny)
+    s = torch._foreach_add(torch._foreach_div(root, counts.root_c2), group["eps"])
+    by_first = torch._foreach_mul(torch._foreach_reciprocal(s), 1 - beta1)
+    by_second = torch._foreach_div(torch._foreach_div([each.state["exp_avg"] for each in stepped], s), s)
+    torch._foreach_mul_(by_second, torch._foreach_div([each.gradient for each in stepped], root))
+    torch._foreach_mul_(by_second, (1 - beta2) / counts.root_c2)
+    moved = torch._foreach_mul(torch._foreach_sub(by_first, by_second), list(vectors))
+    torch._foreach_mul_(moved, moves)
+    return torch._foreach_div(moved, counts.c1)
