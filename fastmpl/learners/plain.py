@@ -14,6 +14,7 @@ from torch.func import functional_call
 from fastmpl.config import NetworkConfig
 from fastmpl.learners.average import Average
 from fastmpl.learners.blocks import last_parameters
+from fastmpl.learners.compiled import Network, compiled
 from fastmpl.learners.optimisers import Optimiser, sum_of_products
 from fastmpl.learners.passes import Precision, autocast, difference_step, dual, full, tangent_of
 from fastmpl.learners.protocol import Gradient, Loss, Update
@@ -39,9 +40,12 @@ class PlainLearner:
         tangent: Literal["jvp", "difference"] = "jvp",
         depth: int = 0,
         recompute: bool = False,
+        compiler: str = "",
         ranks: Ranks = ALONE,
     ) -> None:
+        """compiler: the backend of torch.compile for passes without a tangent; none where empty."""
         self.module = module.train()
+        self.network: Network = compiled(module, compiler) if compiler else module
         synchronise(module, ranks)
         self.recomputation = Recomputation(module) if recompute else None
         self.statistics = RunningStatistics(module)
@@ -56,7 +60,7 @@ class PlainLearner:
         set_draw(self.module, draw)
         recomputed = self.recomputation.on(draw) if self.recomputation else nullcontext()
         with self._autocast(), recomputed, self.statistics.recorded():
-            return full(self.module(images))
+            return full(self.network(images))
 
     @torch.no_grad()
     def observe(
@@ -64,7 +68,7 @@ class PlainLearner:
     ) -> Float[Tensor, "N K"]:
         set_draw(self.module, draw)
         with self._autocast(precise), frozen_statistics(self.module):
-            return full(self.module(images))
+            return full(self.network(full(images) if precise else images))  # a loader may give bf16
 
     @torch.no_grad()
     def infer(self, images: Float[Tensor, "N *image"]) -> Float[Tensor, "N K"]:

@@ -54,7 +54,8 @@ class RunningStatistics:
             self._values, [part.view_as(value) for part, value in zip(parts, self._values, strict=True)]
         )
         if self._counters:
-            torch._foreach_add_(self._counters, (applied > 0) * passes)
+            # one per counter: a single 0-D tensor would be read by the host
+            torch._foreach_add_(self._counters, [(applied > 0) * passes] * len(self._counters))
 
 
 @torch.no_grad()
