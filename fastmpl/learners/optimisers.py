@@ -4,6 +4,7 @@ Rates, norms, clip factors, counts and skips stay on the device, but for the opt
 (`Row.skips`). The derivative of a step is the row's rule followed by the Jacobian of the clip.
 """
 
+import math
 from collections.abc import Callable, Collection, Mapping
 
 import torch
@@ -68,21 +69,22 @@ class Optimiser:
         norm = global_norm(listed)
         if self.total is not None:
             norm = self.total(norm.square()).sqrt()
-        finite = norm.isfinite()
+        finite = norm < math.inf  # false for NaN too; isfinite is four operators
         if self.config.clip > 0:
             torch._foreach_mul_(listed, (self.config.clip / norm).clamp(max=1.0))
         if average is not None and isinstance(self.inner, SgdEma):
             averages: dict[Tensor, Tensor] = {p: average.tensors[name] for name, p in self.parameters.items()}
             self.inner.average(averages, average.decay_at(step).to(self.lr.dtype))
         old = dict(zip(self.parameters, self._copies(), strict=True)) if keep else None
-        self.lr.copy_(self._rate(step))
+        rate = self._rate(step)
+        self.lr.copy_(rate)
         spoilt = keep and self.row.spoils_gradient
         for name, p in self.parameters.items():
             p.grad = gradients[name].clone() if spoilt else gradients[name]
         self._take(finite)
         for p in self.parameters.values():
             p.grad = None
-        return Update(norm, finite.to(norm.dtype), self.lr.clone(), old, gradients if keep else None)
+        return Update(norm, finite.to(norm.dtype), rate, old, gradients if keep else None)
 
     def _take(self, finite: Bool[Tensor, ""]) -> None:
         """The step of the optimiser itself, or nothing where the gradient is not finite."""

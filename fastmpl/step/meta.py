@@ -8,7 +8,6 @@ next begins, so that both networks still take one optimiser step. Nothing in a s
 from collections.abc import Sequence
 from typing import NamedTuple
 
-import torch
 from jaxtyping import Float
 from torch import Tensor
 
@@ -17,7 +16,7 @@ from fastmpl.learners.protocol import Learner
 from fastmpl.methods.mpl import MetaPseudoLabels, Taught
 from fastmpl.methods.targets import Labels
 from fastmpl.methods.views import Logits, by_view, images
-from fastmpl.step.credit import Learnt, credit, needs_gradient, validation_loss
+from fastmpl.step.credit import Learnt, credit, mean, needs_gradient, validation_loss
 from fastmpl.step.moment import LABEL, OBSERVER, STUDENT, TEACHER, Moment, Report
 from fastmpl.step.order import Order
 
@@ -64,14 +63,14 @@ def meta_step(
     lesson = teacher.apply(moment.step)
 
     return Report(
-        student_loss=_mean([each.loss for each in learnt]),
-        supervised_loss=_mean([each.supervised for each in taught]),
-        pseudo_loss=_mean([each.consistency for each in taught]),
-        feedback_loss=_mean([each.feedback for each in taught]),
+        student_loss=mean([each.loss for each in learnt]),
+        supervised_loss=mean([each.supervised for each in taught]),
+        pseudo_loss=mean([each.consistency for each in taught]),
+        feedback_loss=mean([each.feedback for each in taught]),
         feedback=given.progress,
         feedback_size=given.size,
-        coverage=_mean([each.coverage for each in taught]),
-        confidence=_mean([label.probabilities.amax(-1).mean() for label in labels]),
+        coverage=mean([each.coverage for each in taught]),
+        confidence=mean([label.probabilities.amax(-1).mean() for label in labels]),
         student_norm=update.norm,
         teacher_norm=lesson.norm,
         student_rate=update.rate,
@@ -104,7 +103,7 @@ def _learn(
     """The student learns from the pseudo labels, and from nothing else."""
     logits = student.forward(images(part, order.student), moment.dropout(STUDENT))
     loss = method.learn(by_view(logits, part, order.student), labels)
-    student.accumulate(loss / parts)
+    student.accumulate(loss / parts if parts > 1 else loss)
     return Learnt(loss.detach(), logits.detach())
 
 
@@ -125,9 +124,5 @@ def _teach(
         rows = teacher.forward(images(part, order.teacher), moment.dropout(TEACHER))
         seen = seen._replace(graph=by_view(rows, part, order.teacher))
     taught = method.teach(seen.all(), part.targets, labels, credit, moment.consistency_weight)
-    teacher.accumulate(taught.loss / parts)
+    teacher.accumulate(taught.loss / parts if parts > 1 else taught.loss)
     return Taught(*(value.detach() for value in taught))
-
-
-def _mean(values: Sequence[Tensor]) -> Tensor:
-    return torch.stack(list(values)).mean() if len(values) > 1 else values[0]
