@@ -9,8 +9,8 @@ from typing import NamedTuple
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from fastmpl.capture import FakeRun, fake_batch
-from fastmpl.config import Config, feeds_back
-from fastmpl.step.accounting import arithmetic, measure, tensors_of
+from fastmpl.config import Config
+from fastmpl.step.accounting import arithmetic, measure
 
 BATCHES = ("batch_labelled", "batch_unlabelled", "batch_trusted")
 
@@ -43,34 +43,16 @@ def cost(config: Config, shape: Shape, ranks: int, kept: int = 0) -> Cost:
     kept: bytes that its credit keeps of the student (`gathered_bytes` at stage 0): counted there, they are left out here.
     """
     config, twice = share(config, ranks), share(config, ranks, 2)
-    counted = _without_feedback(config) if _runs_on_real_tensors_alone(config) else config
     with FakeTensorMode():
-        flops = arithmetic(FakeRun(config, *shape).step)
-        run = FakeRun(counted, *shape)
-        for learner in (run.trainee.student, run.trainee.teacher):
-            if learner is not None:
-                learner.precision = config.system.precision
-        run.step()  # creates what later steps find
+        run = FakeRun(config, *shape)
+        flops = arithmetic(run.step)  # the first step, which creates what later ones find
         one = _beyond_state(run)
         run.batch = fake_batch(twice, shape.image, shape.classes)
         two = _beyond_state(run)
-    kept = kept if counted is config else 0
     return Cost(two - one, max(0, 2 * one - two - kept), flops)
-
-
-def _runs_on_real_tensors_alone(config: Config) -> bool:
-    """torch's forward-mode rule of a bf16 batch norm gives a float32 tangent, which fake convolutions refuse."""
-    forward = feeds_back(config) and config.feedback.kind != "scalar" and config.feedback.tangent == "jvp"
-    return forward and config.system.precision == "bf16"
-
-
-def _without_feedback(config: Config) -> Config:
-    """Its passes keep no activations: the peak of all but tiny networks is in a backward pass, and the same without."""
-    return config.model_copy(update={"feedback": config.feedback.model_copy(update={"kind": "off"})})
 
 
 def _beyond_state(run: FakeRun) -> int:
     """Bytes at the peak of a step beside the networks' lasting state."""
-    state = run.trainee.state()
-    lasting = measure(lambda: None, state).base_bytes
-    return measure(run.step, state, tensors_of([*run.batch])).peak_bytes - lasting
+    lasting = measure(lambda: None, run.trainee.state()).base_bytes
+    return measure(run.step, *run.held()).peak_bytes - lasting

@@ -11,7 +11,7 @@ from fastmpl.capture import FakeRun
 from fastmpl.cli import main
 from fastmpl.config import Config, ConfigError, load
 from fastmpl.planner.plan import size_of
-from fastmpl.step.accounting import measure, tensors_of
+from fastmpl.step.accounting import measure
 
 DIGITS = Path(__file__).parents[2] / "launch/configs/digits.toml"
 GIB = 2**30
@@ -27,7 +27,7 @@ def peak_of(config: Config) -> int:
     with FakeTensorMode():
         run = FakeRun(config, 10, (3, 8, 8))
         run.step()
-        return measure(run.step, run.trainee.state(), tensors_of([*run.batch])).peak_bytes
+        return measure(run.step, *run.held()).peak_bytes
 
 
 @pytest.mark.parametrize(
@@ -35,6 +35,7 @@ def peak_of(config: Config) -> int:
     [
         ("split", {}),
         ("split, deferred", {"system__deferred": True}),
+        ("split, deferred", {"system__deferred": True, "system__precision": "bf16"}),
         ("joint", {"system__schedule": "joint", "feedback__kind": "off"}),
     ],
 )
