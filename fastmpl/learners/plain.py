@@ -139,6 +139,8 @@ class PlainLearner:
 
     @torch.no_grad()
     def mean(self, value: Float[Tensor, ""]) -> Float[Tensor, ""]:
+        if self.ranks.size == 1:
+            return value
         value = value.clone()
         self.ranks.mean_([value])
         return value

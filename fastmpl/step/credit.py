@@ -58,9 +58,10 @@ def credit(
     else:
         gradient = _validation_gradient(method, student, parts, moment)
         h = student.cosine(update, gradient) if settings.cosine else student.progress(update, gradient)
-    h = torch.where(update.applied > 0, h, 0.0)
+    taken = update.applied > 0
+    h = torch.where(taken, h, nothing)
     if settings.kind == "scalar":
-        scalar = torch.where(update.applied > 0, controlled(h - baseline, settings.control, key), 0.0)
+        scalar = torch.where(taken, controlled(h - baseline, settings.control, key), nothing)
         if settings.baseline > 0:
             baseline.lerp_(h.to(baseline.dtype), 1 - settings.baseline)
         return Given([scalar] * len(parts), h, scalar.abs())
@@ -69,7 +70,7 @@ def credit(
         views, (lesson, logits) = images(part, order.student), learnt[i]
         tangent = student.tangent(update, views, logits, gradient, moment.part(i).dropout(STUDENT))
         mine, moved = (by_view(x, part, order.student).of("strong") for x in (logits, tangent))
-        rows.append(torch.where(update.applied > 0, method.credit(mine, moved, lesson), 0.0))
+        rows.append(torch.where(taken, method.credit(mine, moved, lesson), 0.0))
     every = torch.cat(rows)
     # a part's rows are scaled by its own images
     size = every.square().mean().sqrt() * (len(rows[0]) / method.unlabelled)
@@ -94,7 +95,7 @@ def validation_loss(
         inputs, targets = _validation_images(method, part)
         logits = student.observe(inputs, moment.part(i).dropout(VALIDATION), precise=True)
         losses.append(method.validate(logits, targets))
-    return torch.stack(losses).mean()
+    return mean(losses)
 
 
 def _validation_gradient(
@@ -118,3 +119,8 @@ def _validation_images(method: MetaPseudoLabels, batch: Batch) -> tuple[Tensor, 
         return batch.labelled, batch.targets
     assert batch.trusted is not None and batch.trusted_targets is not None, "the data has no trusted images"
     return batch.trusted, batch.trusted_targets
+
+
+def mean(values: Sequence[Tensor]) -> Tensor:
+    """Over the micro-batches, which are equally large."""
+    return torch.stack(list(values)).mean() if len(values) > 1 else values[0]

@@ -8,7 +8,6 @@ next begins, so that both networks still take one optimiser step. Nothing in a s
 from collections.abc import Sequence
 from typing import NamedTuple
 
-import torch
 from jaxtyping import Float
 from torch import Tensor
 
@@ -17,7 +16,7 @@ from fastmpl.learners.protocol import Learner
 from fastmpl.methods.mpl import MetaPseudoLabels, Taught
 from fastmpl.methods.targets import Labels, Lesson
 from fastmpl.methods.views import Logits, by_view, images
-from fastmpl.step.credit import Learnt, credit, needs_gradient, validation_loss
+from fastmpl.step.credit import Learnt, credit, mean, needs_gradient, validation_loss
 from fastmpl.step.moment import LABEL, OBSERVER, STUDENT, TEACHER, Moment, Report
 from fastmpl.step.order import Order
 
@@ -64,14 +63,14 @@ def meta_step(
     lesson = teacher.apply(moment.step)
 
     return Report(
-        student_loss=_mean([each.lesson.loss for each in learnt]),
-        supervised_loss=_mean([each.supervised for each in taught]),
-        pseudo_loss=_mean([each.consistency for each in taught]),
-        feedback_loss=_mean([each.feedback for each in taught]),
+        student_loss=mean([each.lesson.loss for each in learnt]),
+        supervised_loss=mean([each.supervised for each in taught]),
+        pseudo_loss=mean([each.consistency for each in taught]),
+        feedback_loss=mean([each.feedback for each in taught]),
         feedback=given.progress,
         feedback_size=given.size,
-        coverage=_mean([each.coverage for each in taught]),
-        confidence=_mean([each.lesson.confidence for each in learnt]),
+        coverage=mean([each.coverage for each in taught]),
+        confidence=mean([each.lesson.confidence for each in learnt]),
         student_norm=update.norm,
         teacher_norm=lesson.norm,
         student_rate=update.rate,
@@ -132,7 +131,3 @@ def _teach(
 def share(loss: Float[Tensor, ""], parts: int) -> Float[Tensor, ""]:
     """A micro-batch's share of the step's loss; alone, the loss as it is, whose gradient then needs no product."""
     return loss / parts if parts > 1 else loss
-
-
-def _mean(values: Sequence[Tensor]) -> Tensor:
-    return torch.stack(list(values)).mean() if len(values) > 1 else values[0]
