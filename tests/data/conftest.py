@@ -29,6 +29,9 @@ DIGITS = {
     "rand_augment": (0, 0),
     "cutout": 0.5,
     "store": "",
+    "minimum_confidence": 0.0,
+    "per_class": 0,
+    "filter_store": "",
     "shift": 0.125,
 }
 
