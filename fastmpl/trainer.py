@@ -123,6 +123,7 @@ class Training:
             channels_last=config.system.channels_last,
             threads=torch.get_num_threads(),
             device=self.device.index or 0 if self.device.type == "cuda" else None,
+            dtype=torch.bfloat16 if config.system.precision == "bf16" else torch.float32,
         )
         require_trusted(config, self.data.trusted_count)
         self.judge = Judge(self.data, self.device, self.ranks)
@@ -292,9 +293,9 @@ class Training:
             write_status(self.folder, "running", self.step)
 
     def _executed(self, step: EagerStep) -> EagerStep | GraphedStep:
-        """As one CUDA graph where there is a GPU, unless it is switched off."""
+        """As one CUDA graph where there is a GPU, unless it is switched off or images grow, for a graph has one size."""
         graph = self.config.system.graph
-        if self.device.type == "cuda" and graph != "off":
+        if self.device.type == "cuda" and graph != "off" and not self.config.data.start_size:
             return GraphedStep(step, self.device)
         if graph == "on":
             raise ConfigError('system.graph = "on" needs a CUDA device, and there is none. Use graph = "auto".')

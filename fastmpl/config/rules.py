@@ -7,14 +7,13 @@ here.
 
 import re
 from collections.abc import Iterable, Iterator
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Protocol
 
 from fastmpl.config.wording import one_of, toml
 from fastmpl.errors import ConfigError
 
 if TYPE_CHECKING:
     from fastmpl.config.schema import Config
-    from fastmpl.config.sections import DataConfig
 
 STREAMED: Final = ("file_list", "webdataset", "tfrecord")  # sources whose images are decoded at every step
 
@@ -152,7 +151,16 @@ def _feedback(config: "Config") -> Iterator[str]:
         )
 
 
-def decodes_always(data: "DataConfig") -> bool:
+class _Source(Protocol):
+    """The keys of [data] that say where images come from."""
+
+    @property
+    def source(self) -> str: ...
+    @property
+    def decode(self) -> str: ...
+
+
+def decodes_always(data: _Source) -> bool:
     """Whether images are decoded at every step, rather than once before training."""
     return data.source in STREAMED or (data.source == "folder" and data.decode == "always")
 

@@ -68,13 +68,10 @@ def crops(settings: DataSettings, size: int) -> Crops:
     return Crops(size, settings.crop_scale, settings.crop_ratio, settings.flip, operations, magnitude, cut)
 
 
-def _middle(height: NDArray[np.float64], width: NDArray[np.float64], ratio: tuple[float, float]) -> NDArray[np.float64]:
+def _middle(tall: NDArray[np.float64], wide: NDArray[np.float64], ratio: tuple[float, float]) -> NDArray[np.float64]:
     """The largest window of an allowed shape, [n, 2]: height, width."""
-    shape = np.clip(width / height, *ratio)
-    tall = np.stack([height, np.round(height * shape)], axis=1)
-    wide = np.stack([np.round(width / shape), width], axis=1)
-    return np.where((width / height > ratio[1])[:, None], tall, np.where((width / height < ratio[0])[:, None], wide,
-                    np.stack([height, width], axis=1)))  # fmt: skip
+    low, high = ratio
+    return np.stack([np.minimum(tall, np.round(wide / low)), np.minimum(wide, np.round(tall * high))], axis=1)
 
 
 def windows(u: Float, height: NDArray[np.int64], width: NDArray[np.int64], how: Crops) -> NDArray[np.int32]:
@@ -85,7 +82,7 @@ def windows(u: Float, height: NDArray[np.int64], width: NDArray[np.int64], how: 
     low, high = np.log(how.ratio)
     shape = np.exp(low + drawn[:, TRIALS : 2 * TRIALS] * (high - low))
     sizes = np.stack([np.round(np.sqrt(area / shape)), np.round(np.sqrt(area * shape))], axis=2)
-    fits = (sizes >= 1).all(2) & (sizes[..., 0] <= tall[:, None]) & (sizes[..., 1] <= wide[:, None])
+    fits = np.all(sizes >= 1, axis=2) & (sizes[..., 0] <= tall[:, None]) & (sizes[..., 1] <= wide[:, None])
     first = np.take_along_axis(sizes, fits.argmax(1)[:, None, None], 1)[:, 0]
     some = fits.any(1)[:, None]
     size = np.where(some, first, _middle(tall, wide, how.ratio))

@@ -4,7 +4,7 @@ As with arrays every draw is an input made by us, and so are the bytes: a thread
 they are stored. What differs between CPU and GPU is where the pictures lie, and whose resize is used.
 """
 
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import torch
@@ -66,12 +66,12 @@ def resize(image: Node, windows: list[Node], size: int, where: Machine) -> list[
             num_outputs=len(windows),
             output_layouts=["HWC"] * len(windows),
         )
-        return list(made) if len(windows) > 1 else [made]
-    made = []
+        return list(cast(list[Node], made)) if len(windows) > 1 else [made]
+    on_gpu = []
     for window in windows:
         start = fn.cast(fn.slice(window, 0, 2, axes=[0]), dtype=types.FLOAT)
         shape = fn.cast(fn.slice(window, 2, 2, axes=[0]), dtype=types.FLOAT)
-        made.append(
+        on_gpu.append(
             fn.resize(
                 image,
                 size=[size, size],
@@ -81,7 +81,7 @@ def resize(image: Node, windows: list[Node], size: int, where: Machine) -> list[
                 antialias=True,
             )
         )
-    return made
+    return on_gpu
 
 
 class EncodedStream:
@@ -146,10 +146,9 @@ class EncodedStream:
         """The inputs of one run: DALI asks ahead of time, so this depends on the iteration's number alone."""
         step = self._first + iteration
         pictures, rows, _ = self._given[step] = self._reader.read(step, self._order.rows(step))
-        height, width = (np.array(side) for side in zip(*((p.height, p.width) for p in pictures), strict=True))
-        return [picture.content for picture in pictures], *self._numbers(
-            draw(self._order, rows, height, width, self._how)
-        )
+        sizes = np.array([(picture.height, picture.width) for picture in pictures])
+        drawn = draw(self._order, rows, sizes[:, 0], sizes[:, 1], self._how)
+        return [picture.content for picture in pictures], *self._numbers(drawn)
 
     def _numbers(self, drawn: Drawn) -> list[NDArray[Any]]:
         weak, strong = drawn
@@ -171,7 +170,9 @@ class EncodedStream:
         kinds = [types.UINT8, *view]
         if self._two_views:
             kinds += [*view, types.FLOAT, types.FLOAT, *layer * self._how.operations]
-        return list(fn.external_source(source=self._source, num_outputs=len(kinds), batch=True, dtype=kinds))
+        return list(
+            cast(list[Node], fn.external_source(source=self._source, num_outputs=len(kinds), batch=True, dtype=kinds))
+        )
 
     def _define(self) -> Node:
         content, *numbers = self._inputs()

@@ -5,7 +5,7 @@ The same on every rank; nothing of views, batches or devices is here.
 
 from collections.abc import Callable
 from functools import partial
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -52,7 +52,7 @@ def _normalisation(images: Images) -> Normalisation | None:
     """Measured where that costs nothing; ImageNet's where it would take decoding everything. None for points."""
     if not isinstance(images, np.ndarray):
         return IMAGENET
-    return None if images.dtype != np.uint8 else measure(images.astype(np.uint8, copy=False))
+    return None if images.ndim == 2 else measure(cast(NDArray[np.uint8], images))
 
 
 def fingerprint(prepared: Prepared, settings: DataSettings, seed: int) -> dict[str, Word]:

@@ -73,9 +73,8 @@ def _keep(file: Path, places: Index, names: Names, words: Names) -> None:
     """In one move, and without complaint where the disk is full: an index can be made again."""
     draft = file.with_name(f"{file.stem}.{os.getpid()}.tmp.npz")
     try:
-        texts = {key: np.frombuffer(json.dumps(list(text)).encode(), np.uint8)
-                 for key, text in (("names", names), ("words", words))}  # fmt: skip
-        np.savez(draft, places=places, **texts)
+        texts = (np.frombuffer(json.dumps(list(text)).encode(), np.uint8) for text in (names, words))
+        np.savez(draft, places=places, names=next(texts), words=next(texts))
         draft.replace(file)
     except OSError:
         draft.unlink(missing_ok=True)

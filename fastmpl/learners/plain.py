@@ -62,7 +62,7 @@ class PlainLearner:
     ) -> Float[Tensor, "N K"]:
         set_draw(self.module, draw)
         with self._autocast(precise), frozen_statistics(self.module):
-            return _full(self.module(images))
+            return _full(self.module(images.float() if precise else images))  # a loader may give bf16
 
     @torch.no_grad()
     def infer(self, images: Float[Tensor, "N *image"]) -> Float[Tensor, "N K"]:

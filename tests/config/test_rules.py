@@ -203,11 +203,8 @@ def test_what_cannot_work_is_refused_with_the_reason(read: Load, keys: dict[str,
     assert str(refused.value) == f"Config: {sentence}"
 
 
-SOURCES = '"digits", "fashion_mnist", "cifar10", "cifar100", "svhn", "two_moons" or "folder"'
 OPTIMISERS = '"sgd", "nesterov", "adamw" or "fastmpl:sgd_ema"'
 NOT_BUILT = [
-    ({"data.source": "webdataset", "data.root": "a"}, "data.source", '"webdataset"', SOURCES),
-    ({"data.source": "tfrecord", "data.root": "a"}, "data.source", '"tfrecord"', SOURCES),
     ({"teacher.optimiser": "lamb"}, "teacher.optimiser", '"lamb"', OPTIMISERS),
     ({"student.optimiser": "apex:FusedSGD"}, "student.optimiser", '"apex:FusedSGD"', OPTIMISERS),
     ({"system.engine": "zero"}, "system.engine", '"zero"', '"plain"'),
