@@ -3,7 +3,7 @@
 import json
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -12,16 +12,18 @@ import torch
 
 from fastmpl import checkpoint, finetune
 from fastmpl.assemble import Trainee, assemble, below
-from fastmpl.check import require_trusted
+from fastmpl.check import require_same_data, require_trusted
 from fastmpl.checkpoint import Checkpoint
 from fastmpl.config import Config, difference, load, save
 from fastmpl.data.batch import Batch
 from fastmpl.data.build import Data
 from fastmpl.data.build import build as build_data
+from fastmpl.data.stream import Replacement
 from fastmpl.errors import ConfigError, DivergedError, StorageError
 from fastmpl.evaluate import Judge, Network, Split, inferences
 from fastmpl.learners.plain import PlainLearner
 from fastmpl.lifecycle import State, Stopper, claimed, write_status
+from fastmpl.lost import Lost, LostImages, NoneLost
 from fastmpl.metrics import Evaluation, Log, Meter
 from fastmpl.networks import fixed_teacher, save_network
 from fastmpl.processes import Group, Place, joined, place
@@ -126,6 +128,8 @@ class Training:
             dtype=torch.bfloat16 if config.system.precision == "bf16" else torch.float32,
         )
         require_trusted(config, self.data.trusted_count)
+        require_same_data(self.data.train.state()["fingerprint"], self.ranks)
+        self.lost: Lost = LostImages(folder, self.ranks, self.data.names) if self.data.may_lack_images else NoneLost()
         self.judge = Judge(self.data, self.device, self.ranks)
         kind = {"classes": len(self.data.classes), "image_shape": self.data.image_shape}
         self.trainee: Trainee = assemble(
@@ -178,6 +182,7 @@ class Training:
         ):
             if self.log is not None:
                 self.log.truncate_after(self.step)
+                self.lost.truncate_after(self.step)
             for note in self.notes:
                 self.progress.note(note)
             self.stops.begin(self.step + 1)
@@ -216,7 +221,7 @@ class Training:
             learner, step = self._finetuned()
             settings = self.config.finetune
             stream = self.data.finetune(settings.images, settings.batch, self.step - steps)
-            following = finetune.batches(stream, self.device)
+            following = finetune.batches(stream, self.device, self._note_replaced)
             yield Phase("finetune", self.total, step, following, {"student": learner})
 
     def _train(self, phase: Phase) -> None:
@@ -245,6 +250,7 @@ class Training:
                 raise self.stops.reason(self.folder, self.step)
 
     def _report(self, values: dict[str, float], images: float, steps: int) -> None:
+        self.lost.gather(self.progress.note)
         if self.log is not None:
             self.log.train(self.step, values, seconds=self.seconds, images_per_second=images)
         self.progress.update(self.step, values | {"images_per_second": images})
@@ -271,6 +277,7 @@ class Training:
 
     def _save(self, *, last: bool) -> None:
         """A checkpoint. Where the disk is full, training goes on, unless it was the last."""
+        self.lost.gather(self.progress.note)
         folder = self.folder / "checkpoints"
         tensors, own = self.trainee.state() | {"meter": self.meter.kept}, self.trainee.own() | {"meter"}
         if self.finetuned is not None:
@@ -303,9 +310,13 @@ class Training:
 
     def _next_batch(self) -> Batch:
         batch = next(self.data.train)
+        self._note_replaced(self.data.train.replaced)
         if self.device.type == "cpu":
             return batch
         return batch.to(self.device)
+
+    def _note_replaced(self, replaced: Sequence[Replacement]) -> None:
+        self.lost.add(self.step + 1, replaced)
 
     def _trained(self) -> dict[Network, PlainLearner]:
         networks: dict[Network, PlainLearner] = {"student": self.trainee.student}

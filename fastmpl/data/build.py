@@ -28,7 +28,7 @@ from fastmpl.data.reading import Reader
 from fastmpl.data.settings import DataSettings
 from fastmpl.data.split import Split
 from fastmpl.data.store import Store, open_store
-from fastmpl.data.stream import ViewStream
+from fastmpl.data.stream import Replacement, ViewStream
 from fastmpl.data.views import augmentation
 
 
@@ -135,6 +135,11 @@ class Data:
         return self._streams.prepared.normalisation
 
     @property
+    def may_lack_images(self) -> bool:
+        """Whether images are read at every step, so that some may turn out to be gone."""
+        return not isinstance(self._streams.prepared.arrays.train_images, np.ndarray)
+
+    @property
     def problems(self) -> tuple[Problem, ...]:
         """The files that were left out, and those that are odd."""
         return self._streams.prepared.arrays.problems
@@ -222,10 +227,12 @@ def build(
     if store is not None:
         known["store"] = digest(*(np.frombuffer(shard.blake2b.encode(), np.uint8) for shard in store.header.shards))
 
-    def stored(stream: Stream, step: int) -> Tensor:
+    def stored(stream: Stream, step: int, replaced: Sequence[Replacement]) -> Tensor:
         """Rows of the images that the stream gives at that step: an order is known ahead, and no device is asked."""
         assert store is not None
-        rows = torch.from_numpy(store.probabilities(orders[stream].rows(step).index))
+        index = orders[stream].rows(step).index
+        index[[one.place for one in replaced]] = [one.by for one in replaced]
+        rows = torch.from_numpy(store.probabilities(index))
         return rows if device is None else rows.pin_memory().to(f"cuda:{device}", non_blocking=True)
 
     return Data(
