@@ -14,7 +14,7 @@ from fastmpl import checkpoint, finetune
 from fastmpl.assemble import Trainee, assemble, below
 from fastmpl.check import require_same_data, require_trusted
 from fastmpl.checkpoint import Checkpoint
-from fastmpl.config import Config, difference, load, save
+from fastmpl.config import Config, difference, is_capturable, load, save
 from fastmpl.data.batch import Batch
 from fastmpl.data.build import Data
 from fastmpl.data.build import build as build_data
@@ -300,9 +300,9 @@ class Training:
             write_status(self.folder, "running", self.step)
 
     def _executed(self, step: EagerStep) -> EagerStep | GraphedStep:
-        """As one CUDA graph where there is a GPU, unless it is switched off or images grow, for a graph has one size."""
+        """As one CUDA graph where there is a GPU, unless it is switched off."""
         graph = self.config.system.graph
-        if self.device.type == "cuda" and graph != "off" and not self.config.data.start_size:
+        if self.device.type == "cuda" and graph != "off" and is_capturable(self.config):
             return GraphedStep(step, self.device)
         if graph == "on":
             raise ConfigError('system.graph = "on" needs a CUDA device, and there is none. Use graph = "auto".')

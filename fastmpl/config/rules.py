@@ -9,6 +9,7 @@ import re
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Final, Protocol
 
+from fastmpl.config.optimisers import ABILITIES
 from fastmpl.config.wording import one_of, toml
 from fastmpl.errors import ConfigError
 
@@ -52,6 +53,19 @@ def feeds_back(config: "Config") -> bool:
     return config.method.name in ("mpl", "reduced_mpl") and config.feedback.kind != "off"
 
 
+def trained(config: "Config") -> dict[str, str]:
+    """The optimiser of each network that the method trains, by its role."""
+    names: dict[str, str] = {"student": config.student.optimiser}
+    if config.method.name in ("mpl", "reduced_mpl"):
+        names["teacher"] = config.teacher.optimiser
+    return names
+
+
+def is_capturable(config: "Config") -> bool:
+    """Whether a step can be one CUDA graph: its images have one size, and the optimisers allow it."""
+    return not config.data.start_size and all(ABILITIES[name].captured for name in trained(config).values())
+
+
 def _may_have_trusted(config: "Config") -> bool:
     """Whether there can be trusted images: a user's folder may have some of its own."""
     return config.data.trusted > 0 or config.data.source in ("folder", *STREAMED)
@@ -90,12 +104,18 @@ def _optimisers(config: "Config") -> Iterator[str]:
     for role, network in (("teacher", config.teacher), ("student", config.student)):
         if network.optimiser == "nesterov" and network.momentum == 0:
             yield f'{role}.optimiser = "nesterov" needs {role}.momentum above 0. Use "sgd" for none.'
-    student, kind = config.student.optimiser, config.feedback.kind
-    if student in ("lamb", "apex:FusedLAMB") and feeds_back(config) and kind in ("exact", "per_example"):
-        yield (
-            f'student.optimiser = "{student}" with feedback.kind = "{kind}" cannot work: its trust ratio mixes a '
-            'layer\'s gradients. Use feedback.kind = "scalar", or student.optimiser = "adamw".'
-        )
+    for role, name in trained(config).items():
+        able = ABILITIES[name]
+        if config.system.graph == "on" and not able.captured:
+            yield (
+                f'system.graph = "on" with {role}.optimiser = "{name}": it takes its rate as a number of the host. '
+                f'Use graph = "auto", or {role}.optimiser = "{able.instead}".'
+            )
+        if config.system.engine == "zero" and not able.sharded:
+            yield (
+                f'system.engine = "zero" with {role}.optimiser = "{name}": its trust ratio needs whole parameters, and '
+                f'ZeRO steps slices of them. Use engine = "plain", or {role}.optimiser = "adamw".'
+            )
 
 
 def _method(config: "Config") -> Iterator[str]:
@@ -228,8 +248,6 @@ def _system(config: "Config") -> Iterator[str]:
 
 # Keys that name more than this version does: the values that it has. Building a feature widens or deletes its row.
 NOT_YET: Final[dict[str, tuple[str | int | bool, ...]]] = {
-    "teacher.optimiser": ("sgd", "nesterov", "adamw", "fastmpl:sgd_ema"),
-    "student.optimiser": ("sgd", "nesterov", "adamw", "fastmpl:sgd_ema"),
     "system.engine": ("plain",),
     "system.offload": (False,),
     "system.compile": (False,),

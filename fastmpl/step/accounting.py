@@ -6,6 +6,7 @@ counted on a machine that could not run it. Left out: scratch memory inside an o
 `round_to`) and fragmentation; on a CPU the resident peak was 1.4 to 2.0 % above this count.
 """
 
+import functools
 import weakref
 from collections import Counter
 from collections.abc import Callable
@@ -75,9 +76,21 @@ class LiveBytes(TorchDispatchMode):
 
 
 def is_bookkeeping(operator: Any) -> bool:
-    """Whether an operator launches nothing on a device: views, allocation without a fill, questions (fake tensors')."""
+    """Whether an operator launches nothing on a device: views, allocation without a fill, questions about tensors."""
     nothing = operator.overloadpacket.__name__ in {"_unsafe_view", "empty", "empty_like", "empty_strided", "new_empty"}
-    return bool(operator.is_view) or nothing or operator.namespace == "prim"
+    return nothing or bool(operator.is_view) or _is_question(operator)
+
+
+@functools.cache
+def _is_question(operator: Any) -> bool:
+    """Whether an operator neither returns a tensor nor writes one: promote_types, is_same_size, a profiler's mark."""
+    schema = operator._schema
+    returns = any(_holds_tensors(value.type) for value in schema.returns)
+    return not (returns or schema.is_mutable)
+
+
+def _holds_tensors(kind: torch.Type) -> bool:
+    return "Tensor" in str(kind)
 
 
 def tensors_of(*trees: object) -> list[Tensor]:
