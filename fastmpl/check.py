@@ -19,6 +19,7 @@ from fastmpl.errors import StorageError
 if TYPE_CHECKING:
     from fastmpl.data.arrays import Problem
     from fastmpl.data.prepare import Prepared
+    from fastmpl.learners.ranks import Ranks
 
 SAY_EVERY: Final = 10  # seconds
 SHOWN: Final = 10  # files of a reason, or classes, that are named
@@ -39,6 +40,19 @@ def require_trusted(config: Config, count: int) -> None:
                 f'{section}.images = "trusted", and {config.data.root} has no folder trusted: '
                 "put clean images into trusted/<class>/, or set data.trusted above 0 to take some of the labelled ones."
             )
+
+
+def require_same_data(fingerprint: object, ranks: "Ranks") -> None:
+    """Raises DataError, on all ranks, where not all of them found the same data and split it alike."""
+    from fastmpl.data.errors import DataError
+
+    every = ranks.facts(fingerprint)
+    differing = [rank for rank, found in enumerate(every) if found != every[0]]
+    if differing:
+        raise DataError(
+            f"rank {differing[0]} found other images than rank 0: see that all machines have the same files and the same "
+            "list of `fastmpl check` (in XDG_CACHE_HOME, else ~/.cache), or check the data on each of them."
+        )
 
 
 class _Progress:

@@ -171,6 +171,47 @@ class Demo:
 
 
 @dataclass(frozen=True)
+class Pack:
+    """Packs a folder of pictures into WebDataset tars, which a disk reads faster; interrupted, the same command goes on."""
+
+    folder: Positional[str]
+    """Folder with labelled/<class>/*, and perhaps unlabelled/, trusted/ and test/."""
+    output: Positional[Path]
+    """Folder to write; data.root of a configuration with data.source = "webdataset"."""
+    size: int = 0
+    """Pixels of the longer side, to which larger pictures are made smaller; 0: every file as it is. 500 suits 224."""
+    quality: int = 90
+    """Quality of the JPEGs that are made smaller."""
+    shard_images: int = 1000
+    """Pictures in a tar."""
+    jobs: int = 0
+    """Processes; 0: one a core."""
+    verify: FlagCreatePairsOff[bool] = False
+    """Only compare every tar in OUTPUT with its checksum."""
+    debug: FlagCreatePairsOff[bool] = False
+    """Show where in the code an error came from."""
+
+
+def pack(asked: Pack) -> None:
+    from fastmpl.data import pack
+    from fastmpl.data.errors import DataError
+    from fastmpl.data.tree import shown
+
+    if asked.verify:
+        if damaged := list(pack.verify(asked.output)):
+            raise DataError("; ".join(damaged) + ". Delete it, and pack again: the rest is kept.")
+        print(f"Every tar in {asked.output} is as it was written.")
+        return
+    if asked.size < 0 or not 1 <= asked.quality <= 100 or asked.shard_images < 1:
+        raise ConfigError("fastmpl pack needs --size of 0 or more, --quality of 1 to 100, --shard-images of 1 or more.")
+    how = pack.How(asked.size, asked.quality, asked.shard_images)
+    made = pack.pack(asked.folder, asked.output, how, processes=asked.jobs, tell=lambda line: print(line, flush=True))
+    for one in made.left_out:
+        print(f"skipped {shown(one['file'])}: {shown(one['reason'])}")
+    print(f"{made.images:,} pictures in {made.shards:,} tars, {made.bytes / 1e6:,.1f} MB, in {asked.output}")
+
+
+@dataclass(frozen=True)
 class Report:
     """Writes the report of a run, a page that needs nothing else, from what its folder holds."""
 
@@ -309,6 +350,7 @@ CONFIGURED: Final[dict[str, tuple[type[Any], Callable[[Any, Config], None]]]] = 
 }
 OTHERS: Final[dict[str, tuple[type[Any], Callable[[Any], None]]]] = {
     "demo": (Demo, demo),
+    "pack": (Pack, pack),
     "report": (Report, report),
     "init": (Init, init),
     "evaluate": (Evaluate, evaluate),

@@ -27,6 +27,7 @@ from fastmpl.errors import ConfigError
 from fastmpl.networks import WEIGHTS, fixed_teacher
 
 IMAGES = 256  # a pass
+UNFILTERED = {"store": "", "filter_store": "", "minimum_confidence": 0.0, "per_class": 0}  # what a store decides
 
 
 class Source(NamedTuple):
@@ -61,7 +62,7 @@ def distill(
     if folder is None:
         raise ConfigError("fastmpl distill needs --output, or a configuration with data.store: the folder to write.")
     data = build_data(
-        config.data.model_copy(update={"store": ""}),
+        config.data.model_copy(update=UNFILTERED),
         seed=config.run.seed,
         channels_last=config.system.channels_last,
         threads=torch.get_num_threads(),

@@ -11,6 +11,7 @@ from fastmpl.config import Config
 from fastmpl.data.ahead import Ahead
 from fastmpl.data.batch import Batch
 from fastmpl.data.loader import Labelled
+from fastmpl.data.stream import Replacement
 from fastmpl.methods.supervised import Supervised
 from fastmpl.step.alone import alone_step
 from fastmpl.step.eager import EagerStep, Ramp
@@ -31,11 +32,15 @@ def finetune_step(learner: AnyLearner, config: Config, device: torch.device) -> 
     return EagerStep(run, seed=config.run.seed + 1, ramp=Ramp(), device=device, rank=learner.ranks.rank)
 
 
-def batches(stream: Ahead[Labelled], device: torch.device) -> Callable[[], Batch]:
-    """The stream's images as batches in which nothing is unlabelled."""
+def batches(
+    stream: Ahead[Labelled], device: torch.device, note: Callable[[Sequence[Replacement]], None]
+) -> Callable[[], Batch]:
+    """The stream's images as batches in which nothing is unlabelled; `note` is told which had to be replaced."""
 
     def following() -> Batch:
-        images, targets, index = (part.to(device) for part in stream.next())
+        found = stream.next()
+        note(found.replaced)
+        images, targets, index = (part.to(device) for part in found[:3])
         return Batch(images, targets, index, weak=images[:0], strong=images[:0], unlabelled_index=index[:0])
 
     return following

@@ -3,7 +3,7 @@
 import json
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
@@ -13,15 +13,17 @@ import torch
 
 from fastmpl import checkpoint, finetune
 from fastmpl.assemble import AnyLearner, Trainee, assemble, below
-from fastmpl.check import require_trusted
+from fastmpl.check import require_same_data, require_trusted
 from fastmpl.checkpoint import Checkpoint
 from fastmpl.config import Config, difference, is_capturable, load, save
 from fastmpl.data.batch import Batch
 from fastmpl.data.build import Data
 from fastmpl.data.build import build as build_data
+from fastmpl.data.stream import Replacement
 from fastmpl.errors import ConfigError, DivergedError, StorageError
 from fastmpl.evaluate import Judge, Network, Split, inferences
 from fastmpl.lifecycle import State, Stopper, claimed, write_status
+from fastmpl.lost import Lost, LostImages, NoneLost
 from fastmpl.metrics import Evaluation, Log, Meter, lines_a_read
 from fastmpl.networks import fixed_teacher, save_network
 from fastmpl.processes import Group, Place, joined, place
@@ -143,6 +145,8 @@ class Training:
             dtype=torch.bfloat16 if config.system.precision == "bf16" else torch.float32,
         )
         require_trusted(config, self.data.trusted_count)
+        require_same_data(self.data.train.state()["fingerprint"], self.ranks)
+        self.lost: Lost = LostImages(folder, self.ranks, self.data.names) if self.data.may_lack_images else NoneLost()
         self.judge = Judge(self.data, self.device, self.ranks)
         kind = {"classes": len(self.data.classes), "image_shape": self.data.image_shape}
         self.trainee: Trainee = assemble(
@@ -196,6 +200,7 @@ class Training:
         ):
             if self.log is not None:
                 self.log.truncate_after(self.step)
+                self.lost.truncate_after(self.step)
             for note in self.notes:
                 self.progress.note(note)
             self.stops.begin(self.step + 1)
@@ -249,7 +254,7 @@ class Training:
             learner, step = self._finetuned()
             settings = self.config.finetune
             stream = self.data.finetune(settings.images, settings.batch, self.step - steps)
-            following = finetune.batches(stream, self.device)
+            following = finetune.batches(stream, self.device, self._note_replaced)
             yield Phase("finetune", self.total, step, following, {"student": learner})
 
     def _train(self, phase: Phase) -> None:
@@ -278,6 +283,7 @@ class Training:
 
     def _report(self, clock: "Clock", images: int) -> None:
         """Writes the lines that are finished. `images`: of one step, over all ranks."""
+        self.lost.gather(self.progress.note)
         lines = self.meter.read()
         pace = clock.pace(self.step)
         for line in lines:
@@ -311,6 +317,7 @@ class Training:
 
     def _save(self, *, last: bool) -> None:
         """A checkpoint. Where the disk is full, training goes on, unless it was the last."""
+        self.lost.gather(self.progress.note)
         folder = self.folder / "checkpoints"
         tensors, own = self.trainee.state() | {"meter": self.meter.kept}, self.trainee.own() | {"meter"}
         sharded = self.trainee.sharded()
@@ -345,9 +352,13 @@ class Training:
 
     def _next_batch(self) -> Batch:
         batch = next(self.data.train)
+        self._note_replaced(self.data.train.replaced)
         if self.device.type == "cpu":
             return batch
         return batch.to(self.device)
+
+    def _note_replaced(self, replaced: Sequence[Replacement]) -> None:
+        self.lost.add(self.step + 1, replaced)
 
     def _trained(self) -> dict[Network, AnyLearner]:
         networks: dict[Network, AnyLearner] = {"student": self.trainee.student}

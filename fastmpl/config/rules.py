@@ -203,6 +203,17 @@ def _growth(config: "Config") -> Iterator[str]:
         yield 'system.graph = "on" with data.start_size: a captured step has one size. Use graph = "off".'
 
 
+def _filter(config: "Config") -> Iterator[str]:
+    """Unlabelled images chosen by how sure a teacher is of them."""
+    data = config.data
+    filters = {"minimum_confidence": data.minimum_confidence, "per_class": data.per_class}
+    for key, value in filters.items():
+        if value and not (data.filter_store or data.store):
+            yield f"data.{key} = {value} needs data.filter_store, the distributions that say how sure a teacher is."
+    if data.filter_store and not any(filters.values()):
+        yield "data.filter_store filters nothing: set data.minimum_confidence or data.per_class above 0."
+
+
 def _data(config: "Config") -> Iterator[str]:
     data, system = config.data, config.system
     if data.channels == 2:
@@ -232,6 +243,7 @@ def _data(config: "Config") -> Iterator[str]:
         if low > high or high == 0:
             yield f"data.{key} = [{low}, {high}] is no range. Use the smaller first, and a larger one above 0."
     yield from _growth(config)
+    yield from _filter(config)
     for key in ("batch_labelled", "batch_unlabelled", "batch_trusted"):
         batch: int = getattr(data, key)
         if batch % system.accumulate:

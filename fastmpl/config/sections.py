@@ -109,6 +109,11 @@ class DataConfig(_Section):
         (16, 8), "MiB of a GPU's and of the host's memory that each decoding thread sets aside."
     )
     store: str = _rare("", "Folder of stored distributions (fastmpl distill), for distillation and reduced_mpl.")
+    minimum_confidence: BelowOne = _rare(
+        0.0, "Probability of its likeliest class from which an unlabelled image is used; 0: all are."
+    )
+    per_class: Count = _rare(0, "Most unlabelled images of one likeliest class, the surest of them; 0: any number.")
+    filter_store: str = _rare("", "Folder of stored distributions that say how sure; empty: data.store.")
 
 
 class NetworkConfig(_Section):

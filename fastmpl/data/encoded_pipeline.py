@@ -145,7 +145,7 @@ class EncodedStream:
     def _source(self, iteration: int) -> tuple[Any, ...]:
         """The inputs of one run: DALI asks ahead of time, so this depends on the iteration's number alone."""
         step = self._first + iteration
-        pictures, rows, _ = self._given[step] = self._reader.read(step, self._order.rows(step))
+        pictures, rows, _ = self._given[step] = self._reader.read(self._order.rows(step))
         sizes = np.array([(picture.height, picture.width) for picture in pictures])
         drawn = draw(self._order, rows, sizes[:, 0], sizes[:, 1], self._how)
         return [picture.content for picture in pictures], *self._numbers(drawn)

@@ -3,18 +3,22 @@
 The same on every rank; nothing of views, batches or devices is here.
 """
 
+from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fastmpl.data.arrays import UNKNOWN, Arrays, Images, chosen, digest, digest_of
+from fastmpl.data.confidence import confident
 from fastmpl.data.errors import DataError
 from fastmpl.data.noise import add_noise
 from fastmpl.data.normalise import IMAGENET, Normalisation, measure
 from fastmpl.data.settings import DataSettings
 from fastmpl.data.sources import load
 from fastmpl.data.split import Split, split
+from fastmpl.data.store import open_store
 
 Word = int | float | str | list[int] | list[float]
 
@@ -73,6 +77,8 @@ def fingerprint(prepared: Prepared, settings: DataSettings, seed: int) -> dict[s
         "cutout": settings.cutout,
         "shift": settings.shift,
     }
+    if settings.minimum_confidence or settings.per_class:
+        known |= {"minimum_confidence": settings.minimum_confidence, "per_class": settings.per_class}
     if isinstance(arrays.train_images, np.ndarray):
         return known
     del known["shift"]
@@ -95,7 +101,18 @@ def parts_of(arrays: Arrays, settings: DataSettings, seed: int) -> Split:
         validation=settings.validation,
         seed=seed,
         set_aside=arrays.trusted,
+        usable=_usable(arrays, settings),
     )
+
+
+def _usable(arrays: Arrays, settings: DataSettings) -> Callable[[NDArray[np.int64]], NDArray[np.int64]] | None:
+    """The filter of unlabelled images that `settings` ask for, None where they ask for none."""
+    if not (settings.minimum_confidence or settings.per_class):
+        return None
+    key = "filter_store" if settings.filter_store else "store"
+    store = open_store(getattr(settings, key))
+    store.check_fits(images=digest_of(arrays.train_images), classes=len(arrays.classes), key=f"data.{key}")
+    return partial(confident, store, minimum=settings.minimum_confidence, per_class=settings.per_class)
 
 
 def _targets(arrays: Arrays, parts: Split, settings: DataSettings, seed: int) -> NDArray[np.int64]:

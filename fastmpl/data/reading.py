@@ -46,12 +46,12 @@ class Reader:
         self._distrusted: set[int] = set()
         self._pool = ThreadPoolExecutor(max(threads, READERS), thread_name_prefix="reader")
 
-    def read(self, step: int, rows: Rows) -> Pictures:
-        """The pictures of `rows`, the batch of `step`. Raises DataError where no other image can be read either."""
+    def read(self, rows: Rows) -> Pictures:
+        """The pictures of `rows`. Raises DataError where no other image can be read either."""
         found = list(self._pool.map(self._usable, rows.index.tolist()))
         replaced = [
-            Replacement(step, int(asked), used, reason)
-            for asked, (_, used, reason) in zip(rows.index, found, strict=True)
+            Replacement(place, int(rows.index[place]), used, reason)
+            for place, (_, used, reason) in enumerate(found)
             if reason
         ]
         index = np.array([used for _, used, _ in found], np.int64)

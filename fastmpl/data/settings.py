@@ -62,3 +62,9 @@ class DataSettings(Protocol):
     def decoder_padding(self) -> tuple[int, int]: ...  # MiB of a GPU's and the host's memory, of each thread
     @property
     def store(self) -> str: ...  # folder of stored distributions; empty: none
+    @property
+    def minimum_confidence(self) -> float: ...  # of unlabelled images in filter_store; 0: any
+    @property
+    def per_class(self) -> int: ...  # unlabelled images of one likeliest class; 0: any number
+    @property
+    def filter_store(self) -> str: ...  # folder of stored distributions; empty: that of `store`

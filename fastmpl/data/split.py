@@ -4,7 +4,7 @@ Validation is taken first, then trusted, then labelled, so that the same seed ke
 the number of labels varies. Test images are not here: the source keeps them apart.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -78,6 +78,7 @@ def split(
     validation: int,
     seed: int,
     set_aside: Index | None = None,
+    usable: Callable[[Index], Index] | None = None,
 ) -> Split:
     """Splits N training images with `labels` [N], -1 where there is none, into four sets.
 
@@ -85,6 +86,7 @@ def split(
     `unlabelled` = 0 takes all that remain after labelled. Where none remain, as with all labels, the unlabelled images
     are the labelled ones without their labels: the setting of Pham et al. 2021 with all of a data set's labels.
     `set_aside`: the only images from which trusted ones are taken (`trusted` = 0: all), and which are nothing else.
+    `usable`: of images that could be unlabelled ones, those that may be; before any are counted off.
     Raises DataError where a class, or the rest, has too few images.
     """
     order = draws.permutation(draws.key(seed, draws.Purpose.SPLIT), len(labels))
@@ -102,6 +104,7 @@ def split(
     used = np.concatenate([chosen_validation, chosen_trusted, chosen])
     rest = order[~np.isin(order, used)]  # keeps the drawn order, which is not by class
     rest = rest if rest.size else order[np.isin(order, chosen)]
+    rest = rest if usable is None else usable(rest)
     if unlabelled > len(rest):
         raise DataError(
             f"data.unlabelled = {unlabelled}, and {len(rest)} images are left: ask for fewer, or 0 for all."

@@ -7,9 +7,9 @@ from torch import Tensor
 
 
 class Replacement(NamedTuple):
-    """Image `index` could not be used, and `by` took its place in the batch of `step`."""
+    """Image `index` could not be used, and `by` took its place in a rank's batch."""
 
-    step: int
+    place: int
     index: int  # type: ignore[assignment]  # hides tuple.index, which nobody needs
     by: int
     reason: str

@@ -122,6 +122,18 @@ REFUSED = [
     ),
     ({"data.store": "a"}, 'data.store is for method.name = "distillation" or "reduced_mpl", not "mpl".'),
     (
+        {"data.per_class": 9},
+        "data.per_class = 9 needs data.filter_store, the distributions that say how sure a teacher is.",
+    ),
+    (
+        {"data.minimum_confidence": 0.9},
+        "data.minimum_confidence = 0.9 needs data.filter_store, the distributions that say how sure a teacher is.",
+    ),
+    (
+        {"data.filter_store": "a"},
+        "data.filter_store filters nothing: set data.minimum_confidence or data.per_class above 0.",
+    ),
+    (
         {"student.model": "wrn_27_2"},
         'student.model = "wrn_27_2" is no network. '
         'Use wrn_DEPTH_WIDTH with DEPTH = 6 n + 4 (wrn_28_2), conv, perceptron, or "timm:NAME".',
@@ -245,6 +257,8 @@ ACCEPTED = [
     {"data.channels": 1, "data.rand_augment": [0, 0]},
     {"data.source": "folder", "data.root": "a", "feedback.images": "trusted", "data.batch_trusted": 8},
     {"method.name": "distillation", "data.store": "a"},
+    {"method.name": "distillation", "data.store": "a", "data.per_class": 9},
+    {"data.filter_store": "a", "data.minimum_confidence": 0.3},
     {"method.name": "reduced_mpl", "data.store": "a"},
     {"method.name": "reduced_mpl", "data.store": "a", "method.targets": "sampled", "feedback.kind": "per_example"},
     {"method.name": "reduced_mpl", "data.store": "a", "feedback.kind": "off", "method.supervised_weight": 0.0},

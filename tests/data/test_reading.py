@@ -51,7 +51,7 @@ def spoil(images: Files, *numbers: int) -> None:
 
 
 def test_whole_images_stand_in_their_own_places(images: Files) -> None:
-    found = reader(images).read(0, rows(0))
+    found = reader(images).read(rows(0))
     assert widths(found) == rows(0).index.tolist() == found.rows.index.tolist()
     assert found.replaced == ()
 
@@ -59,10 +59,10 @@ def test_whole_images_stand_in_their_own_places(images: Files) -> None:
 def test_an_image_that_vanished_gives_its_place_to_another(images: Files) -> None:
     asked = rows(0)
     spoil(images, int(asked.index[2]))
-    found = reader(images).read(7, asked)
+    found = reader(images).read(asked)
     (replaced,) = found.replaced
-    assert (replaced.step, replaced.index, replaced.reason) == (
-        7,
+    assert (replaced.place, replaced.index, replaced.reason) == (
+        2,
         asked.index[2],
         "the file is gone, or a link to nothing",
     )
@@ -73,7 +73,7 @@ def test_an_image_that_vanished_gives_its_place_to_another(images: Files) -> Non
 
 def test_every_way_to_break_is_told_apart(images: Files) -> None:
     spoil(images, 0, 1, 2, 3)
-    found = reader(images).read(0, Rows(MEMBERS, MEMBERS * 0))
+    found = reader(images).read(Rows(MEMBERS, MEMBERS * 0))
     reasons = [replaced.reason for replaced in found.replaced]
     for reason, said in zip(
         reasons, ("gone", "the file is empty", "damaged: ", "not an image of a known"), strict=True
@@ -84,7 +84,7 @@ def test_every_way_to_break_is_told_apart(images: Files) -> None:
 def test_a_labelled_image_is_replaced_by_one_of_its_class(images: Files) -> None:
     lost = [number for number in range(COUNT) if number % 3 == 1][:-1]
     spoil(images, *lost)
-    found = reader(images, classes=True).read(0, Rows(np.array(lost), np.zeros(len(lost), np.int64)))
+    found = reader(images, classes=True).read(Rows(np.array(lost), np.zeros(len(lost), np.int64)))
     assert found.rows.index.tolist() == [COUNT - 2] * len(lost)  # the only one left
 
 
@@ -93,22 +93,22 @@ def test_any_number_of_ranks_and_threads_replaces_an_image_by_the_same(images: F
     one = reader(images)
     several = reader(images, threads=4)
     for step in range(5):
-        whole = one.read(step, rows(step)).rows.index
-        parts = [several.read(step, rows(step, rank, 2)).rows.index for rank in range(2)]
+        whole = one.read(rows(step)).rows.index
+        parts = [several.read(rows(step, rank, 2)).rows.index for rank in range(2)]
         np.testing.assert_array_equal(np.concatenate(parts), whole)
-    again = reader(images).read(4, rows(4)).rows.index  # a run that resumed there
+    again = reader(images).read(rows(4)).rows.index  # a run that resumed there
     np.testing.assert_array_equal(again, whole)
 
 
 def test_a_disk_that_is_gone_is_not_replaced_for_ever(images: Files) -> None:
     spoil(images, *range(COUNT))
     with pytest.raises(DataError, match=r"nor can 20 images drawn in its place: see whether the disk"):
-        reader(images).read(0, rows(0))
+        reader(images).read(rows(0))
 
 
 def test_an_image_of_a_format_that_dali_lacks_is_decoded_for_it(images: Files) -> None:
     out = io.BytesIO()
     Image.new("CMYK", (10, 12)).save(out, "JPEG")
     (images.root / images.names[0]).write_bytes(out.getvalue())
-    (picture,) = reader(images).read(0, Rows(MEMBERS[:1], MEMBERS[:1])).pictures
+    (picture,) = reader(images).read(Rows(MEMBERS[:1], MEMBERS[:1])).pictures
     assert picture.content[:2].tobytes() == b"BM"
