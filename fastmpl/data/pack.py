@@ -204,6 +204,8 @@ def pack(folder: str, out: Path, how: How, *, processes: int = 0, tell: Tell) ->
         jobs = _jobs(arrays, out, how)
         for part in {job.file.parent for job in jobs}:
             part.mkdir(exist_ok=True)
+            for draft in part.glob("*.tmp"):  # of a process that was killed
+                draft.unlink()
         _write(out / CLASSES, "".join(f"{name}\n" for name in arrays.classes))
         notes = {job.file: note for job in jobs if (note := _note(job)) is not None}
         missing = [job for job in jobs if job.file not in notes]
