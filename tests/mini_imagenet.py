@@ -6,6 +6,8 @@ number): the same bytes on every machine with the same Pillow. Some 70 pictures 
 """
 
 import io
+import struct
+import tarfile
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -81,3 +83,93 @@ def write_folder(root: Path, images: Iterator[Picture]) -> Path:
         folder.mkdir(parents=True, exist_ok=True)
         (folder / f"{image.name}.JPEG").write_bytes(image.jpeg)
     return root
+
+
+def write_lists(root: Path, images: Iterator[Picture]) -> Path:
+    """All pictures in one folder, and a list of each part."""
+    (root / "images").mkdir(parents=True)
+    lines: dict[str, list[str]] = {}
+    for image in images:
+        path = f"images/{image.part} {image.name}.jpg"  # a name with a space
+        (root / path).write_bytes(image.jpeg)
+        lines.setdefault(image.part, []).append(path if image.label < 0 else f"{path}\t{CLASSES[image.label]}")
+    for part, listed in lines.items():
+        (root / f"{part}.txt").write_text("\n".join(listed) + "\n")
+    return root
+
+
+def _by_shard(images: Iterator[Picture], each: int) -> dict[str, list[Picture]]:
+    """Pictures by the name of their shard, below the root and without an extension."""
+    parts: dict[str, list[Picture]] = {}
+    for image in images:
+        parts.setdefault(image.part, []).append(image)
+    return {
+        f"{part}/{number:05d}": held[number * each : (number + 1) * each]
+        for part, held in parts.items()
+        for number in range(-(-len(held) // each))
+    }
+
+
+def write_tars(root: Path, images: Iterator[Picture], each: int = 64, *, numbers: bool = False) -> Path:
+    """<part>/*.tar of `each` pictures; classes are written as numbers where asked."""
+    for name, held in _by_shard(images, each).items():
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        with tarfile.open(root / f"{name}.tar", "w") as tar:
+            for image in held:
+                word = str(image.label) if numbers else CLASSES[image.label]
+                files = {"jpg": image.jpeg} | ({} if image.label < 0 else {"cls": word.encode()})
+                for extension, content in files.items():
+                    member = tarfile.TarInfo(f"{image.name}.{extension}")
+                    member.size = len(content)
+                    tar.addfile(member, io.BytesIO(content))
+    return root
+
+
+def varint(value: int) -> bytes:
+    """Seven bits a byte, the lowest first."""
+    low, rest = value & 0x7F, value >> 7
+    return bytes([low | 0x80]) + varint(rest) if rest else bytes([low])
+
+
+def field(number: int, content: bytes) -> bytes:
+    """A protocol buffer's field of bytes."""
+    return varint(number << 3 | 2) + varint(len(content)) + content
+
+
+def example(features: dict[str, bytes | int]) -> bytes:
+    """A tf.train.Example of one value a feature."""
+
+    def feature(value: bytes | int) -> bytes:
+        return field(1, field(1, value)) if isinstance(value, bytes) else field(3, field(1, varint(value)))
+
+    entries = (field(1, name.encode()) + field(2, feature(value)) for name, value in features.items())
+    return field(1, b"".join(field(1, entry) for entry in entries))
+
+
+def record(content: bytes) -> bytes:
+    """A record of a TFRecord file. Nothing here reads its checksums, which stay 0."""
+    return struct.pack("<QI", len(content), 0) + content + bytes(4)
+
+
+def write_tfrecords(root: Path, images: Iterator[Picture], each: int = 64) -> Path:
+    """<part>/<number> of `each` records, with the features that ImageNet's have; labels count from 1, as there."""
+    for name, held in _by_shard(images, each).items():
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        with (root / name).open("wb") as file:
+            for image in held:
+                features: dict[str, bytes | int] = {"image/height": 1, "image/encoded": image.jpeg}
+                if image.label >= 0:
+                    features |= {
+                        "image/class/label": image.label + 1,
+                        "image/class/synset": CLASSES[image.label].encode(),
+                    }
+                file.write(record(example({**features, "image/filename": f"{image.name}.JPEG".encode()})))
+    return root
+
+
+WRITERS: Final = {
+    "folder": write_folder,
+    "file_list": write_lists,
+    "webdataset": write_tars,
+    "tfrecord": write_tfrecords,
+}

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import import_module
-from typing import Literal, cast
+from typing import Literal
 
 import numpy as np
 import torch
@@ -12,106 +12,18 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fastmpl.data.ahead import Ahead
-from fastmpl.data.arrays import Images, Problem, chosen, digest, digest_of
-from fastmpl.data.crops import crops
+from fastmpl.data.arrays import Problem, chosen, digest, digest_of
 from fastmpl.data.draws import Stream
-from fastmpl.data.encoded import Encoded
-from fastmpl.data.evaluated import evaluated
-from fastmpl.data.growth import Growing, Growth
 from fastmpl.data.held import Evaluated
 from fastmpl.data.loader import Labelled, LabelledStream, Loader
 from fastmpl.data.normalise import Normalisation
 from fastmpl.data.order import Order
-from fastmpl.data.points import PointStream
 from fastmpl.data.prepare import Prepared, fingerprint, prepare
-from fastmpl.data.reading import Reader
 from fastmpl.data.settings import DataSettings
 from fastmpl.data.split import Split
 from fastmpl.data.store import Store, open_store
 from fastmpl.data.stream import Replacement, ViewStream
-from fastmpl.data.views import augmentation
-
-
-@dataclass(frozen=True)
-class _Streams:
-    """Opens the streams of one process. Rank and device decide which rows are made where, never what is drawn."""
-
-    prepared: Prepared
-    settings: DataSettings
-    seed: int
-    rank: int
-    world: int
-    channels_last: bool
-    threads: int
-    device: int | None
-    dtype: torch.dtype
-
-    def members(self, stream: Stream) -> tuple[NDArray[np.int64], int]:
-        """The images of a training stream and its global batch."""
-        settings, parts = self.settings, self.prepared.split
-        return {
-            Stream.LABELLED: (parts.labelled, settings.batch_labelled),
-            Stream.TRUSTED: (parts.trusted, settings.batch_trusted or settings.batch_labelled),
-            Stream.UNLABELLED: (parts.unlabelled, settings.batch_unlabelled),
-        }[stream]
-
-    def order(self, stream: Stream, members: NDArray[np.int64], batch: int) -> Order:
-        return Order(members, batch, stream, self.seed, self.rank, self.world)
-
-    def open(self, order: Order, step: int, stream: Stream, *, two_views: bool = False) -> ViewStream:
-        images, normalisation = self.prepared.arrays.train_images, self.prepared.normalisation
-        if not isinstance(images, np.ndarray):
-            return self._open_encoded(images, order, step, stream, two_views=two_views)
-        if normalisation is None:
-            points = cast(NDArray[np.float32], images)
-            return PointStream(points, order, two_views=two_views, step=step, device=self.device)
-        from fastmpl.data.pipeline import ImageStream  # here, because points need no DALI
-
-        return ImageStream(
-            cast(NDArray[np.uint8], images),
-            order,
-            augmentation(self.settings),
-            normalisation,
-            two_views=two_views,
-            step=step,
-            channels_last=self.channels_last,
-            threads=self.threads,
-            device=self.device,
-        )
-
-    def _open_encoded(self, images: Encoded, order: Order, step: int, stream: Stream, *, two_views: bool) -> ViewStream:
-        from fastmpl.data.encoded_pipeline import EncodedStream, machine
-
-        settings, normalisation = self.settings, self.prepared.normalisation
-        assert normalisation is not None
-        where = machine(settings, self.device, self.threads)
-        classes = None if stream in (Stream.UNLABELLED, Stream.DISTIL) else self.prepared.targets
-        reader = Reader(images, order.members, self.seed, classes=classes, threads=self.threads)
-
-        def sized(size: int, first: int) -> ViewStream:
-            how = crops(settings, size)
-            return EncodedStream(
-                reader, order, how, normalisation, where, two_views=two_views, step=first, dtype=self.dtype
-            )
-
-        grows = stream in (Stream.LABELLED, Stream.TRUSTED, Stream.UNLABELLED)
-        growth = Growth(settings.start_size if grows else 0, settings.image_size, settings.grow_steps)
-        return Growing(sized, growth, step)
-
-    @property
-    def place(self) -> torch.device:
-        return torch.device("cpu" if self.device is None else f"cuda:{self.device}")
-
-    @property
-    def ahead(self) -> int:
-        """Batches that a thread makes in advance: of arrays DALI's own threads are enough."""
-        return 0 if isinstance(self.prepared.arrays.train_images, np.ndarray) else self.settings.prefetch
-
-    def targets(self) -> Int[Tensor, "N"]:
-        return torch.from_numpy(self.prepared.targets).to(self.place)
-
-    def held(self, images: Images, labels: NDArray[np.int64]) -> Evaluated:
-        return evaluated(images, labels, self.settings, self.prepared.normalisation, self.threads, self.device)
+from fastmpl.data.streams import Streams
 
 
 @dataclass(frozen=True)
@@ -127,7 +39,7 @@ class Data:
     truth: Int[
         Tensor, "N"
     ]  # the true label of every training image, -1 where nobody knows it: for reports alone, by a Batch's indices
-    _streams: _Streams
+    _streams: Streams
 
     @property
     def normalisation(self) -> Normalisation | None:
@@ -212,7 +124,7 @@ def build(
     prepared = prepare(settings, seed)
     if prepared.normalisation is not None:
         import_module("fastmpl.data.pipeline")  # a missing DALI is told now, not at the first batch
-    streams = _Streams(prepared, settings, seed, rank, world, channels_last, max(threads, 1), device, dtype)
+    streams = Streams(prepared, settings, seed, rank, world, channels_last, max(threads, 1), device, dtype)
     with_trusted = prepared.split.trusted.size > 0
     used = [Stream.LABELLED, Stream.UNLABELLED] + [Stream.TRUSTED] * with_trusted
     orders = {stream: streams.order(stream, *streams.members(stream)) for stream in used}  # refuses impossible batches

@@ -319,7 +319,7 @@ class ZeroLearner:
         """A pass without a graph."""
         self.held.precise = precise
         try:
-            logits: Tensor = self.held(images)
+            logits: Tensor = self.held(images.float() if precise else images)  # a loader may give bf16
         finally:
             self.held.precise = False
         return logits
