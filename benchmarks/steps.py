@@ -16,6 +16,7 @@ from fastmpl.methods.targets import cross_entropy
 from fastmpl.methods.uda import Consistency
 from fastmpl.methods.views import by_view, images
 from fastmpl.models import build
+from fastmpl.models.layout import channels_last
 from fastmpl.step.alone import alone_step
 from fastmpl.step.meta import meta_step
 from fastmpl.step.moment import LABEL, STUDENT, TEACHER, VALIDATION, moment
@@ -81,7 +82,7 @@ class Step:
         def learner(seed: int) -> PlainLearner:
             module = self.size.network(seed)
             if self.channels_last:
-                module = module.to(memory_format=torch.channels_last)
+                module = channels_last(module)
             if self.prepare is not None:
                 self.prepare(module)
             return PlainLearner(
@@ -98,9 +99,9 @@ class Step:
         if self.channels_last:
             last = torch.channels_last
             self.batch = self.batch._replace(
-                labelled=self.batch.labelled.to(memory_format=last),
-                weak=self.batch.weak.to(memory_format=last),
-                strong=self.batch.strong.to(memory_format=last),
+                labelled=self.batch.labelled.contiguous(memory_format=last),
+                weak=self.batch.weak.contiguous(memory_format=last),
+                strong=self.batch.strong.contiguous(memory_format=last),
             )
         self.baseline = torch.zeros(())
         self.step = torch.zeros((), dtype=torch.int64)

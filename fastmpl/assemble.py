@@ -18,6 +18,7 @@ from fastmpl.methods.pseudo_label import PseudoLabel
 from fastmpl.methods.supervised import Supervised
 from fastmpl.methods.uda import Consistency, Uda
 from fastmpl.models import build
+from fastmpl.models.layout import channels_last
 from fastmpl.models.reduced_teacher import ReducedTeacher, StoredTeacher
 from fastmpl.step.alone import alone_step
 from fastmpl.step.eager import EagerStep, Ramp, Run
@@ -100,6 +101,7 @@ def assemble(
             depth=config.feedback.depth,
             ranks=ranks,
             recompute=config.system.recompute,
+            compiler="inductor" if config.system.compile else "",
         )
 
     student = learner(config.student, STUDENT_SEED, config.student.average)
@@ -201,4 +203,4 @@ def _placed(module: nn.Module, config: Config, device: torch.device) -> nn.Modul
     """On its device, in the memory format asked for. Calls nothing where nothing changes: fake tensors refuse it."""
     if device.type != "cpu":
         module = module.to(device)
-    return module.to(memory_format=torch.channels_last) if config.system.channels_last else module
+    return channels_last(module) if config.system.channels_last else module

@@ -13,9 +13,10 @@ class Average:
     Running statistics are averaged with the parameters; integer buffers are copied.
     """
 
-    def __init__(self, module: torch.nn.Module, decay: float) -> None:
+    def __init__(self, tensors: Mapping[str, Tensor], decay: float) -> None:
+        """tensors: a state dict, or a rank's pieces of one; copied."""
         self.decay = decay
-        self.tensors = {name: value.detach().clone() for name, value in module.state_dict().items()}
+        self.tensors = {name: value.detach().clone() for name, value in tensors.items()}
         self._floating = [name for name, value in self.tensors.items() if value.is_floating_point()]
         self._rest = [name for name, value in self.tensors.items() if not value.is_floating_point()]
 
@@ -35,10 +36,12 @@ class Average:
     ) -> None:
         """After a step; `applied` = 0 leaves the average as it was. `done`: what the step itself has averaged."""
         names = [name for name in self._floating if name not in done]
-        weight = (1 - self.decay_at(step)) * applied
-        mine = [self.tensors[name] for name in names]
-        # one weight per tensor: a single 0-D weight would be read by the host
-        weights = {dtype: weight.to(dtype) for dtype in {tensor.dtype for tensor in mine}}
-        torch._foreach_lerp_(mine, [current[name] for name in names], [weights[tensor.dtype] for tensor in mine])
-        for name in self._rest:
-            self.tensors[name].copy_(current[name])
+        if names:
+            weight = (1 - self.decay_at(step)) * applied
+            mine = [self.tensors[name] for name in names]
+            # one weight per tensor: a single 0-D weight would be read by the host
+            kinds = [(tensor.device, tensor.dtype) for tensor in mine]
+            weights = {(device, dtype): weight.to(device, dtype) for device, dtype in set(kinds)}
+            torch._foreach_lerp_(mine, [current[name] for name in names], [weights[kind] for kind in kinds])
+        if self._rest:
+            torch._foreach_copy_([self.tensors[name] for name in self._rest], [current[name] for name in self._rest])

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from copy import deepcopy
 from typing import Literal
 
 import torch
@@ -13,15 +14,16 @@ from torch.func import functional_call
 from fastmpl.config import NetworkConfig
 from fastmpl.learners.average import Average
 from fastmpl.learners.blocks import last_parameters
+from fastmpl.learners.compiled import Network, compiled
 from fastmpl.learners.optimisers import Optimiser, sum_of_products
+from fastmpl.learners.passes import Precision, autocast, difference_step, dual, full, tangent_of
 from fastmpl.learners.protocol import Gradient, Loss, Update
 from fastmpl.learners.ranks import ALONE, Ranks
 from fastmpl.learners.recompute import Recomputation
+from fastmpl.learners.statistics import RunningStatistics
 from fastmpl.models.norms import frozen_statistics
 from fastmpl.models.stochastic import set_draw
 from fastmpl.models.sync_norm import synchronise
-
-RELATIVE_STEP = 1e-4  # of the difference form, against the parameters' norm: cosine 0.99999 with the JVP in float32
 
 
 class PlainLearner:
@@ -33,19 +35,23 @@ class PlainLearner:
         config: NetworkConfig,
         *,
         steps: int,
-        precision: Literal["float32", "bf16"] = "float32",
+        precision: Precision = "float32",
         average: float = 0.0,
         tangent: Literal["jvp", "difference"] = "jvp",
         depth: int = 0,
         recompute: bool = False,
+        compiler: str = "",
         ranks: Ranks = ALONE,
     ) -> None:
+        """compiler: the backend of torch.compile for passes without a tangent; none where empty."""
         self.module = module.train()
+        self.network: Network = compiled(module, compiler) if compiler else module
         synchronise(module, ranks)
         self.recomputation = Recomputation(module) if recompute else None
+        self.statistics = RunningStatistics(module)
         self.parameters = {name: p for name, p in module.named_parameters() if p.requires_grad}
         self.optimiser = Optimiser(self.parameters, config, steps)
-        self.average = Average(module, average) if average > 0 else None
+        self.average = Average(module.state_dict(), average) if average > 0 else None
         self.precision, self.tangent_form, self.ranks = precision, tangent, ranks
         self.moving = last_parameters(module, depth)  # the parameters that the tangent moves
         self.device = next(iter(self.parameters.values())).device
@@ -53,8 +59,8 @@ class PlainLearner:
     def forward(self, images: Float[Tensor, "N *image"], draw: Int[Tensor, ""]) -> Float[Tensor, "N K"]:
         set_draw(self.module, draw)
         recomputed = self.recomputation.on(draw) if self.recomputation else nullcontext()
-        with self._autocast(), recomputed:
-            return _full(self.module(images))
+        with self._autocast(), recomputed, self.statistics.recorded():
+            return full(self.network(images))
 
     @torch.no_grad()
     def observe(
@@ -62,7 +68,7 @@ class PlainLearner:
     ) -> Float[Tensor, "N K"]:
         set_draw(self.module, draw)
         with self._autocast(precise), frozen_statistics(self.module):
-            return _full(self.module(images))
+            return full(self.network(full(images) if precise else images))  # a loader may give bf16
 
     @torch.no_grad()
     def infer(self, images: Float[Tensor, "N *image"]) -> Float[Tensor, "N K"]:
@@ -70,7 +76,7 @@ class PlainLearner:
         self.module.eval()
         try:
             with self._autocast():
-                return _full(self.module(images))
+                return full(self.module(images))
         finally:
             self.module.train()
 
@@ -82,6 +88,7 @@ class PlainLearner:
         gradients = {n: p.grad if p.grad is not None else torch.zeros_like(p) for n, p in self.parameters.items()}
         self.ranks.mean_(list(gradients.values()))
         update = self.optimiser.step(gradients, step, keep=keep, average=self.average)
+        self.statistics.settle(update.applied)
         if self.average is not None:
             done = self.optimiser.averages
             self.average.update(self.module.state_dict(), step, update.applied, done=done)
@@ -91,7 +98,7 @@ class PlainLearner:
         set_draw(self.module, draw)
         held = {name: p if name in self.moving else p.detach() for name, p in self.parameters.items()}
         with self._autocast(), frozen_statistics(self.module):
-            value = loss(_full(functional_call(self.module, held, (images,))))
+            value = loss(full(functional_call(self.module, held, (images,))))
         moving = {name: p for name, p in held.items() if name in self.moving}
         gradients = dict(zip(moving, torch.autograd.grad(value, list(moving.values())), strict=True))
         self.ranks.mean_(list(gradients.values()))
@@ -113,8 +120,8 @@ class PlainLearner:
             if self.tangent_form == "difference":
                 return self._difference(update.old, direction, images, logits)
             with forward_ad.dual_level():
-                dual = {name: _dual(p, direction.get(name)) for name, p in update.old.items()}
-                return _full(_tangent(functional_call(self.module, dual, (images,))))
+                duals = {name: dual(p, direction.get(name)) for name, p in update.old.items()}
+                return full(tangent_of(functional_call(self.module, duals, (images,))))
 
     def progress(self, update: Update, gradient: Gradient) -> Float[Tensor, ""]:
         """<g', theta - theta'>: to first order what the update took off the validation loss."""
@@ -142,6 +149,10 @@ class PlainLearner:
         """The names in `state()` that may differ between ranks: statistics that each takes of its own images."""
         buffers = {name for name, value in self.module.named_buffers() if value.is_floating_point()}
         return {name for name in self.state() if name.partition("/")[2] in buffers}
+
+    def sharded(self) -> set[str]:
+        """The names in `state()` of which a rank holds pieces: none."""
+        return set()
 
     @contextmanager
     @torch.no_grad()
@@ -182,34 +193,30 @@ class PlainLearner:
         finally:
             self.module.load_state_dict(current)
 
+    def weights(self) -> Iterator[tuple[str, Tensor]]:
+        """The network's state dict, one tensor at a time."""
+        yield from self.module.state_dict().items()
+
+    def successor(self, config: NetworkConfig, *, steps: int) -> "PlainLearner":
+        """A learner of its own that starts from this one's average, where it keeps one, else from its weights."""
+        module = deepcopy(self.module)
+        if self.average is not None:
+            module.load_state_dict(self.average.tensors)
+        return PlainLearner(module, config, steps=steps, precision=self.precision, ranks=self.ranks)
+
+    def close(self) -> None:
+        """Nothing to take down."""
+
     def _difference(self, old: Gradient, direction: Gradient, images: Tensor, logits: Tensor) -> Tensor:
         """(S(theta + d v) - S(theta)) / d; one-sided, at a step relative to the parameters' norm."""
         length = sum_of_products(direction, direction).sqrt()
         size = sum_of_products({name: old[name] for name in direction}, {n: old[n] for n in direction}).sqrt()
-        step = torch.where(length > 0, RELATIVE_STEP * size / length.clamp(min=1e-30), 1.0)
-        moved = {name: p + step * direction[name] if name in direction else p for name, p in old.items()}
-        return (_full(functional_call(self.module, moved, (images,))) - logits) / step
+        step = difference_step(length, size)
+        moved = torch._foreach_add(
+            [old[name] for name in direction], torch._foreach_mul(list(direction.values()), step)
+        )
+        parameters = old | dict(zip(direction, moved, strict=True))
+        return (full(functional_call(self.module, parameters, (images,))) - logits) / step
 
     def _autocast(self, precise: bool = False) -> AbstractContextManager[object]:
-        # the weight cache would give a pass after an in-place update the weights from before it
-        enabled = self.precision == "bf16" and not precise
-        return torch.autocast(self.device.type, torch.bfloat16, enabled=enabled, cache_enabled=False)
-
-
-def _dual(value: Tensor, tangent: Tensor | None) -> Tensor:
-    """The value with its tangent; without one it is a constant."""
-    if tangent is None:
-        return value
-    dual: Tensor = forward_ad.make_dual(value, tangent)  # type: ignore[no-untyped-call]
-    return dual
-
-
-def _tangent(dual: Tensor) -> Tensor:
-    tangent: Tensor | None = forward_ad.unpack_dual(dual).tangent  # type: ignore[no-untyped-call]
-    assert tangent is not None, "an operator of this network lost the tangent"
-    return tangent
-
-
-def _full(logits: Tensor) -> Tensor:
-    """bf16 logits as float32: losses and labels are computed in full precision."""
-    return logits.float() if logits.dtype == torch.bfloat16 else logits
+        return autocast(self.device, "float32" if precise else self.precision)

@@ -57,6 +57,14 @@ class Ranks:
         dist.all_gather(list(every.unbind()), mine.contiguous())
         return every.flatten(0, 1)
 
+    def mean_part(self, whole: Float[Tensor, "ranks*n"]) -> Float[Tensor, "n"]:
+        """This rank's part of the mean over ranks: half of what `mean_` sends."""
+        if self.size == 1:
+            return whole
+        part = torch.empty_like(whole.chunk(self.size)[0])
+        dist.reduce_scatter(part, list(whole.chunk(self.size)))
+        return part.div_(self.size)
+
     def of(self, every: Float[Tensor, "ranks*n *rest"]) -> Float[Tensor, "n *rest"]:
         """This rank's part of the rows of all."""
         return every.chunk(self.size)[self.rank]

@@ -1,0 +1,84 @@
+"""DeepSpeed itself: imported late, made quiet, its engine built and taken down.
+
+Private details of DeepSpeed are used here and in `shards` alone; tests/learners/test_deepspeed.py pins each of them.
+"""
+
+import logging
+import os
+import warnings
+from collections.abc import Callable
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import nn
+
+from fastmpl.errors import ConfigError
+
+LOGGER = "DeepSpeed"
+
+
+def deepspeed() -> Any:
+    """The package. Raises ConfigError where it is not installed."""
+    gpu = torch.cuda.is_available()
+    if not gpu:
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
+    os.environ.setdefault("LOCAL_RANK", "0")
+    try:
+        import deepspeed
+    except ImportError as error:
+        raise ConfigError(
+            'system.engine = "zero" needs DeepSpeed, which is not installed: pip install "fastmpl[sharded]". '
+            'Or use engine = "plain".'
+        ) from error
+    # otherwise a C++ operator is compiled at the start: 20 s, or an error where there is no compiler
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    logger = logging.getLogger(LOGGER)
+    for handler in list(logger.handlers):
+        if type(handler) is logging.StreamHandler:  # standard output is the run's own
+            logger.removeHandler(handler)
+    # torch's new names for what DeepSpeed calls; no user can change that
+    warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distributed")
+    return deepspeed
+
+
+class Stepper(torch.optim.Optimizer):
+    """What DeepSpeed takes for the optimiser: its step is the learner's, once the gradients are reduced."""
+
+    def __init__(self, parameters: list[nn.Parameter], take: Callable[[], None]) -> None:
+        super().__init__(parameters, {"lr": 0.0})
+        self._take = take
+
+    def step(self, closure: None = None) -> None:  # type: ignore[override]
+        self._take()
+
+
+def connect(package: Any, timeout: int) -> None:
+    """DeepSpeed's group of all ranks, whose operations end after `timeout` seconds as those of ours do."""
+    if not dist.is_initialized():  # one process; DeepSpeed needs a group all the same
+        backend = "nccl" if torch.cuda.is_available() else "gloo"
+        dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
+    groups, comm = package.utils.groups, package.comm.comm
+    if groups._WORLD_GROUP not in dist.distributed_c10d._world.pg_map:  # none yet, or of a run that has ended
+        comm.cdb = None
+        groups._WORLD_GROUP = dist.new_group(timeout=timedelta(seconds=timeout))
+
+
+def build(network: nn.Module, stepper: Stepper, config: dict[str, Any], *, timeout: int) -> Any:
+    """An engine that holds `network`, whose parameters it takes over."""
+    package = deepspeed()
+    connect(package, timeout)
+    engine, *_ = package.initialize(model=network, optimizer=stepper, config=config)
+    zero = engine.optimizer
+    stage = engine.zero_optimization_stage()
+    if stage == 3:
+        zero._get_norm_groups = lambda: [0.0]  # as compute_grad_norm = False of stages 1 and 2
+    elif stage:
+        zero.compute_grad_norm = False  # with offload too, where the key is refused
+    return engine
+
+
+def destroy(engine: Any) -> None:
+    """Takes an engine down; a rank that ends with one may abort."""
+    engine.destroy()

@@ -1,0 +1,352 @@
+"""The learner whose network DeepSpeed shards. See `fastmpl.learners.protocol` for what it must do.
+
+Gradients, updates and averages are this rank's pieces of parameters, by the parameter's name; what is summed over them
+is summed over ranks. The optimiser, its clip, its skips and its derivative are the plain learner's, on pieces: all its
+rows are element-wise. The engine forms graphs, reduces gradients, and gathers parameters where its stage shards them.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
+from typing import Literal
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from torch.autograd import forward_ad
+from torch.func import functional_call
+
+from fastmpl.config import NetworkConfig, SystemConfig
+from fastmpl.learners.average import Average
+from fastmpl.learners.blocks import last_parameters
+from fastmpl.learners.optimisers import Optimiser, matrices, sum_of_products
+from fastmpl.learners.passes import autocast, difference_step, dual, full, tangent_of
+from fastmpl.learners.protocol import Gradient, Loss, Update
+from fastmpl.learners.ranks import ALONE, Ranks
+from fastmpl.learners.recompute import Recomputation
+from fastmpl.learners.zero import engine as deepspeed
+from fastmpl.learners.zero.layerwise import layer_by_layer
+from fastmpl.learners.zero.settings import settings
+from fastmpl.learners.zero.shards import Replicated, Row, Slices, shards_of
+from fastmpl.models.norms import frozen_statistics
+from fastmpl.models.stochastic import set_draw
+from fastmpl.models.sync_norm import synchronise
+from fastmpl.models.twin import twin
+
+
+class Held(nn.Module):
+    """The network as the engine holds it: DeepSpeed switches off an autocast around it, so that one is inside."""
+
+    def __init__(self, network: nn.Module, device: torch.device, precision: Literal["float32", "bf16"]) -> None:
+        super().__init__()
+        self.network = network
+        self.device, self.precision, self.precise = device, precision, False
+
+    def forward(self, images: Float[Tensor, "N *image"]) -> Float[Tensor, "N K"]:
+        with autocast(self.device, "float32" if self.precise else self.precision):
+            return full(self.network(images))
+
+
+class ZeroLearner:
+    """See `fastmpl.learners.protocol.Learner`."""
+
+    def __init__(
+        self,
+        module: nn.Module,
+        config: NetworkConfig,
+        system: SystemConfig,
+        *,
+        steps: int,
+        average: float = 0.0,
+        tangent: Literal["jvp", "difference"] = "jvp",
+        depth: int = 0,
+        ranks: Ranks = ALONE,
+    ) -> None:
+        self.module, self.config, self.system = module.train(), config, system
+        self.ranks, self.tangent_form, self.stage = ranks, tangent, system.zero_stage
+        synchronise(module, ranks)
+        self.moving = last_parameters(module, depth)  # the parameters that the tangent moves
+        self.twin = _twin(module)
+        self.recomputation = Recomputation(module) if system.recompute else None
+        parameters = {name: p for name, p in module.named_parameters() if p.requires_grad}
+        decayed = matrices(parameters)
+        self.device = next(iter(parameters.values())).device
+        self.held = Held(module, self.device, system.precision)
+        elements = sum(p.numel() for p in parameters.values())
+        derived = settings(system, ranks=ranks.size, elements=elements, on_gpu=self.device.type == "cuda")
+        stepper = deepspeed.Stepper(list(parameters.values()), self._step)
+        self.engine = deepspeed.build(self.held, stepper, derived, timeout=system.timeout)
+        self.shards: Replicated | Row | Slices = shards_of(self.engine, parameters, ranks)
+        self.optimiser = Optimiser(self.shards.tensors, config, steps, total=self._total, decayed=decayed)
+        self.average = Average(self._tensors(), average) if average > 0 else None
+        self._asked: tuple[Int[Tensor, ""], bool] | None = None
+        self._update: Update | None = None
+
+    def forward(self, images: Float[Tensor, "N *image"], draw: Int[Tensor, ""]) -> Float[Tensor, "N K"]:
+        set_draw(self.module, draw)
+        with self.recomputation.on(draw) if self.recomputation else nullcontext():
+            logits: Tensor = self.engine(images)
+        return logits
+
+    @torch.no_grad()
+    def observe(
+        self, images: Float[Tensor, "N *image"], draw: Int[Tensor, ""], *, precise: bool = False
+    ) -> Float[Tensor, "N K"]:
+        set_draw(self.module, draw)
+        with frozen_statistics(self.module):
+            return self._seen(images, precise)
+
+    @torch.no_grad()
+    def infer(self, images: Float[Tensor, "N *image"]) -> Float[Tensor, "N K"]:
+        """Logits as a finished network gives them. At stage 3 all ranks call it equally often."""
+        self.module.eval()
+        try:
+            return self._seen(images)
+        finally:
+            self.module.train()
+
+    def accumulate(self, loss: Float[Tensor, ""]) -> None:
+        self.engine.backward(loss)
+
+    @torch.no_grad()
+    def apply(self, step: Int[Tensor, ""], *, keep: bool = False) -> Update:
+        self._asked, self._update = (step, keep), None
+        self.engine.step()
+        assert self._update is not None, "DeepSpeed took no step"
+        update: Update = self._update
+        self._asked = self._update = None
+        if self.average is not None:
+            self.average.update(self._tensors(), step, update.applied, done=self.optimiser.averages)
+        return update
+
+    def _step(self) -> None:
+        """The optimiser's step, which the engine calls when it has reduced the gradients."""
+        assert self._asked is not None, "the engine steps by itself"
+        step, keep = self._asked
+        found = self.optimiser.step(self.shards.gradients(), step, keep=keep, average=self.average)
+        scalars = (value.to(self.device) for value in found[:3])  # offloaded shards are in the host's memory
+        self._update = Update(*scalars, found.old, found.gradients)
+
+    def gradient(self, images: Float[Tensor, "N *image"], loss: Loss, draw: Int[Tensor, ""]) -> Gradient:
+        set_draw(self.module, draw)
+        if isinstance(self.shards, Slices):
+            with frozen_statistics(self.module):
+                self.engine.backward(loss(self.engine(images)))
+            found = self.shards.reduced()
+            self.engine.optimizer.zero_grad()  # nothing was learnt
+            return {name: value for name, value in found.items() if name in self.moving}
+        present = {name: p if name in self.moving else p.detach() for name, p in self.module.named_parameters()}
+        with autocast(self.device, self.system.precision), frozen_statistics(self.twin):
+            value = loss(full(functional_call(self.twin, present, (images,))))
+        moving = {name: p for name, p in present.items() if name in self.moving}
+        gradients = torch.autograd.grad(value, list(moving.values()))
+        return self.shards.mean(dict(zip(moving, gradients, strict=True)))
+
+    @torch.no_grad()
+    def tangent(
+        self,
+        update: Update,
+        images: Float[Tensor, "N *image"],
+        logits: Float[Tensor, "N K"],
+        gradient: Gradient,
+        draw: Int[Tensor, ""],
+    ) -> Float[Tensor, "N K"]:
+        assert update.old is not None, "the update was not kept"
+        direction = self.optimiser.derivative(update, gradient)
+        set_draw(self.module, draw)
+        if self.tangent_form == "difference":
+            return self._difference(update.old, direction, images, logits)
+        with autocast(self.device, self.system.precision), frozen_statistics(self.twin), forward_ad.dual_level():
+            if isinstance(self.shards, Slices):
+                with layer_by_layer(self.twin, self._gathering(self.shards, update.old, direction)):
+                    return full(tangent_of(self.twin(images)))
+            old, moved = (self.shards.whole(pieces, self.device) for pieces in (update.old, direction))
+            duals = {name: dual(p, moved[name] if name in self.moving else None) for name, p in old.items()}
+            return full(tangent_of(functional_call(self.twin, duals, (images,))))
+
+    def _gathering(
+        self, shards: Slices, old: Gradient, direction: Gradient
+    ) -> Callable[[list[str]], dict[str, Tensor]]:
+        """What a layer's parameters are at theta, with their tangents along `direction`."""
+
+        def gather(names: list[str]) -> dict[str, Tensor]:
+            wanted = {name: [old, direction] if name in self.moving else [old] for name in names}
+            return {
+                name: dual(*found, *[None][len(found) - 1 :])
+                for name, found in shards.gathered(wanted, self.device).items()
+            }
+
+        return gather
+
+    def _difference(self, old: Gradient, direction: Gradient, images: Tensor, logits: Tensor) -> Tensor:
+        """(S(theta + d v) - S(theta)) / d, of which stage 3 moves the shards themselves."""
+        lengths = [sum_of_products(a, {name: a[name] for name in direction}) for a in (direction, old)]
+        length, size = self._total(torch.stack(lengths)).sqrt()
+        step = difference_step(length, size)
+        moved = {name: p + step * direction[name] if name in direction else p for name, p in old.items()}
+        with frozen_statistics(self.module), frozen_statistics(self.twin):
+            if isinstance(self.shards, Slices):
+                with self._at(moved):
+                    found = self._seen(images)
+            else:
+                whole = self.shards.whole(moved, self.device)
+                with autocast(self.device, self.system.precision):
+                    found = full(functional_call(self.twin, whole, (images,)))
+        return (found - logits) / step.to(self.device)
+
+    @contextmanager
+    def _at(self, pieces: Mapping[str, Tensor]) -> Iterator[None]:
+        """The network has these parameters within the block, and its own after it, whatever happens inside."""
+        present = {name: value.clone() for name, value in self.shards.tensors.items()}
+        try:
+            self._become(pieces)
+            yield
+        finally:
+            self._become(present)
+
+    def _become(self, pieces: Mapping[str, Tensor]) -> None:
+        for name, value in self.shards.tensors.items():
+            value.copy_(pieces[name])
+        self.shards.spread()
+
+    @torch.no_grad()
+    def progress(self, update: Update, gradient: Gradient) -> Float[Tensor, ""]:
+        assert update.old is not None
+        taken = {name: update.old[name] - self.shards.tensors[name] for name in gradient}
+        return self._total(sum_of_products(taken if taken else update.old, taken and gradient)).to(self.device)
+
+    @torch.no_grad()
+    def cosine(self, update: Update, gradient: Gradient) -> Float[Tensor, ""]:
+        assert update.gradients is not None
+        mine = {name: update.gradients[name] for name in gradient}
+        sums = [sum_of_products(update.gradients, b) for b in (mine, gradient)]
+        sums.append(sum_of_products(gradient or update.gradients, gradient))
+        own, along, other = self._total(torch.stack(sums)).to(self.device)
+        return along / (own.sqrt() * other.sqrt()).clamp(min=1e-30)
+
+    @torch.no_grad()
+    def mean(self, value: Float[Tensor, ""]) -> Float[Tensor, ""]:
+        value = value.clone()
+        self.ranks.mean_([value])
+        return value
+
+    def permuted(self, rows: Float[Tensor, "U *K"], order: Callable[[Tensor], Tensor]) -> Float[Tensor, "U *K"]:
+        return self.ranks.of(order(self.ranks.rows(rows)))
+
+    def own(self) -> set[str]:
+        """The names in `state()` that may differ between ranks: statistics that each takes of its own images."""
+        buffers = {name for name, value in self.module.named_buffers() if value.is_floating_point()}
+        return {name for name in self.state() if name.partition("/")[2] in buffers}
+
+    def sharded(self) -> set[str]:
+        """The names in `state()`, of any rank, whose tensors are pieces: the ranks' in a row are the whole."""
+        if self.stage == 0:
+            return set()
+        names = {f"{part}/{name}" for part in ("module", "average") for name in self.shards.shapes}
+        return names | {f"optimiser/{name}/{key}" for name in self.shards.shapes for key in self.optimiser.row.state}
+
+    @contextmanager
+    @torch.no_grad()
+    def agreed(self) -> Iterator[None]:
+        """Running statistics are their means over ranks within the block, for the network and its average."""
+        own = self.own() if self.ranks.size > 1 else set()
+        mine = {name: value for name, value in self.state().items() if name in own}
+        kept = {name: value.clone() for name, value in mine.items()}
+        self.ranks.mean_(list(mine.values()))
+        try:
+            yield
+        finally:
+            for name, value in kept.items():
+                mine[name].copy_(value)
+
+    def state(self) -> dict[str, Tensor]:
+        """Every tensor that training continues from: of parameters, this rank's pieces."""
+        state = {f"module/{name}": value for name, value in self._tensors().items()}
+        state |= {f"optimiser/{name}": value for name, value in self.optimiser.state().items()}
+        if self.average is not None:
+            state |= {f"average/{name}": value for name, value in self.average.tensors.items()}
+        return state
+
+    @torch.no_grad()
+    def load(self, state: Mapping[str, Tensor]) -> None:
+        """Continues from `state()`, or from one in which pieces are whole parameters, of any number of ranks."""
+        sharded = self.sharded()
+        for name, value in self.state().items():
+            found = state[name]
+            if name in sharded and found.numel() != value.numel():
+                found = self.shards.cut(self._parameter(name), found)
+            value.copy_(found.view_as(value))
+        self.shards.spread()
+
+    def weights(self) -> Iterator[tuple[str, Tensor]]:
+        """The network's state dict, one whole tensor at a time; every rank goes through all of them."""
+        for name, value in self.module.state_dict().items():
+            if name not in self.shards.shapes:
+                yield name, value
+            elif isinstance(self.shards, Slices):
+                yield name, self.shards.gathered({name: [self.shards.tensors]}, self.device)[name][0]
+            else:  # which every rank holds
+                yield name, value
+
+    @contextmanager
+    @torch.no_grad()
+    def averaged(self) -> Iterator[nn.Module]:
+        """The network with its averaged weights, within a block."""
+        assert self.average is not None, "this learner keeps no average"
+        buffers = {name: value for name, value in self._tensors().items() if name not in self.shards.shapes}
+        kept = {name: value.clone() for name, value in buffers.items()}
+        try:
+            for name, value in buffers.items():
+                value.copy_(self.average.tensors[name])
+            with self._at(self.average.tensors):
+                yield self.module
+        finally:
+            for name, value in kept.items():
+                buffers[name].copy_(value)
+
+    @torch.no_grad()
+    def successor(self, config: NetworkConfig, *, steps: int) -> "ZeroLearner":
+        """A learner of its own that starts from this one's average, where it keeps one, else from its weights."""
+        module = _twin(self.twin, share=False).to_empty(device=self.device)
+        with self.averaged() if self.average is not None else nullcontext():
+            module.load_state_dict(dict(self.weights()))
+        return ZeroLearner(module, config, self.system, steps=steps, ranks=self.ranks)
+
+    def close(self) -> None:
+        """Takes the engine down; the last use of a learner."""
+        deepspeed.destroy(self.engine)
+
+    def _seen(self, images: Tensor, precise: bool = False) -> Tensor:
+        """A pass without a graph."""
+        self.held.precise = precise
+        try:
+            logits: Tensor = self.held(images)
+        finally:
+            self.held.precise = False
+        return logits
+
+    def _tensors(self) -> dict[str, Tensor]:
+        """The network's state dict with this rank's pieces for its parameters."""
+        buffers = {name: value for name, value in self.module.state_dict().items() if name not in self.shards.shapes}
+        return self.shards.tensors | buffers
+
+    def _total(self, value: Tensor) -> Tensor:
+        """A sum over ranks of what each has computed of its pieces."""
+        if self.stage == 0 or self.ranks.size == 1:
+            return value
+        total = value.to(self.device, copy=True)
+        self.ranks.sum_([total])
+        return total.to(value.device)
+
+    def _parameter(self, name: str) -> str:
+        """The parameter that a sharded name in `state()` is a piece of."""
+        part, _, path = name.partition("/")
+        return path.rpartition("/")[0] if part == "optimiser" else path
+
+
+def _twin(module: nn.Module, *, share: bool = True) -> nn.Module:
+    """The module's hook-free twin on meta; it shares the module's buffers."""
+    made = twin(module)
+    if share:
+        for ours, theirs in zip(made.modules(), module.modules(), strict=True):
+            ours._buffers.update(theirs._buffers)
+    return made
