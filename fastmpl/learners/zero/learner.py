@@ -182,8 +182,8 @@ class ZeroLearner:
 
     def _difference(self, old: Gradient, direction: Gradient, images: Tensor, logits: Tensor) -> Tensor:
         """(S(theta + d v) - S(theta)) / d, of which stage 3 moves the shards themselves."""
-        lengths = [sum_of_products(a, {name: a[name] for name in direction}) for a in (direction, old)]
-        length, size = self._total(torch.stack(lengths)).sqrt()
+        pairs = ((old | direction, direction), (old, {name: old[name] for name in direction}))
+        length, size = self._total(torch.stack([sum_of_products(a, b) for a, b in pairs])).sqrt()
         step = difference_step(length, size)
         moved = {name: p + step * direction[name] if name in direction else p for name, p in old.items()}
         with frozen_statistics(self.module), frozen_statistics(self.twin):
@@ -243,7 +243,8 @@ class ZeroLearner:
         """The names in `state()`, of any rank, whose tensors are pieces: the ranks' in a row are the whole."""
         if self.stage == 0:
             return set()
-        names = {f"{part}/{name}" for part in ("module", "average") for name in self.shards.shapes}
+        parts = ("module",) if self.average is None else ("module", "average")
+        names = {f"{part}/{name}" for part in parts for name in self.shards.shapes}
         return names | {f"optimiser/{name}/{key}" for name in self.shards.shapes for key in self.optimiser.row.state}
 
     @contextmanager
