@@ -154,7 +154,8 @@ def published(step: Step) -> torch.Tensor:
     student.accumulate(lesson.loss)
     student.apply(moment.step)
     after = method.validate(student.observe(batch.labelled, moment.dropout(VALIDATION)), batch.targets)
-    taught = method.teach(seen, batch.targets, lesson, before - after, moment.consistency_weight)
+    credit = None if step.kind == "off" else before - after
+    taught = method.teach(seen, batch.targets, lesson, credit, moment.consistency_weight)
     teacher.accumulate(taught.loss)
     teacher.apply(moment.step)
     return after
