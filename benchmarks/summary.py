@@ -1,19 +1,17 @@
-"""Experiments over seeds: the mean of an arm, and the paired difference of two.
+"""The rows of an experiment's record by arm: the mean over seeds, and the paired difference of two arms.
 
-Arms that share a seed share their data split and random draws, so their difference is taken seed by seed: what a seed
-does to both cancels.
+Arms that share a seed share their data split and random draws, so their difference is taken seed by seed. The
+arithmetic is `fastmpl.statistics`; here is what belongs to rows.
 """
 
-import math
 from typing import NamedTuple
 
-from scipy import stats
-
 from benchmarks.records import RecordError, Row
+from fastmpl import statistics
 
 
 class Mean(NamedTuple):
-    """`error`: standard error of the mean, s / sqrt(n) with s over n - 1; nan for one seed."""
+    """`error`: standard error of the mean; nan for one seed."""
 
     mean: float
     error: float
@@ -21,7 +19,7 @@ class Mean(NamedTuple):
 
 
 class Difference(NamedTuple):
-    """Mean of the paired differences with its 95 % interval by Student's t (n - 1 degrees); nan bounds for one pair."""
+    """Mean of the paired differences with its 95 % interval; nan bounds for one pair."""
 
     mean: float
     low: float
@@ -47,19 +45,14 @@ def values(rows: list[Row], arm: str, case: str | None = None) -> dict[int, floa
 
 
 def mean(sample: list[float]) -> Mean:
-    n = len(sample)
-    centre = math.fsum(sample) / n
-    if n == 1:
-        return Mean(centre, math.nan, 1)
-    return Mean(centre, math.sqrt(math.fsum((v - centre) ** 2 for v in sample) / (n - 1) / n), n)
+    return Mean(statistics.mean(sample), statistics.standard_error(sample), len(sample))
 
 
-def paired(rows: list[Row], arm: str, against: str, case: str | None = None, level: float = 0.95) -> Difference:
+def paired(rows: list[Row], arm: str, against: str, case: str | None = None) -> Difference:
     """`arm` minus `against` over the seeds that both have. Raises RecordError where they share none."""
     ours, theirs = values(rows, arm, case), values(rows, against, case)
     seeds = sorted(ours.keys() & theirs.keys())
     if not seeds:
         raise RecordError(f"Arms {arm!r} and {against!r} share no seed.")
-    centre, error, n = mean([ours[s] - theirs[s] for s in seeds])
-    half = float(stats.t.ppf(0.5 + level / 2, n - 1)) * error if n > 1 else math.nan
-    return Difference(centre, centre - half, centre + half, n)
+    found = statistics.paired_interval([ours[s] for s in seeds], [theirs[s] for s in seeds])
+    return Difference(*found, len(seeds))

@@ -19,6 +19,7 @@ from fastmpl.methods.pseudo_label import PseudoLabel
 from fastmpl.methods.supervised import Supervised
 from fastmpl.methods.uda import Consistency, Uda
 from fastmpl.models import build
+from fastmpl.models.layout import channels_last
 from fastmpl.models.reduced_teacher import ReducedTeacher, StoredTeacher
 from fastmpl.step.alone import alone_step
 from fastmpl.step.eager import EagerStep, Ramp, Run
@@ -103,7 +104,8 @@ def assemble(
         common |= {"tangent": feedback.tangent, "depth": feedback.depth}
         if system.engine == "zero":
             return ZeroLearner(module, section, system, **common)
-        return PlainLearner(module, section, precision=system.precision, recompute=system.recompute, **common)
+        common |= {"recompute": system.recompute, "compiler": "inductor" if system.compile else ""}
+        return PlainLearner(module, section, precision=system.precision, **common)
 
     student = learner(config.student, STUDENT_SEED, config.student.average)
     consistency_ramp = Ramp(config.uda.weight, config.uda.ramp)
@@ -204,4 +206,4 @@ def _placed(module: nn.Module, config: Config, device: torch.device) -> nn.Modul
     """On its device, in the memory format asked for. Calls nothing where nothing changes: fake tensors refuse it."""
     if device.type != "cpu":
         module = module.to(device)
-    return module.to(memory_format=torch.channels_last) if config.system.channels_last else module
+    return channels_last(module) if config.system.channels_last else module

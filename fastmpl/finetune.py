@@ -8,8 +8,9 @@ from torch import Tensor
 
 from fastmpl.assemble import AnyLearner
 from fastmpl.config import Config
+from fastmpl.data.ahead import Ahead
 from fastmpl.data.batch import Batch
-from fastmpl.data.loader import LabelledStream
+from fastmpl.data.loader import Labelled
 from fastmpl.methods.supervised import Supervised
 from fastmpl.step.alone import alone_step
 from fastmpl.step.eager import EagerStep, Ramp
@@ -30,7 +31,7 @@ def finetune_step(learner: AnyLearner, config: Config, device: torch.device) -> 
     return EagerStep(run, seed=config.run.seed + 1, ramp=Ramp(), device=device, rank=learner.ranks.rank)
 
 
-def batches(stream: LabelledStream, device: torch.device) -> Callable[[], Batch]:
+def batches(stream: Ahead[Labelled], device: torch.device) -> Callable[[], Batch]:
     """The stream's images as batches in which nothing is unlabelled."""
 
     def following() -> Batch:

@@ -5,6 +5,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, contextmanager, nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -14,14 +15,14 @@ from fastmpl import checkpoint, finetune
 from fastmpl.assemble import AnyLearner, Trainee, assemble, below
 from fastmpl.check import require_trusted
 from fastmpl.checkpoint import Checkpoint
-from fastmpl.config import Config, difference, load, save
+from fastmpl.config import Config, difference, is_capturable, load, save
 from fastmpl.data.batch import Batch
 from fastmpl.data.build import Data
 from fastmpl.data.build import build as build_data
 from fastmpl.errors import ConfigError, DivergedError, StorageError
 from fastmpl.evaluate import Judge, Network, Split, inferences
 from fastmpl.lifecycle import State, Stopper, claimed, write_status
-from fastmpl.metrics import Evaluation, Log, Meter
+from fastmpl.metrics import Evaluation, Log, Meter, lines_a_read
 from fastmpl.networks import fixed_teacher, save_network
 from fastmpl.processes import Group, Place, joined, place
 from fastmpl.progress import Progress, Silent
@@ -38,6 +39,22 @@ HARMLESS = {
     *("system.threads", "system.timeout"),
 }
 SKIPPED_AT_MOST = 10  # updates that were not finite, in 100 steps
+
+
+class Clock:
+    """Since when the steps of the next line have been running: lines are read later than their last step was taken."""
+
+    def __init__(self, step: int) -> None:
+        self.step, self._since = step, time.monotonic()
+
+    def pace(self, step: int) -> float:
+        """Seconds a step from the last line's end to `step`, which was taken now."""
+        return max(time.monotonic() - self._since, 1e-9) / max(step - self.step, 1)
+
+    def passed(self, step: int, pace: float) -> None:
+        """A line ended with `step`."""
+        self._since += pace * (step - self.step)
+        self.step = step
 
 
 class Results(NamedTuple):
@@ -123,6 +140,7 @@ class Training:
             channels_last=config.system.channels_last,
             threads=torch.get_num_threads(),
             device=self.device.index or 0 if self.device.type == "cuda" else None,
+            dtype=torch.bfloat16 if config.system.precision == "bf16" else torch.float32,
         )
         require_trusted(config, self.data.trusted_count)
         self.judge = Judge(self.data, self.device, self.ranks)
@@ -135,7 +153,8 @@ class Training:
             **kind,  # type: ignore[arg-type]
         )
         self.total = config.run.steps + config.finetune.steps
-        self.meter = Meter(self.device, self.ranks)
+        self.meter = Meter(self.device, self.ranks, lines_a_read(self.device, config.run.log_every))
+        self.trainee.step.watch = self.meter.add
         self.step, self.saved, self.seconds = 0, -1, 0.0
         self.best: dict[str, Any] | None = None
         self.finetuned: tuple[AnyLearner, EagerStep] | None = None
@@ -221,7 +240,11 @@ class Training:
         """The phases that are not over yet."""
         steps = self.config.run.steps
         if self.step < steps:
-            yield Phase("train", steps, self._executed(self.trainee.step), self._next_batch, self._trained())
+            executed = self._executed(self.trainee.step)
+            batches = self._next_batch
+            if isinstance(executed, GraphedStep):
+                batches = partial(executed.loaded, batches)
+            yield Phase("train", steps, executed, batches, self._trained())
         if self.step < self.total:
             learner, step = self._finetuned()
             settings = self.config.finetune
@@ -231,38 +254,45 @@ class Training:
 
     def _train(self, phase: Phase) -> None:
         """Steps to the end of a phase, with what is due between steps."""
-        run, since, at = self.config.run, self.step, time.monotonic()
+        run, clock = self.config.run, Clock(self.step)
         while self.step < phase.last:
             batch = phase.batches()
-            self.meter.add(phase.step(batch))
+            phase.step(batch)
             self.step += 1
             self.progress.update(self.step, {})
             ends = self.step == phase.last
-            if self.step % run.log_every == 0 or ends:
-                now = time.monotonic()
-                taken = (self.step - since) * (len(batch.labelled) + len(batch.weak)) * self.ranks.size
-                images = taken / max(now - at, 1e-9)
-                self.seconds += now - at
-                self._report(self.meter.read(), images, self.step - since)
-                since, at = self.step, now
-            if self.step % run.evaluate_every == 0 or ends:
-                self._evaluate(phase)
+            evaluates = self.step % run.evaluate_every == 0 or ends
             # after the last step of all nothing is left to stop
             stops = self.step < self.total and self.stops.stops_after(self.step)
-            if self.step % run.checkpoint_every == 0 or ends or stops:
+            saves = self.step % run.checkpoint_every == 0 or ends or stops
+            if self.step % run.log_every == 0 or ends:
+                self.meter.finish(self.step)
+            if self.meter.is_full or evaluates or saves:  # those wait for the device anyway
+                self._report(clock, images=(len(batch.labelled) + len(batch.weak)) * self.ranks.size)
+            if evaluates:
+                self._evaluate(phase)
+            if saves:
                 self._save(last=self.step == self.total)
             if stops:
                 raise self.stops.reason(self.folder, self.step)
 
-    def _report(self, values: dict[str, float], images: float, steps: int) -> None:
-        if self.log is not None:
-            self.log.train(self.step, values, seconds=self.seconds, images_per_second=images)
-        self.progress.update(self.step, values | {"images_per_second": images})
-        if values["skipped"] > max(SKIPPED_AT_MOST, SKIPPED_AT_MOST * steps / 100):
-            raise DivergedError(
-                f"{values['skipped']:.0f} updates of the last {steps} steps were not finite, at step {self.step}. "
-                "Lower student.lr or teacher.lr, set clip = 1.0, or lower feedback.weight."
-            )
+    def _report(self, clock: "Clock", images: int) -> None:
+        """Writes the lines that are finished. `images`: of one step, over all ranks."""
+        lines = self.meter.read()
+        pace = clock.pace(self.step)
+        for line in lines:
+            steps = line.step - clock.step
+            self.seconds += pace * steps
+            clock.passed(line.step, pace)
+            if self.log is not None:
+                self.log.train(line.step, line.values, seconds=self.seconds, images_per_second=images / pace)
+            self.progress.update(self.step, line.values | {"images_per_second": images / pace})
+            skipped = line.values["skipped"]
+            if skipped > max(SKIPPED_AT_MOST, SKIPPED_AT_MOST * steps / 100):
+                raise DivergedError(
+                    f"{skipped:.0f} updates of the last {steps} steps were not finite, at step {line.step}. "
+                    "Lower student.lr or teacher.lr, set clip = 1.0, or lower feedback.weight."
+                )
 
     def _evaluate(self, phase: Phase) -> None:
         """Scores every network; remembers the best student on the validation images."""
@@ -307,7 +337,7 @@ class Training:
     def _executed(self, step: EagerStep) -> EagerStep | GraphedStep:
         """As one CUDA graph where there is a GPU, unless it is switched off."""
         graph = self.config.system.graph
-        if self.device.type == "cuda" and graph != "off" and self.config.system.engine == "plain":
+        if self.device.type == "cuda" and graph != "off" and is_capturable(self.config):
             return GraphedStep(step, self.device)
         if graph == "on":
             raise ConfigError('system.graph = "on" needs a CUDA device, and there is none. Use graph = "auto".')
@@ -329,6 +359,7 @@ class Training:
         if self.finetuned is None:
             learner = finetune.finetuned_learner(self.trainee.student, self.config)
             self.finetuned = learner, finetune.finetune_step(learner, self.config, self.device)
+            self.finetuned[1].watch = self.meter.add
         return self.finetuned
 
 

@@ -1,7 +1,7 @@
 """A run's configuration: `sections` (every key), `rules` (what goes together), `load` (TOML), `options` (--help)."""
 
 from fastmpl.config.load import difference, load, save, to_toml
-from fastmpl.config.rules import feeds_back, names_own_model, names_run
+from fastmpl.config.rules import feeds_back, is_capturable, names_own_model, names_run, trained
 from fastmpl.config.schema import Config
 from fastmpl.config.sections import (
     CleanImages,
@@ -48,9 +48,11 @@ __all__ = [
     "UdaConfig",
     "difference",
     "feeds_back",
+    "is_capturable",
     "load",
     "names_own_model",
     "names_run",
     "save",
     "to_toml",
+    "trained",
 ]

@@ -11,16 +11,23 @@ from jaxtyping import Int
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fastmpl.data.arrays import Pixels, Problem
+from fastmpl.data.ahead import Ahead
+from fastmpl.data.arrays import Images, Problem, chosen, digest, digest_of
+from fastmpl.data.crops import crops
 from fastmpl.data.draws import Stream
-from fastmpl.data.held import Held
-from fastmpl.data.loader import LabelledStream, Loader
+from fastmpl.data.encoded import Encoded
+from fastmpl.data.evaluated import evaluated
+from fastmpl.data.growth import Growing, Growth
+from fastmpl.data.held import Evaluated
+from fastmpl.data.loader import Labelled, LabelledStream, Loader
 from fastmpl.data.normalise import Normalisation
 from fastmpl.data.order import Order
 from fastmpl.data.points import PointStream
-from fastmpl.data.prepare import Prepared, digest, fingerprint, prepare
+from fastmpl.data.prepare import Prepared, fingerprint, prepare
+from fastmpl.data.reading import Reader
 from fastmpl.data.settings import DataSettings
 from fastmpl.data.split import Split
+from fastmpl.data.still import StillStream, is_still
 from fastmpl.data.store import Store, open_store
 from fastmpl.data.stream import ViewStream
 from fastmpl.data.views import augmentation
@@ -38,6 +45,7 @@ class _Streams:
     channels_last: bool
     threads: int
     device: int | None
+    dtype: torch.dtype
 
     def members(self, stream: Stream) -> tuple[NDArray[np.int64], int]:
         """The images of a training stream and its global batch."""
@@ -51,17 +59,24 @@ class _Streams:
     def order(self, stream: Stream, members: NDArray[np.int64], batch: int) -> Order:
         return Order(members, batch, stream, self.seed, self.rank, self.world)
 
-    def open(self, order: Order, step: int, *, two_views: bool) -> ViewStream:
+    def open(self, order: Order, step: int, stream: Stream, *, two_views: bool = False) -> ViewStream:
         images, normalisation = self.prepared.arrays.train_images, self.prepared.normalisation
+        if not isinstance(images, np.ndarray):
+            return self._open_encoded(images, order, step, stream, two_views=two_views)
         if normalisation is None:
             points = cast(NDArray[np.float32], images)
             return PointStream(points, order, two_views=two_views, step=step, device=self.device)
+        pixels, how = cast(NDArray[np.uint8], images), augmentation(self.settings)
+        if self.device is None and is_still(how, pixels, two_views=two_views):
+            return StillStream(
+                pixels, order, normalisation, two_views=two_views, step=step, channels_last=self.channels_last
+            )
         from fastmpl.data.pipeline import ImageStream  # here, because points need no DALI
 
         return ImageStream(
-            cast(NDArray[np.uint8], images),
+            pixels,
             order,
-            augmentation(self.settings),
+            how,
             normalisation,
             two_views=two_views,
             step=step,
@@ -70,12 +85,39 @@ class _Streams:
             device=self.device,
         )
 
-    def targets(self) -> Int[Tensor, "N"]:
-        return torch.from_numpy(self.prepared.targets).to("cpu" if self.device is None else f"cuda:{self.device}")
+    def _open_encoded(self, images: Encoded, order: Order, step: int, stream: Stream, *, two_views: bool) -> ViewStream:
+        from fastmpl.data.encoded_pipeline import EncodedStream, machine
 
-    def held(self, images: Pixels, labels: NDArray[np.int64]) -> Held:
-        tensors = torch.from_numpy(images), torch.from_numpy(labels)
-        return Held(*tensors, self.settings.image_size, self.prepared.normalisation)
+        settings, normalisation = self.settings, self.prepared.normalisation
+        assert normalisation is not None
+        where = machine(settings, self.device, self.threads)
+        classes = None if stream in (Stream.UNLABELLED, Stream.DISTIL) else self.prepared.targets
+        reader = Reader(images, order.members, self.seed, classes=classes, threads=self.threads)
+
+        def sized(size: int, first: int) -> ViewStream:
+            how = crops(settings, size)
+            return EncodedStream(
+                reader, order, how, normalisation, where, two_views=two_views, step=first, dtype=self.dtype
+            )
+
+        grows = stream in (Stream.LABELLED, Stream.TRUSTED, Stream.UNLABELLED)
+        growth = Growth(settings.start_size if grows else 0, settings.image_size, settings.grow_steps)
+        return Growing(sized, growth, step)
+
+    @property
+    def place(self) -> torch.device:
+        return torch.device("cpu" if self.device is None else f"cuda:{self.device}")
+
+    @property
+    def ahead(self) -> int:
+        """Batches that a thread makes in advance: of arrays DALI's own threads are enough."""
+        return 0 if isinstance(self.prepared.arrays.train_images, np.ndarray) else self.settings.prefetch
+
+    def targets(self) -> Int[Tensor, "N"]:
+        return torch.from_numpy(self.prepared.targets).to(self.place)
+
+    def held(self, images: Images, labels: NDArray[np.int64]) -> Evaluated:
+        return evaluated(images, labels, self.settings, self.prepared.normalisation, self.threads, self.device)
 
 
 @dataclass(frozen=True)
@@ -83,10 +125,10 @@ class Data:
     """All the data of a run; made by `build`."""
 
     train: Loader
-    validation: Held | None
-    test: Held | None
+    validation: Evaluated | None
+    test: Evaluated | None
     classes: tuple[str, ...]
-    image_shape: tuple[int, ...]  # (3, size, size), or (2,) for points
+    image_shape: tuple[int, ...]  # (3 or 1, size, size), or (2,) for points
     split: Split
     truth: Int[
         Tensor, "N"
@@ -120,10 +162,10 @@ class Data:
     def unlabelled_count(self) -> int:
         return len(self.split.unlabelled)
 
-    def examples(self, index: NDArray[np.int64]) -> Held:
+    def examples(self, index: NDArray[np.int64]) -> Evaluated:
         """The training images `index` as they are evaluated, with their true labels."""
         arrays = self._streams.prepared.arrays
-        return self._streams.held(arrays.train_images[index], arrays.train_labels[index])
+        return self._streams.held(chosen(arrays.train_images, index), arrays.train_labels[index])
 
     @property
     def names(self) -> Sequence[str]:
@@ -133,21 +175,22 @@ class Data:
     @property
     def images_digest(self) -> str:
         """Tells the training images from those of other data, whoever labelled them."""
-        return digest(self._streams.prepared.arrays.train_images)
+        return digest_of(self._streams.prepared.arrays.train_images)
 
     def weak_views(self, members: NDArray[np.int64], batch: int) -> ViewStream:
         """Weak views of the training images `members`, each once an epoch, drawn by the image and the epoch."""
         streams = self._streams
         order = Order(members, batch, Stream.DISTIL, streams.seed)
-        return streams.open(order, 0, two_views=False)
+        return streams.open(order, 0, Stream.DISTIL)
 
-    def finetune(self, images: Literal["labelled", "trusted"], batch: int, step: int = 0) -> LabelledStream:
+    def finetune(self, images: Literal["labelled", "trusted"], batch: int, step: int = 0) -> Ahead[Labelled]:
         """This rank's part of global batches of labelled (perhaps noisy) or trusted images, from `step` on."""
         streams = self._streams
         order = streams.order(
             Stream.FINETUNE, self.split.labelled if images == "labelled" else self.split.trusted, batch
         )
-        return LabelledStream(streams.open(order, step, two_views=False), streams.targets())
+        labelled = LabelledStream(streams.open(order, step, Stream.FINETUNE), streams.targets())
+        return Ahead(labelled.next, streams.ahead, streams.place)
 
 
 def build(
@@ -159,24 +202,27 @@ def build(
     channels_last: bool = True,
     threads: int = 1,
     device: int | None = None,
+    dtype: torch.dtype = torch.float32,
 ) -> Data:
     """Loads, splits and prepares the data of a run.
 
     `rank` of `world` processes gets its part of every global batch. `device` is the number of the CUDA device on which
-    views are made and batches lie, None for the CPU. Raises DataError where the data cannot be used as asked.
+    views are made and batches lie, None for the CPU. `dtype`: of training images that are decoded at every step; others
+    are float32. Raises DataError where the data cannot be used as asked.
     """
     prepared = prepare(settings, seed)
     if prepared.normalisation is not None:
         import_module("fastmpl.data.pipeline")  # a missing DALI is told now, not at the first batch
-    streams = _Streams(prepared, settings, seed, rank, world, channels_last, max(threads, 1), device)
+    streams = _Streams(prepared, settings, seed, rank, world, channels_last, max(threads, 1), device, dtype)
     with_trusted = prepared.split.trusted.size > 0
     used = [Stream.LABELLED, Stream.UNLABELLED] + [Stream.TRUSTED] * with_trusted
     orders = {stream: streams.order(stream, *streams.members(stream)) for stream in used}  # refuses impossible batches
 
     def open_stream(stream: Stream, step: int) -> ViewStream:
-        return streams.open(orders[stream], step, two_views=stream is Stream.UNLABELLED)
+        return streams.open(orders[stream], step, stream, two_views=stream is Stream.UNLABELLED)
 
-    arrays, chosen = prepared.arrays, prepared.split.validation
+    arrays, validation = prepared.arrays, prepared.split.validation
+    side = settings.image_size
     test_images, test_labels = prepared.test()
     known = fingerprint(prepared, settings, seed)
     store = _store(prepared, settings.store) if settings.store else None
@@ -196,11 +242,16 @@ def build(
             trusted=with_trusted,
             fingerprint=known,
             stored=stored if store is not None else None,
+            ahead=streams.ahead,
         ),
-        validation=streams.held(arrays.train_images[chosen], arrays.train_labels[chosen]) if chosen.size else None,
+        validation=(
+            streams.held(chosen(arrays.train_images, validation), arrays.train_labels[validation])
+            if validation.size
+            else None
+        ),
         test=streams.held(test_images, test_labels) if len(test_labels) else None,
         classes=arrays.classes,
-        image_shape=(2,) if prepared.normalisation is None else (3, settings.image_size, settings.image_size),
+        image_shape=(2,) if prepared.normalisation is None else (settings.channels, side, side),
         split=prepared.split,
         truth=torch.from_numpy(arrays.train_labels),
         _streams=streams,
@@ -210,5 +261,5 @@ def build(
 def _store(prepared: Prepared, folder: str) -> Store:
     """The stored distributions in `folder`. Raises DataError where they are damaged, or of other images."""
     store = open_store(folder)
-    store.check_fits(images=digest(prepared.arrays.train_images), classes=len(prepared.arrays.classes))
+    store.check_fits(images=digest_of(prepared.arrays.train_images), classes=len(prepared.arrays.classes))
     return store

@@ -10,6 +10,7 @@ from typing import NamedTuple
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from fastmpl.data.ahead import Ahead
 from fastmpl.data.batch import Batch
 from fastmpl.data.draws import Stream
 from fastmpl.data.errors import DataError
@@ -46,33 +47,13 @@ class _Streams(NamedTuple):
     trusted: LabelledStream | None
 
 
-class Loader(Iterator[Batch]):
-    """This rank's batches, without end. Streams are opened at the first batch, and again after `restore`."""
+class _Maker:
+    """Makes one batch after another, from `step` on. Knows nothing of the loader, which may end before its thread."""
 
-    def __init__(
-        self,
-        open_stream: Open,
-        targets: Int[Tensor, "N"],
-        *,
-        trusted: bool,
-        fingerprint: Mapping[str, object],
-        stored: Stored | None = None,
-    ) -> None:
-        self._open = open_stream
-        self._targets = targets
-        self._has_trusted = trusted
-        self._stored = stored
-        self._fingerprint = dict(fingerprint)
-        self._step = 0
-        self._streams: _Streams | None = None
+    def __init__(self, streams: _Streams, stored: Stored | None, step: int) -> None:
+        self._streams, self._stored, self._step = streams, stored, step
 
-    def __next__(self) -> Batch:
-        return self.next()
-
-    def next(self) -> Batch:
-        """The batch of the next step; its tensors are the caller's to keep."""
-        if self._streams is None:
-            self._streams = self._opened()
+    def __call__(self) -> Batch:
         labelled = self._streams.labelled.next()
         trusted = self._streams.trusted.next() if self._streams.trusted else None
         views = self._streams.unlabelled.next()
@@ -91,6 +72,49 @@ class Loader(Iterator[Batch]):
             stored_labelled=stored(Stream.LABELLED, step) if stored else None,
             stored_unlabelled=stored(Stream.UNLABELLED, step) if stored else None,
         )
+
+
+class Loader(Iterator[Batch]):
+    """This rank's batches, without end. Streams are opened at the first batch, and again after `restore`.
+
+    ahead: batches that a thread makes before they are asked for.
+    """
+
+    def __init__(
+        self,
+        open_stream: Open,
+        targets: Int[Tensor, "N"],
+        *,
+        trusted: bool,
+        fingerprint: Mapping[str, object],
+        stored: Stored | None = None,
+        ahead: int = 0,
+    ) -> None:
+        self._open = open_stream
+        self._targets = targets
+        self._has_trusted = trusted
+        self._stored = stored
+        self._fingerprint = dict(fingerprint)
+        self._ahead = ahead
+        self._step = 0
+        self._made: Ahead[Batch] | None = None
+
+    def __next__(self) -> Batch:
+        return self.next()
+
+    def next(self) -> Batch:
+        """The batch of the next step. On a GPU its tensors are the caller's until the next call; else for ever."""
+        if self._made is None:
+            self._made = Ahead(_Maker(self._opened(), self._stored, self._step), self._ahead, self._targets.device)
+        batch = self._made.next()
+        self._step += 1
+        return batch
+
+    def close(self) -> None:
+        """Ends the thread; the next batch would start another."""
+        if self._made is not None:
+            self._made.close()
+        self._made = None
 
     def _opened(self) -> _Streams:
         def labels(stream: Stream) -> LabelledStream:
@@ -118,4 +142,4 @@ class Loader(Iterator[Batch]):
                 f"The checkpoint is of other data than this run: {what}. Resume with its settings, or start a new run."
             )
         self._step = step
-        self._streams = None
+        self.close()

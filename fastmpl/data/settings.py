@@ -15,6 +15,8 @@ class DataSettings(Protocol):
     @property
     def root(self) -> str: ...
     @property
+    def decode(self) -> str: ...  # auto once always
+    @property
     def labels(self) -> int: ...  # class-balanced; 0: all
     @property
     def unlabelled(self) -> int: ...  # 0: all that remain
@@ -26,6 +28,8 @@ class DataSettings(Protocol):
     def validation(self) -> int: ...
     @property
     def image_size(self) -> int: ...
+    @property
+    def channels(self) -> int: ...  # of the networks' input: 3, or 1 of grey images
     @property
     def batch_labelled(self) -> int: ...
     @property
@@ -40,5 +44,21 @@ class DataSettings(Protocol):
     def rand_augment(self) -> tuple[int, int]: ...  # operations, magnitude of 30; 0 operations: off
     @property
     def cutout(self) -> float: ...  # fraction of the side; 0: off
+    @property
+    def crop_scale(self) -> tuple[float, float]: ...  # of images decoded at every step: share of the picture's area
+    @property
+    def crop_ratio(self) -> tuple[float, float]: ...  # width / height of such a crop
+    @property
+    def centre_crop(self) -> float: ...  # side of the evaluated square, as a share of the shorter side
+    @property
+    def start_size(self) -> int: ...  # image size at step 0; 0: image_size throughout
+    @property
+    def grow_steps(self) -> int: ...  # steps until image_size is reached
+    @property
+    def prefetch(self) -> int: ...  # batches made ahead
+    @property
+    def decoder_load(self) -> float: ...  # share of JPEGs for a GPU's decoding engine
+    @property
+    def decoder_padding(self) -> tuple[int, int]: ...  # MiB of a GPU's and the host's memory, of each thread
     @property
     def store(self) -> str: ...  # folder of stored distributions; empty: none

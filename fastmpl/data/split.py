@@ -5,6 +5,7 @@ the number of labels varies. Test images are not here: the source keeps them apa
 """
 
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
@@ -30,7 +31,9 @@ class _Pool:
 
     def __init__(self, order: Index, labels: Index, classes: Sequence[str]) -> None:
         self._classes = classes
-        self._left = [order[labels[order] == c] for c in range(len(classes))]
+        by_class = np.argsort(labels[order], kind="stable")  # one pass for all classes: there may be thousands
+        bounds = np.searchsorted(labels[order], np.arange(len(classes) + 1), sorter=by_class)
+        self._left = [order[by_class[first:end]] for first, end in pairwise(bounds)]
 
     def _quota(self, count: int, what: str) -> Index:
         """How many of each class: equal, the first classes one more where `count` does not divide."""

@@ -36,12 +36,12 @@ class Average:
     ) -> None:
         """After a step; `applied` = 0 leaves the average as it was. `done`: what the step itself has averaged."""
         names = [name for name in self._floating if name not in done]
-        weight = (1 - self.decay_at(step)) * applied
-        mine = [self.tensors[name] for name in names]
-        # one weight per tensor: a single 0-D weight would be read by the host
-        kinds = [(tensor.device, tensor.dtype) for tensor in mine]
-        weights = {(device, dtype): weight.to(device, dtype) for device, dtype in set(kinds)}
-        if mine:  # a network without buffers has nothing left to a step that averages
+        if names:
+            weight = (1 - self.decay_at(step)) * applied
+            mine = [self.tensors[name] for name in names]
+            # one weight per tensor: a single 0-D weight would be read by the host
+            kinds = [(tensor.device, tensor.dtype) for tensor in mine]
+            weights = {(device, dtype): weight.to(device, dtype) for device, dtype in set(kinds)}
             torch._foreach_lerp_(mine, [current[name] for name in names], [weights[kind] for kind in kinds])
-        for name in self._rest:
-            self.tensors[name].copy_(current[name])
+        if self._rest:
+            torch._foreach_copy_([self.tensors[name] for name in self._rest], [current[name] for name in self._rest])

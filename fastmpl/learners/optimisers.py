@@ -1,78 +1,27 @@
-"""Optimisers as rows: torch's fused kernels, and the derivative of each one's update by its gradient.
+"""What all optimisers share: the clip by global norm, the scheduled rate, the skip of what is not finite.
 
-The exact feedback needs D = -d theta' / d g, where theta' are the parameters after the step and g is the gradient. For
-the rows here D is diagonal (weight decay does not enter), times the Jacobian of the clip by global norm where one is
-active. Rates, norms, clip factors and skips stay on the device.
+Rates, norms, clip factors, counts and skips stay on the device, but for the optimisers that take numbers of the host
+(`Row.skips`). The derivative of a step is the row's rule followed by the Jacobian of the clip.
 """
 
+import math
 from collections.abc import Callable, Collection, Mapping
-from typing import NamedTuple
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from fastmpl.config import NetworkConfig
 from fastmpl.learners.average import Average
 from fastmpl.learners.protocol import Gradient, Update
 from fastmpl.learners.rates import rate
+from fastmpl.learners.rows import ROWS
+from fastmpl.learners.rows.derivatives import Stepped
 from fastmpl.learners.sgd_ema import SgdEma
 from fastmpl_kernels.sgd_ema import global_norm
 
 Tensors = list[Tensor]
 Total = Callable[[Float[Tensor, ""]], Float[Tensor, ""]]
-Derivative = Callable[[torch.optim.Optimizer, Tensors, Tensors, Tensors], Tensors]
-
-
-class Row(NamedTuple):
-    """How an optimiser is built, what its state starts from, and D v for one parameter."""
-
-    build: Callable[..., torch.optim.Optimizer]
-    state: tuple[str, ...]  # tensors of the parameter's shape, starting at 0
-    derivative: Derivative  # (optimiser, parameters, their gradients, v) -> D v
-
-
-def _sgd_derivative(optimiser: torch.optim.Optimizer, parameters: Tensors, gradients: Tensors, v: Tensors) -> Tensors:
-    group = optimiser.param_groups[0]
-    moved = torch._foreach_mul(v, group["lr"])
-    return list(torch._foreach_mul(moved, 1 + group["momentum"])) if group["nesterov"] else list(moved)
-
-
-def _adamw_derivative(optimiser: torch.optim.Optimizer, parameters: Tensors, gradients: Tensors, v: Tensors) -> Tensors:
-    return [_adamw_rule(optimiser, *each) for each in zip(parameters, gradients, v, strict=True)]
-
-
-def _adamw_rule(optimiser: torch.optim.Optimizer, parameter: Tensor, gradient: Tensor, v: Tensor) -> Tensor:
-    """theta' = theta - lr m / (c1 s), s = sqrt(v' / c2) + eps: the quotient rule in g; 0 where v' is 0."""
-    group, state = optimiser.param_groups[0], optimiser.state[parameter]
-    (beta1, beta2), step = group["betas"], state["step"].to(torch.float64)
-    c1, root_c2 = (1 - beta1**step).to(v.dtype), (1 - beta2**step).sqrt().to(v.dtype)
-    root = state["exp_avg_sq"].sqrt()
-    s = root / root_c2 + group["eps"]
-    by_first = (1 - beta1) / s
-    by_second = state["exp_avg"] / s**2 * (1 - beta2) * gradient / (root * root_c2)
-    return torch.where(root > 0, v * group["lr"] * (by_first - by_second) / c1, 0.0)
-
-
-def _sgd(groups: list[dict[str, object]], config: NetworkConfig) -> torch.optim.Optimizer:
-    nesterov = config.optimiser == "nesterov"
-    return torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum, nesterov=nesterov, fused=True)
-
-
-def _sgd_ema(groups: list[dict[str, object]], config: NetworkConfig) -> torch.optim.Optimizer:
-    return SgdEma(groups, lr=config.lr, momentum=config.momentum)
-
-
-def _adamw(groups: list[dict[str, object]], config: NetworkConfig) -> torch.optim.Optimizer:
-    return torch.optim.AdamW(groups, lr=config.lr, betas=(config.momentum, 0.999), fused=True)
-
-
-ROWS: Mapping[str, Row] = {
-    "sgd": Row(_sgd, ("momentum_buffer",), _sgd_derivative),
-    "nesterov": Row(_sgd, ("momentum_buffer",), _sgd_derivative),
-    "fastmpl:sgd_ema": Row(_sgd_ema, ("momentum_buffer",), _sgd_derivative),
-    "adamw": Row(_adamw, ("exp_avg", "exp_avg_sq"), _adamw_derivative),
-}
 
 
 class Optimiser:
@@ -108,8 +57,9 @@ class Optimiser:
             group["lr"] = self.lr
         for p in self.parameters.values():  # present from the first step on, as a captured graph needs
             self.inner.state[p] = {name: torch.zeros_like(p) for name in self.row.state}
-            if config.optimiser == "adamw":
+            if self.row.counts == "parameter":
                 self.inner.state[p]["step"] = torch.zeros((), device=device)
+        self.count = torch.zeros((), device=device)  # of steps taken, for optimisers whose groups count
 
     def step(self, gradients: Gradient, step: Int[Tensor, ""], *, keep: bool, average: Average | None = None) -> Update:
         """One step on these gradients, which it scales in place; see `Update`. Where the optimiser can, it updates
@@ -119,20 +69,52 @@ class Optimiser:
         norm = global_norm(listed)
         if self.total is not None:
             norm = self.total(norm.square()).sqrt()
-        finite = norm.isfinite()
+        finite = norm < math.inf  # false for NaN too; isfinite is four operators
         if self.config.clip > 0:
             torch._foreach_mul_(listed, (self.config.clip / norm).clamp(max=1.0))
         if average is not None and isinstance(self.inner, SgdEma):
             averages: dict[Tensor, Tensor] = {p: average.tensors[name] for name, p in self.parameters.items()}
             self.inner.average(averages, average.decay_at(step).to(self.lr.dtype))
-        old = {name: p.detach().clone() for name, p in self.parameters.items()} if keep else None
-        self.lr.copy_(self._rate(step))
+        old = dict(zip(self.parameters, self._copies(), strict=True)) if keep else None
+        rate = self._rate(step)
+        self.lr.copy_(rate)
+        spoilt = keep and self.row.spoils_gradient
         for name, p in self.parameters.items():
-            p.grad = gradients[name]
-        self.inner.found_inf = (~finite).to(torch.float32)  # type: ignore[attr-defined]  # read by the fused kernels
+            p.grad = gradients[name].clone() if spoilt else gradients[name]
+        self._take(finite)
+        for p in self.parameters.values():
+            p.grad = None
+        return Update(norm, finite.to(norm.dtype), rate, old, gradients if keep else None)
+
+    def _take(self, finite: Bool[Tensor, ""]) -> None:
+        """The step of the optimiser itself, or nothing where the gradient is not finite."""
+        if self.row.skips == "host":
+            self._take_on_host(finite)
+            return
+        skipped = (~finite).to(torch.float32)
+        if self.row.skips == "device":
+            self.inner.found_inf = skipped  # type: ignore[attr-defined]  # read by the kernels
+            self.inner.step()
+            return
+        held = [*self.parameters.values(), *self.state().values()]
+        before = [tensor.detach().clone() for tensor in held]
+        for group in self.inner.param_groups:
+            group["step"].copy_(self.count)
+        self.count.add_(1)
         self.inner.step()
-        self.inner.zero_grad(set_to_none=True)
-        return Update(norm, finite.to(norm.dtype), self.lr.clone(), old, gradients if keep else None)
+        for tensor, old in zip(held, before, strict=True):
+            tensor.detach().copy_(torch.where(finite, tensor, old))
+
+    def _take_on_host(self, finite: Bool[Tensor, ""]) -> None:
+        """For optimisers that take the rate and the count as numbers: they wait for the device in any case."""
+        if not bool(finite):
+            return
+        for group in self.inner.param_groups:
+            group["lr"], group["step"] = float(self.lr), int(self.count)
+        self.inner.step()
+        self.count.add_(1)
+        for group in self.inner.param_groups:
+            group["lr"], group["step"] = self.lr, self.count
 
     @property
     def averages(self) -> frozenset[str]:
@@ -145,9 +127,13 @@ class Optimiser:
         With f = c / |g| < 1 active, v -> f (v - ghat <ghat, v>), ghat = g / |g|: f depends on g too. Where `direction`
         holds some of the parameters, the inner product runs over those.
         """
-        assert update.gradients is not None, "the update was not kept"
-        parameters, gradients = ([held[name] for name in direction] for held in (self.parameters, update.gradients))
-        vectors = self.row.derivative(self.inner, parameters, gradients, list(direction.values())) if direction else []
+        assert update.gradients is not None and update.old is not None, "the update was not kept"
+        group_of = {p: group for group in self.inner.param_groups for p in group["params"]}
+        stepped = [
+            Stepped(group_of[p], self.inner.state[p], update.old[name], update.gradients[name])
+            for name, p in ((name, self.parameters[name]) for name in direction)
+        ]
+        vectors = self.row.derivative(stepped, list(direction.values()))
         moved = dict(zip(direction, vectors, strict=True))
         if self.config.clip == 0:
             return moved
@@ -156,20 +142,24 @@ class Optimiser:
         length = factor * update.norm  # of the gradients as they are kept, after the clip
         along = sum_of_products(update.gradients, moved)
         along = (along if self.total is None else self.total(along)) / length.clamp(min=1e-30)
-        return {
-            name: factor * (v - active * along / length.clamp(min=1e-30) * update.gradients[name])
-            for name, v in moved.items()
-        }
+        if not moved:  # a rank may hold nothing of a direction
+            return moved
+        radial = torch._foreach_mul([each.gradient for each in stepped], active * along / length.clamp(min=1e-30))
+        return dict(zip(moved, torch._foreach_mul(torch._foreach_sub(vectors, radial), factor), strict=True))
 
     def state(self) -> dict[str, Tensor]:
         """Every tensor of the optimiser, by `parameter/name`."""
-        return {
+        count = {"count": self.count} if self.row.counts == "group" else {}
+        return count | {
             f"{name}/{key}": value for name, p in self.parameters.items() for key, value in self.inner.state[p].items()
         }
 
     def load(self, state: Mapping[str, Tensor]) -> None:
         for key, value in self.state().items():
             value.copy_(state[key])
+
+    def _copies(self) -> Tensors:
+        return list(torch._foreach_clone([p.detach() for p in self.parameters.values()]))
 
     def _rate(self, step: Int[Tensor, ""]) -> Float[Tensor, ""]:
         c = self.config
@@ -180,7 +170,9 @@ def sum_of_products(a: Gradient, b: Gradient) -> Float[Tensor, ""]:
     """<a, b> over the parameters of `b`: two copies and one product, whatever the number of parameters."""
     if not b:  # a rank may hold nothing of a direction
         return next(iter(a.values())).new_zeros(())
-    return torch.dot(_flat([a[name] for name in b]), _flat(list(b.values())))
+    pairs = [_in_memory_order(a[name], value) for name, value in b.items()]
+    first, second = (torch.cat([pair[i].reshape(-1) for pair in pairs]) for i in (0, 1))
+    return torch.dot(first, second)
 
 
 def matrices(parameters: Mapping[str, Tensor]) -> set[str]:
@@ -188,5 +180,8 @@ def matrices(parameters: Mapping[str, Tensor]) -> set[str]:
     return {name for name, p in parameters.items() if p.ndim > 1}
 
 
-def _flat(tensors: Tensors) -> Tensor:
-    return torch.cat([tensor.reshape(-1) for tensor in tensors])
+def _in_memory_order(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+    """Both with their axes as `a` lies in memory: to flatten channels-last weights as they are would copy them twice."""
+    if a.dim() == 4 and not a.is_contiguous() and a.is_contiguous(memory_format=torch.channels_last):
+        return a.movedim(1, -1), b.movedim(1, -1)
+    return a, b

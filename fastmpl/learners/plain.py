@@ -14,14 +14,17 @@ from torch.func import functional_call
 from fastmpl.config import NetworkConfig
 from fastmpl.learners.average import Average
 from fastmpl.learners.blocks import last_parameters
+from fastmpl.learners.compiled import Network, compiled
 from fastmpl.learners.optimisers import Optimiser, sum_of_products
 from fastmpl.learners.passes import Precision, autocast, difference_step, dual, full, tangent_of
 from fastmpl.learners.protocol import Gradient, Loss, Update
 from fastmpl.learners.ranks import ALONE, Ranks
 from fastmpl.learners.recompute import Recomputation
+from fastmpl.learners.statistics import RunningStatistics
 from fastmpl.models.norms import frozen_statistics
 from fastmpl.models.stochastic import set_draw
 from fastmpl.models.sync_norm import synchronise
+from fastmpl_kernels.rows import unit
 
 
 class PlainLearner:
@@ -38,11 +41,15 @@ class PlainLearner:
         tangent: Literal["jvp", "difference"] = "jvp",
         depth: int = 0,
         recompute: bool = False,
+        compiler: str = "",
         ranks: Ranks = ALONE,
     ) -> None:
+        """compiler: the backend of torch.compile for passes without a tangent; none where empty."""
         self.module = module.train()
+        self.network: Network = compiled(module, compiler) if compiler else module
         synchronise(module, ranks)
         self.recomputation = Recomputation(module) if recompute else None
+        self.statistics = RunningStatistics(module)
         self.parameters = {name: p for name, p in module.named_parameters() if p.requires_grad}
         self.optimiser = Optimiser(self.parameters, config, steps)
         self.average = Average(module.state_dict(), average) if average > 0 else None
@@ -53,8 +60,8 @@ class PlainLearner:
     def forward(self, images: Float[Tensor, "N *image"], draw: Int[Tensor, ""]) -> Float[Tensor, "N K"]:
         set_draw(self.module, draw)
         recomputed = self.recomputation.on(draw) if self.recomputation else nullcontext()
-        with self._autocast(), recomputed:
-            return full(self.module(images))
+        with self._autocast(), recomputed, self.statistics.recorded():
+            return full(self.network(images))
 
     @torch.no_grad()
     def observe(
@@ -62,7 +69,7 @@ class PlainLearner:
     ) -> Float[Tensor, "N K"]:
         set_draw(self.module, draw)
         with self._autocast(precise), frozen_statistics(self.module):
-            return full(self.module(images))
+            return full(self.network(full(images) if precise else images))  # a loader may give bf16
 
     @torch.no_grad()
     def infer(self, images: Float[Tensor, "N *image"]) -> Float[Tensor, "N K"]:
@@ -75,13 +82,14 @@ class PlainLearner:
             self.module.train()
 
     def accumulate(self, loss: Float[Tensor, ""]) -> None:
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward(unit(loss))  # type: ignore[no-untyped-call]
 
     @torch.no_grad()
     def apply(self, step: Int[Tensor, ""], *, keep: bool = False) -> Update:
         gradients = {n: p.grad if p.grad is not None else torch.zeros_like(p) for n, p in self.parameters.items()}
         self.ranks.mean_(list(gradients.values()))
         update = self.optimiser.step(gradients, step, keep=keep, average=self.average)
+        self.statistics.settle(update.applied)
         if self.average is not None:
             done = self.optimiser.averages
             self.average.update(self.module.state_dict(), step, update.applied, done=done)
@@ -93,7 +101,7 @@ class PlainLearner:
         with self._autocast(), frozen_statistics(self.module):
             value = loss(full(functional_call(self.module, held, (images,))))
         moving = {name: p for name, p in held.items() if name in self.moving}
-        gradients = dict(zip(moving, torch.autograd.grad(value, list(moving.values())), strict=True))
+        gradients = dict(zip(moving, torch.autograd.grad(value, list(moving.values()), unit(value)), strict=True))
         self.ranks.mean_(list(gradients.values()))
         return gradients
 
@@ -131,6 +139,8 @@ class PlainLearner:
 
     @torch.no_grad()
     def mean(self, value: Float[Tensor, ""]) -> Float[Tensor, ""]:
+        if self.ranks.size == 1:
+            return value
         value = value.clone()
         self.ranks.mean_([value])
         return value
@@ -205,8 +215,11 @@ class PlainLearner:
         length = sum_of_products(direction, direction).sqrt()
         size = sum_of_products({name: old[name] for name in direction}, {n: old[n] for n in direction}).sqrt()
         step = difference_step(length, size)
-        moved = {name: p + step * direction[name] if name in direction else p for name, p in old.items()}
-        return (full(functional_call(self.module, moved, (images,))) - logits) / step
+        moved = torch._foreach_add(
+            [old[name] for name in direction], torch._foreach_mul(list(direction.values()), step)
+        )
+        parameters = old | dict(zip(direction, moved, strict=True))
+        return (full(functional_call(self.module, parameters, (images,))) - logits) / step
 
     def _autocast(self, precise: bool = False) -> AbstractContextManager[object]:
         return autocast(self.device, "float32" if precise else self.precision)

@@ -35,14 +35,10 @@ def candidate(arm: str, weight: float, validation: float, test: float) -> r7.Can
 
 def test_settings_are_chosen_on_validation_images_and_never_on_test_images() -> None:
     case = r7.Case("pair", 0.45, 50, "perceptron")
-    candidates = [candidate("a", 1.0, 0.7, 0.9), candidate("a", 3.0, 0.8, 0.6)]
-    assert [row["value"] for row in r7.chosen(case, candidates)] == [60.0, 60.0]
-    tuned = {
-        "a-1.0": [[Tuned(0.01, 50, 0.85, 0.5), Tuned(0.03, 50, 0.1, 0.99)]] * 2,
-        "a-3.0": [[Tuned(0.01, 50, 0.80, 0.9), Tuned(0.03, 50, 0.2, 0.98)]] * 2,
-    }
-    rows = r7.chosen_finetuned(case, candidates, tuned)
-    assert [(row["value"], row["weight"], row["rate"]) for row in rows] == [(50.0, 1.0, 0.01)] * 2
+    best = r7.best_of([candidate("a", 1.0, 0.7, 0.9), candidate("a", 3.0, 0.8, 0.6)])
+    assert [(row["value"], row["weight"]) for row in r7.rows_of(case, best)] == [(60.0, 3.0)] * 2
+    rows = r7.rows_finetuned(case, best, [[Tuned(0.01, 50, 0.85, 0.5), Tuned(0.03, 50, 0.1, 0.99)]] * 2)
+    assert [(row["value"], row["weight"], row["rate"]) for row in rows] == [(50.0, 3.0, 0.01)] * 2
 
 
 @pytest.mark.parametrize("arm", list(r1.ARMS))

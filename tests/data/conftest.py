@@ -22,6 +22,7 @@ DIGITS = {
     "noise": ("none", 0.0),
     "validation": 50,
     "image_size": 8,
+    "channels": 3,
     "batch_labelled": 16,
     "batch_unlabelled": 24,
     "batch_trusted": 0,
@@ -30,6 +31,15 @@ DIGITS = {
     "cutout": 0.5,
     "store": "",
     "shift": 0.125,
+    "decode": "auto",
+    "crop_scale": (0.08, 1.0),
+    "crop_ratio": (0.75, 4 / 3),
+    "centre_crop": 0.875,
+    "start_size": 0,
+    "grow_steps": 0,
+    "prefetch": 2,
+    "decoder_load": 0.65,
+    "decoder_padding": (16, 8),
 }
 
 

@@ -6,6 +6,7 @@ References here are written from the definitions, by double backward and by exha
 import itertools
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,11 +17,13 @@ from torch.func import functional_call
 
 from fastmpl.config import NetworkConfig
 from fastmpl.learners import optimisers, plain
+from fastmpl.learners.rows import ROWS, derivatives
 from fastmpl.methods import feedback, mpl
 from fastmpl.methods.mpl import Feedback, MetaPseudoLabels
 from fastmpl.methods.pseudo_label import PseudoLabel
-from fastmpl.methods.targets import Labels
+from fastmpl.methods.targets import Labels, Lesson
 from fastmpl.methods.uda import Consistency, Uda
+from fastmpl.methods.views import Logits
 from fastmpl.models.norms import frozen_statistics
 from fastmpl.models.stochastic import set_draw
 from fastmpl.step import credit as step_credit
@@ -29,6 +32,7 @@ from fastmpl.step.alone import alone_step
 from fastmpl.step.moment import STUDENT, TEACHER, VALIDATION
 from fastmpl.step.order import Order, joint, split
 from fastmpl_kernels.teacher_objective.reference import PerExampleFeedback, credited
+from tests.learners import fake_apex
 from tests.step.worlds import CLASSES, World, optimiser, relative
 
 FEEDBACK_ALONE = dict(supervised_weight=0.0)
@@ -52,9 +56,9 @@ def check_sampled_labels(world: World) -> None:
     found = torch.zeros(sum(p.numel() for p in psi.values()), dtype=torch.float64)
     expected_loss = torch.zeros((), dtype=torch.float64)
     student_state = {name: value.clone() for name, value in world.student.state().items()}
-    honest = world.method.label
+    honest = world.method.learn
     for assignment in assignments:
-        forced = type("Forced", (MetaPseudoLabels,), {"label": _forced_label(honest, assignment)})
+        forced = type("Forced", (MetaPseudoLabels,), {"learn": _forced(honest, assignment)})
         world.method = forced(**vars(world.method))
         probability = log_q[range(unlabelled), assignment].sum().exp()
         found += probability.detach() * world.teacher_gradient(0)
@@ -68,9 +72,10 @@ def check_sampled_labels(world: World) -> None:
     assert relative(found, expected) < 1e-12
 
 
-def _forced_label(label: Callable[..., Labels], assignment: Tensor) -> Callable[..., Labels]:
-    def forced(self: MetaPseudoLabels, teacher: Any, key: Tensor, item: Tensor) -> Labels:
-        return label(teacher, key, item)._replace(drawn=assignment)
+def _forced(learn: Callable[..., Lesson], assignment: Tensor) -> Callable[..., Lesson]:
+    def forced(self: MetaPseudoLabels, student: Logits, labels: Labels) -> Lesson:
+        loss = F.cross_entropy(student.of("strong"), assignment)
+        return learn(student, labels)._replace(loss=loss, drawn=assignment)
 
     return forced
 
@@ -128,19 +133,30 @@ def updated(
     lr, new = torch.tensor(config.lr, dtype=torch.float32).item(), {}
     for name, p in theta.items():
         state = student.optimiser.inner.state[student.parameters[name]]
-        decay = config.weight_decay if p.ndim > 1 else 0.0
-        if config.optimiser == "adamw":
-            b1, b2, t = config.momentum, 0.999, state["step"].item() + 1
+        group = next(
+            each for each in student.optimiser.inner.param_groups if each["weight_decay"] == decay_of(config, p)
+        )
+        decay = group["weight_decay"]
+        if "exp_avg" in state:
+            b1, b2, t = config.momentum, 0.999, float(state.get("step", student.optimiser.count)) + 1
             m = b1 * state["exp_avg"] + (1 - b1) * g[name]
             v = b2 * state["exp_avg_sq"] + (1 - b2) * g[name].square()
-            step = (m / (1 - b1**t)) / ((v / (1 - b2**t)).sqrt() + 1e-8)
-            new[name] = p * (1 - lr * decay) - lr * step
+            is_lamb = config.optimiser in ("lamb", "apex:FusedLAMB")
+            step = (m / (1 - b1**t)) / ((v / (1 - b2**t)).sqrt() + (1e-6 if is_lamb else 1e-8)) + decay * p
+            ratio = p.detach().norm() / step.norm() if is_lamb and decay else torch.ones(())
+            if group.get("trust_clip", False):
+                ratio = ratio.clamp(max=1)
+            new[name] = p - lr * ratio * step
         else:
             decayed = g[name] + decay * p
             buffer = config.momentum * state["momentum_buffer"] + decayed
             nesterov = config.optimiser in ("nesterov", "fastmpl:sgd_ema")
             new[name] = p - lr * (decayed + config.momentum * buffer if nesterov else buffer)
     return new
+
+
+def decay_of(config: NetworkConfig, p: Tensor) -> float:
+    return config.weight_decay if p.ndim > 1 else 0.0
 
 
 def check_soft_labels(world: World, *, steps: int = 3, tolerance: float = 1e-10) -> None:
@@ -160,6 +176,10 @@ OPTIMISERS = {
     "sgd clipped": optimiser("sgd", momentum=0.0, clip=0.05),
     "nesterov clipped": optimiser("nesterov", clip=0.05),
     "adamw clipped": optimiser("adamw", clip=0.05),
+    "lamb": optimiser("lamb", lr=0.05),
+    "lamb clipped": optimiser("lamb", lr=0.05, clip=0.05),
+    "lamb without decay": optimiser("lamb", lr=0.05, weight_decay=0.0),
+    "lamb, most of its direction decay": optimiser("lamb", lr=0.05, weight_decay=1.0),
 }
 
 
@@ -181,6 +201,35 @@ def test_exact_feedback_is_double_backward_through_the_update(name: str, norm: b
 @pytest.mark.parametrize("name", ["nesterov", "adamw clipped"])
 def test_exact_feedback_holds_with_temperature_and_smoothing(name: str, settings: dict[str, Any]) -> None:
     check_soft_labels(World(exact(**settings), OPTIMISERS[name], norm=True))
+
+
+@pytest.mark.parametrize("scale", [1.0, 10.0])
+def test_exact_feedback_holds_where_lambs_trust_ratio_is_clipped_and_where_it_is_not(scale: float) -> None:
+    """LAMBC's clip at 1. Ten times the first weights: their ratio is above it, that of the last weights below."""
+    world = World(exact(), optimiser("lamb", lr=0.05))
+    world.student.parameters["0.weight"].data.mul_(scale)
+    for group in world.student.optimiser.inner.param_groups:
+        group["trust_clip"] = True
+    check_soft_labels(world)
+    ratios = [
+        world.student.parameters[f"{layer}.weight"].norm() / lamb_direction(world, layer).norm() for layer in (0, 2)
+    ]
+    assert [bool(ratio > 1) for ratio in ratios] == [scale > 1, False]
+
+
+def lamb_direction(world: World, layer: int) -> Tensor:
+    """Nearly: at the parameters after the step."""
+    p = world.student.parameters[f"{layer}.weight"]
+    state, t = world.student.optimiser.inner.state[p], 4
+    m, v = state["exp_avg"] / (1 - 0.9**t), state["exp_avg_sq"] / (1 - 0.999**t)
+    return m / (v.sqrt() + 1e-6) + 0.01 * p.detach()
+
+
+@pytest.mark.parametrize("name", ["apex:FusedSGD", "apex:FusedAdam", "apex:FusedLAMB"])
+def test_exact_feedback_holds_with_apex(name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """On a stand-in with its interface; FusedLAMB overwrites the gradients that the derivative needs."""
+    fake_apex.installed(monkeypatch, tmp_path)
+    check_soft_labels(World(exact(), optimiser(name, clip=0.05), norm=True))
 
 
 def test_exact_feedback_holds_with_dropout_and_a_trusted_set() -> None:
@@ -206,10 +255,10 @@ def test_per_example_feedback_in_expectation_is_the_exact_one() -> None:
     expected = torch.autograd.grad((r * q).sum(), logits, retain_graph=True)[0]
     found = torch.zeros_like(logits)
     for c in range(CLASSES):
-        labels = Labels(q.detach(), torch.full((4,), c))
-        credit = feedback.at_label(r, labels.drawn)
+        label = torch.full((4,), c)
+        credit = feedback.at_label(r, label)
         weight = torch.ones((), dtype=torch.float64)
-        loss = credited(logits, PerExampleFeedback(credit, labels.drawn, weight), 0.7)
+        loss = credited(logits, PerExampleFeedback(credit, label, weight), 0.7)
         found += q.detach()[:, c : c + 1] * torch.autograd.grad(loss, logits)[0]
     assert relative(found, expected) < 1e-12
 
@@ -415,6 +464,37 @@ def tangent_at_new_parameters(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(plain.PlainLearner, "tangent", late)
 
 
+def trust_ratio_held_constant(patch: pytest.MonkeyPatch) -> None:
+    """LAMB's ratio is kept, its own dependence on the gradient dropped."""
+    patch.setattr(optimisers, "ROWS", {**ROWS, "lamb": ROWS["lamb"]._replace(derivative=_lamb_by_ratio_alone)})
+
+
+def _lamb_by_ratio_alone(stepped: Any, vectors: Any) -> list[Tensor]:
+    ratios = [1.0 if u is None else each.old.norm() / u.norm() for each, u in _directions(stepped)]
+    scaled = [ratio * v for ratio, v in zip(ratios, vectors, strict=True)]
+    return [stepped[0].group["lr"] * moved for moved in derivatives._by_gradient(stepped, scaled)]
+
+
+def projection_after_the_diagonal(patch: pytest.MonkeyPatch) -> None:
+    """The derivative itself, not its transpose: the two differ where it is not symmetric."""
+    patch.setattr(optimisers, "ROWS", {**ROWS, "lamb": ROWS["lamb"]._replace(derivative=_lamb_turned_round)})
+
+
+def _lamb_turned_round(stepped: Any, vectors: Any) -> list[Tensor]:
+    by_gradient = derivatives._by_gradient(stepped, vectors)
+    for (each, u), moved in zip(_directions(stepped), by_gradient, strict=True):
+        if u is not None:
+            n = u / u.norm()
+            moved.copy_(each.old.norm() / u.norm() * (moved - n * (n * moved).sum()))
+    return [stepped[0].group["lr"] * moved for moved in by_gradient]
+
+
+def _directions(stepped: Any) -> list[tuple[Any, Tensor | None]]:
+    """LAMB's direction of every parameter that its trust ratio scales."""
+    counts = derivatives._Counts.of(stepped)
+    return [(each, derivatives._direction(each, counts) if each.group["weight_decay"] else None) for each in stepped]
+
+
 def clip_held_constant(patch: pytest.MonkeyPatch) -> None:
     """The clip's factor is kept, its own dependence on the gradient dropped."""
     honest = optimisers.Optimiser.derivative
@@ -436,6 +516,8 @@ def clip_held_constant(patch: pytest.MonkeyPatch) -> None:
         (labels_redrawn, lambda: check_sampled_labels(sampled_world())),
         (before_on_another_batch, lambda: check_zero("scalar")),
         (tangent_at_new_parameters, lambda: check_soft_labels(World(exact()))),
+        (trust_ratio_held_constant, lambda: check_soft_labels(World(exact(), OPTIMISERS["lamb"]))),
+        (projection_after_the_diagonal, lambda: check_soft_labels(World(exact(), OPTIMISERS["lamb"]))),
         (clip_held_constant, lambda: check_soft_labels(World(exact(), OPTIMISERS["nesterov clipped"]))),
     ],
     ids=lambda value: value.__name__ if value.__name__ != "<lambda>" else "",
