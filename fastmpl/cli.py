@@ -169,6 +169,7 @@ class Pack:
 def pack(asked: Pack) -> None:
     from fastmpl.data import pack
     from fastmpl.data.errors import DataError
+    from fastmpl.data.pack_shard import How
     from fastmpl.data.tree import shown
 
     if asked.verify:
@@ -178,7 +179,7 @@ def pack(asked: Pack) -> None:
         return
     if asked.size < 0 or not 1 <= asked.quality <= 100 or asked.shard_images < 1:
         raise ConfigError("fastmpl pack needs --size of 0 or more, --quality of 1 to 100, --shard-images of 1 or more.")
-    how = pack.How(asked.size, asked.quality, asked.shard_images)
+    how = How(asked.size, asked.quality, asked.shard_images)
     made = pack.pack(asked.folder, asked.output, how, processes=asked.jobs, tell=lambda line: print(line, flush=True))
     for one in made.left_out:
         print(f"skipped {shown(one['file'])}: {shown(one['reason'])}")

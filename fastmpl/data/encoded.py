@@ -35,6 +35,8 @@ class Names(Sequence[str]):
     @classmethod
     def joined(cls, parts: Sequence["Names"]) -> "Names":
         """The names of several, one after another."""
+        if len(parts) == 1:
+            return parts[0]
         names = cls()
         names._bytes = bytearray().join(part._bytes for part in parts)
         starts = np.cumsum([0, *(len(part._bytes) for part in parts)])

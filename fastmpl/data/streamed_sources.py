@@ -11,9 +11,10 @@ Classes are words. Where all of them are numbers, a file classes.txt beside the 
 """
 
 import difflib
-from collections.abc import Callable, Sequence
+import sys
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Final, NamedTuple
+from typing import Final, NamedTuple, TextIO
 
 import numpy as np
 
@@ -92,12 +93,20 @@ def _root(folder: str) -> Path:
 
 def _read_list(root: Path, part: str) -> tuple[Names, list[str]]:
     """Paths and words of a list; words are empty where a line has a path alone."""
+    words: list[str] = []
+
+    def paths(file: TextIO) -> Iterator[str]:
+        for line in file:
+            if line.strip():
+                path, word = _pair(line.rstrip("\n"), with_class=part != "unlabelled")
+                words.append(sys.intern(word))  # a million images have a thousand words
+                yield path
+
     try:
-        lines = (root / f"{part}.txt").read_text("utf-8", "surrogateescape").splitlines()
+        with (root / f"{part}.txt").open(encoding="utf-8", errors="surrogateescape") as file:
+            return Names(paths(file)), words
     except FileNotFoundError:
         return Names(), []
-    pairs = [_pair(line, with_class=part != "unlabelled") for line in lines if line.strip()]
-    return Names(path for path, _ in pairs), [word for _, word in pairs]
 
 
 def _pair(line: str, *, with_class: bool) -> tuple[str, str]:
