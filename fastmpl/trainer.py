@@ -218,6 +218,7 @@ class Training:
         if self.step < steps:
             yield Phase("train", steps, self._executed(self.trainee.step), self._next_batch, self._trained())
         if self.step < self.total:
+            self.data.train.close()  # the memory of its pipelines is for what follows
             learner, step = self._finetuned()
             settings = self.config.finetune
             stream = self.data.finetune(settings.images, settings.batch, self.step - steps)
