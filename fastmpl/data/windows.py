@@ -4,6 +4,7 @@ torch's resize of bytes (antialiased, as PIL's, with its vector instructions) ta
 CPU, of which resizing was the larger part. On a GPU the pipelines use DALI's own, which differs by rounding.
 """
 
+import warnings
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -11,6 +12,9 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+
+# DALI lends its pictures; torch warns that it could write to them, and nobody does
+warnings.filterwarnings("ignore", "The given NumPy array is not writable", UserWarning)
 
 Image = NDArray[np.uint8]
 Window = NDArray[np.int32]  # y, x, height, width
