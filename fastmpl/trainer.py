@@ -251,6 +251,7 @@ class Training:
                 batches = partial(executed.loaded, batches)
             yield Phase("train", steps, executed, batches, self._trained())
         if self.step < self.total:
+            self.data.train.close()  # the memory of its pipelines is for what follows
             learner, step = self._finetuned()
             settings = self.config.finetune
             stream = self.data.finetune(settings.images, settings.batch, self.step - steps)

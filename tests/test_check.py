@@ -11,6 +11,7 @@ from fastmpl import cli
 from fastmpl.config import Config
 from fastmpl.config.load import build
 from fastmpl.data.prepare import Prepared, prepare
+from tests import mini_imagenet
 from tests.pictures import BAD, COLOURS, kinds, make, spoil
 
 SPOILT = ("labelled/red", "unlabelled", "test/red")
@@ -124,3 +125,24 @@ def test_a_picture_in_two_parts_is_reported_once_for_each_pair_of_parts(
 def test_a_class_without_test_images_is_told(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
     shutil.rmtree(root / "test" / "blau grün")
     assert any(line.startswith("warning no test image is of class blau grün") for line in checked(root, capsys))
+
+
+def test_a_bad_picture_in_a_tar_is_named_with_its_tar_and_left_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.chdir(tmp_path)
+    images = list(mini_imagenet.pictures(labelled=2, unlabelled=9, test=1, size=(40, 30)))
+    number = next(number for number, image in enumerate(images) if image.part == "unlabelled")
+    images[number] = images[number]._replace(jpeg=images[number].jpeg[:500])
+    tars = mini_imagenet.write_tars(tmp_path / "tars", iter(images), each=8)
+    Path("tars.toml").write_text(
+        f'[data]\nsource = "webdataset"\nroot = {json.dumps(str(tars))}\nlabels = 0\nvalidation = 0\n'
+        "batch_labelled = 8\nbatch_unlabelled = 8\n"
+    )
+    assert cli.main(["check", "tars.toml"]) == 0
+    said = capsys.readouterr().out
+    assert f"skipped {tars}/unlabelled/00000.tar: {images[number].name}.jpg: damaged" in said
+    left = prepare(config(tars, source="webdataset", decode="auto", validation=0).data, seed=0)
+    assert len(left.split.unlabelled) == 8
+    assert f"{images[number].name}.jpg" not in left.arrays.names

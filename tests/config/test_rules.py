@@ -61,6 +61,40 @@ REFUSED = [
         'not a sample. Use kind = "scalar", or targets = "sampled".',
     ),
     (
+        {"data.source": "webdataset", "data.root": "a", "data.decode": "once"},
+        'data.decode = "once" is for data.source = "folder": images of "webdataset" are decoded at every step.',
+    ),
+    (
+        {"data.decode": "always"},
+        'data.decode = "always" with data.source = "fashion_mnist": its images are not encoded. Use decode = "auto".',
+    ),
+    (
+        {"data.crop_scale": [0.5, 0.1]},
+        "data.crop_scale = [0.5, 0.1] is no range. Use the smaller first, and a larger one above 0.",
+    ),
+    (
+        {"data.start_size": 16},
+        "data.start_size and data.grow_steps go together: the first size, and the steps until image_size.",
+    ),
+    (
+        {"data.start_size": 16, "data.grow_steps": 9},
+        'data.start_size needs images that are decoded at every step: data.decode = "always".',
+    ),
+    (
+        {"data.source": "tfrecord", "data.root": "a", "data.start_size": 64, "data.grow_steps": 9},
+        "data.start_size = 64 is larger than data.image_size = 28.",
+    ),
+    (
+        {
+            "data.source": "tfrecord",
+            "data.root": "a",
+            "data.start_size": 16,
+            "data.grow_steps": 9,
+            "system.graph": "on",
+        },
+        'system.graph = "on" with data.start_size: a captured step has one size. Use graph = "off".',
+    ),
+    (
         {"feedback.images": "trusted"},
         'feedback.images = "trusted" needs data.trusted above 0, the number of clean images to set aside.',
     ),
@@ -233,6 +267,8 @@ def test_what_cannot_work_is_refused_with_the_reason(read: Load, keys: dict[str,
 
 ACCEPTED = [
     {"method.targets": "sampled", "feedback.kind": "scalar", "feedback.baseline": 0.99, "feedback.cosine": True},
+    {"data.source": "file_list", "data.root": "a", "data.start_size": 16, "data.grow_steps": 9},
+    {"data.source": "folder", "data.root": "a", "data.decode": "always", "feedback.images": "trusted"},
     {"feedback.tangent": "difference", "feedback.depth": 2},
     {"feedback.images": "trusted", "data.trusted": 50, "data.batch_trusted": 25},
     {"feedback.control": "shuffled"},
