@@ -92,13 +92,17 @@ def test_a_run_of_any_stage_is_the_run_of_plain_ranks(stage: int, tmp_path: Path
     """Evaluation, checkpoints and fine-tuning included. With 99 validation images, one rank has one more to see."""
     changes = {"finetune__steps": 4, "finetune__lr": 0.01, "finetune__batch": 20, "data__validation": 100}
     perceptrons = {"teacher__model": "perceptron", "student__model": "perceptron"}
-    found = run(Job(config(tmp_path / "zero", system__engine="zero", system__zero_stage=stage, **changes, **perceptrons)))
+    found = run(
+        Job(config(tmp_path / "zero", system__engine="zero", system__zero_stage=stage, **changes, **perceptrons))
+    )
     expected = run(Job(config(tmp_path / "plain", **changes, **perceptrons)))
     assert [ended.code for ended in [*found, *expected]] == [0, 0, 0, 0]
     for ended, other in zip(found, expected, strict=True):
         assert ended.results is not None and other.results is not None
         assert ended.results == other.results | {"seconds": ended.results["seconds"]}
-    one, two = (safetensors.torch.load_file(tmp_path / f"{name}/small/student.safetensors") for name in ("zero", "plain"))
+    one, two = (
+        safetensors.torch.load_file(tmp_path / f"{name}/small/student.safetensors") for name in ("zero", "plain")
+    )
     for name, value in two.items():
         torch.testing.assert_close(one[name], value, rtol=1e-3, atol=1e-5)
     assert json.loads((tmp_path / "zero/small/STATUS.json").read_text())["state"] == "done"
