@@ -18,6 +18,7 @@ from torch import Tensor
 
 from benchmarks.records import Record, Row, Scalar, save
 from fastmpl_kernels import dispatch
+from fastmpl_kernels.rows import unit
 from fastmpl_kernels.soft_cross_entropy import soft_cross_entropy
 from fastmpl_kernels.student_objective import student_objective
 from fastmpl_kernels.teacher_objective import ExactFeedback, Feedback, ScalarFeedback, Uda, teacher_objective
@@ -40,7 +41,8 @@ def logits(rows: int, classes: int, dtype: torch.dtype) -> Tensor:
 def through_autograd(backend: dispatch.Choice, loss: Callable[..., Tensor], leaves: list[Tensor]) -> Callable[[], Any]:
     def call() -> tuple[Tensor, ...]:
         with dispatch.use(backend):
-            return torch.autograd.grad(loss(*leaves), leaves)
+            value = loss(*leaves)
+            return torch.autograd.grad(value, leaves, unit(value))  # as a learner calls it
 
     return call
 

@@ -12,10 +12,10 @@ from fastmpl.data.batch import Batch
 from fastmpl.learners.plain import PlainLearner
 from fastmpl.methods.mpl import Feedback, MetaPseudoLabels
 from fastmpl.methods.supervised import Supervised
-from fastmpl.methods.targets import cross_entropy
 from fastmpl.methods.uda import Consistency
 from fastmpl.methods.views import by_view, images
 from fastmpl.models import build
+from fastmpl.models.layout import channels_last
 from fastmpl.step.alone import alone_step
 from fastmpl.step.meta import meta_step
 from fastmpl.step.moment import LABEL, STUDENT, TEACHER, VALIDATION, moment
@@ -81,7 +81,7 @@ class Step:
         def learner(seed: int) -> PlainLearner:
             module = self.size.network(seed)
             if self.channels_last:
-                module = module.to(memory_format=torch.channels_last)
+                module = channels_last(module)
             if self.prepare is not None:
                 self.prepare(module)
             return PlainLearner(
@@ -98,9 +98,9 @@ class Step:
         if self.channels_last:
             last = torch.channels_last
             self.batch = self.batch._replace(
-                labelled=self.batch.labelled.to(memory_format=last),
-                weak=self.batch.weak.to(memory_format=last),
-                strong=self.batch.strong.to(memory_format=last),
+                labelled=self.batch.labelled.contiguous(memory_format=last),
+                weak=self.batch.weak.contiguous(memory_format=last),
+                strong=self.batch.strong.contiguous(memory_format=last),
             )
         self.baseline = torch.zeros(())
         self.step = torch.zeros((), dtype=torch.int64)
@@ -150,10 +150,12 @@ def published(step: Step) -> torch.Tensor:
     labels = method.label(seen.detach(), moment.draw(LABEL), batch.unlabelled_index)
     learnt = by_view(student.forward(images(batch, order.student), moment.dropout(STUDENT)), batch, order.student)
     before = method.validate(learnt.of("labelled").detach(), batch.targets)
-    student.accumulate(cross_entropy(labels, learnt.of("strong")))
+    lesson = method.learn(learnt, labels)
+    student.accumulate(lesson.loss)
     student.apply(moment.step)
     after = method.validate(student.observe(batch.labelled, moment.dropout(VALIDATION)), batch.targets)
-    taught = method.teach(seen, batch.targets, labels, before - after, moment.consistency_weight)
+    credit = None if step.kind == "off" else before - after
+    taught = method.teach(seen, batch.targets, lesson, credit, moment.consistency_weight)
     teacher.accumulate(taught.loss)
     teacher.apply(moment.step)
     return after

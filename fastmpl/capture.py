@@ -1,6 +1,7 @@
 """Whether the whole step of a configuration could be one CUDA graph: its capture lint, on a machine with no GPU."""
 
 import torch
+from torch import Tensor
 
 from fastmpl.assemble import assemble, network
 from fastmpl.config import Config
@@ -13,10 +14,9 @@ class FakeRun:
     """Networks, optimisers and a batch of the run's sizes, made under the fake tensors of the lint."""
 
     def __init__(self, config: Config, classes: int, image_shape: tuple[int, ...]) -> None:
-        # neither changes what a capture forbids; fake parameters cannot be converted to a memory format, and torch's
-        # forward mode of a bf16 batch norm gives a float32 tangent that fake convolutions refuse (real ones do not)
-        plain = {"channels_last": False, "precision": "float32"}
-        config = config.model_copy(update={"system": config.system.model_copy(update=plain)})
+        # neither changes what a capture forbids: a compiler would trace the fake tensors' own code, and shards have ranks
+        simple = {"compile": False, "engine": "plain"}
+        config = config.model_copy(update={"system": config.system.model_copy(update=simple)})
 
         def stand_in() -> torch.nn.Module:
             return network(config.student, classes=classes, image_shape=image_shape, seed=0)
@@ -30,6 +30,10 @@ class FakeRun:
         )
         self.batch = fake_batch(config, image_shape, classes)
 
+    def held(self) -> list[Tensor]:
+        """What exists before a step: state of the networks and the step, and the batch."""
+        return [*self.trainee.state().values(), *(part for part in self.batch if part is not None)]
+
     def step(self) -> None:
         self.trainee.step(self.batch)
 
@@ -39,7 +43,9 @@ def fake_batch(config: Config, image_shape: tuple[int, ...], classes: int) -> Ba
     data = config.data
 
     def pictures(n: int) -> torch.Tensor:
-        return torch.empty(n, *image_shape)
+        images = torch.empty(n, *image_shape)
+        last = config.system.channels_last and images.dim() == 4
+        return images.contiguous(memory_format=torch.channels_last) if last else images
 
     def numbers(n: int) -> torch.Tensor:
         return torch.zeros(n, dtype=torch.int64)

@@ -1,4 +1,4 @@
-"""What can be found out before a run starts: its data is there and enough, and its folder can be written."""
+"""What can be found out before a run starts: data that is there and enough, a folder to write, a step to capture."""
 
 import hashlib
 import os
@@ -6,7 +6,7 @@ import re
 import shutil
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -134,10 +134,11 @@ def _problems(problems: "Sequence[Problem]") -> Iterator[str]:
             yield f"        and {len(files) - SHOWN:,} more like this: {shown(files[0].reason)}"
 
 
-def check_data(config: Config) -> Iterator[str]:
+def check_data(config: Config) -> Generator[str, None, "Prepared"]:
     """Reads the data and splits it: what there is, then each file with a problem. Raises DataError if it cannot be used.
 
     Where images are decoded at every step, all of them are decoded here, and those that are bad listed for every run.
+    Returns what it read.
     """
     prepared, said, train, test = _checked(config)
     arrays, parts = prepared.arrays, prepared.split
@@ -149,6 +150,23 @@ def check_data(config: Config) -> Iterator[str]:
     yield from _absent(arrays.classes, arrays.train_labels[parts.validation], "validation")
     yield from _absent(arrays.classes, arrays.test_labels, "test")
     yield from _problems(arrays.problems)
+    return prepared
+
+
+def check_capture(config: Config, prepared: "Prepared") -> Iterator[str]:
+    """Runs the step on fake tensors, with no arithmetic and no GPU: each reason why it cannot be one CUDA graph."""
+    from fastmpl.capture import capture_faults
+
+    if config.system.engine != "plain" or config.system.graph == "off":
+        yield f'graph   none: system.engine = "{config.system.engine}", system.graph = "{config.system.graph}"'
+        return
+    size = config.data.image_size
+    shape = (2,) if prepared.normalisation is None else (config.data.channels, size, size)
+    faults = capture_faults(config, classes=len(prepared.arrays.classes), image_shape=shape)
+    for fault in faults:
+        yield f"graph   {fault}"
+    if not faults:
+        yield "graph   the whole step can be one CUDA graph"
 
 
 def check_output(config: Config) -> str:
@@ -169,4 +187,5 @@ def check_output(config: Config) -> str:
 def check(config: Config) -> Iterator[str]:
     """One line for each thing found in order. Raises DataError or StorageError at the first that is not."""
     yield "output  " + check_output(config)
-    yield from check_data(config)
+    prepared = yield from check_data(config)
+    yield from check_capture(config, prepared)

@@ -74,6 +74,32 @@ def check(asked: Check, config: Config) -> None:
 
 
 @dataclass(frozen=True)
+class Plan:
+    """Says what a run would need: memory of each GPU and arithmetic, by sharding and schedule; trains nothing."""
+
+    config: Positional[Path]
+    """TOML file; launch/configs holds examples."""
+    ranks: int = 1
+    """GPUs that share the batch."""
+    memory: float = 80.0
+    """GiB of each GPU."""
+    classes: int = 0
+    """Number of classes, where the images are a folder of your own."""
+    debug: FlagCreatePairsOff[bool] = False
+    """Show where in the code an error came from."""
+
+
+def plan(asked: Plan, config: Config) -> None:
+    from fastmpl import planner
+
+    if asked.ranks < 1 or asked.memory <= 0:
+        raise ConfigError("fastmpl plan needs --ranks of at least 1, and --memory above 0.")
+    found = planner.plan(config, ranks=asked.ranks, memory=asked.memory * 2**30, classes=asked.classes)
+    for line in planner.lines(found):
+        print(line)
+
+
+@dataclass(frozen=True)
 class Distill:
     """Stores a teacher's class distributions over all training images, for distillation and reduced_mpl."""
 
@@ -246,6 +272,22 @@ class Status:
     """Show where in the code an error came from."""
 
 
+@dataclass(frozen=True)
+class Doctor:
+    """Says what this machine has and lacks, and checks the kernels that would run here against their references."""
+
+    debug: FlagCreatePairsOff[bool] = False
+    """Show where in the code an error came from."""
+
+
+def doctor(asked: Doctor) -> None:
+    limit_threads()
+    from fastmpl.doctor import lines
+
+    for line in lines():
+        print(line, flush=True)
+
+
 def init(asked: Init) -> None:
     from fastmpl.begin import begin
 
@@ -303,6 +345,7 @@ def report(asked: Report) -> None:
 CONFIGURED: Final[dict[str, tuple[type[Any], Callable[[Any, Config], None]]]] = {
     "train": (Train, train),
     "check": (Check, check),
+    "plan": (Plan, plan),
     "distill": (Distill, distill),
     "ablate": (Ablate, ablate),
 }
@@ -314,6 +357,7 @@ OTHERS: Final[dict[str, tuple[type[Any], Callable[[Any], None]]]] = {
     "evaluate": (Evaluate, evaluate),
     "predict": (Predict, predict),
     "status": (Status, status),
+    "doctor": (Doctor, doctor),
 }
 VERBS: Final = {name: asked for name, (asked, _) in (CONFIGURED | OTHERS).items()}
 

@@ -20,10 +20,12 @@ from typing import Any, Final, Literal, NamedTuple, Self
 import torch
 
 from fastmpl.learners.ranks import ALONE, Ranks
-from fastmpl.loggers import Line, Logger, Loggers, TensorBoard, Warn
+from fastmpl.loggers import Line as Written
+from fastmpl.loggers import Logger, Loggers, TensorBoard, Warn
 from fastmpl.step.moment import Report
 
 FILE: Final = "metrics.jsonl"
+READ_EVERY: Final = 100  # steps between two reads of a GPU, at least; to read is to wait for all that was asked of it
 
 
 class Evaluation(NamedTuple):
@@ -38,33 +40,67 @@ class Evaluation(NamedTuple):
     images: int
 
 
-class Meter:
-    """Reports added up over steps; `add` never waits for the device.
+class Line(NamedTuple):
+    """The means of the steps since the line before, `skipped` summed; NaN where nothing was finite."""
 
-    A value that is not finite belongs to an update that was skipped: it is left out of its mean, and `skipped` counts
-    it. `kept` (float64, 2 x fields: sums, and how many finite values each has) is the whole state; a checkpoint between
-    two reads stores it, so that the resumed run's next line has the steps before it.
+    step: int  # the last of them
+    values: dict[str, float]
+
+
+class Meter:
+    """Reports added up over the steps of a line; finished lines wait on the device until several are read at once.
+
+    `add` never waits for the device and always writes the same memory, so that it can be part of a captured step. A
+    value that is not finite belongs to an update that was skipped: it is left out of its mean, and `skipped` counts it.
+    `kept` (float64, 2 x fields: sums, and how many finite values each has) is the unfinished line. Whoever reads before
+    a checkpoint has the finished lines in the record and need store `kept` alone.
     """
 
-    def __init__(self, device: torch.device | str = "cpu", ranks: Ranks = ALONE) -> None:
-        self.kept = torch.zeros(2, len(Report._fields), dtype=torch.float64, device=device)
+    def __init__(self, device: torch.device | str = "cpu", ranks: Ranks = ALONE, lines: int = 1) -> None:
+        """lines: how many finished ones there is room for."""
+        shape = 2, len(Report._fields)
+        self.kept = torch.zeros(shape, dtype=torch.float64, device=device)
         self.ranks = ranks
+        self._ring = torch.zeros(lines, *shape, dtype=torch.float64, device=device)
+        self._steps: list[int] = []  # of the finished lines
 
     def add(self, report: Report) -> None:
         """One step more; its tensors may be overwritten afterwards, as those of a captured graph are."""
         values = torch.stack(report).detach().double()
         self.kept += torch.stack([values.nan_to_num(0.0, 0.0, 0.0), values.isfinite().double()])
 
-    def read(self) -> dict[str, float]:
-        """Means since the last read over steps and ranks, `skipped` summed over steps; NaN where nothing was finite.
+    @property
+    def is_full(self) -> bool:
+        """Whether the finished lines must be read before another one is."""
+        return len(self._steps) == len(self._ring)
 
-        One message between ranks, so all of them call it, and one transfer to the host.
-        """
-        self.ranks.mean_([self.kept])
-        sums, counts = self.kept.tolist()
+    def finish(self, step: int) -> None:
+        """The line ends with that step."""
+        self._ring[len(self._steps)] = self.kept
         self.kept.zero_()
-        means = [total / count if count else math.nan for total, count in zip(sums, counts, strict=True)]
-        return dict(zip(Report._fields, means, strict=True)) | {"skipped": sums[Report._fields.index("skipped")]}
+        self._steps.append(step)
+
+    def read(self) -> list[Line]:
+        """The finished lines, each a mean over its steps and over ranks.
+
+        One message between ranks, so all of them call it, and one transfer to the host; none where no line is finished.
+        """
+        steps, self._steps = self._steps, []
+        if not steps:
+            return []
+        rows = self._ring[: len(steps)].clone()
+        self.ranks.mean_([rows])
+        return [Line(step, _means(*row)) for step, row in zip(steps, rows.tolist(), strict=True)]
+
+
+def _means(sums: list[float], counts: list[float]) -> dict[str, float]:
+    means = [total / count if count else math.nan for total, count in zip(sums, counts, strict=True)]
+    return dict(zip(Report._fields, means, strict=True)) | {"skipped": sums[Report._fields.index("skipped")]}
+
+
+def lines_a_read(device: torch.device, log_every: int) -> int:
+    """Lines that are read at once: on a GPU those of at least `READ_EVERY` steps; a CPU is not waited for."""
+    return -(-READ_EVERY // log_every) if device.type == "cuda" else 1
 
 
 def read_lines(folder: Path) -> list[dict[str, Any]]:
@@ -96,7 +132,7 @@ class Log:
         self._replace(read_lines(folder))
 
     def train(self, step: int, values: Mapping[str, float], seconds: float, images_per_second: float) -> None:
-        """The means of the steps up to `step`, as `Meter.read` gives them."""
+        """The means of the steps up to `step`, one `Line` of `Meter.read`."""
         timing = {"seconds": seconds, "images_per_second": images_per_second}
         self._write({"kind": "train", "step": step} | timing | dict(values))
 
@@ -122,7 +158,7 @@ class Log:
     ) -> None:
         self.close()
 
-    def _replace(self, lines: Sequence[Line]) -> None:
+    def _replace(self, lines: Sequence[Written]) -> None:
         """The file has these lines, and no others, at every moment that something could go wrong."""
         path, beside = self.folder / FILE, self.folder / (FILE + ".tmp")
         beside.write_bytes(b"".join(map(_encoded, lines)))
@@ -145,5 +181,5 @@ class Log:
         self._loggers.write(line)
 
 
-def _encoded(line: Line) -> bytes:
+def _encoded(line: Written) -> bytes:
     return json.dumps(dict(line), allow_nan=False).encode() + b"\n"

@@ -4,14 +4,15 @@ import json
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import ExitStack, closing, contextmanager, nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import torch
 
 from fastmpl import checkpoint, finetune
-from fastmpl.assemble import Trainee, assemble, below
+from fastmpl.assemble import AnyLearner, Trainee, assemble, below
 from fastmpl.check import require_same_data, require_trusted
 from fastmpl.checkpoint import Checkpoint
 from fastmpl.config import Config, difference, is_capturable, load, save
@@ -21,10 +22,9 @@ from fastmpl.data.build import build as build_data
 from fastmpl.data.stream import Replacement
 from fastmpl.errors import ConfigError, DivergedError, StorageError
 from fastmpl.evaluate import Judge, Network, Split, inferences
-from fastmpl.learners.plain import PlainLearner
 from fastmpl.lifecycle import State, Stopper, claimed, write_status
 from fastmpl.lost import Lost, LostImages, NoneLost
-from fastmpl.metrics import Evaluation, Log, Meter
+from fastmpl.metrics import Evaluation, Log, Meter, lines_a_read
 from fastmpl.networks import fixed_teacher, save_network
 from fastmpl.processes import Group, Place, joined, place
 from fastmpl.progress import Progress, Silent
@@ -41,6 +41,22 @@ HARMLESS = {
     *("system.threads", "system.timeout"),
 }
 SKIPPED_AT_MOST = 10  # updates that were not finite, in 100 steps
+
+
+class Clock:
+    """Since when the steps of the next line have been running: lines are read later than their last step was taken."""
+
+    def __init__(self, step: int) -> None:
+        self.step, self._since = step, time.monotonic()
+
+    def pace(self, step: int) -> float:
+        """Seconds a step from the last line's end to `step`, which was taken now."""
+        return max(time.monotonic() - self._since, 1e-9) / max(step - self.step, 1)
+
+    def passed(self, step: int, pace: float) -> None:
+        """A line ended with `step`."""
+        self._since += pace * (step - self.step)
+        self.step = step
 
 
 class Results(NamedTuple):
@@ -60,7 +76,7 @@ class Phase(NamedTuple):
     last: int
     step: EagerStep | GraphedStep
     batches: Callable[[], Batch]
-    networks: dict[Network, PlainLearner]  # what is evaluated, "average" being the student's
+    networks: dict[Network, AnyLearner]  # what is evaluated, "average" being the student's
 
 
 def train(config: Config, *, resume: str = "auto", quiet: bool = False, report: bool = True) -> Results:
@@ -78,8 +94,9 @@ def train(config: Config, *, resume: str = "auto", quiet: bool = False, report: 
         try:
             with joined(here, folder, lambda: held.enter_context(Stopper()), config.system.timeout) as group:
                 run = Training(config, folder, quiet, group, here)
-                run.restore(resume)
-                results = run.finish() if run.step == run.total else run.go()
+                with closing(run):
+                    run.restore(resume)
+                    results = run.finish() if run.step == run.total else run.go()
             if report and here.is_first:
                 from fastmpl.report import write_report  # matplotlib takes a second to import
 
@@ -140,10 +157,11 @@ class Training:
             **kind,  # type: ignore[arg-type]
         )
         self.total = config.run.steps + config.finetune.steps
-        self.meter = Meter(self.device, self.ranks)
+        self.meter = Meter(self.device, self.ranks, lines_a_read(self.device, config.run.log_every))
+        self.trainee.step.watch = self.meter.add
         self.step, self.saved, self.seconds = 0, -1, 0.0
         self.best: dict[str, Any] | None = None
-        self.finetuned: tuple[PlainLearner, EagerStep] | None = None
+        self.finetuned: tuple[AnyLearner, EagerStep] | None = None
 
     def restore(self, resume: str) -> None:
         """Continues at a checkpoint, if there is one."""
@@ -200,24 +218,40 @@ class Training:
         results = Results(self.step, last, self.best, finetuned, self.seconds)
         with ExitStack() as held:
             held.enter_context(student.agreed())
-            module = held.enter_context(student.averaged()) if student.average is not None else student.module
+            if student.average is not None:
+                held.enter_context(student.averaged())
+            weights = {}
+            for name, value in student.weights():
+                if self.ranks.rank == 0:
+                    weights[name] = value.cpu()
             if self.ranks.rank == 0:
                 (self.folder / "results.json").write_text(json.dumps(results._asdict(), indent=1) + "\n")
                 save_network(
                     self.folder,
-                    module,
+                    weights,
                     classes=self.data.classes,
                     image_shape=self.data.image_shape,
                     normalisation=self.data.normalisation,
                 )
         return results
 
+    def close(self) -> None:
+        """Takes down what the networks are held by."""
+        learners = [*self.trainee.learners().values()]
+        for learner in [*learners, self.finetuned[0]] if self.finetuned is not None else learners:
+            learner.close()
+
     def _phases(self) -> Iterator[Phase]:
         """The phases that are not over yet."""
         steps = self.config.run.steps
         if self.step < steps:
-            yield Phase("train", steps, self._executed(self.trainee.step), self._next_batch, self._trained())
+            executed = self._executed(self.trainee.step)
+            batches = self._next_batch
+            if isinstance(executed, GraphedStep):
+                batches = partial(executed.loaded, batches)
+            yield Phase("train", steps, executed, batches, self._trained())
         if self.step < self.total:
+            self.data.train.close()  # the memory of its pipelines is for what follows
             learner, step = self._finetuned()
             settings = self.config.finetune
             stream = self.data.finetune(settings.images, settings.batch, self.step - steps)
@@ -226,39 +260,46 @@ class Training:
 
     def _train(self, phase: Phase) -> None:
         """Steps to the end of a phase, with what is due between steps."""
-        run, since, at = self.config.run, self.step, time.monotonic()
+        run, clock = self.config.run, Clock(self.step)
         while self.step < phase.last:
             batch = phase.batches()
-            self.meter.add(phase.step(batch))
+            phase.step(batch)
             self.step += 1
             self.progress.update(self.step, {})
             ends = self.step == phase.last
-            if self.step % run.log_every == 0 or ends:
-                now = time.monotonic()
-                taken = (self.step - since) * (len(batch.labelled) + len(batch.weak)) * self.ranks.size
-                images = taken / max(now - at, 1e-9)
-                self.seconds += now - at
-                self._report(self.meter.read(), images, self.step - since)
-                since, at = self.step, now
-            if self.step % run.evaluate_every == 0 or ends:
-                self._evaluate(phase)
+            evaluates = self.step % run.evaluate_every == 0 or ends
             # after the last step of all nothing is left to stop
             stops = self.step < self.total and self.stops.stops_after(self.step)
-            if self.step % run.checkpoint_every == 0 or ends or stops:
+            saves = self.step % run.checkpoint_every == 0 or ends or stops
+            if self.step % run.log_every == 0 or ends:
+                self.meter.finish(self.step)
+            if self.meter.is_full or evaluates or saves:  # those wait for the device anyway
+                self._report(clock, images=(len(batch.labelled) + len(batch.weak)) * self.ranks.size)
+            if evaluates:
+                self._evaluate(phase)
+            if saves:
                 self._save(last=self.step == self.total)
             if stops:
                 raise self.stops.reason(self.folder, self.step)
 
-    def _report(self, values: dict[str, float], images: float, steps: int) -> None:
+    def _report(self, clock: "Clock", images: int) -> None:
+        """Writes the lines that are finished. `images`: of one step, over all ranks."""
         self.lost.gather(self.progress.note)
-        if self.log is not None:
-            self.log.train(self.step, values, seconds=self.seconds, images_per_second=images)
-        self.progress.update(self.step, values | {"images_per_second": images})
-        if values["skipped"] > max(SKIPPED_AT_MOST, SKIPPED_AT_MOST * steps / 100):
-            raise DivergedError(
-                f"{values['skipped']:.0f} updates of the last {steps} steps were not finite, at step {self.step}. "
-                "Lower student.lr or teacher.lr, set clip = 1.0, or lower feedback.weight."
-            )
+        lines = self.meter.read()
+        pace = clock.pace(self.step)
+        for line in lines:
+            steps = line.step - clock.step
+            self.seconds += pace * steps
+            clock.passed(line.step, pace)
+            if self.log is not None:
+                self.log.train(line.step, line.values, seconds=self.seconds, images_per_second=images / pace)
+            self.progress.update(self.step, line.values | {"images_per_second": images / pace})
+            skipped = line.values["skipped"]
+            if skipped > max(SKIPPED_AT_MOST, SKIPPED_AT_MOST * steps / 100):
+                raise DivergedError(
+                    f"{skipped:.0f} updates of the last {steps} steps were not finite, at step {line.step}. "
+                    "Lower student.lr or teacher.lr, set clip = 1.0, or lower feedback.weight."
+                )
 
     def _evaluate(self, phase: Phase) -> None:
         """Scores every network; remembers the best student on the validation images."""
@@ -280,14 +321,16 @@ class Training:
         self.lost.gather(self.progress.note)
         folder = self.folder / "checkpoints"
         tensors, own = self.trainee.state() | {"meter": self.meter.kept}, self.trainee.own() | {"meter"}
+        sharded = self.trainee.sharded()
         if self.finetuned is not None:
             learner, step = self.finetuned
             tensors |= {f"finetuned/{name}": value for name, value in learner.state().items()}
             own |= {f"finetuned/{name}" for name in learner.own()}
+            sharded |= {f"finetuned/{name}" for name in learner.sharded()}
             tensors |= {f"finetune_step/{name}": value for name, value in step.state().items()}
         facts = {"data": self.data.train.state(), "best": self.best, "seconds": self.seconds}
         try:
-            checkpoint.save(folder, Checkpoint(self.step, tensors, facts, own), self.ranks)
+            checkpoint.save(folder, Checkpoint(self.step, tensors, facts, own, sharded), self.ranks)
         except StorageError as error:
             if last:
                 raise
@@ -318,16 +361,17 @@ class Training:
     def _note_replaced(self, replaced: Sequence[Replacement]) -> None:
         self.lost.add(self.step + 1, replaced)
 
-    def _trained(self) -> dict[Network, PlainLearner]:
-        networks: dict[Network, PlainLearner] = {"student": self.trainee.student}
+    def _trained(self) -> dict[Network, AnyLearner]:
+        networks: dict[Network, AnyLearner] = {"student": self.trainee.student}
         if self.trainee.teacher is not None and not self.config.data.store:  # which knows no other images
             networks["teacher"] = self.trainee.teacher
         return networks
 
-    def _finetuned(self) -> tuple[PlainLearner, EagerStep]:
+    def _finetuned(self) -> tuple[AnyLearner, EagerStep]:
         if self.finetuned is None:
             learner = finetune.finetuned_learner(self.trainee.student, self.config)
             self.finetuned = learner, finetune.finetune_step(learner, self.config, self.device)
+            self.finetuned[1].watch = self.meter.add
         return self.finetuned
 
 

@@ -11,12 +11,19 @@ import torch
 
 from fastmpl.learners.ranks import Ranks
 from fastmpl.loggers import Line, Loggers, TensorBoard
-from fastmpl.metrics import FILE, Evaluation, Log, Meter, read_lines
+from fastmpl.metrics import FILE, Evaluation, Log, Meter, lines_a_read, read_lines
 from fastmpl.step.moment import Report, nothing
 
 
 def report(value: float, **fields: float) -> Report:
     return Report(**{name: torch.tensor(fields.get(name, value)) for name in Report._fields})
+
+
+def line(meter: Meter) -> dict[str, float]:
+    """The steps so far as one line."""
+    meter.finish(1)
+    (finished,) = meter.read()
+    return finished.values
 
 
 def evaluation(step: int, **fields: Any) -> Evaluation:
@@ -49,7 +56,7 @@ def test_meter_gives_means_and_sums_the_skipped() -> None:
     meter = Meter()
     for loss, skipped in [(1.0, 0.0), (2.0, 1.0), (6.0, 2.0)]:
         meter.add(report(0.0, student_loss=loss, skipped=skipped))
-    values = meter.read()
+    values = line(meter)
     assert values["student_loss"] == 3.0
     assert values["skipped"] == 3.0
     assert list(values) == list(Report._fields)
@@ -58,13 +65,13 @@ def test_meter_gives_means_and_sums_the_skipped() -> None:
 def test_meter_starts_again_after_a_read() -> None:
     meter = Meter()
     meter.add(report(5.0))
-    meter.read()
+    line(meter)
     meter.add(report(1.0))
-    assert meter.read()["pseudo_loss"] == 1.0
+    assert line(meter)["pseudo_loss"] == 1.0
 
 
 def test_meter_without_a_step_has_no_mean() -> None:
-    values = Meter().read()
+    values = line(Meter())
     assert math.isnan(values["student_loss"])
     assert values["skipped"] == 0.0
 
@@ -74,7 +81,7 @@ def test_a_skipped_update_does_not_spoil_the_mean_of_the_others(bad: float) -> N
     meter = Meter()
     for loss in (2.0, bad, 4.0):
         meter.add(report(1.0, teacher_norm=loss))
-    values = meter.read()
+    values = line(meter)
     assert values["teacher_norm"] == 3.0
     assert values["student_norm"] == 1.0
 
@@ -84,7 +91,7 @@ def test_meter_keeps_the_value_and_not_the_tensor_that_a_graph_overwrites() -> N
     meter.add(reused)
     for value in reused:
         value.fill_(100.0)
-    assert meter.read()["student_loss"] == 1.0
+    assert line(meter)["student_loss"] == 1.0
 
 
 def test_adding_to_a_meter_never_reads_the_device() -> None:
@@ -92,15 +99,42 @@ def test_adding_to_a_meter_never_reads_the_device() -> None:
     with torch._subclasses.FakeTensorMode():
         meter = Meter()
         meter.add(nothing(torch.zeros(1)))
+        meter.finish(1)
         with pytest.raises(Exception, match="_local_scalar_dense"):
             meter.read()
+
+
+def test_finished_lines_wait_on_the_device_and_are_read_at_once() -> None:
+    meter = Meter(lines=3)
+    for step in range(1, 7):
+        meter.add(report(float(step)))
+        if step % 2 == 0:
+            assert not meter.is_full
+            meter.finish(step)
+    assert meter.is_full
+    assert [(found.step, found.values["student_loss"]) for found in meter.read()] == [(2, 1.5), (4, 3.5), (6, 5.5)]
+    assert meter.read() == []
+    assert not meter.is_full
+
+
+@pytest.mark.parametrize("log_every", [1, 30, 50, 100, 250])
+def test_a_gpu_is_read_at_most_once_in_a_hundred_steps(log_every: int) -> None:
+    meter, reads = Meter(lines=lines_a_read(torch.device("cuda"), log_every)), []
+    for step in range(1, 1001):
+        if step % log_every == 0:
+            meter.finish(step)
+        if meter.is_full:
+            meter.read()
+            reads.append(step)
+    assert all(later - before >= 100 for before, later in zip([0, *reads], reads, strict=False))
+    assert reads
 
 
 def test_a_long_mean_loses_no_digits() -> None:
     meter = Meter()
     for _ in range(10_000):
         meter.add(report(0.1))
-    assert meter.read()["student_loss"] == pytest.approx(float(torch.tensor(0.1)), rel=1e-12)
+    assert line(meter)["student_loss"] == pytest.approx(float(torch.tensor(0.1)), rel=1e-12)
 
 
 def test_the_kept_state_continues_an_interrupted_interval() -> None:
@@ -112,7 +146,7 @@ def test_the_kept_state_continues_an_interrupted_interval() -> None:
     after.kept.copy_(before.kept)
     for value in values[1:]:
         after.add(value)
-    assert after.read() == whole.read()
+    assert line(after) == line(whole)
 
 
 def test_ranks_are_averaged_in_one_message(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -131,7 +165,7 @@ def test_ranks_are_averaged_in_one_message(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(torch.distributed, "all_reduce", all_reduce)
     meter = Meter(ranks=Ranks(0, 2))
     meter.add(report(1.0, skipped=3.0))
-    values = meter.read()
+    values = line(meter)
     assert messages == [2 * len(Report._fields)]
     assert values["feedback"] == 2.0
     assert values["skipped"] == 3.0

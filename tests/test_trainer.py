@@ -81,6 +81,19 @@ def test_a_stopped_run_continues_bit_for_bit(stop: int, tmp_path: Path, monkeypa
     assert lines(tmp_path / "whole/small") == lines(tmp_path / "parts/small")
 
 
+def test_lines_that_are_read_late_are_the_same_record_after_an_interruption_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on a GPU, whose finished lines wait there: nothing is lost, and the order in the file is the same."""
+    train(config(tmp_path / "read at once", run__log_every=2))
+    monkeypatch.setattr(trainer, "lines_a_read", lambda device, log_every: 4)
+    late = config(tmp_path / "read late", run__log_every=2)
+    stopped_after(7, late, monkeypatch)
+    assert [line["step"] for line in lines(tmp_path / "read late/small")] == [2, 4, 6]
+    train(late)
+    assert lines(tmp_path / "read late/small") == lines(tmp_path / "read at once/small")
+
+
 @pytest.mark.parametrize(
     "changes",
     [

@@ -88,6 +88,21 @@ def test_check_lists_every_bad_file_with_its_reason(here: Path, capsys: pytest.C
     assert "folder: 3 classes, 96 labelled, 0 trusted, 180 unlabelled, 24 validation, 60 test images" in lines[2]
 
 
+def test_check_tells_whether_the_step_can_be_one_graph_and_what_stands_in_the_way(
+    here: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = ("check", "my_pictures.toml", "--data.batch-unlabelled", "16")
+    assert said(capsys, *asked).splitlines()[-1] == "graph   the whole step can be one CUDA graph"
+    assert said(capsys, *asked, "--system.graph", "off").splitlines()[-1].startswith("graph   none: ")
+
+    def reads(values: list[torch.Tensor]) -> torch.Tensor:
+        return values[0] * float(values[0])
+
+    monkeypatch.setattr("fastmpl.step.meta.mean", reads)
+    assert "test_verbs.py" in said(capsys, *asked).splitlines()[-1]
+    assert "host read" in said(capsys, *asked).splitlines()[-1]
+
+
 def test_training_says_how_many_files_it_leaves_out(here: Path) -> None:
     assert f"{3 * len(BAD)} files are left out" in (here / "train.log").read_text()
 

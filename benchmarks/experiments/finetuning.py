@@ -17,7 +17,7 @@ from fastmpl.finetune import batches, finetune_step
 from fastmpl.learners.plain import PlainLearner
 from fastmpl.networks import load_network
 
-RATES = (0.003, 0.01, 0.03)
+RATES = (0.01, 0.03)
 LENGTHS = (50, 200, 800)
 CPU = torch.device("cpu")
 

@@ -11,6 +11,7 @@ With C the identity this is training on both sets of labels. A finished run's fo
 """
 
 import json
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -76,12 +77,14 @@ def trained(task: Task) -> Outcome:
     outcome |= {"selected": None, "seconds": 0.0}
     folder.mkdir(parents=True, exist_ok=True)
     save(config, folder / "config.toml")
-    averaged = learner.average is not None
-    if averaged:
-        with learner.averaged() as module:
-            save_network(folder, module, classes=data.classes, image_shape=data.image_shape)
-    else:
-        save_network(folder, learner.module, classes=data.classes, image_shape=data.image_shape)
+    with learner.averaged() if learner.average is not None else nullcontext(learner.module) as module:
+        save_network(
+            folder,
+            module.state_dict(),
+            classes=data.classes,
+            image_shape=data.image_shape,
+            normalisation=data.normalisation,
+        )
     (folder / "results.json").write_text(json.dumps(outcome, indent=1) + "\n")
     return outcome
 

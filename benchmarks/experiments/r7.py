@@ -4,14 +4,15 @@
     python -m benchmarks.experiments.r7 --noises pair:0.45 pair:0.6 symmetric:0.6 brightness:0.45 \\
         --networks perceptron conv --record r7_regimes         every noise and both networks
 
-Feedback's weight, the weight of the trusted images in the rivals that see both, and the rate and length of fine-tuning
-are each chosen per case by the mean accuracy on the validation images, for every arm alike; test accuracy is reported.
+Settings are chosen by case on validation images, and test accuracy is reported: on the first two seeds the weight of the
+exact feedback (the other kinds and the flipped control share it: 1 is the true gradient for every kind), and that of the
+trusted images in the rivals that see both; then the rate and length of the fine-tuning.
 """
 
+import argparse
 import sys
 from collections.abc import Mapping, Sequence
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 
@@ -20,19 +21,19 @@ from benchmarks.experiments.common import CONFIGS, options, parallel, record, ro
 from benchmarks.records import Row
 from fastmpl.experiment import Arm, Outcome, run_arms
 
+NOISY, TRUSTED, OFF, EXACT = "noisy", "trusted", "MPL, off", "MPL, exact"
 CONFIG = CONFIGS / "fashion_mnist_noisy.toml"
-WEIGHTS = (1.0, 3.0, 10.0, 30.0)  # of the feedback; 1 is the true gradient
-TRUSTED_WEIGHTS = (0.02, 0.2, 1.0)  # 0.02: about each image's share
+WEIGHTS = (1.0, 3.0, 10.0)  # of the feedback; 1 is the true gradient
+TRUSTED_WEIGHTS = (0.2, 1.0)  # of their mean loss, beside that of the noisy ones
 ALONE = {"method.name": "supervised", "feedback.kind": "off"}
 SAMPLED = {"method.targets": "sampled"}
-WEIGHTED: Mapping[str, Mapping[str, Any]] = {
-    "MPL, exact": {},
-    "MPL, exact, consistency": {"uda.weight": 1.0},
+OTHERS: Mapping[str, Mapping[str, Any]] = {
     "MPL, per example": {**SAMPLED, "feedback.kind": "per_example"},
     "MPL, scalar": {**SAMPLED, "feedback.kind": "scalar"},
     "MPL, flipped": {"feedback.control": "flipped"},
 }
-BOTH: Mapping[str, str] = {"noisy and trusted": "identity", "gold loss correction": "gold"}
+BOTH: Mapping[str, Literal["identity", "gold"]] = {"noisy and trusted": "identity", "gold loss correction": "gold"}
+FINETUNED = (NOISY, *BOTH, OFF, EXACT)
 NETWORKS: Mapping[str, Mapping[str, Any]] = {
     "perceptron": {},
     "conv": {
@@ -65,7 +66,7 @@ class Case(NamedTuple):
 
 
 class Candidate(NamedTuple):
-    """An arm at one setting of its weight, its runs (one a seed) and what was found of them."""
+    """An arm at one setting of its weight, its runs (one a seed) and what was found of them, by seed."""
 
     arm: str
     weight: float | None
@@ -73,45 +74,38 @@ class Candidate(NamedTuple):
     outcomes: list[Outcome]
 
 
-def mpl_arms(case: Case, common: Mapping[str, Any], weights: Sequence[float]) -> list[tuple[str, float | None, Arm]]:
-    """The arms that the trainer runs: the baselines, and every kind of feedback at every weight."""
-    clean = {"data.labels": case.trusted, "data.trusted": 0, "data.noise": ("none", 0.0)}  # the same images, see split
-    few = {"data.batch_labelled": min(64, case.trusted)}
-    base = {
+def base_of(case: Case, common: Mapping[str, Any]) -> Mapping[str, Any]:
+    """What every arm of a case changes in the configuration."""
+    return {
         **common,
         **NETWORKS[case.network],
         "data.noise": (case.kind, case.rate),
         "data.trusted": case.trusted,
         "data.batch_trusted": min(64, case.trusted),
     }
+
+
+def mpl_arms(case: Case, common: Mapping[str, Any], weights: Sequence[float]) -> list[tuple[str, float | None, Arm]]:
+    """The arms that the trainer tries: the baselines, and exact feedback at every weight."""
+    clean = {"data.labels": case.trusted, "data.trusted": 0, "data.noise": ("none", 0.0)}  # the same images, see split
+    few = {"data.batch_labelled": min(64, case.trusted)}
+    base = base_of(case, common)
     found: list[tuple[str, float | None, Arm]] = [
-        ("noisy", None, Arm(case.slug("noisy"), CONFIG, {**base, **ALONE})),
+        (NOISY, None, Arm(case.slug("noisy"), CONFIG, {**base, **ALONE})),
         (
-            "trusted",
+            TRUSTED,
             None,
             Arm(case.slug("trusted"), CONFIG, {**base, **ALONE, **clean, **few, "data.batch_trusted": 0}),
         ),
-        ("MPL, off", None, Arm(case.slug("off"), CONFIG, {**base, "feedback.kind": "off"})),
+        (OFF, None, Arm(case.slug("off"), CONFIG, {**base, "feedback.kind": "off"})),
     ]
-    for name, changes in WEIGHTED.items():
-        for weight in weights:
-            settings = {**base, **changes, "feedback.weight": weight}
-            found.append((name, weight, Arm(case.slug(name, weight), CONFIG, settings)))
-    return found
+    return [*found, *(feedback_arm(case, common, EXACT, weight) for weight in weights)]
 
 
-def rival_tasks(case: Case, noisy: Arm, seeds: int, folder: Path) -> list[tuple[str, float, Arm, list[gold.Task]]]:
-    """Training on both kinds of labels, at every weight of the trusted ones."""
-    found = []
-    for name, correction in BOTH.items():
-        for weight in TRUSTED_WEIGHTS:
-            arm = noisy._replace(name=case.slug(name, weight))
-            tasks = [
-                gold.Task(arm.of(seed, folder), folder / f"{noisy.name}-{seed}", correction, weight)  # type: ignore[arg-type]
-                for seed in range(seeds)
-            ]
-            found.append((name, weight, arm, tasks))
-    return found
+def feedback_arm(case: Case, common: Mapping[str, Any], name: str, weight: float) -> tuple[str, float, Arm]:
+    """An arm with feedback."""
+    settings = {**base_of(case, common), **OTHERS.get(name, {}), "feedback.weight": weight}
+    return name, weight, Arm(case.slug(name, weight), CONFIG, settings)
 
 
 def _last(outcome: Outcome) -> dict[str, float]:
@@ -119,45 +113,87 @@ def _last(outcome: Outcome) -> dict[str, float]:
     return last
 
 
-def chosen(case: Case, candidates: Sequence[Candidate]) -> list[Row]:
-    """The rows of the arm's best weight: by the mean over seeds of the validation accuracy at the last step."""
-    best = max(candidates, key=lambda c: sum(_last(o)["validation"] for o in c.outcomes))
-    return [
-        row(
-            str(case), best.arm, seed, _last(o)["test"], validation=_percent(_last(o)["validation"]), weight=best.weight
-        )
-        for seed, o in enumerate(best.outcomes)
-    ]
+def best_of(candidates: Sequence[Candidate]) -> Candidate:
+    """The one whose validation accuracy at the last step is best, in the mean over its seeds."""
+    return max(candidates, key=lambda c: sum(_last(o)["validation"] for o in c.outcomes) / len(c.outcomes))
 
 
-def chosen_finetuned(
-    case: Case, candidates: Sequence[Candidate], tuned: Mapping[str, Sequence[Sequence[finetuning.Tuned]]]
-) -> list[Row]:
-    """As `chosen`, over weights, rates and lengths of the fine-tuning."""
-    settings = [
-        (candidate, [of_seed[place] for of_seed in tuned[candidate.runs.name]])
-        for candidate in candidates
-        for place in range(len(tuned[candidate.runs.name][0]))
-    ]
-    best, found = max(settings, key=lambda each: sum(t.validation for t in each[1]))
-    name = f"{best.arm}, fine-tuned"
+def rows_of(case: Case, candidate: Candidate) -> list[Row]:
+    """The rows of an arm as it was trained."""
     return [
         row(
             str(case),
-            name,
+            candidate.arm,
             seed,
-            t.test,
-            validation=_percent(t.validation),
-            weight=best.weight,
-            rate=t.rate,
-            finetuned_steps=t.steps,
+            last["test"],
+            validation=_percent(last["validation"]),
+            weight=candidate.weight,
         )
-        for seed, t in enumerate(found)
+        for seed, last in enumerate(map(_last, candidate.outcomes))
+    ]
+
+
+def rows_finetuned(case: Case, candidate: Candidate, grids: Sequence[Sequence[finetuning.Tuned]]) -> list[Row]:
+    """The rows of an arm after fine-tuning, at the rate and length that are best in the mean over `grids`, one a seed."""
+    places = range(len(grids[0]))
+    best = max(places, key=lambda place: sum(of_seed[place].validation for of_seed in grids))
+    settings: dict[str, Any] = {
+        "weight": candidate.weight,
+        "rate": grids[0][best].rate,
+        "finetuned_steps": grids[0][best].steps,
+    }
+    name = f"{candidate.arm}, fine-tuned"
+    return [
+        row(str(case), name, seed, tuned.test, validation=_percent(tuned.validation), **settings)
+        for seed, tuned in enumerate(of_seed[best] for of_seed in grids)
     ]
 
 
 def _percent(share: float) -> float:
     return round(100 * share, 3)
+
+
+def trained_arms(
+    asked: argparse.Namespace, cases: Sequence[Case], common: Mapping[str, Any]
+) -> dict[Case, list[Candidate]]:
+    """The trainer's arms of every case, each at the weight that the first seeds' validation images choose."""
+    planned = {case: mpl_arms(case, common, asked.weights) for case in cases}
+    every = [arm for of_case in planned.values() for _, _, arm in of_case]
+    tried = run_arms(every, asked.choose_on, asked.output, tell, asked.jobs)
+    best: dict[Case, list[Candidate]] = {}
+    for case, of_case in planned.items():
+        by_name: dict[str, list[Candidate]] = {}
+        for name, weight, arm in of_case:
+            by_name.setdefault(name, []).append(Candidate(name, weight, arm, tried[arm.name]))
+        best[case] = [best_of(same) for same in by_name.values()]
+        weight = next(c.weight for c in best[case] if c.arm == EXACT)
+        assert weight is not None
+        best[case] += [Candidate(*feedback_arm(case, common, name, weight), []) for name in OTHERS]
+    arms = [c.runs for of_case in best.values() for c in of_case]
+    outcomes = run_arms(arms, asked.seeds, asked.output, tell, asked.jobs)
+    return {case: [c._replace(outcomes=outcomes[c.runs.name]) for c in of_case] for case, of_case in best.items()}
+
+
+def rivals(asked: argparse.Namespace, case: Case, noisy: Arm) -> list[Candidate]:
+    """The arms that learn from both kinds of labels, at their best weights, chosen as the trainer's are."""
+
+    def trained(found: Sequence[tuple[str, float, Arm]], seeds: range) -> list[list[Outcome]]:
+        tasks = [
+            gold.Task(arm.of(s, asked.output), asked.output / f"{noisy.name}-{s}", BOTH[name], weight)
+            for name, weight, arm in found
+            for s in seeds
+        ]
+        done = iter(parallel(gold.trained, tasks, asked.jobs))
+        return [[next(done) for _ in seeds] for _ in found]
+
+    every = [
+        (name, weight, noisy._replace(name=case.slug(name, weight))) for name in BOTH for weight in TRUSTED_WEIGHTS
+    ]
+    tried = trained(every, range(asked.choose_on))
+    candidates = [Candidate(*each, outcomes) for each, outcomes in zip(every, tried, strict=True)]
+    best = [best_of([c for c in candidates if c.arm == name]) for name in BOTH]
+    rest = trained([c[:3] for c in best], range(asked.choose_on, asked.seeds))
+    return [c._replace(outcomes=c.outcomes + more) for c, more in zip(best, rest, strict=True)]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -166,47 +202,34 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--trusted", type=int, nargs="+", default=[20, 50, 200])
     parser.add_argument("--networks", nargs="+", choices=list(NETWORKS), default=["perceptron"])
     parser.add_argument("--weights", type=float, nargs="+", default=list(WEIGHTS))
+    parser.add_argument(
+        "--choose-on", type=int, default=2, help="the first seeds, whose validation images choose weights"
+    )
     parser.add_argument("--finetune-steps", type=int, nargs="+", default=list(finetuning.LENGTHS))
     asked = parser.parse_args(arguments)
     torch.set_num_threads(1)
     noises = [(kind, float(rate)) for kind, rate in (text.split(":") for text in asked.noises)]
     cases = [Case(*noise, trusted, net) for net in asked.networks for noise in noises for trusted in asked.trusted]
-    rhythm = {"run.evaluate_every": max(asked.steps // 4, 1), "run.checkpoint_every": asked.steps}
-    common = {"run.steps": asked.steps, **rhythm}
-
-    planned = {case: mpl_arms(case, common, asked.weights) for case in cases}
-    every = [arm for of_case in planned.values() for _, _, arm in of_case]
-    outcomes = run_arms(every, asked.seeds, asked.output, tell, asked.jobs)
-    candidates = {
-        case: [Candidate(name, weight, arm, outcomes[arm.name]) for name, weight, arm in of_case]
-        for case, of_case in planned.items()
-    }
-
-    for case in cases:
-        noisy = next(arm for name, _, arm in planned[case] if name == "noisy")
-        rivals = rival_tasks(case, noisy, asked.seeds, asked.output)
-        done = iter(parallel(gold.trained, [task for *_, tasks in rivals for task in tasks], asked.jobs))
-        for name, weight, arm, tasks in rivals:
-            candidates[case].append(Candidate(name, weight, arm, [next(done) for _ in tasks]))
-        tell(f"{case}: rivals trained")
-
+    common = {"run.steps": asked.steps, "run.evaluate_every": asked.steps, "run.checkpoint_every": asked.steps}
+    arms = trained_arms(asked, cases, common)
     rows: list[Row] = []
     for case in cases:
-        with_trusted = [c for c in candidates[case] if c.arm != "trusted"]
+        noisy = next(c.runs for c in arms[case] if c.arm == NOISY)
+        candidates = [*arms[case], *rivals(asked, case, noisy)]
+        tuned = [c for c in candidates if c.arm in FINETUNED]
         tasks = [
             finetuning.Task(c.runs.of(seed, asked.output), lengths=asked.finetune_steps)
-            for c in with_trusted
+            for c in tuned
             for seed in range(asked.seeds)
         ]
-        grid = iter(parallel(finetuning.finetuned, tasks, asked.jobs))
-        tuned = {c.runs.name: [next(grid) for _ in range(asked.seeds)] for c in with_trusted}
-        tell(f"{case}: fine-tuned")
-        for name in dict.fromkeys(c.arm for c in candidates[case]):
-            same = [c for c in candidates[case] if c.arm == name]
-            rows += chosen(case, same)
-            if name != "trusted":
-                rows += chosen_finetuned(case, same, tuned)
-    record(asked, rows, baseline="MPL, exact, fine-tuned")
+        done = iter(parallel(finetuning.finetuned, tasks, asked.jobs))
+        grids = {c.arm: [next(done) for _ in range(asked.seeds)] for c in tuned}
+        for candidate in candidates:
+            rows += rows_of(case, candidate)
+            if candidate.arm in grids:
+                rows += rows_finetuned(case, candidate, grids[candidate.arm])
+        tell(f"{case}: done")
+    record(asked, rows, baseline=f"{EXACT}, fine-tuned", chosen_on=asked.choose_on)
     return 0
 
 

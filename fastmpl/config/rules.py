@@ -1,8 +1,7 @@
 """Which keys go together. What cannot work is refused when the file is read, not at step 1,000.
 
-A rule is a function from the configuration to the sentences that refuse it. NOT_YET lists what the configuration names
-and this version does not do. What only the machine can tell (a GPU, free memory, the number of images) is not asked
-here.
+A rule is a function from the configuration to the sentences that refuse it. What only the machine can tell (a GPU, free
+memory, the number of images) is not asked here.
 """
 
 import re
@@ -35,6 +34,9 @@ IMPOSSIBLE: Final = {
 }
 
 
+GREY: Final = ("digits", "fashion_mnist")  # sources of images with one channel
+
+
 def names_own_model(model: str) -> bool:
     """Whether `model` is a network of fastmpl: conv, perceptron, or wrn_DEPTH_WIDTH with DEPTH = 6 n + 4."""
     wide = re.fullmatch(r"wrn_(\d{1,4})_(\d{1,3})", model)
@@ -63,7 +65,8 @@ def trained(config: "Config") -> dict[str, str]:
 
 def is_capturable(config: "Config") -> bool:
     """Whether a step can be one CUDA graph: its images have one size, and the optimisers allow it."""
-    return not config.data.start_size and all(ABILITIES[name].captured for name in trained(config).values())
+    plain = config.system.engine == "plain"
+    return plain and not config.data.start_size and all(ABILITIES[name].captured for name in trained(config).values())
 
 
 def _may_have_trusted(config: "Config") -> bool:
@@ -213,6 +216,15 @@ def _filter(config: "Config") -> Iterator[str]:
 
 def _data(config: "Config") -> Iterator[str]:
     data, system = config.data, config.system
+    if data.channels == 2:
+        yield "data.channels = 2: use 3, or 1 for a data set of grey images."
+    if data.channels == 1 and data.source not in GREY:
+        yield f'data.channels = 1 is for grey images, data.source = {one_of(GREY)}; "{data.source}" needs channels = 3.'
+    if data.channels == 1 and data.rand_augment[0] > 0:
+        yield (
+            f"data.channels = 1 with data.rand_augment = {list(data.rand_augment)}: its operations are made for colours. "
+            "Use channels = 3, or rand_augment = [0, 0]."
+        )
     kind, share = data.noise
     if kind == "none" and share > 0:
         yield f'data.noise = ["none", {share}] has no kind of wrong label. Use "pair", "symmetric" or "brightness".'
@@ -242,28 +254,17 @@ def _system(config: "Config") -> Iterator[str]:
     system = config.system
     if system.offload and system.engine != "zero":
         yield 'system.offload = true needs system.engine = "zero".'
+    if system.offload and system.zero_stage == 0:
+        yield "system.offload = true with system.zero_stage = 0 has no shards. Use zero_stage = 1, 2 or 3."
     if system.engine == "zero" and system.graph == "on":
         yield 'system.graph = "on" with system.engine = "zero": shards cannot be captured. Use graph = "auto".'
-
-
-# Keys that name more than this version does: the values that it has. Building a feature widens or deletes its row.
-NOT_YET: Final[dict[str, tuple[str | int | bool, ...]]] = {
-    "system.engine": ("plain",),
-    "system.offload": (False,),
-    "system.compile": (False,),
-}
-
-
-def _not_yet(config: "Config") -> Iterator[str]:
-    for name, built in NOT_YET.items():
-        section, key = name.split(".")
-        value = getattr(getattr(config, section), key)
-        if value not in built:
-            yield f"{name} = {toml(value)} is not in this version yet. Use {one_of(built)}."
+    for key in ("recompute", "engine") if system.compile else ():
+        if (value := getattr(system, key)) not in (False, "plain"):
+            yield f"system.compile = true with system.{key} = {toml(value)}: choose one of the two."
 
 
 def _refusals(config: "Config") -> Iterable[str]:
-    for rule in (_run, _models, _optimisers, _method, _feedback, _data, _system, _not_yet):
+    for rule in (_run, _models, _optimisers, _method, _feedback, _data, _system):
         yield from rule(config)
 
 

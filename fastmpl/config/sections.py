@@ -82,6 +82,7 @@ class DataConfig(_Section):
     )
     validation: Count = _key(500, "Labelled images that are never trained on, to select a checkpoint by.")
     image_size: int = _key(28, "Height and width of the images in pixels.", ge=1, le=4096)
+    channels: int = _rare(3, "Channels of the networks' input: 3, or 1 for a data set of grey images.", ge=1, le=3)
     batch_labelled: Positive = _key(64, "Labelled images a step, over all ranks.")
     batch_unlabelled: Positive = _key(448, "Unlabelled images a step, over all ranks.")
     batch_trusted: Count = _rare(0, "Trusted images a step, over all ranks; 0: as batch_labelled.")

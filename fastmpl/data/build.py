@@ -34,7 +34,7 @@ class Data:
     validation: Evaluated | None
     test: Evaluated | None
     classes: tuple[str, ...]
-    image_shape: tuple[int, ...]  # (3, size, size), or (2,) for points
+    image_shape: tuple[int, ...]  # (3 or 1, size, size), or (2,) for points
     split: Split
     truth: Int[
         Tensor, "N"
@@ -133,6 +133,7 @@ def build(
         return streams.open(orders[stream], step, stream, two_views=stream is Stream.UNLABELLED)
 
     arrays, validation = prepared.arrays, prepared.split.validation
+    side = settings.image_size
     test_images, test_labels = prepared.test()
     known = fingerprint(prepared, settings, seed)
     store = _store(prepared, settings.store) if settings.store else None
@@ -163,7 +164,7 @@ def build(
         ),
         test=streams.held(test_images, test_labels) if len(test_labels) else None,
         classes=arrays.classes,
-        image_shape=(2,) if prepared.normalisation is None else (3, settings.image_size, settings.image_size),
+        image_shape=(2,) if prepared.normalisation is None else (settings.channels, side, side),
         split=prepared.split,
         truth=torch.from_numpy(arrays.train_labels),
         _streams=streams,

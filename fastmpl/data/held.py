@@ -33,6 +33,14 @@ class Evaluated(Protocol):
         """The images in order as they are evaluated, and their labels."""
         ...
 
+    def passes(self, images: int) -> int:
+        """How many batches so many images make, at most."""
+        ...
+
+    def blank(self, device: torch.device | None = None) -> Float[Tensor, "1 *image"]:
+        """An image of which nothing is asked."""
+        ...
+
     @property
     def images(self) -> Float[Tensor, "N *image"]:
         """All of them at once, as `batches` gives them."""
@@ -68,12 +76,28 @@ class Held:
         self, device: torch.device | None = None
     ) -> Iterator[tuple[Float[Tensor, "n *image"], Int[Tensor, "n"]]]:
         """All images in order as they are evaluated (whole, neither shifted nor flipped), and their labels."""
-        rows = max(1, min(PASS, LARGEST_PASS // max(self.pixels[:1].nbytes, 1)))
-        for pixels, labels in zip(torch.split(self.pixels, rows), torch.split(self.labels, rows), strict=True):
-            images = pixels.to(device)
-            if self.normalisation is not None:
-                images = centre_view(images, self.size, self.normalisation)
-            yield images, labels.to(device)
+        for pixels, labels in zip(
+            torch.split(self.pixels, self.rows), torch.split(self.labels, self.rows), strict=True
+        ):
+            yield self._input(pixels.to(device)), labels.to(device)
+
+    @property
+    def rows(self) -> int:
+        """Images of a pass."""
+        image = self.pixels.element_size() * self.pixels.shape[1:].numel()
+        return max(1, min(PASS, LARGEST_PASS // max(image, 1)))
+
+    def passes(self, images: int) -> int:
+        """How many passes so many images take."""
+        return -(-images // self.rows)
+
+    def blank(self, device: torch.device | None = None) -> Float[Tensor, "1 *image"]:
+        """An image of which nothing is asked."""
+        return self._input(self.pixels.new_zeros(1, *self.pixels.shape[1:], device=device))
+
+    def _input(self, pixels: Shaped[Tensor, "n *stored"]) -> Float[Tensor, "n *image"]:
+        """What a network is given of them."""
+        return pixels if self.normalisation is None else centre_view(pixels, self.size, self.normalisation)
 
     @property
     def images(self) -> Float[Tensor, "N *image"]:

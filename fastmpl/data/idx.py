@@ -6,6 +6,7 @@ Layout: two zero bytes, the element type (8: unsigned byte), the number of dimen
 
 import gzip
 import zlib
+from functools import lru_cache
 from math import prod
 from pathlib import Path
 from typing import BinaryIO, cast
@@ -34,11 +35,23 @@ def _parse(stream: BinaryIO, path: Path) -> NDArray[np.uint8]:
         raise DataError(
             f"{path} should hold {prod(shape)} bytes after its header, and holds {found}; download it again."
         )
-    return np.frombuffer(body, dtype=np.uint8).reshape(shape)
+    return np.frombuffer(bytearray(body), dtype=np.uint8).reshape(shape)  # writable: torch takes no other array
 
 
 def read_idx(path: Path) -> NDArray[np.uint8]:
-    """The array in an IDX file. Raises DataError where the file is missing, truncated or something else."""
+    """The array in an IDX file. Raises DataError where the file is missing, truncated or something else.
+
+    A process that makes several runs reads a file once, as long as its date and size stay; nobody writes to the array.
+    """
+    try:
+        facts = path.stat()
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {error.strerror or error}.") from error
+    return _read(path, facts.st_mtime_ns, facts.st_size)
+
+
+@lru_cache(maxsize=4)
+def _read(path: Path, date: int, size: int) -> NDArray[np.uint8]:
     try:
         with path.open("rb") as file:
             compressed = file.read(2) == b"\x1f\x8b"

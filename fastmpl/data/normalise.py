@@ -1,4 +1,4 @@
-"""From bytes to the network's input: three channels, the network's size, mean 0 and deviation 1 over the data set.
+"""From bytes to the network's input: three channels or the one of grey images, the network's size, mean 0, deviation 1.
 
 The constants are measured on the source's training images (no label is looked at), so that they are the same for every
 split and seed. Here is the plain form, for evaluation; the training pipeline does the same inside DALI.
@@ -12,9 +12,11 @@ from jaxtyping import Float, UInt8
 from numpy.typing import NDArray
 from torch import Tensor
 
+LUMINANCE = (0.299, 0.587, 0.114)  # of red, green and blue: ITU-R BT.601
+
 
 class Normalisation(NamedTuple):
-    """Mean and standard deviation of each of three channels, in units of bytes (0 to 255)."""
+    """Mean and standard deviation of each channel of the network's input (three, or one), in units of bytes (0 to 255)."""
 
     mean: tuple[float, ...]
     std: tuple[float, ...]
@@ -23,8 +25,11 @@ class Normalisation(NamedTuple):
 IMAGENET: Final = Normalisation((123.675, 116.28, 103.53), (58.395, 57.12, 57.375))  # as pretrained networks expect
 
 
-def measure(images: NDArray[np.uint8]) -> Normalisation:
-    """The exact mean and deviation of the pixels of `images` [N, H, W, 3 or 1], by a histogram of bytes."""
+def measure(images: NDArray[np.uint8], channels: int = 3) -> Normalisation:
+    """The exact mean and deviation of the pixels of `images` [N, H, W, 3 or 1], by a histogram of bytes.
+
+    `channels` of the network's input: 3, or 1 where the images are grey.
+    """
     value = np.arange(256, dtype=np.float64)
     means, stds = [], []
     for channel in range(images.shape[3]):
@@ -35,7 +40,7 @@ def measure(images: NDArray[np.uint8]) -> Normalisation:
         mean = float(share @ value)
         means.append(mean)
         stds.append(max(float(np.sqrt(share @ (value - mean) ** 2)), 1.0))  # one colour is not divided by 0
-    repeat = 3 // images.shape[3]
+    repeat = channels // images.shape[3]
     return Normalisation(tuple(means * repeat), tuple(stds * repeat))
 
 
@@ -47,10 +52,15 @@ def centre(images: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:
 
 def centre_view(
     images: NDArray[np.uint8] | UInt8[Tensor, "N H W C"], size: int, constants: Normalisation
-) -> Float[Tensor, "N 3 size size"]:
-    """`images` [N, H, W, 3 or 1] as they are evaluated: resized whole, neither shifted nor flipped."""
+) -> Float[Tensor, "N C size size"]:
+    """`images` [N, H, W, 3 or 1] as they are evaluated: resized whole, neither shifted nor flipped.
+
+    C is the number of channels that `constants` has; for one, a picture in colour is taken for its luminance.
+    """
     tensor = torch.as_tensor(images).permute(0, 3, 1, 2).float()
+    if len(constants.mean) == 1 and tensor.shape[1] == 3:
+        tensor = (tensor * torch.tensor(LUMINANCE, device=tensor.device)[:, None, None]).sum(1, keepdim=True).round()
     if tensor.shape[-2:] != (size, size):
         tensor = torch.nn.functional.interpolate(tensor, (size, size), mode="bilinear", antialias=True).round()
     mean, std = (torch.tensor(c, device=tensor.device)[:, None, None] for c in constants)
-    return (tensor.expand(-1, 3, -1, -1) - mean) / std
+    return (tensor.expand(-1, len(constants.mean), -1, -1) - mean) / std

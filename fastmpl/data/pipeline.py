@@ -25,10 +25,11 @@ _TRANSLATION = 100 / 224  # RandAugment's largest shift as a fraction of the sid
 
 
 class ImageStream:
-    """A ViewStream over `images` uint8 [N, H, W, 3 or 1] in `order`, from `step` on; three channels, float32.
+    """A ViewStream over `images` uint8 [N, H, W, 3 or 1] in `order`, from `step` on; float32.
 
-    Images of another size than `how.size` are resized. `channels_last` gives tensors [n, 3, size, size] of torch's
-    channels-last memory format. `device` is a CUDA device's number, or None for the CPU.
+    Images of another size than `how.size` are resized; grey ones get as many channels as `normalisation` has.
+    `channels_last` gives tensors [n, C, size, size] of torch's channels-last memory format. `device` is a CUDA device's
+    number, or None for the CPU.
     """
 
     def __init__(
@@ -103,12 +104,12 @@ class ImageStream:
         return weak, strong
 
     def _prepare(self, image: Node) -> Node:
-        """To the device, to three channels, to the network's size: in the order that moves the fewest bytes."""
+        """To the device, to the network's channels, to its size: in the order that moves the fewest bytes."""
         if self._device is not None:
             image = image.gpu()
         if self._images.shape[1:3] != (self._how.size, self._how.size):
             image = fn.resize(image, size=[self._how.size] * 2, interp_type=types.INTERP_LINEAR, antialias=True)
-        if self._images.shape[3] == 1:
+        if self._images.shape[3] < len(self._normalisation.mean):
             image = fn.color_space_conversion(image, image_type=types.GRAY, output_type=types.RGB)
         return image
 

@@ -45,14 +45,15 @@ def prepare(settings: DataSettings, seed: int) -> Prepared:
     """Loads, splits and (where asked) adds label noise. Raises DataError where the data cannot be used as asked."""
     arrays = load(settings)
     parts = parts_of(arrays, settings, seed)
-    return Prepared(arrays, parts, _targets(arrays, parts, settings, seed), _normalisation(arrays.train_images))
+    normalisation = _normalisation(arrays.train_images, settings.channels)
+    return Prepared(arrays, parts, _targets(arrays, parts, settings, seed), normalisation)
 
 
-def _normalisation(images: Images) -> Normalisation | None:
+def _normalisation(images: Images, channels: int) -> Normalisation | None:
     """Measured where that costs nothing; ImageNet's where it would take decoding everything. None for points."""
     if not isinstance(images, np.ndarray):
         return IMAGENET
-    return None if images.ndim == 2 else measure(cast(NDArray[np.uint8], images))
+    return None if images.ndim == 2 else measure(cast(NDArray[np.uint8], images), channels)
 
 
 def fingerprint(prepared: Prepared, settings: DataSettings, seed: int) -> dict[str, Word]:
@@ -70,6 +71,7 @@ def fingerprint(prepared: Prepared, settings: DataSettings, seed: int) -> dict[s
         "batch_unlabelled": settings.batch_unlabelled,
         "batch_trusted": settings.batch_trusted,
         "image_size": settings.image_size,
+        "channels": settings.channels,
         "flip": settings.flip,
         "rand_augment": list(settings.rand_augment),
         "cutout": settings.cutout,

@@ -71,6 +71,14 @@ class Streamed:
                 images = images.clone(memory_format=torch.channels_last)
             yield images, self.labels[read.popleft()].to(device)
 
+    def passes(self, images: int) -> int:
+        """How many batches so many images make, at most."""
+        return -(-images // PASS)
+
+    def blank(self, device: torch.device | None = None) -> Float[Tensor, "1 3 size size"]:
+        """An image of which nothing is asked."""
+        return torch.zeros(1, 3, self.size, self.size, device=device)
+
     @property
     def images(self) -> Float[Tensor, "N *image"]:
         """All of them at once, as `batches` gives them."""

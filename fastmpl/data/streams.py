@@ -21,6 +21,7 @@ from fastmpl.data.points import PointStream
 from fastmpl.data.prepare import Prepared
 from fastmpl.data.reading import Reader
 from fastmpl.data.settings import DataSettings
+from fastmpl.data.still import StillStream, is_still
 from fastmpl.data.stream import ViewStream
 from fastmpl.data.views import augmentation
 
@@ -58,12 +59,17 @@ class Streams:
         if normalisation is None:
             points = cast(NDArray[np.float32], images)
             return PointStream(points, order, two_views=two_views, step=step, device=self.device)
+        pixels, how = cast(NDArray[np.uint8], images), augmentation(self.settings)
+        if self.device is None and is_still(how, pixels, two_views=two_views):
+            return StillStream(
+                pixels, order, normalisation, two_views=two_views, step=step, channels_last=self.channels_last
+            )
         from fastmpl.data.pipeline import ImageStream  # here, because points need no DALI
 
         return ImageStream(
-            cast(NDArray[np.uint8], images),
+            pixels,
             order,
-            augmentation(self.settings),
+            how,
             normalisation,
             two_views=two_views,
             step=step,

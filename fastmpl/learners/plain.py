@@ -14,6 +14,7 @@ from torch.func import functional_call
 from fastmpl.config import NetworkConfig
 from fastmpl.learners.average import Average
 from fastmpl.learners.blocks import last_parameters
+from fastmpl.learners.compiled import Network, compiled
 from fastmpl.learners.optimisers import Optimiser, sum_of_products
 from fastmpl.learners.passes import Precision, autocast, difference_step, dual, full, tangent_of
 from fastmpl.learners.protocol import Gradient, Loss, Update
@@ -23,6 +24,7 @@ from fastmpl.learners.statistics import RunningStatistics
 from fastmpl.models.norms import frozen_statistics
 from fastmpl.models.stochastic import set_draw
 from fastmpl.models.sync_norm import synchronise
+from fastmpl_kernels.rows import unit
 
 
 class PlainLearner:
@@ -39,9 +41,12 @@ class PlainLearner:
         tangent: Literal["jvp", "difference"] = "jvp",
         depth: int = 0,
         recompute: bool = False,
+        compiler: str = "",
         ranks: Ranks = ALONE,
     ) -> None:
+        """compiler: the backend of torch.compile for passes without a tangent; none where empty."""
         self.module = module.train()
+        self.network: Network = compiled(module, compiler) if compiler else module
         synchronise(module, ranks)
         self.recomputation = Recomputation(module) if recompute else None
         self.statistics = RunningStatistics(module)
@@ -56,7 +61,7 @@ class PlainLearner:
         set_draw(self.module, draw)
         recomputed = self.recomputation.on(draw) if self.recomputation else nullcontext()
         with self._autocast(), recomputed, self.statistics.recorded():
-            return full(self.module(images))
+            return full(self.network(images))
 
     @torch.no_grad()
     def observe(
@@ -64,7 +69,7 @@ class PlainLearner:
     ) -> Float[Tensor, "N K"]:
         set_draw(self.module, draw)
         with self._autocast(precise), frozen_statistics(self.module):
-            return full(self.module(images.float() if precise else images))  # a loader may give bf16
+            return full(self.network(full(images) if precise else images))  # a loader may give bf16
 
     @torch.no_grad()
     def infer(self, images: Float[Tensor, "N *image"]) -> Float[Tensor, "N K"]:
@@ -77,7 +82,7 @@ class PlainLearner:
             self.module.train()
 
     def accumulate(self, loss: Float[Tensor, ""]) -> None:
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward(unit(loss))  # type: ignore[no-untyped-call]
 
     @torch.no_grad()
     def apply(self, step: Int[Tensor, ""], *, keep: bool = False) -> Update:
@@ -96,7 +101,7 @@ class PlainLearner:
         with self._autocast(), frozen_statistics(self.module):
             value = loss(full(functional_call(self.module, held, (images,))))
         moving = {name: p for name, p in held.items() if name in self.moving}
-        gradients = dict(zip(moving, torch.autograd.grad(value, list(moving.values())), strict=True))
+        gradients = dict(zip(moving, torch.autograd.grad(value, list(moving.values()), unit(value)), strict=True))
         self.ranks.mean_(list(gradients.values()))
         return gradients
 
@@ -134,6 +139,8 @@ class PlainLearner:
 
     @torch.no_grad()
     def mean(self, value: Float[Tensor, ""]) -> Float[Tensor, ""]:
+        if self.ranks.size == 1:
+            return value
         value = value.clone()
         self.ranks.mean_([value])
         return value

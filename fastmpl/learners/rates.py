@@ -16,11 +16,11 @@ def rate(
     """The rate of step 0, 1, ...: 0 while waiting, linear over `warmup` steps to `peak`, then a half cosine to 0."""
     since = (step - wait).to(torch.float64)
     rising = ((since + 1) / max(warmup, 1)).clamp(max=1.0)
-    falling = torch.ones_like(rising)
+    share_of_peak = rising
     if schedule == "cosine":
-        share = ((since - warmup) / max(steps - wait - warmup, 1)).clamp(0.0, 1.0)
-        falling = 0.5 * (1 + torch.cos(math.pi * share))
-    return (peak * torch.minimum(rising, falling) * (since >= 0)).to(torch.float32)
+        done = ((since - warmup) / max(steps - wait - warmup, 1)).clamp(0.0, 1.0)
+        share_of_peak = torch.minimum(rising, 0.5 * (1 + torch.cos(math.pi * done)))
+    return (peak * share_of_peak * (since >= 0)).to(torch.float32)
 
 
 def ramp(step: Int[Tensor, ""], *, peak: float, over: int) -> Float[Tensor, ""]:

@@ -48,13 +48,15 @@ class RunningStatistics:
         if before is None:
             return
         # selected, not blended: 0 times a statistic that is not finite is not 0
-        kept = torch.where(applied > 0, _flat(self._values), before)
+        taken = applied > 0
+        kept = torch.where(taken, _flat(self._values), before)
         parts = torch.split(kept, [value.numel() for value in self._values])
         torch._foreach_copy_(
             self._values, [part.view_as(value) for part, value in zip(parts, self._values, strict=True)]
         )
         if self._counters:
-            torch._foreach_add_(self._counters, (applied > 0) * passes)
+            # one per counter: a single 0-D tensor would be read by the host
+            torch._foreach_add_(self._counters, [taken * passes] * len(self._counters))
 
 
 @torch.no_grad()

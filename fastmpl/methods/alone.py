@@ -18,6 +18,7 @@ class Learnt(NamedTuple):
     supervised: Float[Tensor, ""]
     pseudo: Float[Tensor, ""]  # on the labels that no person gave: consistency, pseudo-label or distillation loss
     coverage: Float[Tensor, ""]
+    confidence: Float[Tensor, ""]  # mean largest probability of those labels
 
 
 class Alone(Protocol):

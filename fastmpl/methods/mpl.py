@@ -3,7 +3,7 @@
 Pham, Dai, Xie, Luong and Le, "Meta Pseudo Labels", CVPR 2021. One step has four phases, pure functions of logits:
 
     label   the teacher labels unlabelled images
-    learn   the student takes a step on those labels; it never sees a true one
+    learn   the student takes a step on those labels, drawn as it learns them; it never sees a true one
     credit  what did that do to the student's validation loss V?
     teach   the teacher takes a step on its supervised loss, UDA's consistency loss, and the credit of its labels
 
@@ -15,14 +15,14 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Literal, NamedTuple
 
-import torch
-import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from fastmpl.methods import feedback, uda
-from fastmpl.methods.targets import Labels, Targets, coverage, cross_entropy, pseudo_labels
+from fastmpl.methods.targets import Labels, Lesson, Targets, learn, pseudo_labels
 from fastmpl.methods.views import LabelView, Logits
+from fastmpl_kernels.rows import constant
+from fastmpl_kernels.soft_cross_entropy import soft_cross_entropy
 from fastmpl_kernels.teacher_objective import (
     ExactFeedback,
     PerExampleFeedback,
@@ -79,29 +79,29 @@ class MetaPseudoLabels:
         logits = teacher.of(self.label_view)
         return pseudo_labels(logits, targets=self.targets, temperature=self.temperature, key=key, item=item)
 
-    def learn(self, student: Logits, labels: Labels) -> Float[Tensor, ""]:
+    def learn(self, student: Logits, labels: Labels) -> Lesson:
         """The student's loss: cross-entropy with the pseudo labels alone."""
-        return cross_entropy(labels, student.of("strong"), label_smoothing=self.student_label_smoothing)
+        return learn(labels, student.of("strong"), label_smoothing=self.student_label_smoothing)
 
     def validate(self, logits: Float[Tensor, "M K"], targets: Int[Tensor, "M"]) -> Float[Tensor, ""]:
         """V: the student's cross-entropy on the feedback's images."""
-        return F.cross_entropy(logits, targets)
+        return soft_cross_entropy(logits, targets)
 
     def credit(
-        self, logits: Float[Tensor, "U K"], tangent: Float[Tensor, "U K"], labels: Labels
+        self, logits: Float[Tensor, "U K"], tangent: Float[Tensor, "U K"], lesson: Lesson
     ) -> Float[Tensor, "U *K"]:
         """The student's logits and their tangent along D g' -> r, for each class or at the label drawn."""
         rows = feedback.exact_credit(logits, tangent, label_smoothing=self.student_label_smoothing)
         if self.feedback.kind == "per_example":
-            assert labels.drawn is not None
-            rows = feedback.at_label(rows, labels.drawn)
+            assert lesson.drawn is not None
+            rows = feedback.at_label(rows, lesson.drawn)
         return rows
 
     def teach(
         self,
         teacher: Logits,
         targets: Int[Tensor, "B"],
-        labels: Labels,
+        lesson: Lesson,
         credit: Float[Tensor, "*shape"] | None,
         consistency_weight: Float[Tensor, ""],
     ) -> Taught:
@@ -111,23 +111,24 @@ class MetaPseudoLabels:
             teacher_objective,
             teacher.of("labelled"),
             targets,
-            feedback=None if credit is None else self._feedback(credit, labels, len(view)),
+            feedback=None if credit is None else self._feedback(credit, lesson, len(view)),
             temperature=self.temperature,
             label_smoothing=self.label_smoothing,
             supervised_weight=self.supervised_weight,
         )
         if self.consistency is None:  # one view alone: whichever was labelled
             taught = objective(view)
-            return Taught(taught.loss, taught.supervised, taught.uda, taught.feedback, coverage(labels))
+            return Taught(taught.loss, taught.supervised, taught.uda, taught.feedback, lesson.coverage)
         uda = Uda(consistency_weight, self.consistency.temperature, self.consistency.threshold)
         return Taught(*objective(teacher.of("strong"), teacher.of("weak"), uda=uda, label_view=self.label_view))
 
-    def _feedback(self, credit: Tensor, labels: Labels, rows: int) -> KernelFeedback:
+    def _feedback(self, credit: Tensor, lesson: Lesson, rows: int) -> KernelFeedback:
         """The credit with its scale: that of the whole step for a scalar, which every rank and micro-batch shares."""
-        weight = torch.full((), self.feedback.weight, device=credit.device, dtype=credit.dtype)
+        weight = constant(self.feedback.weight, credit)
         if self.feedback.kind == "exact":
-            return ExactFeedback(credit, torch.ones_like(weight), weight)
-        assert labels.drawn is not None, "only sampled or arg max labels have a label to credit"
+            return ExactFeedback(credit, constant(1.0, credit), weight)
+        assert lesson.drawn is not None, "only sampled or arg max labels have a label to credit"
         if self.feedback.kind == "per_example":
-            return PerExampleFeedback(credit, labels.drawn, weight)
-        return ScalarFeedback(credit * (self.unlabelled / rows), labels.drawn, weight)
+            return PerExampleFeedback(credit, lesson.drawn, weight)
+        scaled = credit if rows == self.unlabelled else credit * (self.unlabelled / rows)
+        return ScalarFeedback(scaled, lesson.drawn, weight)

@@ -7,13 +7,13 @@ its arg max, above a confidence threshold. Lee, "Pseudo-Label", ICML workshop 20
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from fastmpl.methods.alone import Labeller, Learnt
-from fastmpl.methods.targets import Labels, Targets, coverage, cross_entropy, pseudo_labels
+from fastmpl.methods.targets import Labels, Targets, learn, pseudo_labels
 from fastmpl.methods.views import Logits, View
+from fastmpl_kernels.soft_cross_entropy import soft_cross_entropy
 
 
 @dataclass(frozen=True)
@@ -51,8 +51,9 @@ class PseudoLabel:
         consistency_weight: Float[Tensor, ""],
     ) -> Learnt:
         assert labels is not None
-        pseudo = cross_entropy(labels, student.of("strong"), label_smoothing=self.student_label_smoothing)
-        supervised = torch.zeros_like(pseudo)
-        if self.supervised_weight > 0:
-            supervised = F.cross_entropy(student.of("labelled"), targets, label_smoothing=self.label_smoothing)
-        return Learnt(pseudo + self.supervised_weight * supervised, supervised, pseudo, coverage(labels))
+        lesson = learn(labels, student.of("strong"), label_smoothing=self.student_label_smoothing)
+        pseudo, shares = lesson.loss, (lesson.coverage, lesson.confidence)
+        if self.supervised_weight == 0:
+            return Learnt(pseudo, torch.zeros_like(pseudo), pseudo, *shares)
+        supervised = soft_cross_entropy(student.of("labelled"), targets, label_smoothing=self.label_smoothing)
+        return Learnt(pseudo + self.supervised_weight * supervised, supervised, pseudo, *shares)

@@ -3,13 +3,13 @@
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from fastmpl.methods.alone import Labeller, Learnt
 from fastmpl.methods.targets import Labels
 from fastmpl.methods.views import Logits, View
+from fastmpl_kernels.soft_cross_entropy import soft_cross_entropy
 
 
 @dataclass(frozen=True)
@@ -31,6 +31,6 @@ class Supervised:
         targets: Int[Tensor, "B"],
         consistency_weight: Float[Tensor, ""],
     ) -> Learnt:
-        loss = F.cross_entropy(student.of("labelled"), targets, label_smoothing=self.label_smoothing)
+        loss = soft_cross_entropy(student.of("labelled"), targets, label_smoothing=self.label_smoothing)
         nothing = torch.zeros_like(loss)
-        return Learnt(loss, loss, nothing, nothing)
+        return Learnt(loss, loss, nothing, nothing, nothing)

@@ -1,26 +1,41 @@
-"""What a network learns from: pseudo labels taken from a teacher's logits, and the losses on labels of every kind.
+"""What a network learns from: labels that a labeller's logits give, drawn in the pass that learns them.
 
-U unlabelled images, B labelled ones, K classes. Losses are means over the images of this rank.
+One fused operation draws the label, masks the row, and gives the student's loss with its gradient; nothing of it is kept
+but what crediting and reporting need. U unlabelled images, K classes. Losses are means over the images of this rank.
 """
 
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
-import torch
-import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from fastmpl_kernels import keyed
+from fastmpl_kernels.student_objective import Targets, student_objective
 
-Targets = Literal["soft", "sampled", "argmax"]
+__all__ = ["Labels", "Lesson", "Targets", "learn", "pseudo_labels"]
 
 
 class Labels(NamedTuple):
-    """Pseudo labels of U images. No gradient flows through them."""
+    """The labels of U images, as yet undrawn: q = softmax(logits / temperature), and what becomes of it.
 
-    probabilities: Float[Tensor, "U K"]  # q = softmax(logits / temperature)
-    drawn: Int[Tensor, "U"] | None = None  # the class drawn or the arg max; None where the target is all of q
-    mask: Float[Tensor, "U"] | None = None  # 1 where the label is confident enough to learn from; None: everywhere
+    `soft` learns all of q, `argmax` its likeliest class, `sampled` a class drawn by the inverse of the cumulative
+    distribution at one keyed uniform number an image. An image counts where max q is at least the threshold.
+    """
+
+    logits: Float[Tensor, "U K"]  # the labeller's; no gradient flows through them
+    targets: Targets
+    temperature: float
+    threshold: float
+    key: Int[Tensor, ""]
+    item: Int[Tensor, "U"]
+
+
+class Lesson(NamedTuple):
+    """The student's loss, and the labels it learnt."""
+
+    loss: Float[Tensor, ""]
+    drawn: Int[Tensor, "U"] | None  # the class drawn or the arg max; None where the target was all of q
+    confidence: Float[Tensor, ""]  # mean of max q
+    coverage: Float[Tensor, ""]  # the share of images that counted
 
 
 def pseudo_labels(
@@ -32,32 +47,24 @@ def pseudo_labels(
     key: Int[Tensor, ""],
     item: Int[Tensor, "U"],
 ) -> Labels:
-    """Labels from a teacher's logits. `sampled` inverts the cumulative distribution at one keyed uniform per image."""
-    q = torch.softmax(logits.detach() / temperature, -1)
-    drawn = None
-    if targets == "argmax":
-        drawn = q.argmax(-1)
-    elif targets == "sampled":
-        draw = keyed.uniform(key, item, 1).to(q.dtype)
-        drawn = (q.cumsum(-1) < draw).sum(-1).clamp(max=q.shape[-1] - 1)
-    mask = None if threshold == 0 else (q.amax(-1) >= threshold).to(q.dtype)
-    return Labels(q, drawn, mask)
+    """Labels from a labeller's logits."""
+    return Labels(logits.detach(), targets, temperature, threshold, key, item)
 
 
-def cross_entropy(labels: Labels, logits: Float[Tensor, "U K"], *, label_smoothing: float = 0.0) -> Float[Tensor, ""]:
+def learn(labels: Labels, logits: Float[Tensor, "U K"], *, label_smoothing: float = 0.0) -> Lesson:
     """mean_i m_i CE((1 - eps) target_i + eps / K, logits_i), CE(q, z) = -sum_c q_c log softmax(z)_c.
 
-    Masked rows (m_i = 0) count in the mean: few confident labels make a small loss, not a loud one.
+    Masked images (m_i = 0) count in the mean: few confident labels make a small loss, not a loud one.
     """
-    target = labels.probabilities if labels.drawn is None else labels.drawn
-    if labels.mask is None:
-        return F.cross_entropy(logits, target, label_smoothing=label_smoothing)
-    rows = F.cross_entropy(logits, target, label_smoothing=label_smoothing, reduction="none")
-    return (labels.mask * rows).mean()
-
-
-def coverage(labels: Labels) -> Float[Tensor, ""]:
-    """The share of images whose label is confident enough to learn from."""
-    if labels.mask is None:
-        return labels.probabilities.new_ones(())
-    return labels.mask.mean()
+    taken = student_objective(
+        labels.logits,
+        logits,
+        targets=labels.targets,
+        temperature=labels.temperature,
+        label_smoothing=label_smoothing,
+        threshold=labels.threshold,
+        key=labels.key,
+        index=labels.item,
+    )
+    drawn = None if labels.targets == "soft" else taken.label
+    return Lesson(taken.loss, drawn, taken.confidence, taken.coverage)

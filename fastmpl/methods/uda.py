@@ -6,14 +6,13 @@ teacher of Meta Pseudo Labels without its feedback.
 
 from dataclasses import dataclass
 
-import torch
-import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from fastmpl.methods.alone import Labeller, Learnt
-from fastmpl.methods.targets import Labels, coverage, cross_entropy
+from fastmpl.methods.targets import Labels, learn, pseudo_labels
 from fastmpl.methods.views import Logits, View
+from fastmpl_kernels.soft_cross_entropy import soft_cross_entropy
 
 
 @dataclass(frozen=True)
@@ -23,10 +22,11 @@ class Consistency:
     temperature: float = 0.7
     threshold: float = 0.6
 
-    def label(self, weak: Float[Tensor, "U K"]) -> Labels:
-        """softmax(T(u_w) / tau_u) and the mask of its confidence; no gradient flows through it."""
-        q = torch.softmax(weak.detach() / self.temperature, -1)
-        return Labels(q, mask=(q.amax(-1) >= self.threshold).to(q.dtype))
+    def label(self, weak: Float[Tensor, "U K"], key: Int[Tensor, ""], item: Int[Tensor, "U"]) -> Labels:
+        """softmax(T(u_w) / tau_u), where it is confident."""
+        return pseudo_labels(
+            weak, targets="soft", temperature=self.temperature, threshold=self.threshold, key=key, item=item
+        )
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class Uda:
     graph: tuple[View, ...] = ("labelled", "strong")
 
     def label(self, logits: Float[Tensor, "U K"], key: Int[Tensor, ""], item: Int[Tensor, "U"]) -> Labels:
-        return self.consistency.label(logits)
+        return self.consistency.label(logits, key, item)
 
     def learn(
         self,
@@ -51,7 +51,7 @@ class Uda:
         consistency_weight: Float[Tensor, ""],
     ) -> Learnt:
         assert labels is not None
-        supervised = F.cross_entropy(student.of("labelled"), targets, label_smoothing=self.label_smoothing)
-        consistency = cross_entropy(labels, student.of("strong"))
-        loss = self.supervised_weight * supervised + consistency_weight * consistency
-        return Learnt(loss, supervised, consistency, coverage(labels))
+        supervised = soft_cross_entropy(student.of("labelled"), targets, label_smoothing=self.label_smoothing)
+        lesson = learn(labels, student.of("strong"))
+        loss = self.supervised_weight * supervised + consistency_weight * lesson.loss
+        return Learnt(loss, supervised, lesson.loss, lesson.coverage, lesson.confidence)

@@ -40,5 +40,7 @@ def images(batch: Batch, views: Sequence[View]) -> Float[Tensor, "N *image"]:
 
 def by_view(logits: Float[Tensor, "N K"], batch: Batch, views: Sequence[View]) -> Logits:
     """Undoes `images`: the rows of each view."""
+    if len(views) == 1:
+        return Logits(**{views[0]: logits})
     rows = torch.split(logits, [len(getattr(batch, view)) for view in views])
     return Logits(**dict(zip(views, rows, strict=True)))

@@ -10,13 +10,16 @@ import functools
 import weakref
 from collections import Counter
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 from torch.utils.flop_counter import FlopCounterMode
+
+Held = TypeVar("Held")
 
 
 class Account(NamedTuple):
@@ -121,6 +124,19 @@ def measure(fn: Callable[[], object], *watched: object, round_to: int = 1) -> Ac
     account = Account(base, mode.peak, mode.live - base, mode.by_operator.total(), mode.by_operator)
     del result  # held until its bytes were read
     return account
+
+
+def predicted(
+    build: Callable[[], Held], step: Callable[[Held], object], held: Callable[[Held], object], *, round_to: int = 1
+) -> Account:
+    """The cost of the second step of what `build` makes, counted on fake tensors: nothing is computed or allocated.
+
+    held: what exists before a step (networks, optimisers, batches), which the base and the peak include.
+    """
+    with FakeTensorMode():
+        made = build()
+        step(made)
+        return measure(lambda: step(made), held(made), round_to=round_to)
 
 
 def arithmetic(fn: Callable[[], object]) -> int:

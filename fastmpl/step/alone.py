@@ -10,6 +10,7 @@ from fastmpl.data.batch import Batch
 from fastmpl.learners.protocol import Learner
 from fastmpl.methods.alone import Alone
 from fastmpl.methods.views import by_view, images
+from fastmpl.step.meta import share
 from fastmpl.step.moment import LABEL, OBSERVER, STUDENT, Moment, Report, nothing
 
 
@@ -33,13 +34,13 @@ def alone_step(
         elif given is not None:
             labels = method.label(given[i], moment.draw(LABEL), part.unlabelled_index)
         learnt = method.learn(seen, labels, part.targets, moment.consistency_weight)
-        student.accumulate(learnt.loss / len(parts))
+        student.accumulate(share(learnt.loss, len(parts)))
         sums = sums._replace(
             student_loss=sums.student_loss + learnt.loss.detach(),
             supervised_loss=sums.supervised_loss + learnt.supervised.detach(),
             pseudo_loss=sums.pseudo_loss + learnt.pseudo.detach(),
             coverage=sums.coverage + learnt.coverage,
-            confidence=zero.confidence if labels is None else sums.confidence + labels.probabilities.amax(-1).mean(),
+            confidence=sums.confidence + learnt.confidence,
         )
     update = student.apply(moment.step)
     means = Report(*(value / len(parts) for value in sums))

@@ -16,16 +16,16 @@ from fastmpl.data.batch import Batch
 from fastmpl.learners.protocol import Gradient, Learner, Update
 from fastmpl.methods.feedback import controlled
 from fastmpl.methods.mpl import MetaPseudoLabels
-from fastmpl.methods.targets import Labels
+from fastmpl.methods.targets import Lesson
 from fastmpl.methods.views import by_view, images
 from fastmpl.step.moment import CONTROL, STUDENT, VALIDATION, Moment
 from fastmpl.step.order import Order
 
 
 class Learnt(NamedTuple):
-    """The student's loss on one part's pseudo labels, and its logits at the old parameters."""
+    """What the student learnt from one part's pseudo labels, and its logits at the old parameters."""
 
-    loss: Float[Tensor, ""]
+    lesson: Lesson  # its loss without a graph
     logits: Float[Tensor, "N K"]
 
 
@@ -43,7 +43,6 @@ def credit(
     student: Learner,
     parts: Sequence[Batch],
     moment: Moment,
-    labels: Sequence[Labels],
     update: Update,
     learnt: Sequence[Learnt],
     before: Float[Tensor, ""] | None,
@@ -59,18 +58,19 @@ def credit(
     else:
         gradient = _validation_gradient(method, student, parts, moment)
         h = student.cosine(update, gradient) if settings.cosine else student.progress(update, gradient)
-    h = torch.where(update.applied > 0, h, 0.0)
+    taken = update.applied > 0
+    h = torch.where(taken, h, nothing)
     if settings.kind == "scalar":
-        scalar = torch.where(update.applied > 0, controlled(h - baseline, settings.control, key), 0.0)
+        scalar = torch.where(taken, controlled(h - baseline, settings.control, key), nothing)
         if settings.baseline > 0:
             baseline.lerp_(h.to(baseline.dtype), 1 - settings.baseline)
         return Given([scalar] * len(parts), h, scalar.abs())
     rows = []
-    for i, (part, label) in enumerate(zip(parts, labels, strict=True)):
-        views, logits = images(part, order.student), learnt[i].logits
+    for i, part in enumerate(parts):
+        views, (lesson, logits) = images(part, order.student), learnt[i]
         tangent = student.tangent(update, views, logits, gradient, moment.part(i).dropout(STUDENT))
         mine, moved = (by_view(x, part, order.student).of("strong") for x in (logits, tangent))
-        rows.append(torch.where(update.applied > 0, method.credit(mine, moved, label), 0.0))
+        rows.append(torch.where(taken, method.credit(mine, moved, lesson), 0.0))
     every = torch.cat(rows)
     # a part's rows are scaled by its own images
     size = every.square().mean().sqrt() * (len(rows[0]) / method.unlabelled)
@@ -95,7 +95,7 @@ def validation_loss(
         inputs, targets = _validation_images(method, part)
         logits = student.observe(inputs, moment.part(i).dropout(VALIDATION), precise=True)
         losses.append(method.validate(logits, targets))
-    return torch.stack(losses).mean()
+    return mean(losses)
 
 
 def _validation_gradient(
@@ -119,3 +119,8 @@ def _validation_images(method: MetaPseudoLabels, batch: Batch) -> tuple[Tensor, 
         return batch.labelled, batch.targets
     assert batch.trusted is not None and batch.trusted_targets is not None, "the data has no trusted images"
     return batch.trusted, batch.trusted_targets
+
+
+def mean(values: Sequence[Tensor]) -> Tensor:
+    """Over the micro-batches, which are equally large."""
+    return torch.stack(list(values)).mean() if len(values) > 1 else values[0]

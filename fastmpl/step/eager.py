@@ -12,7 +12,11 @@ from fastmpl.learners.rates import ramp
 from fastmpl.step.moment import Moment, Report, moment
 from fastmpl_kernels import keyed
 
+Watch = Callable[[Report], object]
 Run = Callable[[Sequence[Batch], Moment, Tensor], Report]  # micro-batches, the moment, the feedback's baseline
+
+
+def _unwatched(report: Report) -> None: ...
 
 
 class Ramp(NamedTuple):
@@ -23,12 +27,16 @@ class Ramp(NamedTuple):
 
 
 class EagerStep:
-    """Calls `run` with the moment of each step. Its state is the number of the next step and the baseline."""
+    """Calls `run` with the moment of each step. Its state is the number of the next step and the baseline.
+
+    `watch` is told each step's report within the step, and so within its graph: it must not read it on the host.
+    """
 
     def __init__(
         self, run: Run, *, seed: int, ramp: Ramp, device: torch.device, rank: int = 0, accumulate: int = 1
     ) -> None:
         self.run, self.ramp, self.rank, self.accumulate = run, ramp, rank, accumulate
+        self.watch: Watch = _unwatched
         self.step: Int[Tensor, ""] = torch.zeros((), dtype=torch.int64, device=device)
         self.baseline: Float[Tensor, ""] = torch.zeros((), device=device)
         # far apart for neighbouring seeds, whose steps would else share their draws
@@ -38,6 +46,7 @@ class EagerStep:
         weight = ramp(self.step, peak=self.ramp.weight, over=self.ramp.steps)
         now = moment(self.seed, self.step, weight, rank=self.rank, parts=self.accumulate)
         report = self.run(batch.parts(self.accumulate), now, self.baseline)
+        self.watch(report)
         self.step += 1
         return report
 

@@ -3,83 +3,100 @@
 A step of two small networks is a thousand launches and more; replayed, it is one. What varies from step to step is on
 the device already (rates, ramps, keys, the step's number), so that a replay is the step that eager execution would have
 taken, bit for bit. `fastmpl.capture` tells on a machine with no GPU whether a configuration's step can be captured.
+
+Three streams. The loader's work and its transfers run on one of their own (`loaded`), beside the replay of the step
+before; the warm-up and the capture run on a second, as captures must; the caller's stream replays, and fills the static
+inputs between two replays.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Final
 
 import torch
 from torch import Tensor
 
 from fastmpl.data.batch import Batch
+from fastmpl.errors import ConfigError
 from fastmpl.step.eager import EagerStep
 from fastmpl.step.moment import Report
 
 WARMUP: Final = 11  # eager steps before the capture: libraries choose their algorithms, all-reduces their buckets
 
 
+class CaptureError(ConfigError):
+    """A step could not be captured, or a batch does not fit the captured one."""
+
+
 class GraphedStep:
     """Calls like an EagerStep, whose state it shares. The first steps are taken eagerly, on the stream of the capture.
 
-    The report's tensors are overwritten by the next step. Batches must keep their shapes; one that does not is refused.
+    The report's tensors are overwritten by the next step. On several ranks all capture at the same step. There is no
+    way back to eager execution: a step that cannot be captured raises CaptureError.
     """
 
     def __init__(self, eager: EagerStep, device: torch.device) -> None:
-        self.eager = eager
+        self.eager, self.device = eager, device
         self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
-        self._copies = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+        self._loading = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
         self._taken = 0
         self._inputs: Batch | None = None
         self._graph: torch.cuda.CUDAGraph | None = None
         self._report: Report | None = None
 
+    def loaded(self, following: Callable[[], Batch]) -> Batch:
+        """The next batch on the device, made and sent while the step before is still running."""
+        with torch.cuda.stream(self._loading):
+            return following().to(self.device)
+
     def __call__(self, batch: Batch) -> Report:
-        """One step. The batch's tensors may be on the host (pinned) or the device."""
-        self._copy_in(batch)
-        assert self._inputs is not None
+        """One step on a batch that `loaded` gave, or that is on the host."""
+        inputs = self._filled(self.loaded(lambda: batch))
         if self._taken < WARMUP:
             self._taken += 1
+            current = torch.cuda.current_stream()
+            self._stream.wait_stream(current)
             with torch.cuda.stream(self._stream):
-                report = self.eager(self._inputs)
-            torch.cuda.current_stream().wait_stream(self._stream)
+                report = self.eager(inputs)
+            current.wait_stream(self._stream)
             return report
-        if self._graph is None:
-            self._capture()
-        assert self._graph is not None
-        assert self._report is not None
+        if self._graph is None or self._report is None:
+            self._graph, self._report = self._captured(inputs)
         self._graph.replay()
         return self._report
 
-    def _capture(self) -> None:
-        """Records the step; it is not taken, so no state moves."""
-        assert self._inputs is not None
+    def _captured(self, inputs: Batch) -> tuple[torch.cuda.CUDAGraph, Report]:
+        """The step's record; it is not taken, so no state moves."""
         graph = torch.cuda.CUDAGraph()
-        # beside a loader's pinned-memory thread, only what this thread calls may break the capture
-        with torch.cuda.graph(graph, stream=self._stream, capture_error_mode="thread_local"):
-            self._report = self.eager(self._inputs)
-        self._graph = graph
+        try:
+            # beside a loader's pinned-memory thread and NCCL's watchdog, only what this thread calls may break it
+            with torch.cuda.graph(graph, stream=self._stream, capture_error_mode="thread_local"):
+                return graph, self.eager(inputs)
+        except RuntimeError as error:
+            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+            raise CaptureError(
+                f'The step cannot be captured as a CUDA graph ({reason}). Set system.graph = "off", and call '
+                "fastmpl check, which names what stands in the way."
+            ) from error
 
-    def _copy_in(self, batch: Batch) -> None:
-        """Fills the static inputs: transfers overlap the replay before, the last hop waits for it."""
-        if self._inputs is None:
-            device = self._stream.device
-            self._inputs = Batch(*(None if part is None else part.to(device).clone() for part in batch))  # type: ignore[arg-type]
-            self._stream.wait_stream(torch.cuda.current_stream())
-            return
+    def _filled(self, arrived: Batch) -> Batch:
+        """The static inputs with the contents of a batch that was made on the loading stream."""
         current = torch.cuda.current_stream()
-        with torch.cuda.stream(self._copies):
-            arrived = batch.to(self._stream.device)
-        current.wait_stream(self._copies)
-        for static, part in zip(self._inputs, arrived, strict=True):
-            if static is None or part is None:
-                assert static is part, "a batch has other parts than the first one"
-                continue
-            assert static.shape == part.shape, (
-                f"a batch of {tuple(part.shape)} where {tuple(static.shape)} was captured"
-            )
-            part.record_stream(current)
+        current.wait_stream(self._loading)
+        if self._inputs is None:
+            self._inputs = Batch(*(None if part is None else part.clone() for part in arrived))  # type: ignore[arg-type]
+            return self._inputs
+        for name, static, part in zip(Batch._fields, self._inputs, arrived, strict=True):
+            if static is None or part is None or static.shape != part.shape:
+                if static is part:
+                    continue
+                found, expected = ("none" if x is None else tuple(x.shape) for x in (part, static))
+                raise CaptureError(
+                    f"A batch's {name} has the shape {found} where the first batch had {expected}: a captured step "
+                    'needs the same shapes always. Set system.graph = "off".'
+                )
+            part.record_stream(current)  # else its memory could be the next batch's before it is read
             static.copy_(part)
-        self._stream.wait_stream(current)
+        return self._inputs
 
     @property
     def step(self) -> Tensor:

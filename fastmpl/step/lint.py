@@ -70,7 +70,7 @@ def lint(build: Callable[[], S], step: Callable[[S], object], advance: Callable[
 
     build: makes everything the step uses (networks, optimisers, static inputs, knobs as torch.empty(()): not
         torch.tensor(0.1), whose constant a fake tensor remembers, so that reading it would go unnoticed).
-    step: what would be captured; called four times.
+    step: what would be captured; called three times.
     advance: what happens between replays: moves every schedule and fills the static inputs.
 
     A step that cannot go on (a host read) is reported with that fault alone and those found before it.
@@ -86,10 +86,10 @@ def lint(build: Callable[[], S], step: Callable[[S], object], advance: Callable[
             state = build()
             building = False
             with host:
-                step(state)  # creates what later steps find: optimiser state, gradients
+                step(state)  # creates what the two that are compared find: optimiser state, gradients
             host.found.clear()
             with memory, trace:
-                for _ in range(3):  # the first settles what the untraced one left, the others are compared
+                for _ in range(2):
                     trace.begin(stepping=False)
                     advance(state)
                     trace.begin(stepping=True)
@@ -106,9 +106,9 @@ def lint(build: Callable[[], S], step: Callable[[S], object], advance: Callable[
         faults += [] if any(f.where == fault.where for f in host.found) else [fault]  # else it was named already
     finally:
         gc.unfreeze()
-    if len(traces) == 3:
-        difference = _first_difference(traces[1], traces[2])
+    if len(traces) == 2:
+        difference = _first_difference(*traces)
         faults += [difference] if difference else []
-        if live[2] > live[1]:
-            faults.append(Fault("grows", f"holds {live[2] - live[1]} more bytes after each step", ""))
+        if live[1] > live[0]:
+            faults.append(Fault("grows", f"holds {live[1] - live[0]} more bytes after each step", ""))
     return list(dict.fromkeys([*host.found, *trace.found, *faults]))

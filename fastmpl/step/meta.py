@@ -8,16 +8,15 @@ next begins, so that both networks still take one optimiser step. Nothing in a s
 from collections.abc import Sequence
 from typing import NamedTuple
 
-import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from fastmpl.data.batch import Batch
 from fastmpl.learners.protocol import Learner
 from fastmpl.methods.mpl import MetaPseudoLabels, Taught
-from fastmpl.methods.targets import Labels
+from fastmpl.methods.targets import Labels, Lesson
 from fastmpl.methods.views import Logits, by_view, images
-from fastmpl.step.credit import Learnt, credit, needs_gradient, validation_loss
+from fastmpl.step.credit import Learnt, credit, mean, needs_gradient, validation_loss
 from fastmpl.step.moment import LABEL, OBSERVER, STUDENT, TEACHER, Moment, Report
 from fastmpl.step.order import Order
 
@@ -55,23 +54,23 @@ def meta_step(
     ]
     update = student.apply(moment.step, keep=needs_gradient(method))
 
-    given = credit(method, order, student, parts, moment, labels, update, learnt, before, baseline)
+    given = credit(method, order, student, parts, moment, update, learnt, before, baseline)
 
     taught = [
-        _teach(method, order, teacher, part, moment.part(i), seen[i], labels[i], given.credits[i], len(parts))
+        _teach(method, order, teacher, part, moment.part(i), seen[i], learnt[i].lesson, given.credits[i], len(parts))
         for i, part in enumerate(parts)
     ]
     lesson = teacher.apply(moment.step)
 
     return Report(
-        student_loss=_mean([each.loss for each in learnt]),
-        supervised_loss=_mean([each.supervised for each in taught]),
-        pseudo_loss=_mean([each.consistency for each in taught]),
-        feedback_loss=_mean([each.feedback for each in taught]),
+        student_loss=mean([each.lesson.loss for each in learnt]),
+        supervised_loss=mean([each.supervised for each in taught]),
+        pseudo_loss=mean([each.consistency for each in taught]),
+        feedback_loss=mean([each.feedback for each in taught]),
         feedback=given.progress,
         feedback_size=given.size,
-        coverage=_mean([each.coverage for each in taught]),
-        confidence=_mean([label.probabilities.amax(-1).mean() for label in labels]),
+        coverage=mean([each.coverage for each in taught]),
+        confidence=mean([each.lesson.confidence for each in learnt]),
         student_norm=update.norm,
         teacher_norm=lesson.norm,
         student_rate=update.rate,
@@ -103,9 +102,9 @@ def _learn(
 ) -> Learnt:
     """The student learns from the pseudo labels, and from nothing else."""
     logits = student.forward(images(part, order.student), moment.dropout(STUDENT))
-    loss = method.learn(by_view(logits, part, order.student), labels)
-    student.accumulate(loss / parts)
-    return Learnt(loss.detach(), logits.detach())
+    lesson = method.learn(by_view(logits, part, order.student), labels)
+    student.accumulate(share(lesson.loss, parts))
+    return Learnt(lesson._replace(loss=lesson.loss.detach()), logits.detach())
 
 
 def _teach(
@@ -115,7 +114,7 @@ def _teach(
     part: Batch,
     moment: Moment,
     seen: Seen,
-    labels: Labels,
+    lesson: Lesson,
     credit: Tensor | None,
     parts: int,
 ) -> Taught:
@@ -124,10 +123,11 @@ def _teach(
         part = part.for_teacher()
         rows = teacher.forward(images(part, order.teacher), moment.dropout(TEACHER))
         seen = seen._replace(graph=by_view(rows, part, order.teacher))
-    taught = method.teach(seen.all(), part.targets, labels, credit, moment.consistency_weight)
-    teacher.accumulate(taught.loss / parts)
+    taught = method.teach(seen.all(), part.targets, lesson, credit, moment.consistency_weight)
+    teacher.accumulate(share(taught.loss, parts))
     return Taught(*(value.detach() for value in taught))
 
 
-def _mean(values: Sequence[Tensor]) -> Tensor:
-    return torch.stack(list(values)).mean() if len(values) > 1 else values[0]
+def share(loss: Float[Tensor, ""], parts: int) -> Float[Tensor, ""]:
+    """A micro-batch's share of the step's loss; alone, the loss as it is, whose gradient then needs no product."""
+    return loss / parts if parts > 1 else loss

@@ -4,6 +4,7 @@ Two modes of torch: one below autograd, which sees operators, and one above it, 
 They only note; `lint` decides.
 """
 
+import functools
 import sys
 import weakref
 from pathlib import Path
@@ -43,6 +44,7 @@ _TORCH = str(Path(torch.__file__).parent)
 _MACHINERY = {str(Path(__file__).with_name(name)) for name in ("accounting.py", "lint.py", "trace.py")}
 
 
+@functools.cache
 def is_ours(filename: str) -> bool:
     """Whether a line of that file is the step's own: neither torch's nor the lint's."""
     return not (filename.startswith((_TORCH, "<")) or filename in _MACHINERY)

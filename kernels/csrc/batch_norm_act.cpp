@@ -199,6 +199,29 @@ FASTMPL_EXPORT void fastmpl_batch_norm_gradient(const void* dy, const void* x, c
   });
 }
 
+// Both passes of the forward direction, for statistics of this rank alone.
+FASTMPL_EXPORT void fastmpl_batch_norm_train(const void* x, const void* residual, bool is_bfloat16, int64_t rows,
+                                             int64_t channels, const float* weight, const float* bias, double eps,
+                                             double momentum, float* running_mean, float* running_var,
+                                             int32_t activation, float slope, float* moments, void* y) {
+  std::vector<double> sums(static_cast<size_t>(2 * channels + 1));
+  fastmpl_batch_norm_sums(x, nullptr, is_bfloat16, rows, channels, sums.data());
+  fastmpl_batch_norm_forward(x, residual, is_bfloat16, rows, channels, sums.data(), weight, bias, eps, momentum,
+                             running_mean, running_var, activation, slope, moments, y);
+}
+
+// Both passes of the backward direction.
+FASTMPL_EXPORT void fastmpl_batch_norm_backward(const void* dy, const void* x, const void* residual, bool is_bfloat16,
+                                                int64_t rows, int64_t channels, const float* moments,
+                                                const float* weight, const float* bias, int32_t activation, float slope,
+                                                void* dx, void* dresidual, float* dweight, float* dbias) {
+  std::vector<double> sums(static_cast<size_t>(2 * channels));
+  fastmpl_batch_norm_gradient_sums(dy, x, residual, is_bfloat16, rows, channels, moments, weight, bias, activation,
+                                   slope, sums.data());
+  fastmpl_batch_norm_gradient(dy, x, residual, is_bfloat16, rows, channels, moments, sums.data(), sums.data(), weight,
+                              bias, activation, slope, dx, dresidual, dweight, dbias);
+}
+
 // The tangent of y along the tangents of x, weight, bias and residual; `sums` are those of the tangent of x and of it
 // times (x - mean).
 FASTMPL_EXPORT void fastmpl_batch_norm_tangent(const void* x, const void* x_tangent, const void* residual,

@@ -13,7 +13,7 @@
 
 namespace fastmpl {
 
-constexpr int64_t kTile = 32;  // two AVX-512 or four AVX2 registers: a pair of sums and a shift stay in registers
+constexpr int64_t kTile = 64;  // four AVX-512 registers: tables and sums of a pass stay in registers, lines are read whole
 
 struct Columns {
   int64_t rows, channels, group, width, lines, left;

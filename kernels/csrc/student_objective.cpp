@@ -13,8 +13,8 @@ struct StudentObjective {  // mirrored in student_objective/native.py
   int64_t rows, columns;
   const void *label_logits, *student_logits;
   const int64_t *key, *index;  // null unless targets are sampled
-  float* row_loss;             // [rows], scratch
-  float* loss;                 // 0-D
+  float* row_part;             // [2, rows], scratch: loss and confidence
+  float* parts;                // [3]: loss, confidence, coverage
   int64_t* label;              // [rows]
   uint8_t* mask;               // [rows]
   void* gradient;              // [rows, columns], or null where nobody asks for it
@@ -67,17 +67,18 @@ FASTMPL_INLINE void student_row(const StudentObjective& o, int64_t row, float* w
   if (o.targets == SAMPLED)
     label = draw(weight, K, static_cast<uint64_t>(*o.key), static_cast<uint64_t>(o.index[row]));
   const bool keep = 1.0f / total >= o.threshold;
+  o.row_part[o.rows + row] = 1.0f / total;
   o.label[row] = label;
   o.mask[row] = keep;
   if (!keep) {
-    o.row_loss[row] = 0.0f;
+    o.row_part[row] = 0.0f;
     if (gradient != nullptr) store_zeros(gradient + at, K);
     return;
   }
   const Target target = o.targets == SOFT ? distribution(weight, 1.0f / total, 1.0f) : one_hot(label);
   const float peak = load_row(static_cast<const T*>(o.student_logits) + at, K, logits);
   const float scale = 1.0f / static_cast<float>(o.rows);
-  o.row_loss[row] = cross_entropy(logits, peak, target, o.label_smoothing, scale, K, slope);
+  o.row_part[row] = cross_entropy(logits, peak, target, o.label_smoothing, scale, K, slope);
   if (gradient != nullptr) store_row(gradient + at, K, slope);
 }
 
@@ -100,6 +101,10 @@ FASTMPL_EXPORT int64_t fastmpl_student_objective(const fastmpl::StudentObjective
   using namespace fastmpl;
   const auto rows = is_bfloat16 ? student_bfloat16 : student_float;
   parallel(o->rows, rows_per_thread(o->columns), [o, rows](int64_t begin, int64_t end) { rows(*o, begin, end); });
-  *o->loss = mean(o->row_loss, o->rows);
+  int64_t kept = 0;
+  for (int64_t row = 0; row < o->rows; ++row) kept += o->mask[row];
+  o->parts[0] = mean(o->row_part, o->rows);
+  o->parts[1] = mean(o->row_part + o->rows, o->rows);
+  o->parts[2] = static_cast<float>(static_cast<double>(kept) / static_cast<double>(o->rows));
   return 0;
 }

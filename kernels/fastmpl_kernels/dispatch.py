@@ -72,10 +72,11 @@ def _can_triton(tensors: tuple[Tensor, ...]) -> str | None:
 
 
 def _can_native(tensors: tuple[Tensor, ...], available: Callable[[], bool]) -> str | None:
-    if any(t.dtype == torch.float64 for t in tensors):
-        return "float64 is for the reference"
-    if any(t.device.type != "cpu" for t in tensors):
-        return "the native kernels are for CPU tensors"
+    for t in tensors:
+        if t.dtype == torch.float64:
+            return "float64 is for the reference"
+        if not t.is_cpu:
+            return "the native kernels are for CPU tensors"
     if not available():
         return "the native library was not built (no C++ compiler at installation) or this CPU is not supported"
     return None

@@ -3,6 +3,9 @@
 A low-level op computes and knows nothing of autograd; a public function wraps it in an `autograd.Function` that has a
 backward and a `jvp`. `torch.library.custom_op` would do both at once, but it drops forward-mode tangents without a word
 (a tangent of exactly zero); here a bare op that would lose a tangent raises instead.
+
+A call on plain tensors that nothing watches goes straight to the kernel: the dispatcher's way there and back costs more
+than a small loss, and several times more again where a large kernel has just emptied the caches.
 """
 
 from collections.abc import Callable
@@ -11,8 +14,19 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
+from torch.autograd.function import once_differentiable
 
 LIBRARY = torch.library.Library("fastmpl", "FRAGMENT")  # type: ignore[no-untyped-call]
+
+
+def once(backward: Callable[..., Any]) -> Callable[..., Any]:
+    """A backward that a second derivative refuses, as torch's once_differentiable does, at no cost where none is asked."""
+    guarded: Callable[..., Any] = once_differentiable(backward)
+
+    def call(ctx: Any, *upstream: Any) -> Any:
+        return (guarded if torch.is_grad_enabled() else backward)(ctx, *upstream)
+
+    return call
 
 
 def _has_tangent(value: object) -> bool:
@@ -21,11 +35,40 @@ def _has_tangent(value: object) -> bool:
     return isinstance(value, Tensor) and forward_ad.unpack_dual(value, level=0).tangent is not None  # type: ignore[no-untyped-call]
 
 
+PLAIN = (Tensor, torch.nn.Parameter)
+
+
+def transformed() -> bool:
+    """Whether a forward-mode level or a transform of torch.func is active, which a plain autograd graph cannot serve."""
+    return forward_ad._current_level >= 0 or torch._C._are_functorch_transforms_active()
+
+
+def _unwatched(args: tuple[Any, ...]) -> bool:
+    """Whether a call may pass torch's dispatcher by: no dispatch mode, transform, profiler or tracer that would miss it,
+    and no tensor (the first one stands for a list) that is a subclass, such as a fake tensor, or of a past transform."""
+    if (
+        torch._C._len_torch_dispatch_stack()
+        or transformed()
+        or torch._C._autograd._profiler_enabled()
+        or torch._C._get_tracing_state() is not None
+    ):
+        return False
+    for value in args:
+        first = value[0] if type(value) is list and value else value
+        if type(first) in PLAIN:
+            if torch._C._functorch.is_functorch_wrapped_tensor(first):
+                return False
+        elif isinstance(first, Tensor):
+            return False
+    return True
+
+
 def define(schema: str, run: Callable[..., Any], fake: Callable[..., Any]) -> Callable[..., Any]:
     """Defines `fastmpl::<schema>`, computed by `run` on every device and by `fake` where only shapes are known.
 
-    Returns the op. Called outside an `autograd.Function` on a tensor that carries a tangent, it raises
-    NotImplementedError; called on a tensor that requires a gradient, its result has none.
+    Returns a function that calls the op, or `run` itself where nothing watches. Called outside an `autograd.Function` on
+    a tensor that carries a tangent, the op raises NotImplementedError; called on a tensor that requires a gradient, its
+    result has none.
     """
     name = schema.partition("(")[0]
     LIBRARY.define(schema)  # type: ignore[no-untyped-call]
@@ -43,4 +86,8 @@ def define(schema: str, run: Callable[..., Any], fake: Callable[..., Any]) -> Ca
             return op(*args)
 
     LIBRARY.impl(name, guard, "Autograd")  # type: ignore[no-untyped-call]
-    return op
+
+    def call(*args: Any) -> Any:
+        return run(*args) if _unwatched(args) else op(*args)
+
+    return call

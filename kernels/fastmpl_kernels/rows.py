@@ -5,7 +5,7 @@ with the loss, because the rows are in registers then: backward only scales it, 
 """
 
 import ctypes
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cache
 from typing import Any, cast
 
@@ -16,6 +16,7 @@ from torch.autograd import forward_ad
 
 from fastmpl_kernels.dispatch import BackendError
 from fastmpl_kernels.library import library, pointer
+from fastmpl_kernels.ops import once
 
 
 def check_rows(op: str, name: str, logits: Tensor, like: Tensor | None = None) -> None:
@@ -58,13 +59,47 @@ def below_autograd(op: Callable[..., Any], *arguments: Any) -> Any:
         return op(*arguments)
 
 
+@cache
+def _constant(value: float, dtype: torch.dtype, device: torch.device) -> Tensor:
+    return torch.full((), value, dtype=dtype, device=device)
+
+
+def constant(value: float, like: Tensor) -> Float[Tensor, ""]:
+    """A number on the device of `like`, in its type: made once, not by a launch in every step. Never write to it."""
+    if type(like) is not Tensor or torch._C._len_torch_dispatch_stack():
+        return torch.full((), value, dtype=like.dtype, device=like.device)  # fake, or a mode must see it made
+    return _constant(value, like.dtype, like.device)
+
+
+def unit(loss: Float[Tensor, ""]) -> Float[Tensor, ""]:
+    """The gradient 1 of a loss by itself, always the same tensor: `loss.backward(unit(loss))` launches neither the fill
+    that `loss.backward()` does nor, where `loss` comes from a row loss directly, a product with it."""
+    return constant(1.0, loss)
+
+
 def scaled(gradient: Tensor, upstream: Tensor) -> Tensor | None:
     """The saved gradient times what the loss became, in place: as large as the logits, it is not copied.
 
     A second backward through the same graph is then refused by autograd, which sees that a saved tensor has changed.
     None for an empty gradient, which nothing depends on.
     """
-    return gradient.mul_(upstream) if gradient.numel() else None
+    if not gradient.numel():
+        return None
+    return gradient if upstream is _constant(1.0, upstream.dtype, upstream.device) else gradient.mul_(upstream)
+
+
+class Recorded(torch.autograd.Function):
+    """(loss, its gradient by each of the logits, logits...) -> the loss, for a graph that autograd alone records."""
+
+    @staticmethod
+    def forward(ctx: Any, loss: Tensor, gradients: Sequence[Tensor], *logits: Tensor | None) -> Tensor:
+        ctx.save_for_backward(*gradients)
+        return loss
+
+    @staticmethod
+    @once
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
+        return None, None, *[scaled(gradient, upstream) for gradient in ctx.saved_tensors]
 
 
 def tangent_of_loss(*pairs: tuple[Tensor, Tensor | None]) -> Tensor:
@@ -78,7 +113,7 @@ def tangent_of_loss(*pairs: tuple[Tensor, Tensor | None]) -> Tensor:
 
 def native_form(logits: Tensor, dtype: torch.dtype) -> Tensor:
     """`logits` as the native kernels read them: contiguous rows of `dtype` (no copy if they are that already)."""
-    return logits.to(dtype).contiguous()
+    return logits if logits.dtype == dtype and logits.is_contiguous() else logits.to(dtype).contiguous()
 
 
 def native_dtype(*logits: Tensor | None) -> torch.dtype:

@@ -7,6 +7,7 @@ thread would spill, so a longer row is read again at each walk, from the cache.
 """
 # mypy: disable-error-code="no-untyped-def, no-untyped-call, untyped-decorator"
 
+from functools import cache
 from typing import NamedTuple
 
 import torch
@@ -42,6 +43,33 @@ def rows_of(logits: Tensor) -> Tensor:
 def on_device(tensor: Tensor) -> torch.cuda.device_of:
     """Makes the tensor's device the current one: Triton launches there."""
     return torch.cuda.device_of(tensor)
+
+
+@cache
+def _arrivals(device: torch.device, stream: int) -> Tensor:
+    return torch.zeros(1, dtype=torch.int32, device=device)
+
+
+def arrivals(tensor: Tensor) -> Tensor:
+    """The counter of programs that have finished, for the launches of one stream, one after another. It starts at 0 and
+    the last program of a launch puts it back: none needs a launch that clears it."""
+    stream = torch.cuda.current_stream(tensor.device).cuda_stream if tensor.is_cuda else 0
+    return _arrivals(tensor.device, stream)
+
+
+@triton.jit
+def finish(part_ptr, out_ptr, arrivals_ptr, programs, KINDS: tl.constexpr):
+    """Counts this program; the last one adds up part [KINDS, programs] into out [KINDS], in an order that does not depend
+    on who was last. The barrier puts this program's parts before its arrival, the arrival puts them before the sum."""
+    tl.debug_barrier()
+    if tl.atomic_add(arrivals_ptr, 1, sem="acq_rel") == programs - 1:
+        for kind in range(KINDS):
+            total = tl.full((256,), 0.0, tl.float32)
+            for start in range(0, programs, 256):
+                row = start + tl.arange(0, 256)
+                total += tl.load(part_ptr + kind * programs + row, mask=row < programs, other=0.0, cache_modifier=".cg")
+            tl.store(out_ptr + kind, tl.sum(total, axis=0))
+        tl.store(arrivals_ptr, 0)
 
 
 @triton.jit

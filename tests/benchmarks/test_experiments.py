@@ -5,9 +5,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from benchmarks.experiments import r1, r7
+from benchmarks.experiments import ablation, r1, r7
 from benchmarks.experiments.finetuning import Tuned
 from benchmarks.experiments.gold import corrected_loss, corruption_of
+from benchmarks.records import load
 from fastmpl.experiment import Arm
 
 
@@ -35,14 +36,10 @@ def candidate(arm: str, weight: float, validation: float, test: float) -> r7.Can
 
 def test_settings_are_chosen_on_validation_images_and_never_on_test_images() -> None:
     case = r7.Case("pair", 0.45, 50, "perceptron")
-    candidates = [candidate("a", 1.0, 0.7, 0.9), candidate("a", 3.0, 0.8, 0.6)]
-    assert [row["value"] for row in r7.chosen(case, candidates)] == [60.0, 60.0]
-    tuned = {
-        "a-1.0": [[Tuned(0.01, 50, 0.85, 0.5), Tuned(0.03, 50, 0.1, 0.99)]] * 2,
-        "a-3.0": [[Tuned(0.01, 50, 0.80, 0.9), Tuned(0.03, 50, 0.2, 0.98)]] * 2,
-    }
-    rows = r7.chosen_finetuned(case, candidates, tuned)
-    assert [(row["value"], row["weight"], row["rate"]) for row in rows] == [(50.0, 1.0, 0.01)] * 2
+    best = r7.best_of([candidate("a", 1.0, 0.7, 0.9), candidate("a", 3.0, 0.8, 0.6)])
+    assert [(row["value"], row["weight"]) for row in r7.rows_of(case, best)] == [(60.0, 3.0)] * 2
+    rows = r7.rows_finetuned(case, best, [[Tuned(0.01, 50, 0.85, 0.5), Tuned(0.03, 50, 0.1, 0.99)]] * 2)
+    assert [(row["value"], row["weight"], row["rate"]) for row in rows] == [(50.0, 3.0, 0.01)] * 2
 
 
 @pytest.mark.parametrize("arm", list(r1.ARMS))
@@ -73,3 +70,16 @@ def test_every_arm_of_r7_is_legal_and_the_trusted_arm_learns_from_the_trusted_im
     np.testing.assert_array_equal(splits["trusted"].labelled, splits["MPL, exact"].trusted)
     np.testing.assert_array_equal(splits["trusted"].validation, splits["noisy"].validation)
     assert made["trusted"].data.noise == ("none", 0.0)
+
+
+@pytest.mark.slow
+def test_the_record_of_an_ablation_holds_its_table(tmp_path: r1.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = r7.CONFIG.with_name("digits.toml").resolve()
+    monkeypatch.chdir(tmp_path)
+    brief = ["--run.steps", "2", "--student.model", "perceptron", "--teacher.model", "perceptron"]
+    asked = [str(config), "--record", "few", "--seeds", "2", "--results", str(tmp_path)]
+    assert ablation.main([*asked, *brief]) == 0
+    record = load("few", tmp_path)
+    arms = ["feedback off", "feedback exact", "feedback shuffled", "feedback flipped"]
+    assert [row["arm"] for row in record.rows] == [arm for arm in arms for _ in range(2)]
+    assert record.config["steps"] == 2

@@ -22,6 +22,7 @@ DIGITS = {
     "noise": ("none", 0.0),
     "validation": 50,
     "image_size": 8,
+    "channels": 3,
     "batch_labelled": 16,
     "batch_unlabelled": 24,
     "batch_trusted": 0,

@@ -15,6 +15,7 @@ from fastmpl.data.draws import Stream
 from fastmpl.data.errors import DataError
 from fastmpl.data.normalise import Normalisation, centre_view, measure
 from fastmpl.data.order import Order
+from fastmpl.data.still import StillStream, is_still
 
 pytest.importorskip("nvidia.dali", reason="install nvidia-dali-cuda130 to test the image pipeline")
 from fastmpl.data.pipeline import ImageStream
@@ -78,6 +79,32 @@ def test_without_any_augmentation_both_views_are_the_evaluated_image(coloured: I
     torch.testing.assert_close(seen.strong, whole, atol=1e-5, rtol=0)
 
 
+@pytest.mark.parametrize("channels_last", [False, True])
+@pytest.mark.parametrize(("stored", "channels"), [(3, 3), (1, 3), (1, 1)])
+def test_images_that_nothing_is_done_to_are_bit_for_bit_the_pipeline_s(
+    coloured: Images, stored: int, channels: int, channels_last: bool
+) -> None:
+    how = views.Augmentation(size=16, flip=False, operations=0, magnitude=0, cut=0, shift=0)
+    images = np.ascontiguousarray(coloured[..., :stored])
+    order, constants = Order(np.arange(50), 24, Stream.UNLABELLED, seed=5), measure(images, channels)
+    options: dict[str, Any] = {"two_views": True, "step": 1, "channels_last": channels_last}
+    form = torch.channels_last if channels_last else torch.contiguous_format
+    still = StillStream(images, order, constants, **options)
+    opened = ImageStream(images, order, how, constants, **options)
+    assert is_still(how, images, two_views=True)
+    for _ in range(3):
+        mine, theirs = still.next(), opened.next()
+        torch.testing.assert_close(mine, theirs, atol=0, rtol=0)
+        assert mine.weak.is_contiguous(memory_format=form)
+
+
+@pytest.mark.parametrize("change", [{"flip": True}, {"shift": 1}, {"size": 8}, {"cut": 2}, {"operations": 1}])
+def test_what_changes_a_view_goes_through_the_pipeline(coloured: Images, change: dict[str, int]) -> None:
+    how = views.Augmentation(size=16, flip=False, operations=0, magnitude=0, cut=0, shift=0)._replace(**change)
+    assert not is_still(how, coloured, two_views=True)
+    assert is_still(how, coloured, two_views=False) == (change.keys() <= {"cut", "operations"})
+
+
 def test_every_operation_of_rand_augment_is_the_one_drawn(coloured: Images) -> None:
     """Identity, posterise, solarise and inversion-like point operations can be recomputed from the draw alone."""
     how = views.Augmentation(size=7, flip=False, operations=1, magnitude=30, cut=0, shift=0)
@@ -114,6 +141,24 @@ def test_grey_images_become_three_equal_channels(coloured: Images) -> None:
     assert seen.weak.shape == (24, 3, 16, 16)
     torch.testing.assert_close(seen.weak, weak, atol=1e-5, rtol=0)
     torch.testing.assert_close(seen.strong, strong, atol=1e-5, rtol=0)
+
+
+def test_grey_images_may_stay_one_channel(coloured: Images) -> None:
+    grey = np.ascontiguousarray(coloured[..., :1])
+    order = Order(np.arange(len(grey)), 24, Stream.UNLABELLED, seed=5)
+    one = ImageStream(grey, order, HOW, measure(grey, channels=1), two_views=True).next()
+    three = stream(grey).next()
+    assert one.weak.shape == (24, 1, 16, 16)
+    torch.testing.assert_close(one.weak, three.weak[:, :1], atol=0, rtol=0)
+    torch.testing.assert_close(one.strong, three.strong[:, :1], atol=0, rtol=0)
+
+
+def test_a_grey_network_sees_the_luminance_of_a_picture_in_colour(coloured: Images) -> None:
+    unscaled = Normalisation((0.0,), (1.0,))
+    grey = np.repeat(coloured[..., :1], 3, axis=-1)  # as a file of a grey picture is read
+    torch.testing.assert_close(centre_view(grey, 16, unscaled)[:, 0], torch.from_numpy(grey[..., 0]).float())
+    green = np.array([[[[0, 200, 0]]]], np.uint8)
+    assert centre_view(green, 1, unscaled).item() == 117  # 0.587 of 200
 
 
 @pytest.mark.parametrize("size", [8, 24])

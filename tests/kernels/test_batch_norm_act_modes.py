@@ -8,8 +8,10 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.autograd import forward_ad
 
+from fastmpl.step.accounting import LiveBytes
 from fastmpl_kernels import dispatch
 from fastmpl_kernels.batch_norm_act import batch_norm_act, function
 from fastmpl_kernels.batch_norm_act.reference import reference
@@ -114,6 +116,8 @@ def bare_calls() -> dict[str, tuple[Any, ...]]:
     gradient_sums = function.bn_gradient_sums(x, x, moments, weight, bias, residual, LEAKY, 0.1)
     running = (torch.zeros(4), torch.ones(4))
     return {
+        "bn_train": (x, weight, bias, residual, *running, 0.1, 1e-5, LEAKY, 0.1),
+        "bn_backward": (x, x, moments, weight, bias, residual, LEAKY, 0.1),
         "bn_sums": (x,),
         "bn_forward": (x, sums, weight, bias, residual, *running, 0.1, 1e-5, LEAKY, 0.1),
         "bn_gradient_sums": (x, x, moments, weight, bias, None, LEAKY, 0.1),
@@ -139,7 +143,17 @@ def bare_calls() -> dict[str, tuple[Any, ...]]:
     }
 
 
-OPS = ["bn_sums", "bn_forward", "bn_gradient_sums", "bn_gradient", "bn_tangent", "bn_dual_sums", "bn_dual"]
+OPS = [
+    "bn_train",
+    "bn_backward",
+    "bn_sums",
+    "bn_forward",
+    "bn_gradient_sums",
+    "bn_gradient",
+    "bn_tangent",
+    "bn_dual_sums",
+    "bn_dual",
+]
 
 
 @pytest.mark.parametrize("name", OPS)
@@ -159,6 +173,27 @@ def test_bare_op_passes_opcheck(name: str) -> None:
     torch.library.opcheck(
         getattr(torch.ops.fastmpl, name).default, bare_calls()[name], test_utils=("test_schema", "test_faketensor")
     )
+
+
+def test_a_dispatch_mode_and_a_fake_tensor_see_every_op() -> None:
+    leaves = [t.requires_grad_() for t in inputs()[:3]]
+    with LiveBytes() as seen:
+        batch_norm_act(*leaves).sum().backward()
+    assert {"fastmpl.bn_train", "fastmpl.bn_backward"} <= set(seen.by_operator)
+    with FakeTensorMode() as mode:
+        y = batch_norm_act(*(mode.from_tensor(t) for t in inputs()[:3]))
+    assert isinstance(y, FakeTensor)
+
+
+def test_a_profile_names_the_ops_and_a_plain_call_passes_the_dispatcher_by(monkeypatch: pytest.MonkeyPatch) -> None:
+    x, weight, bias, _ = inputs()
+    with torch.profiler.profile() as profile:
+        batch_norm_act(x, weight, bias)
+    assert "fastmpl::bn_train" in {event.name for event in profile.events()}
+    dispatched = []
+    monkeypatch.setattr(torch._C, "_AutoDispatchBelowAutograd", lambda: dispatched.append(1))
+    batch_norm_act(x, weight, bias)
+    assert not dispatched
 
 
 def test_compiled_call_traces_the_reference_and_keeps_the_tangent() -> None:

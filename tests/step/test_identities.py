@@ -21,8 +21,9 @@ from fastmpl.learners.rows import ROWS, derivatives
 from fastmpl.methods import feedback, mpl
 from fastmpl.methods.mpl import Feedback, MetaPseudoLabels
 from fastmpl.methods.pseudo_label import PseudoLabel
-from fastmpl.methods.targets import Labels
+from fastmpl.methods.targets import Labels, Lesson
 from fastmpl.methods.uda import Consistency, Uda
+from fastmpl.methods.views import Logits
 from fastmpl.models.norms import frozen_statistics
 from fastmpl.models.stochastic import set_draw
 from fastmpl.step import credit as step_credit
@@ -55,9 +56,9 @@ def check_sampled_labels(world: World) -> None:
     found = torch.zeros(sum(p.numel() for p in psi.values()), dtype=torch.float64)
     expected_loss = torch.zeros((), dtype=torch.float64)
     student_state = {name: value.clone() for name, value in world.student.state().items()}
-    honest = world.method.label
+    honest = world.method.learn
     for assignment in assignments:
-        forced = type("Forced", (MetaPseudoLabels,), {"label": _forced_label(honest, assignment)})
+        forced = type("Forced", (MetaPseudoLabels,), {"learn": _forced(honest, assignment)})
         world.method = forced(**vars(world.method))
         probability = log_q[range(unlabelled), assignment].sum().exp()
         found += probability.detach() * world.teacher_gradient(0)
@@ -71,9 +72,10 @@ def check_sampled_labels(world: World) -> None:
     assert relative(found, expected) < 1e-12
 
 
-def _forced_label(label: Callable[..., Labels], assignment: Tensor) -> Callable[..., Labels]:
-    def forced(self: MetaPseudoLabels, teacher: Any, key: Tensor, item: Tensor) -> Labels:
-        return label(teacher, key, item)._replace(drawn=assignment)
+def _forced(learn: Callable[..., Lesson], assignment: Tensor) -> Callable[..., Lesson]:
+    def forced(self: MetaPseudoLabels, student: Logits, labels: Labels) -> Lesson:
+        loss = F.cross_entropy(student.of("strong"), assignment)
+        return learn(student, labels)._replace(loss=loss, drawn=assignment)
 
     return forced
 
@@ -136,7 +138,7 @@ def updated(
         )
         decay = group["weight_decay"]
         if "exp_avg" in state:
-            b1, b2, t = config.momentum, 0.999, float(state["step"] if "step" in state else group["step"]) + 1
+            b1, b2, t = config.momentum, 0.999, float(state.get("step", student.optimiser.count)) + 1
             m = b1 * state["exp_avg"] + (1 - b1) * g[name]
             v = b2 * state["exp_avg_sq"] + (1 - b2) * g[name].square()
             is_lamb = config.optimiser in ("lamb", "apex:FusedLAMB")
@@ -253,10 +255,10 @@ def test_per_example_feedback_in_expectation_is_the_exact_one() -> None:
     expected = torch.autograd.grad((r * q).sum(), logits, retain_graph=True)[0]
     found = torch.zeros_like(logits)
     for c in range(CLASSES):
-        labels = Labels(q.detach(), torch.full((4,), c))
-        credit = feedback.at_label(r, labels.drawn)
+        label = torch.full((4,), c)
+        credit = feedback.at_label(r, label)
         weight = torch.ones((), dtype=torch.float64)
-        loss = credited(logits, PerExampleFeedback(credit, labels.drawn, weight), 0.7)
+        loss = credited(logits, PerExampleFeedback(credit, label, weight), 0.7)
         found += q.detach()[:, c : c + 1] * torch.autograd.grad(loss, logits)[0]
     assert relative(found, expected) < 1e-12
 

@@ -12,9 +12,20 @@ from jaxtyping import Float
 from torch import Tensor
 
 from fastmpl_kernels import dispatch
-from fastmpl_kernels.batch_norm_act.function import OP, BatchNormAct, dense, dual_batch_norm_act, is_dense, wants_dual
+from fastmpl_kernels.batch_norm_act.function import (
+    OP,
+    BatchNormAct,
+    Recorded,
+    dense,
+    dual_batch_norm_act,
+    is_dense,
+    train,
+    wants_dual,
+    wants_graph,
+)
 from fastmpl_kernels.batch_norm_act.reference import activate, move_running, reference
 from fastmpl_kernels.batch_norm_act.settings import NUMBER, Activation, Reduce, Settings
+from fastmpl_kernels.ops import transformed
 
 __all__ = ["Activation", "Reduce", "batch_norm_act"]
 
@@ -59,7 +70,7 @@ def batch_norm_act(
     channel, and for a residual of another shape.
     """
     _check(x, activation, residual, reduce)
-    parameters = torch.promote_types(x.dtype, torch.float32)
+    parameters = torch.float64 if x.dtype == torch.float64 else torch.float32
     w = x.new_ones(x.shape[1], dtype=parameters) if weight is None else _as(weight, parameters)
     b = x.new_zeros(x.shape[1], dtype=parameters) if bias is None else _as(bias, parameters)
     r = None if residual is None else _as(residual, x.dtype)
@@ -69,10 +80,26 @@ def batch_norm_act(
     as_is = is_dense(x)
     if not as_is and reduce is None and not dispatch.forced():
         return _torch(x, w, b, r, running, momentum, eps, activation, slope)
-    settings = Settings(eps, momentum, activation, slope, reduce)
-    arguments = (dense(x), w, b, None if r is None else dense(r), *running, settings)
-    y = dual_batch_norm_act(*arguments) if wants_dual(x, w, b, r) else BatchNormAct.apply(*arguments)[0]
+    settings = Settings(momentum, eps, NUMBER[activation], slope, reduce)
+    y = _graphed(x if as_is else dense(x), w, b, None if r is None else dense(r), *running, settings)
     return y if as_is else y.contiguous()
+
+
+def _graphed(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    residual: Tensor | None,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    settings: Settings,
+) -> Tensor:
+    """The kernels, with whatever torch is recording: nothing, a graph, tangents, or both."""
+    arguments = (x, weight, bias, residual, running_mean, running_var, settings)
+    tensors = (x, weight, bias, residual)
+    if transformed():
+        return dual_batch_norm_act(*arguments) if wants_dual(*tensors) else BatchNormAct.apply(*arguments)[0]
+    return Recorded.apply(*arguments) if wants_graph(*tensors) else train(*arguments)[0]
 
 
 def _torch(

@@ -8,13 +8,13 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
-from torch.autograd.function import FunctionCtx, once_differentiable
+from torch.autograd.function import FunctionCtx
 
 from fastmpl_kernels import dispatch
 from fastmpl_kernels.batch_norm_act import native, phases
 from fastmpl_kernels.batch_norm_act.settings import NUMBER, Reduce, Settings
 from fastmpl_kernels.library import available
-from fastmpl_kernels.ops import define
+from fastmpl_kernels.ops import define, once
 
 OP = "batch_norm_act"
 SMALLEST_PART = 65536  # elements of x that one Triton program sums, at least
@@ -75,6 +75,18 @@ def _tangent_like(x: Tensor, *_: Any) -> Tensor:
     return torch.empty_like(x)
 
 
+bn_train = define(
+    "bn_train(Tensor x, Tensor weight, Tensor bias, Tensor? residual, Tensor(a!)? running_mean, "
+    "Tensor(b!)? running_var, float momentum, float eps, int activation, float slope) -> (Tensor, Tensor)",
+    _runner("train"),
+    _forward_like,
+)
+bn_backward = define(
+    "bn_backward(Tensor dy, Tensor x, Tensor moments, Tensor weight, Tensor bias, Tensor? residual, "
+    "int activation, float slope) -> (Tensor, Tensor, Tensor, Tensor)",
+    _runner("backward"),
+    lambda dy, x, moments, weight, bias, residual, *_: _gradient_like(dy, x, moments, dy, dy, weight, bias, residual),
+)
 bn_sums = define("bn_sums(Tensor x) -> Tensor", _runner("sums"), _sums_like)
 bn_forward = define(
     "bn_forward(Tensor x, Tensor sums, Tensor weight, Tensor bias, Tensor? residual, Tensor(a!)? running_mean, "
@@ -133,12 +145,59 @@ def _over_ranks(partial: Tensor, reduce: Reduce | None) -> Tensor:
     return partial if reduce is None else reduce(partial.sum(0)).unsqueeze(0)
 
 
-class BatchNormAct(torch.autograd.Function):
-    """(x, weight, bias, residual, running_mean, running_var, settings) -> (y, moments).
+def train(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    residual: Tensor | None,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    s: Settings,
+) -> tuple[Tensor, Tensor]:
+    """y and moments, with no graph."""
+    rest = (weight, bias, residual, running_mean, running_var, s.momentum, s.eps, s.activation, s.slope)
+    outputs: tuple[Tensor, Tensor] = (
+        bn_train(x, *rest) if s.reduce is None else bn_forward(x, _over_ranks(bn_sums(x), s.reduce), *rest)
+    )
+    return outputs
+
+
+def backward(
+    dy: Tensor, x: Tensor, moments: Tensor, weight: Tensor, bias: Tensor, residual: Tensor | None, s: Settings
+) -> tuple[Tensor | None, ...]:
+    """The gradients of train's arguments."""
+    dy, rest = dense(dy), (weight, bias, residual, s.activation, s.slope)
+    if s.reduce is None:
+        dx, dresidual, dweight, dbias = bn_backward(dy, x, moments, *rest)
+    else:
+        local = bn_gradient_sums(dy, x, moments, *rest)
+        dx, dresidual, dweight, dbias = bn_gradient(dy, x, moments, _over_ranks(local, s.reduce), local, *rest)
+    return dx, dweight, dbias, None if residual is None else dresidual, None, None, None
+
+
+class Recorded(torch.autograd.Function):
+    """(x, weight, bias, residual, running_mean, running_var, settings) -> y, for a graph that autograd alone records.
 
     Keeps x, the parameters and moments, and the residual where there is one (it is as a rule alive anyway, as the input
     of the block). Once differentiable: a second derivative raises.
     """
+
+    @staticmethod
+    def forward(ctx: Any, *arguments: Any) -> Tensor:
+        x, weight, bias, residual, _, _, ctx.settings = arguments
+        y, moments = train(*arguments)
+        ctx.save_for_backward(x, weight, bias, residual, moments)
+        return y
+
+    @staticmethod
+    @once
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight, bias, residual, moments = ctx.saved_tensors
+        return backward(dy, x, moments, weight, bias, residual, ctx.settings)
+
+
+class BatchNormAct(torch.autograd.Function):
+    """The same with a forward mode, and as torch.func needs it; returns (y, moments). Twice the price a call."""
 
     @staticmethod
     def forward(
@@ -150,22 +209,7 @@ class BatchNormAct(torch.autograd.Function):
         running_var: Tensor | None,
         settings: Settings,
     ) -> tuple[Tensor, Tensor]:
-        s = settings
-        total = _over_ranks(bn_sums(x), s.reduce)
-        y, moments = bn_forward(
-            x,
-            total,
-            weight,
-            bias,
-            residual,
-            running_mean,
-            running_var,
-            s.momentum,
-            s.eps,
-            NUMBER[s.activation],
-            s.slope,
-        )
-        return y, moments
+        return train(x, weight, bias, residual, running_mean, running_var, settings)
 
     @staticmethod
     def setup_context(ctx: FunctionCtx, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
@@ -177,18 +221,12 @@ class BatchNormAct(torch.autograd.Function):
         ctx.save_for_forward(x, weight, bias, residual, moments)
 
     @staticmethod
-    @once_differentiable
+    @once
     def backward(ctx: Any, dy: Tensor | None, _: Tensor | None) -> tuple[Tensor | None, ...]:
         if dy is None:
             return (None,) * 7
         x, weight, bias, residual, moments = ctx.saved_tensors
-        s: Settings = ctx.settings
-        act = (NUMBER[s.activation], s.slope)
-        dy = dense(dy)
-        local = bn_gradient_sums(dy, x, moments, weight, bias, residual, *act)
-        total = _over_ranks(local, s.reduce)
-        dx, dresidual, dweight, dbias = bn_gradient(dy, x, moments, total, local, weight, bias, residual, *act)
-        return dx, dweight, dbias, None if residual is None else dresidual, None, None, None
+        return backward(dy, x, moments, weight, bias, residual, ctx.settings)
 
     @staticmethod
     def jvp(ctx: Any, *tangents: Tensor | None) -> tuple[Tensor, None]:
@@ -203,29 +241,21 @@ class BatchNormAct(torch.autograd.Function):
         of_residual = None if of_residual is None else dense(of_residual)
         total = _over_ranks(bn_gradient_sums(of_x, x, moments, weight, bias, None, NUMBER["none"], 0.0), s.reduce)
         y = bn_tangent(
-            x,
-            of_x,
-            moments,
-            total,
-            weight,
-            bias,
-            of_weight,
-            of_bias,
-            residual,
-            of_residual,
-            NUMBER[s.activation],
-            s.slope,
+            x, of_x, moments, total, weight, bias, of_weight, of_bias, residual, of_residual, s.activation, s.slope
         )
         return y, None
 
 
+def wants_graph(*tensors: Tensor | None) -> bool:
+    """Whether a graph is to be recorded."""
+    return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
+
+
 def wants_dual(*tensors: Tensor | None) -> bool:
     """Whether a tangent is carried and no graph is recorded, on a backend that computes both values at once."""
-    if forward_ad._current_level < 0:
+    if forward_ad._current_level < 0 or wants_graph(*tensors):
         return False
     given = [t for t in tensors if t is not None]
-    if torch.is_grad_enabled() and any(t.requires_grad for t in given):
-        return False
     return any(_tangent(t) is not None for t in given) and _backend(given[0]) != "triton"
 
 
@@ -252,7 +282,7 @@ def dual_batch_norm_act(
     total = _over_ranks(bn_dual_sums(value, of_x), s.reduce)
     y, tangent = bn_dual(
         value, of_x, total, w, b, of_weight, of_bias, r, None if of_residual is None else dense(of_residual),
-        running_mean, running_var, s.momentum, s.eps, NUMBER[s.activation], s.slope,
+        running_mean, running_var, s.momentum, s.eps, s.activation, s.slope,
     )  # fmt: skip
     dual: Tensor = forward_ad.make_dual(y, tangent)  # type: ignore[no-untyped-call]
     return dual

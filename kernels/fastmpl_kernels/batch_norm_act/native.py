@@ -24,6 +24,8 @@ _ARGUMENTS: dict[str, list[Any]] = {
     "gradient_sums": [_P, _P, _P, _B, _N, _N, _P, _P, _P, _I, _F, _P],
     "gradient": [_P, _P, _P, _B, _N, _N, _P, _P, _P, _P, _P, _I, _F, _P, _P, _P, _P],
     "dual": [_P, _P, _P, _P, _B, _N, _N, _P, _P, _P, _P, _P, _D, _D, _P, _P, _I, _F, _P, _P],
+    "train": [_P, _P, _B, _N, _N, _P, _P, _D, _D, _P, _P, _I, _F, _P, _P],
+    "backward": [_P, _P, _P, _B, _N, _N, _P, _P, _P, _I, _F, _P, _P, _P, _P],
     "tangent": [_P, _P, _P, _P, _B, _N, _N, _P, _P, _P, _P, _P, _P, _I, _F, _P],
 }
 
@@ -170,3 +172,43 @@ def dual(
         pointer(running_mean), pointer(running_var), activation, slope, pointer(y), pointer(y_tangent),
     )  # fmt: skip
     return y, y_tangent
+
+
+def train(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    residual: Tensor | None,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    momentum: float,
+    eps: float,
+    activation: int,
+    slope: float,
+) -> tuple[Tensor, Tensor]:
+    y, moments = torch.empty_like(x), torch.empty((4, x.shape[1]), dtype=torch.float32)
+    _function("train")(
+        x.data_ptr(), pointer(residual), *_shape(x), weight.data_ptr(), bias.data_ptr(), eps, momentum,
+        pointer(running_mean), pointer(running_var), activation, slope, moments.data_ptr(), y.data_ptr(),
+    )  # fmt: skip
+    return y, moments
+
+
+def backward(
+    dy: Tensor,
+    x: Tensor,
+    moments: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    residual: Tensor | None,
+    activation: int,
+    slope: float,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    dx = torch.empty_like(x)
+    dresidual = x.new_empty(0) if residual is None else torch.empty_like(residual)
+    dweight, dbias = torch.empty_like(weight), torch.empty_like(bias)
+    _function("backward")(
+        dy.data_ptr(), x.data_ptr(), pointer(residual), *_shape(x), moments.data_ptr(), weight.data_ptr(),
+        bias.data_ptr(), activation, slope, dx.data_ptr(), dresidual.data_ptr(), dweight.data_ptr(), dbias.data_ptr(),
+    )  # fmt: skip
+    return dx, dresidual, dweight, dbias

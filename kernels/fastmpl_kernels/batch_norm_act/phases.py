@@ -6,6 +6,7 @@
     gradient        dx, the residual's, the weight's and the bias's gradient
     tangent         the tangent of y (its sums are gradient_sums of the tangent of x, with no activation)
     dual_sums, dual y and its tangent together, where no graph is recorded: half the passes over memory
+    train, backward sums and forward, gradient_sums and gradient: one call where there are no other ranks
 
 Sums are [parts, columns] in float64: a kernel leaves one row a part, and whoever reads them adds the rows. `moments` is
 [4, C]: the mean rounded to its type, what that rounding left, 1 / sqrt(var + eps), 1 / count.
@@ -208,3 +209,32 @@ def dual(
         activation, slope,
     )  # fmt: skip
     return y, y_tangent
+
+
+def train(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    residual: Tensor | None,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    momentum: float,
+    eps: float,
+    activation: int,
+    slope: float,
+) -> tuple[Tensor, Tensor]:
+    return forward(x, sums(x), weight, bias, residual, running_mean, running_var, momentum, eps, activation, slope)
+
+
+def backward(
+    dy: Tensor,
+    x: Tensor,
+    moments: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    residual: Tensor | None,
+    activation: int,
+    slope: float,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    total = gradient_sums(dy, x, moments, weight, bias, residual, activation, slope)
+    return gradient(dy, x, moments, total, total, weight, bias, residual, activation, slope)

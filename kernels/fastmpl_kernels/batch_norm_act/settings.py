@@ -1,8 +1,7 @@
 """The vocabulary of batch_norm_act: activations, the hook between ranks, and the constants of one call."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Literal, NamedTuple, get_args
 
 from torch import Tensor
 
@@ -14,12 +13,11 @@ Reduce = Callable[[Tensor], Tensor]
 forward, once in backward, once in forward mode."""
 
 
-@dataclass(frozen=True)
-class Settings:
-    """What of one call is not a tensor."""
+class Settings(NamedTuple):
+    """What of one call is not a tensor; `activation` by its number."""
 
-    eps: float
     momentum: float
-    activation: Activation
+    eps: float
+    activation: int
     slope: float
     reduce: Reduce | None

@@ -357,3 +357,32 @@ def tangent(
         moments, table, M, slope, TANGENT=True, ACT=activation, RESIDUAL=residual is not None, C=C, R=R, K=K,
     )  # fmt: skip
     return out
+
+
+def train(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    residual: Tensor | None,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    momentum: float,
+    eps: float,
+    activation: int,
+    slope: float,
+) -> tuple[Tensor, Tensor]:
+    return forward(x, sums(x), weight, bias, residual, running_mean, running_var, momentum, eps, activation, slope)
+
+
+def backward(
+    dy: Tensor,
+    x: Tensor,
+    moments: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    residual: Tensor | None,
+    activation: int,
+    slope: float,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    total = gradient_sums(dy, x, moments, weight, bias, residual, activation, slope)
+    return gradient(dy, x, moments, total, total, weight, bias, residual, activation, slope)

@@ -15,6 +15,7 @@ from torch.autograd.function import once_differentiable
 
 from fastmpl_kernels import dispatch, library, ops
 from fastmpl_kernels.rows import (
+    Recorded,
     below_autograd,
     check_labels,
     check_rows,
@@ -94,9 +95,11 @@ def soft_cross_entropy(
     backend = dispatch.select("soft_cross_entropy", floating, library.available)
     if backend == "reference":
         return reference.soft_cross_entropy(logits, target, label_smoothing)
+    loss: Tensor
     target = target.detach()
-    if not gradient_wanted(logits):
-        loss: Tensor = _op(backend, logits, target, label_smoothing, False)[0]
+    if ops.transformed():
+        loss, _ = _SoftCrossEntropy.apply(logits, target, backend, label_smoothing)
         return loss
-    loss, _ = _SoftCrossEntropy.apply(logits, target, backend, label_smoothing)
-    return loss
+    wanted = gradient_wanted(logits)
+    loss, gradient = _op(backend, logits, target, label_smoothing, wanted)
+    return Recorded.apply(loss, [gradient], logits) if wanted else loss

@@ -7,17 +7,31 @@ import triton.language as tl
 from torch import Tensor
 
 from fastmpl_kernels.rows import gradient_like
-from fastmpl_kernels.triton_rows import agreement, exponential, launch, load_row, maximum, on_device, row_total, rows_of
+from fastmpl_kernels.triton_rows import (
+    agreement,
+    arrivals,
+    exponential,
+    finish,
+    launch,
+    load_row,
+    maximum,
+    on_device,
+    row_total,
+    rows_of,
+)
 
 
 @triton.jit
 def cross_entropy_rows(
     logits_ptr,
     target_ptr,
-    row_loss_ptr,
+    part_ptr,
+    loss_ptr,
+    arrivals_ptr,
     gradient_ptr,
     label_smoothing,
     inverse_rows,
+    rows,
     STRIDE: tl.constexpr,
     TARGET_STRIDE: tl.constexpr,
     K: tl.constexpr,
@@ -51,7 +65,8 @@ def cross_entropy_rows(
         if WITH_GRADIENT:
             gradient = (exponential(logits, peak, 1.0) * (mass / total) - target) * inverse_rows
             tl.store(gradient_ptr + row * K + column, gradient.to(gradient_ptr.dtype.element_ty), mask=column < K)
-    tl.store(row_loss_ptr + row, (mass * tl.log(total) - agreed) * inverse_rows)
+    tl.store(part_ptr + row, (mass * tl.log(total) - agreed) * inverse_rows)
+    finish(part_ptr, loss_ptr, arrivals_ptr, rows, 1)
 
 
 def run(logits: Tensor, target: Tensor, label_smoothing: float, with_gradient: bool) -> tuple[Tensor, Tensor]:
@@ -60,17 +75,21 @@ def run(logits: Tensor, target: Tensor, label_smoothing: float, with_gradient: b
     hard = target.dim() == 1
     logits = rows_of(logits)
     target = target.contiguous() if hard else rows_of(target)
-    row_loss = torch.empty(rows, dtype=torch.float32, device=logits.device)
+    part = torch.empty(rows, dtype=torch.float32, device=logits.device)
+    loss = torch.empty((), dtype=torch.float32, device=logits.device)
     gradient = gradient_like(logits, with_gradient)
     block, warps, registers = launch(columns)
     with on_device(logits):
         cross_entropy_rows[(rows,)](
             logits,
             target,
-            row_loss,
+            part,
+            loss,
+            arrivals(logits),
             gradient,
             label_smoothing,
             1.0 / rows,
+            rows,
             STRIDE=logits.stride(0),
             TARGET_STRIDE=target.stride(0),
             K=columns,
@@ -80,4 +99,4 @@ def run(logits: Tensor, target: Tensor, label_smoothing: float, with_gradient: b
             num_warps=warps,
             maxnreg=registers,
         )
-    return row_loss.sum(), gradient
+    return loss, gradient

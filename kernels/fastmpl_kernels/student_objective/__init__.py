@@ -19,6 +19,7 @@ from torch.autograd.function import once_differentiable
 
 from fastmpl_kernels import dispatch, library, ops
 from fastmpl_kernels.rows import (
+    Recorded,
     below_autograd,
     check_labels,
     check_rows,
@@ -46,7 +47,7 @@ def _run(backend: str, *arguments: Any) -> Outputs:
 def _fake(backend: str, label_logits: Tensor, student_logits: Tensor, *arguments: Any) -> Outputs:
     rows = student_logits.shape[0]
     return (
-        student_logits.new_empty((), dtype=torch.float32),
+        student_logits.new_empty(3, dtype=torch.float32),
         student_logits.new_empty(rows, dtype=torch.int64),
         student_logits.new_empty(rows, dtype=torch.bool),
         gradient_like(student_logits, arguments[-1]),
@@ -64,14 +65,15 @@ _op = ops.define(
 
 class _StudentObjective(torch.autograd.Function):
     @staticmethod
-    def forward(student_logits: Tensor, label_logits: Tensor, backend: str, *arguments: Any) -> Outputs:
-        outputs: Outputs = below_autograd(_op, backend, label_logits, student_logits, *arguments)
-        return outputs
+    def forward(student_logits: Tensor, label_logits: Tensor, backend: str, *arguments: Any) -> tuple[Tensor, ...]:
+        parts, *rest = below_autograd(_op, backend, label_logits, student_logits, *arguments)
+        return parts[0], parts[1:], *rest
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Outputs) -> None:
-        _, label, mask, gradient = output
-        ctx.mark_non_differentiable(label, mask, gradient)
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+        _, *rest = output
+        gradient = output[-1]
+        ctx.mark_non_differentiable(*rest)
         ctx.save_for_backward(gradient)
         ctx.save_for_forward(gradient)
 
@@ -84,7 +86,7 @@ class _StudentObjective(torch.autograd.Function):
     @staticmethod
     def jvp(ctx: Any, tangent: Tensor | None, *_: Any) -> tuple[Tensor | None, ...]:
         (gradient,) = ctx.saved_tensors
-        return tangent_of_loss((gradient, tangent)), None, None, None
+        return tangent_of_loss((gradient, tangent)), None, None, None, None
 
 
 def student_objective(
@@ -98,7 +100,7 @@ def student_objective(
     key: Int[Tensor, ""] | None = None,
     index: Int[Tensor, " U"] | None = None,
 ) -> StudentObjective:
-    """The mean loss over all U rows, the labels `int64 [U]` and the confidence mask `bool [U]`.
+    """The mean loss over all U rows, the labels `int64 [U]`, the confidence mask `bool [U]`, and the means of both.
 
     Rows below the threshold add 0 to the loss and its gradient and count in the mean. `key` (0-D) and `index` (the
     images' numbers) decide sampled labels, and nothing else does (fastmpl_kernels.keyed). The gradient flows to
@@ -117,7 +119,14 @@ def student_objective(
     backend = dispatch.select("student_objective", (label_logits, student_logits), library.available)
     if backend == "reference":
         return reference.student_objective(label_logits, student_logits, *settings, key, index)
-    if not gradient_wanted(student_logits):
-        return StudentObjective(*_op(backend, label_logits, student_logits, key, index, *settings, False)[:3])
-    outputs = _StudentObjective.apply(student_logits, label_logits.detach(), backend, key, index, *settings, True)
-    return StudentObjective(*outputs[:3])
+    if ops.transformed():
+        loss, shares, label, mask, _ = _StudentObjective.apply(
+            student_logits, label_logits.detach(), backend, key, index, *settings, True
+        )
+        return StudentObjective(loss, label, mask, *shares.unbind())
+    wanted = gradient_wanted(student_logits)
+    parts, label, mask, gradient = _op(backend, label_logits, student_logits, key, index, *settings, wanted)
+    loss, confidence, coverage = parts.unbind()
+    if wanted:
+        loss = Recorded.apply(loss, [gradient], student_logits)
+    return StudentObjective(loss, label, mask, confidence, coverage)

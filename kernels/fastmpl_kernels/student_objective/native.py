@@ -14,7 +14,7 @@ class _Arguments(ctypes.Structure):
     _fields_ = (
         *((name, ctypes.c_int64) for name in ("rows", "columns")),
         *((name, ctypes.c_void_p) for name in ("label_logits", "student_logits", "key", "index")),
-        *((name, ctypes.c_void_p) for name in ("row_loss", "loss", "label", "mask", "gradient")),
+        *((name, ctypes.c_void_p) for name in ("row_part", "parts", "label", "mask", "gradient")),
         ("targets", ctypes.c_int32),
         *((name, ctypes.c_float) for name in ("temperature", "label_smoothing", "threshold")),
     )
@@ -31,18 +31,18 @@ def run(
     threshold: float,
     with_gradient: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Loss, label, mask, gradient (empty unless asked for)."""
+    """Parts (loss, confidence, coverage), label, mask, gradient (empty unless asked for)."""
     dtype = native_dtype(label_logits, student_logits)
     rows, columns = student_logits.shape
     labels, students = native_form(label_logits, dtype), native_form(student_logits, dtype)
     index = None if index is None else index.contiguous()
-    row_loss, loss = torch.empty(rows), torch.empty(())
+    row_part, parts = torch.empty(2, rows), torch.empty(3)
     label, mask = torch.empty(rows, dtype=torch.int64), torch.empty(rows, dtype=torch.bool)
     gradient = gradient_like(students, with_gradient)
     arguments = _Arguments(
         rows, columns, address(labels), address(students), address(key), address(index),
-        address(row_loss), address(loss), address(label), address(mask), address(gradient),
+        address(row_part), address(parts), address(label), address(mask), address(gradient),
         TARGETS[targets], temperature, label_smoothing, threshold,
     )  # fmt: skip
     call_native("fastmpl_student_objective", arguments, dtype)
-    return loss, label, mask, gradient.to(student_logits.dtype)
+    return parts, label, mask, gradient.to(student_logits.dtype)

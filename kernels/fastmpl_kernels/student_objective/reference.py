@@ -13,11 +13,14 @@ Targets = Literal["soft", "sampled", "argmax"]
 
 
 class StudentObjective(NamedTuple):
-    """The loss, the labels that were learnt (the most probable class for soft targets) and which rows counted."""
+    """The loss, the labels that were learnt (the most probable class for soft targets), which rows counted, the mean
+    probability of the likeliest class, and the share of rows that counted. The loss alone carries a gradient."""
 
     loss: Float[Tensor, ""]
     label: Int[Tensor, " U"]
     mask: Bool[Tensor, " U"]
+    confidence: Float[Tensor, ""]
+    coverage: Float[Tensor, ""]
 
 
 def draw(
@@ -51,7 +54,8 @@ def student_objective(
     """See `fastmpl_kernels.student_objective`."""
     label_logits = wide(label_logits.detach())
     target = torch.softmax(label_logits / temperature, -1)
-    mask = target.amax(-1) >= threshold
+    confidence = target.amax(-1)
+    mask = confidence >= threshold
     if targets == "sampled":
         assert key is not None
         assert index is not None
@@ -62,4 +66,6 @@ def student_objective(
         target = torch.nn.functional.one_hot(label, target.shape[-1])
     target = (1 - label_smoothing) * target + label_smoothing / target.shape[-1]
     loss = -(target * torch.log_softmax(wide(student_logits), -1)).sum(-1)
-    return StudentObjective(loss.masked_fill(~mask, 0.0).mean(), label, mask)
+    return StudentObjective(
+        loss.masked_fill(~mask, 0.0).mean(), label, mask, confidence.mean(), mask.to(confidence.dtype).mean()
+    )

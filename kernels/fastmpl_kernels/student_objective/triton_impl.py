@@ -10,7 +10,9 @@ from fastmpl_kernels.rows import gradient_like
 from fastmpl_kernels.student_objective.native import TARGETS
 from fastmpl_kernels.triton_rows import (
     agreement,
+    arrivals,
     exponential,
+    finish,
     launch,
     load_row,
     maximum,
@@ -68,7 +70,9 @@ def student_rows(
     student_logits_ptr,
     key_ptr,
     index_ptr,
-    row_loss_ptr,
+    part_ptr,
+    parts_ptr,
+    arrivals_ptr,
     label_ptr,
     mask_ptr,
     gradient_ptr,
@@ -76,6 +80,7 @@ def student_rows(
     label_smoothing,
     threshold,
     inverse_rows,
+    rows,
     LABEL_STRIDE: tl.constexpr,
     STUDENT_STRIDE: tl.constexpr,
     K: tl.constexpr,
@@ -113,9 +118,12 @@ def student_rows(
             gradient = tl.where(keep, gradient, 0.0).to(gradient_ptr.dtype.element_ty)
             tl.store(gradient_ptr + row * K + column, gradient, mask=column < K)
 
-    tl.store(row_loss_ptr + row, tl.where(keep, (tl.log(student_total) - agreed) * inverse_rows, 0.0))
     tl.store(label_ptr + row, label.to(tl.int64))
     tl.store(mask_ptr + row, keep)
+    tl.store(part_ptr + row, tl.where(keep, (tl.log(student_total) - agreed) * inverse_rows, 0.0))
+    tl.store(part_ptr + rows + row, inverse_rows / total)
+    tl.store(part_ptr + 2 * rows + row, tl.where(keep, inverse_rows, 0.0))
+    finish(part_ptr, parts_ptr, arrivals_ptr, rows, 3)
 
 
 def run(
@@ -129,10 +137,11 @@ def run(
     threshold: float,
     with_gradient: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Loss, label, mask, gradient (empty unless asked for)."""
+    """Parts (loss, confidence, coverage), label, mask, gradient (empty unless asked for)."""
     rows, columns = student_logits.shape
     label_logits, student_logits = rows_of(label_logits), rows_of(student_logits)
-    row_loss = torch.empty(rows, dtype=torch.float32, device=student_logits.device)
+    part = torch.empty(3 * rows, dtype=torch.float32, device=student_logits.device)
+    parts = torch.empty(3, dtype=torch.float32, device=student_logits.device)
     label = torch.empty(rows, dtype=torch.int64, device=student_logits.device)
     mask = torch.empty(rows, dtype=torch.bool, device=student_logits.device)
     gradient = gradient_like(student_logits, with_gradient)
@@ -143,7 +152,9 @@ def run(
             student_logits,
             key,
             None if index is None else index.contiguous(),
-            row_loss,
+            part,
+            parts,
+            arrivals(student_logits),
             label,
             mask,
             gradient,
@@ -151,6 +162,7 @@ def run(
             label_smoothing,
             threshold,
             1.0 / rows,
+            rows,
             LABEL_STRIDE=label_logits.stride(0),
             STUDENT_STRIDE=student_logits.stride(0),
             K=columns,
@@ -160,4 +172,4 @@ def run(
             num_warps=warps,
             maxnreg=registers,
         )
-    return row_loss.sum(), label, mask, gradient
+    return parts, label, mask, gradient

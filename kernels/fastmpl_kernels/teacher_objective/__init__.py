@@ -24,6 +24,7 @@ from torch.autograd.function import once_differentiable
 
 from fastmpl_kernels import dispatch, library, ops
 from fastmpl_kernels.rows import (
+    Recorded,
     below_autograd,
     check_labels,
     check_rows,
@@ -192,10 +193,11 @@ def teacher_objective(
             wanted and feedback is not None and on_weak,
         ],
     )
-    if wanted:
+    if ops.transformed():
         results = _TeacherObjective.apply(labelled_logits, strong_logits, weak_logits, backend, targets, *arguments)
-        loss, terms = results[0], results[1]
-    else:
-        parts = _op(backend, labelled_logits, targets, strong_logits, weak_logits, *arguments)[0]
-        loss, terms = parts[0], parts[1:]
-    return TeacherObjective(loss, *terms.unbind())
+        return TeacherObjective(results[0], *results[1].unbind())
+    parts, *gradients = _op(backend, labelled_logits, targets, strong_logits, weak_logits, *arguments)
+    loss, *terms = parts.unbind()
+    if wanted:
+        loss = Recorded.apply(loss, gradients, labelled_logits, strong_logits, weak_logits)
+    return TeacherObjective(loss, *terms)

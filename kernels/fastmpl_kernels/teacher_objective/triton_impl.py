@@ -8,7 +8,18 @@ from torch import Tensor
 
 from fastmpl_kernels.rows import gradient_like
 from fastmpl_kernels.teacher_objective.native import KINDS
-from fastmpl_kernels.triton_rows import agreement, exponential, launch, load_row, maximum, on_device, row_total, rows_of
+from fastmpl_kernels.triton_rows import (
+    agreement,
+    arrivals,
+    exponential,
+    finish,
+    launch,
+    load_row,
+    maximum,
+    on_device,
+    row_total,
+    rows_of,
+)
 
 NONE = tl.constexpr(KINDS["none"])
 EXACT = tl.constexpr(KINDS["exact"])
@@ -134,7 +145,7 @@ def _read(pointer):
 @triton.jit
 def teacher_rows(
     labelled_ptr, strong_ptr, weak_ptr, target_ptr, uda_weight_ptr, feedback_weight_ptr, tangent_ptr, credit_ptr,
-    drawn_ptr, part_ptr, labelled_gradient_ptr, strong_gradient_ptr, weak_gradient_ptr,
+    drawn_ptr, part_ptr, parts_ptr, arrivals_ptr, labelled_gradient_ptr, strong_gradient_ptr, weak_gradient_ptr,
     labelled, programs, labelled_share, unlabelled_share, supervised_weight, label_smoothing,
     inverse_temperature, uda_inverse_temperature, uda_threshold, credit_sign,
     LABELLED_STRIDE: tl.constexpr, STRONG_STRIDE: tl.constexpr, WEAK_STRIDE: tl.constexpr,
@@ -143,6 +154,7 @@ def teacher_rows(
     LABELLED_GRADIENT: tl.constexpr, STRONG_GRADIENT: tl.constexpr, WEAK_GRADIENT: tl.constexpr,
 ):  # fmt: skip
     program = tl.program_id(0).to(tl.int64)
+    every_part_ptr = part_ptr
     part_ptr += program
     if program < labelled:
         _labelled_row(
@@ -165,6 +177,7 @@ def teacher_rows(
             inverse_temperature, uda_inverse_temperature, uda_threshold,
             K, BLOCK, UDA, KIND, ON_WEAK, STRONG_GRADIENT, WEAK_GRADIENT,
         )  # fmt: skip
+    finish(every_part_ptr, parts_ptr, arrivals_ptr, programs, 5)
 
 
 def run(
@@ -192,6 +205,7 @@ def run(
     weak_logits = None if weak_logits is None else rows_of(weak_logits)
     tangent = None if tangent is None else rows_of(tangent)
     part = torch.empty(5, labelled + unlabelled, dtype=torch.float32, device=strong_logits.device)
+    parts = torch.empty(5, dtype=torch.float32, device=strong_logits.device)
     views = (labelled_logits, strong_logits, strong_logits if weak_logits is None else weak_logits)
     gradients = [gradient_like(x, wanted) for x, wanted in zip(views, with_gradient, strict=True)]
     block, warps, registers = launch(columns)
@@ -207,6 +221,8 @@ def run(
             None if credit is None else credit.contiguous(),
             None if drawn is None else drawn.contiguous(),
             part,
+            parts,
+            arrivals(strong_logits),
             *gradients,
             labelled,
             labelled + unlabelled,
@@ -234,4 +250,4 @@ def run(
             num_warps=warps,
             maxnreg=registers,
         )
-    return part.sum(1), gradients[0], gradients[1], gradients[2]
+    return parts, gradients[0], gradients[1], gradients[2]
