@@ -1,7 +1,8 @@
 """The tables of README.md and docs/*.md, made of records: no number in them is typed by hand.
 
-A table stands between `<!-- table:NAME -->` and `<!-- /table -->`, NAME being a record's. `python -m benchmarks.tables`
-rewrites them all; `--check` writes nothing and fails where a file would change, which a test does too.
+A table stands between `<!-- table:NAME -->` and `<!-- /table -->`, NAME being a record's; `<!-- table:NAME across -->`
+gives an experiment's arms a row and its cases a column each. `python -m benchmarks.tables` rewrites them all; `--check`
+writes nothing and fails where a file would change, which a test does too.
 """
 
 import argparse
@@ -15,8 +16,8 @@ from benchmarks.environment import ROOT
 from benchmarks.records import RESULTS, Record, RecordError, Row, load
 from benchmarks.summary import mean, paired, values
 
-START = re.compile(r"<!-- table:(\S+) -->")
-TABLE = re.compile(r"<!-- table:(\S+) -->\n(?:(?!<!-- table:).)*?<!-- /table -->", re.DOTALL)
+START = re.compile(r"<!-- table:(\S+)( across)? -->")
+TABLE = re.compile(r"<!-- table:(\S+)( across)? -->\n(?:(?!<!-- table:).)*?<!-- /table -->", re.DOTALL)
 
 
 def _markdown(header: Sequence[str], body: Sequence[Sequence[str]], numbers_from: int = 1) -> str:
@@ -85,6 +86,20 @@ def _experiment(record: Record) -> str:
     return _markdown(header, body, numbers_from=header.index("arm") + 1)
 
 
+def _across(record: Record) -> str:
+    """Mean and standard error, an arm a row and a case a column; empty where an arm is not in a case."""
+    digits, cases = int(record.config.get("digits") or 1), _in_order(record.rows, "case")
+    body = []
+    for arm in _in_order(record.rows, "arm"):
+        cells = [arm]
+        for case in cases:
+            rows = [row for row in record.rows if row.get("case") == case and row["arm"] == arm]
+            centre, error, _ = mean(list(values(rows, arm, case).values())) if rows else (0.0, 0.0, 0)
+            cells.append(f"{centre:.{digits}f} ± {error:.{digits}f}" if rows else "")
+        body.append(cells)
+    return _markdown((f"mean ± standard error{record.config.get('unit', '')}", *cases), body)
+
+
 def _difference(rows: list[Row], arm: str, baseline: str, case: str | None, digits: int) -> str:
     centre, low, high, _ = paired(rows, arm, baseline, case)
     interval = "" if math.isnan(low) else f" ({low:+.{digits}f} to {high:+.{digits}f})"
@@ -96,14 +111,22 @@ def _plain(record: Record) -> str:
     return _markdown(header, [[str(row.get(key, "")) for key in header] for row in record.rows])
 
 
-def render(record: Record) -> str:
-    """The table of a record in Markdown, with a line under it that says where its numbers are from."""
+def render(record: Record, across: bool = False) -> str:
+    """The table of a record in Markdown, with a line under it that says where its numbers are from.
+
+    `across`: an experiment's cases stand side by side.
+    """
     if not record.rows:
         raise RecordError(f"Record {record.name!r} has no rows.")
-    table = {"timing": _timing, "experiment": _experiment, "table": _plain}[record.kind](record)
+    if across and record.kind != "experiment":
+        raise RecordError(f"Record {record.name!r} has no cases to stand side by side.")
+    tables = {"timing": _timing, "experiment": _across if across else _experiment, "table": _plain}
+    table = tables[record.kind](record)
     there = record.environment
     dirty = " with uncommitted changes" if there["dirty"] else ""
     rounds = f"n = {record.config['rounds']}, median and quartiles. " if record.kind == "timing" else ""
+    if across:
+        rounds = f"{record.config['seeds']} seeds. "
     return (
         f"{table}\n\n<sub>{rounds}{there['gpu'] or there['cpu']}, {there['threads']} of {there['cores']} cores, torch "
         f"{there['torch']}, commit {record.commit[:9]}{dirty}, {record.created[:10]}. `{record.command}`</sub>"
@@ -116,7 +139,12 @@ def update(text: str, folder: Path = RESULTS) -> str:
     for start in START.finditer(text):
         if start.start() not in closed:
             raise RecordError(f"Table {start[1]!r} has no '<!-- /table -->' after it.")
-    return TABLE.sub(lambda m: f"<!-- table:{m[1]} -->\n{render(load(m[1], folder))}\n<!-- /table -->", text)
+
+    def made(mark: re.Match[str]) -> str:
+        table = render(load(mark[1], folder), across=mark[2] is not None)
+        return f"<!-- table:{mark[1]}{mark[2] or ''} -->\n{table}\n<!-- /table -->"
+
+    return TABLE.sub(made, text)
 
 
 def documents() -> list[Path]:

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -11,6 +11,7 @@ from fastmpl.config import Config, NetworkConfig, names_run
 from fastmpl.data.batch import Batch
 from fastmpl.learners.plain import PlainLearner
 from fastmpl.learners.ranks import ALONE, Ranks
+from fastmpl.learners.zero.learner import ZeroLearner
 from fastmpl.methods.alone import Alone
 from fastmpl.methods.distillation import distillation
 from fastmpl.methods.mpl import Feedback, MetaPseudoLabels
@@ -26,6 +27,7 @@ from fastmpl.step.meta import meta_step
 from fastmpl.step.moment import Moment, Report
 from fastmpl.step.order import joint, split
 
+AnyLearner = PlainLearner | ZeroLearner
 STUDENT_SEED, TEACHER_SEED = 1, 2  # the two networks start apart, and as in every run of this seed
 
 
@@ -37,8 +39,8 @@ def below(tensors: Mapping[str, Tensor], part: str) -> dict[str, Tensor]:
 class Trainee(NamedTuple):
     """What trains: one or two networks, and the step that moves them."""
 
-    student: PlainLearner
-    teacher: PlainLearner | None
+    student: AnyLearner
+    teacher: AnyLearner | None
     step: EagerStep
 
     def state(self) -> dict[str, Tensor]:
@@ -50,8 +52,14 @@ class Trainee(NamedTuple):
 
     def own(self) -> set[str]:
         """The names in `state()` that may differ between ranks."""
-        learners = {"student": self.student} | ({} if self.teacher is None else {"teacher": self.teacher})
-        return {f"{part}/{name}" for part, learner in learners.items() for name in learner.own()}
+        return {f"{part}/{name}" for part, learner in self.learners().items() for name in learner.own()}
+
+    def sharded(self) -> set[str]:
+        """The names in `state()`, of any rank, whose tensors are pieces."""
+        return {f"{part}/{name}" for part, learner in self.learners().items() for name in learner.sharded()}
+
+    def learners(self) -> dict[str, AnyLearner]:
+        return {"student": self.student} | ({} if self.teacher is None else {"teacher": self.teacher})
 
     def load(self, state: Mapping[str, Tensor]) -> None:
         for part, holder in (("student", self.student), ("step", self.step), ("teacher", self.teacher)):
@@ -89,20 +97,15 @@ def assemble(
             return ReducedTeacher(classes, section.width, section.depth, seed)
         return network(section, classes=classes, image_shape=image_shape, seed=seed)
 
-    def learner(section: NetworkConfig, seed: int, average: float) -> PlainLearner:
-        module = trained(section, config.run.seed * 1009 + seed)
-        return PlainLearner(
-            _placed(module, config, device),
-            section,
-            steps=config.run.steps,
-            precision=config.system.precision,
-            average=average,
-            tangent=config.feedback.tangent,
-            depth=config.feedback.depth,
-            ranks=ranks,
-            recompute=config.system.recompute,
-            compiler="inductor" if config.system.compile else "",
-        )
+    def learner(section: NetworkConfig, seed: int, average: float) -> AnyLearner:
+        module = _placed(trained(section, config.run.seed * 1009 + seed), config, device)
+        system, feedback = config.system, config.feedback
+        common: dict[str, Any] = {"steps": config.run.steps, "average": average, "ranks": ranks}
+        common |= {"tangent": feedback.tangent, "depth": feedback.depth}
+        if system.engine == "zero":
+            return ZeroLearner(module, section, system, **common)
+        common |= {"recompute": system.recompute, "compiler": "inductor" if system.compile else ""}
+        return PlainLearner(module, section, precision=system.precision, **common)
 
     student = learner(config.student, STUDENT_SEED, config.student.average)
     consistency_ramp = Ramp(config.uda.weight, config.uda.ramp)
@@ -186,7 +189,7 @@ def alone_of(config: Config) -> Alone:
 
 def _run_alone(
     method: Alone,
-    student: PlainLearner,
+    student: AnyLearner,
     labeller: nn.Module | None,
     parts: Sequence[Batch],
     moment: Moment,

@@ -10,6 +10,7 @@ from pathlib import Path
 from statistics import median
 from typing import Final, NamedTuple
 
+import numpy as np
 from PIL import Image
 
 from fastmpl.config import load
@@ -35,12 +36,12 @@ class Guess(NamedTuple):
     model: str
 
 
-def typical_side(files: Sequence[Path]) -> int:
+def typical_side(root: Path, names: Sequence[str]) -> int:
     """The median of the shorter sides of up to 200 images, evenly chosen; 0 where none can be opened."""
     sides = []
-    for path in files[:: max(1, len(files) // LOOKED_AT)]:
+    for name in names[:: max(1, len(names) // LOOKED_AT)]:
         try:
-            with Image.open(path, formats=FORMATS) as image:
+            with Image.open(root / name, formats=FORMATS) as image:
                 sides.append(min(image.size))
         except Exception:  # a decoder may raise anything on damaged bytes; `fastmpl check` lists such files
             continue
@@ -49,11 +50,11 @@ def typical_side(files: Sequence[Path]) -> int:
 
 def guess(tree: Tree, *, gpu: bool) -> Guess:
     """Settings that suit the number and size of the images, and whether there is a GPU."""
-    counts = [tree.labelled.labels.count(number) for number in range(len(tree.classes))]
+    counts = np.bincount(tree.labelled.labels, minlength=len(tree.classes)).tolist()
     if not all(counts):
         empty = tree.root / "labelled" / tree.classes[counts.index(0)]
         raise DataError(f"{empty} has no images. Put images there, or remove the folder.")
-    typical = typical_side(tree.labelled.files)
+    typical = typical_side(tree.root, tree.labelled.names)
     if not typical:
         raise DataError(f"none of the files in {tree.root / 'labelled'} can be read as an image.")
     size = max((size for size in SIZES if size <= (typical if gpu else min(typical, SMALL))), default=SIZES[0])
@@ -73,7 +74,7 @@ def guess(tree: Tree, *, gpu: bool) -> Guess:
 def _validation_reason(tree: Tree, found: Guess) -> str:
     if found.validation:
         return "a fifth of the rarest class, of each class: never trained on, to select a checkpoint by"
-    told = "" if tree.test.files else "; without a test/ folder nothing will say how good the student is"
+    told = "" if tree.test.names else "; without a test/ folder nothing will say how good the student is"
     return f"the rarest class has {found.smallest} images, too few to hold any back{told}"
 
 
@@ -85,10 +86,10 @@ def _line(key: str, value: str | int | float | bool | list[int], why: str = "") 
 def as_toml(tree: Tree, found: Guess, name: str, *, gpu: bool) -> str:
     """The commented file."""
     root = json.dumps(str(tree.root), ensure_ascii=False)
-    sizes = [len(part.files) for part in (tree.labelled, tree.unlabelled, tree.test)]
+    sizes = [len(part.names) for part in (tree.labelled, tree.unlabelled, tree.test)]
     counts = "{} labelled, {} unlabelled, {} test".format(*sizes)
     if tree.trusted:
-        counts += f', {len(tree.trusted.files)} trusted (used where [feedback] has images = "trusted")'
+        counts += f', {len(tree.trusted.names)} trusted (used where [feedback] has images = "trusted")'
     other = '"timm:NAME" for any network of timm' if gpu else 'small, for a CPU; wrn_28_2 or "timm:resnet50" on a GPU'
     lines = [
         f"# Meta Pseudo Labels on the pictures in {root}: {len(tree.classes)} classes;",

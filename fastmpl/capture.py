@@ -14,8 +14,9 @@ class FakeRun:
     """Networks, optimisers and a batch of the run's sizes, made under the fake tensors of the lint."""
 
     def __init__(self, config: Config, classes: int, image_shape: tuple[int, ...]) -> None:
-        # a compiler changes nothing of what a capture forbids, and would trace the fake tensors' own code
-        config = config.model_copy(update={"system": config.system.model_copy(update={"compile": False})})
+        # neither changes what a capture forbids: a compiler would trace the fake tensors' own code, and shards have ranks
+        simple = {"compile": False, "engine": "plain"}
+        config = config.model_copy(update={"system": config.system.model_copy(update=simple)})
 
         def stand_in() -> torch.nn.Module:
             return network(config.student, classes=classes, image_shape=image_shape, seed=0)

@@ -2,18 +2,28 @@
 
 import hashlib
 import os
+import re
 import shutil
-from collections.abc import Generator, Iterator
+import sys
+import time
+from collections.abc import Generator, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
+
+import numpy as np
+from numpy.typing import NDArray
 
 from fastmpl.config import Config, feeds_back
 from fastmpl.errors import StorageError
 
 if TYPE_CHECKING:
+    from fastmpl.data.arrays import Problem
     from fastmpl.data.prepare import Prepared
+    from fastmpl.learners.ranks import Ranks
 
-LEAST_FREE = 200 * 2**20  # bytes; two checkpoints of two small networks with their optimisers
+SAY_EVERY: Final = 10  # seconds
+SHOWN: Final = 10  # files of a reason, or classes, that are named
+LEAST_FREE: Final = 200 * 2**20  # bytes; two checkpoints of two small networks with their optimisers
 
 
 def require_trusted(config: Config, count: int) -> None:
@@ -32,36 +42,114 @@ def require_trusted(config: Config, count: int) -> None:
             )
 
 
-def _repeated(prepared: "Prepared") -> int:
-    """Test images that are also among the training images, pixel for pixel."""
+def require_same_data(fingerprint: object, ranks: "Ranks") -> None:
+    """Raises DataError, on all ranks, where not all of them found the same data and split it alike."""
+    from fastmpl.data.errors import DataError
 
-    def digests(images: object) -> Iterator[bytes]:
-        return (hashlib.blake2b(image.tobytes(), digest_size=16).digest() for image in images)  # type: ignore[attr-defined]
+    every = ranks.facts(fingerprint)
+    differing = [rank for rank, found in enumerate(every) if found != every[0]]
+    if differing:
+        raise DataError(
+            f"rank {differing[0]} found other images than rank 0: see that all machines have the same files and the same "
+            "list of `fastmpl check` (in XDG_CACHE_HOME, else ~/.cache), or check the data on each of them."
+        )
+
+
+class _Progress:
+    """Says now and then, on stderr, how far the checking is."""
+
+    def __init__(self) -> None:
+        self._said = time.monotonic()
+
+    def __call__(self, done: int, count: int) -> None:
+        if time.monotonic() - self._said >= SAY_EVERY:
+            self._said = time.monotonic()
+            print(f"{done:,} of {count:,} images are checked ({done / count:.0%})", file=sys.stderr, flush=True)
+
+
+def _digests(images: NDArray[np.generic]) -> NDArray[np.uint64]:
+    """A hash of the pixels of each image."""
+    made = (hashlib.blake2b(image.tobytes(), digest_size=8).digest() for image in images)
+    return np.fromiter((int.from_bytes(digest) or 1 for digest in made), np.uint64, len(images))
+
+
+def _checked(config: Config) -> "tuple[Prepared, list[str], NDArray[np.uint64], NDArray[np.uint64]]":
+    """The data, what is to be told of its checking, and hashes of its training and its test images."""
+    from fastmpl.config.rules import decodes_always
+    from fastmpl.data.checked import check_all
+    from fastmpl.data.prepare import prepare
+    from fastmpl.data.sources import listed
+
+    if not decodes_always(config.data):
+        prepared = prepare(config.data, config.run.seed)
+        train, test = prepared.arrays.train_images, prepared.arrays.test_images
+        assert isinstance(train, np.ndarray) and isinstance(test, np.ndarray)
+        if prepared.arrays.transductive:
+            test = test[:0]
+        return prepared, [], _digests(train), _digests(test)
+    found = check_all(listed(config.data), config.data.root, _Progress())
+    where = f"their list is {found.file}" if found.file else "no cache can be written, so a run will find them again"
+    bad, odd = (sum(len(getattr(part, kind)) for part in (found.train, found.test)) for kind in ("bad", "odd"))
+    count = len(found.train.digests) + len(found.test.digests)
+    said = [f"images  {count:,} were decoded: {bad:,} are bad and left out, {odd:,} are odd and used; {where}"]
+    return prepare(config.data, config.run.seed), said, found.kept("train"), found.kept("test")
+
+
+def _copies(prepared: "Prepared", train: NDArray[np.uint64], test: NDArray[np.uint64]) -> Iterator[str]:
+    """A warning for each kind of picture that is in two places where it should be in one."""
+    from fastmpl.data.arrays import name_of
+    from fastmpl.data.copies import copies
+    from fastmpl.data.tree import shown
 
     arrays = prepared.arrays
-    if arrays.transductive or not len(arrays.test_images):
-        return 0
-    test = set(digests(arrays.test_images))
-    return len(test.intersection(digests(arrays.train_images)))
+
+    def trained(index: int) -> str:
+        return arrays.names[index] if arrays.names else f"training image {index}"
+
+    for found in copies(train, test, arrays.train_labels, prepared.split):
+        one = trained(found.one) if not found.of_test else name_of(arrays.test_images, found.one)
+        yield f"warning {found.count:,} {found.what}: {shown(one)} is the same picture as {shown(trained(found.other))}"
+
+
+def _absent(classes: Sequence[str], labels: NDArray[np.int64], part: str) -> Iterator[str]:
+    """A warning where images of some classes are missing from a part that has others."""
+    there = np.isin(np.arange(len(classes)), labels)
+    if len(labels) and not there.all():
+        without = [name for name, found in zip(classes, there, strict=True) if not found]
+        more = f" and {len(without) - SHOWN:,} others" if len(without) > SHOWN else ""
+        yield f"warning no {part} image is of class {', '.join(without[:SHOWN])}{more}: nothing will be known of it"
+
+
+def _problems(problems: "Sequence[Problem]") -> Iterator[str]:
+    """The first files of each reason, and how many more there are."""
+    from fastmpl.data.tree import shown
+
+    by_reason: dict[str, list[Problem]] = {}  # which may differ in a number
+    for problem in problems:
+        by_reason.setdefault(re.sub(r"\d+", "", problem.reason), []).append(problem)
+    for files in by_reason.values():
+        for problem in files[:SHOWN]:
+            yield f"{'note' if problem.used else 'skipped':7} {shown(problem.file)}: {shown(problem.reason)}"
+        if len(files) > SHOWN:
+            yield f"        and {len(files) - SHOWN:,} more like this: {shown(files[0].reason)}"
 
 
 def check_data(config: Config) -> Generator[str, None, "Prepared"]:
     """Reads the data and splits it: what there is, then each file with a problem. Raises DataError if it cannot be used.
 
+    Where images are decoded at every step, all of them are decoded here, and those that are bad listed for every run.
     Returns what it read.
     """
-    from fastmpl.data.prepare import prepare
-    from fastmpl.data.tree import shown
-
-    prepared = prepare(config.data, config.run.seed)
+    prepared, said, train, test = _checked(config)
     arrays, parts = prepared.arrays, prepared.split
     require_trusted(config, len(parts.trusted))
     counts = ", ".join(f"{len(index)} {name}" for name, index in parts._asdict().items())
     yield f"data    {config.data.source}: {len(arrays.classes)} classes, {counts}, {len(arrays.test_labels)} test images"
-    if repeated := _repeated(prepared):
-        yield f"warning {repeated} test images are also training images: accuracy on the test images would be too high"
-    for problem in arrays.problems:
-        yield f"{'note' if problem.used else 'skipped':7} {shown(problem.file)}: {shown(problem.reason)}"
+    yield from said
+    yield from _copies(prepared, train, test)
+    yield from _absent(arrays.classes, arrays.train_labels[parts.validation], "validation")
+    yield from _absent(arrays.classes, arrays.test_labels, "test")
+    yield from _problems(arrays.problems)
     return prepared
 
 
@@ -73,7 +161,7 @@ def check_capture(config: Config, prepared: "Prepared") -> Iterator[str]:
         yield f'graph   none: system.engine = "{config.system.engine}", system.graph = "{config.system.graph}"'
         return
     size = config.data.image_size
-    shape = (2,) if prepared.normalisation is None else (3, size, size)
+    shape = (2,) if prepared.normalisation is None else (config.data.channels, size, size)
     faults = capture_faults(config, classes=len(prepared.arrays.classes), image_shape=shape)
     for fault in faults:
         yield f"graph   {fault}"

@@ -4,8 +4,10 @@ A checkpoint is a directory `step-N`. Tensors (safetensors) and facts (JSON) are
 manifest with every file's size and SHA-256 last, then the directory is renamed. Without a valid manifest it is no
 checkpoint, and the newest valid one wins: no file names "the latest".
 
-The first rank writes all its tensors, each other one those that are its own (`Checkpoint.own`). Another number of ranks
-continues from the means of these: they are running statistics and sums over steps, of which no rank's is the right one.
+The first rank writes all its tensors, each other one those that are its own (`Checkpoint.own`) and its pieces of those
+that ranks share (`Checkpoint.sharded`). Another number of ranks continues from the means of the former: they are running
+statistics and sums over steps, of which no rank's is the right one. Of the latter it is given wholes, one rank's piece
+after another's, and takes its own pieces.
 """
 
 import contextlib
@@ -41,6 +43,7 @@ class Checkpoint(NamedTuple):
     tensors: dict[str, Tensor]
     facts: dict[str, Any]
     own: Collection[str] = ()  # names of the tensors that differ between ranks
+    sharded: Collection[str] = ()  # names of those that are pieces of one; a rank may hold nothing of some
     ranks: int = 1  # that wrote it
 
 
@@ -68,6 +71,7 @@ def save(folder: Path, checkpoint: Checkpoint, ranks: Ranks = ALONE) -> Path:
         every = ranks.facts({name: _fingerprint(data) for name, data in contents.items()})
         files = {name: found for part in every for name, found in part.items()}
         manifest = {"schema": SCHEMA, "step": checkpoint.step, "ranks": ranks.size, "files": files}
+        manifest |= {"sharded": sorted(checkpoint.sharded)}
         with _together(ranks, final, size):
             if first:
                 _finish(draft, final, manifest)
@@ -84,7 +88,8 @@ def tensors_of(rank: int) -> str:
 
 
 def _encoded(checkpoint: Checkpoint, first: bool) -> bytes:
-    names = checkpoint.tensors if first else checkpoint.own
+    shared = {name for name in checkpoint.sharded if name in checkpoint.tensors}
+    names = checkpoint.tensors if first else {*checkpoint.own, *shared}
     # channels-last weights are strided, and the format holds dense tensors alone
     return safetensors.torch.save({name: checkpoint.tensors[name].detach().cpu().contiguous() for name in names})
 
@@ -164,16 +169,19 @@ def read(path: Path, ranks: Ranks = ALONE) -> Checkpoint:
     """
     manifest = verify(path) if ranks.rank == 0 else _manifest(path)
     saved = manifest["ranks"]
-    tensors = _tensors(path / TENSORS)
-    own: set[str] = set()
-    if saved == ranks.size and ranks.rank:
-        mine = _tensors(path / tensors_of(ranks.rank))
-        tensors, own = tensors | mine, set(mine)
-    elif saved != ranks.size:
-        others = [_tensors(path / tensors_of(rank)) for rank in range(1, saved)]
-        own = set(others[0]) if others else set()
-        tensors |= {name: _mean([tensors[name], *(other[name] for other in others)]) for name in own}
-    return Checkpoint(int(manifest["step"]), tensors, _json(path / FACTS), own, saved)
+    sharded = set(manifest.get("sharded", ()))
+    first = _tensors(path / TENSORS)
+    same = {name: value for name, value in first.items() if name not in sharded}  # on every rank, or its mean
+    if saved == ranks.size:
+        mine = _tensors(path / tensors_of(ranks.rank)) if ranks.rank else first
+        own = set(mine) - sharded if ranks.rank else set()
+        tensors = same | mine
+    else:
+        each = [first, *(_tensors(path / tensors_of(rank)) for rank in range(1, saved))]
+        own = set(each[-1]) - sharded if saved > 1 else set()
+        tensors = same | {name: _mean([part[name] for part in each]) for name in own}
+        tensors |= {name: torch.cat([part[name].reshape(-1) for part in each if name in part]) for name in sharded}
+    return Checkpoint(int(manifest["step"]), tensors, _json(path / FACTS), own, sharded, saved)
 
 
 def prune(folder: Path, keep: int, best: int | None) -> None:
@@ -208,6 +216,8 @@ def _manifest(path: Path) -> dict[str, Any]:
         raise StorageError(f"{path} has schema {manifest.get('schema')!r}; this version reads {SCHEMA}.")
     if not isinstance(ranks, int) or not 1 <= ranks <= MOST_RANKS or not isinstance(manifest.get("step"), int):
         raise StorageError(f"{path / MANIFEST} says neither its step nor how many ranks wrote it.")
+    if not isinstance(manifest.get("sharded", []), list):
+        raise StorageError(f"{path / MANIFEST} does not say which tensors are shared by ranks.")
     if not isinstance(files, Mapping) or set(files) != {FACTS, *map(tensors_of, range(ranks))}:
         raise StorageError(f"{path / MANIFEST} lists other files than a checkpoint has.")
     return manifest

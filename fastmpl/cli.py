@@ -74,6 +74,32 @@ def check(asked: Check, config: Config) -> None:
 
 
 @dataclass(frozen=True)
+class Plan:
+    """Says what a run would need: memory of each GPU and arithmetic, by sharding and schedule; trains nothing."""
+
+    config: Positional[Path]
+    """TOML file; launch/configs holds examples."""
+    ranks: int = 1
+    """GPUs that share the batch."""
+    memory: float = 80.0
+    """GiB of each GPU."""
+    classes: int = 0
+    """Number of classes, where the images are a folder of your own."""
+    debug: FlagCreatePairsOff[bool] = False
+    """Show where in the code an error came from."""
+
+
+def plan(asked: Plan, config: Config) -> None:
+    from fastmpl import planner
+
+    if asked.ranks < 1 or asked.memory <= 0:
+        raise ConfigError("fastmpl plan needs --ranks of at least 1, and --memory above 0.")
+    found = planner.plan(config, ranks=asked.ranks, memory=asked.memory * 2**30, classes=asked.classes)
+    for line in planner.lines(found):
+        print(line)
+
+
+@dataclass(frozen=True)
 class Distill:
     """Stores a teacher's class distributions over all training images, for distillation and reduced_mpl."""
 
@@ -145,6 +171,48 @@ class Demo:
 
 
 @dataclass(frozen=True)
+class Pack:
+    """Packs a folder of pictures into WebDataset tars, which a disk reads faster; interrupted, the same command goes on."""
+
+    folder: Positional[str]
+    """Folder with labelled/<class>/*, and perhaps unlabelled/, trusted/ and test/."""
+    output: Positional[Path]
+    """Folder to write; data.root of a configuration with data.source = "webdataset"."""
+    size: int = 0
+    """Pixels of the longer side, to which larger pictures are made smaller; 0: every file as it is. 500 suits 224."""
+    quality: int = 90
+    """Quality of the JPEGs that are made smaller."""
+    shard_images: int = 1000
+    """Pictures in a tar."""
+    jobs: int = 0
+    """Processes; 0: one a core."""
+    verify: FlagCreatePairsOff[bool] = False
+    """Only compare every tar in OUTPUT with its checksum."""
+    debug: FlagCreatePairsOff[bool] = False
+    """Show where in the code an error came from."""
+
+
+def pack(asked: Pack) -> None:
+    from fastmpl.data import pack
+    from fastmpl.data.errors import DataError
+    from fastmpl.data.pack_shard import How
+    from fastmpl.data.tree import shown
+
+    if asked.verify:
+        if damaged := list(pack.verify(asked.output)):
+            raise DataError("; ".join(damaged) + ". Delete it, and pack again: the rest is kept.")
+        print(f"Every tar in {asked.output} is as it was written.")
+        return
+    if asked.size < 0 or not 1 <= asked.quality <= 100 or asked.shard_images < 1:
+        raise ConfigError("fastmpl pack needs --size of 0 or more, --quality of 1 to 100, --shard-images of 1 or more.")
+    how = How(asked.size, asked.quality, asked.shard_images)
+    made = pack.pack(asked.folder, asked.output, how, processes=asked.jobs, tell=lambda line: print(line, flush=True))
+    for one in made.left_out:
+        print(f"skipped {shown(one['file'])}: {shown(one['reason'])}")
+    print(f"{made.images:,} pictures in {made.shards:,} tars, {made.bytes / 1e6:,.1f} MB, in {asked.output}")
+
+
+@dataclass(frozen=True)
 class Report:
     """Writes the report of a run, a page that needs nothing else, from what its folder holds."""
 
@@ -204,6 +272,22 @@ class Status:
     """Show where in the code an error came from."""
 
 
+@dataclass(frozen=True)
+class Doctor:
+    """Says what this machine has and lacks, and checks the kernels that would run here against their references."""
+
+    debug: FlagCreatePairsOff[bool] = False
+    """Show where in the code an error came from."""
+
+
+def doctor(asked: Doctor) -> None:
+    limit_threads()
+    from fastmpl.doctor import lines
+
+    for line in lines():
+        print(line, flush=True)
+
+
 def init(asked: Init) -> None:
     from fastmpl.begin import begin
 
@@ -261,16 +345,19 @@ def report(asked: Report) -> None:
 CONFIGURED: Final[dict[str, tuple[type[Any], Callable[[Any, Config], None]]]] = {
     "train": (Train, train),
     "check": (Check, check),
+    "plan": (Plan, plan),
     "distill": (Distill, distill),
     "ablate": (Ablate, ablate),
 }
 OTHERS: Final[dict[str, tuple[type[Any], Callable[[Any], None]]]] = {
     "demo": (Demo, demo),
+    "pack": (Pack, pack),
     "report": (Report, report),
     "init": (Init, init),
     "evaluate": (Evaluate, evaluate),
     "predict": (Predict, predict),
     "status": (Status, status),
+    "doctor": (Doctor, doctor),
 }
 VERBS: Final = {name: asked for name, (asked, _) in (CONFIGURED | OTHERS).items()}
 

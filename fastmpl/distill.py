@@ -20,6 +20,7 @@ from fastmpl.config import Config
 from fastmpl.data.build import Data
 from fastmpl.data.build import build as build_data
 from fastmpl.data.distributions import Probabilities
+from fastmpl.data.errors import DataError
 from fastmpl.data.store import Header, checksum
 from fastmpl.data.store_writer import Plan, Writer
 from fastmpl.data.tables import read_table
@@ -27,6 +28,7 @@ from fastmpl.errors import ConfigError
 from fastmpl.networks import WEIGHTS, fixed_teacher
 
 IMAGES = 256  # a pass
+UNFILTERED = {"store": "", "filter_store": "", "minimum_confidence": 0.0, "per_class": 0}  # what a store decides
 
 
 class Source(NamedTuple):
@@ -61,7 +63,7 @@ def distill(
     if folder is None:
         raise ConfigError("fastmpl distill needs --output, or a configuration with data.store: the folder to write.")
     data = build_data(
-        config.data.model_copy(update={"store": ""}),
+        config.data.model_copy(update=UNFILTERED),
         seed=config.run.seed,
         channels_last=config.system.channels_last,
         threads=torch.get_num_threads(),
@@ -116,9 +118,19 @@ def _softmax(network: nn.Module, images: Float[Tensor, "n *image"], device: torc
 def _centre_views(
     network: nn.Module, data: Data, first: int, last: int, device: torch.device
 ) -> Iterator[Probabilities]:
-    for start in range(first, last, IMAGES):
-        index = np.arange(start, min(start + IMAGES, last))
-        yield _softmax(network, data.examples(index).images, device)
+    given = 0
+    for images, _ in data.examples(np.arange(first, last)).batches(device):
+        for part in torch.split(images, IMAGES):
+            given += len(part)
+            yield _softmax(network, part, device)
+    if given < last - first:
+        raise _unreadable(last - first - given)
+
+
+def _unreadable(count: int) -> DataError:
+    return DataError(
+        f"{count} images cannot be read, and a store has a row for each: run `fastmpl check`, and they are left out."
+    )
 
 
 def _mean_of_views(
@@ -130,6 +142,8 @@ def _mean_of_views(
     stream = data.weak_views(np.arange(first, last), batch)
     while left > 0:
         given = stream.next()
+        if given.replaced:
+            raise _unreadable(len(given.replaced))
         rows = given.index.cpu().numpy()[:left] - first  # the last batch may reach into the next epoch
         np.add.at(sums, rows, _softmax(network, given.weak, device)[:left])
         left -= batch

@@ -7,9 +7,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from fastmpl.assemble import AnyLearner
 from fastmpl.data.build import Data
-from fastmpl.data.held import Held
-from fastmpl.learners.plain import PlainLearner
+from fastmpl.data.held import Evaluated
 from fastmpl.learners.ranks import ALONE, Ranks
 
 Network = Literal["student", "average", "teacher"]
@@ -26,24 +26,29 @@ class Score(NamedTuple):
 
 
 @torch.no_grad()
-def score(infer: Infer, held: Held, device: torch.device, count: int | None = None, ranks: Ranks = ALONE) -> Score:
+def score(infer: Infer, held: Evaluated, device: torch.device, count: int | None = None, ranks: Ranks = ALONE) -> Score:
     """The score of `infer`, images -> logits on `device`, over labelled images; one read of the device.
 
-    held: this rank's part of `count` images; all of them, for one process.
+    held: this rank's part of `count` images, all of them for one process; those that cannot be read do not count.
     """
     count = len(held) if count is None else count
-    sums = torch.zeros(2, dtype=torch.float64, device=device)  # how many are right, loss
+    sums = torch.zeros(3, dtype=torch.float64, device=device)  # how many are right, loss, how many there are
+    passes = 0
     for images, targets in held.batches(device):
         if len(targets):  # a rank may have none
             logits = infer(images)
             loss = F.cross_entropy(logits, targets, reduction="sum")
-            sums += torch.stack([(logits.argmax(-1) == targets).sum(), loss])
+            sums[:2] += torch.stack([(logits.argmax(-1) == targets).sum(), loss])
+            sums[2] += len(targets)
+            passes += 1
+    for _ in range(passes, held.passes(-(-count // ranks.size))):  # shards are gathered by all ranks together
+        infer(held.blank(device))
     ranks.sum_([sums])
-    right, loss_sum = sums.tolist()
-    return Score(right / count, loss_sum / count, count)
+    right, loss_sum, count = sums.tolist()
+    return Score(right / max(count, 1), loss_sum / max(count, 1), int(count))
 
 
-def inferences(networks: Mapping[Network, PlainLearner]) -> Iterator[tuple[Network, Infer]]:
+def inferences(networks: Mapping[Network, AnyLearner]) -> Iterator[tuple[Network, Infer]]:
     """Each network by name, and "average" where one keeps its average; a network is to be used before the next is asked."""
     for name, learner in networks.items():
         with learner.agreed():
@@ -57,7 +62,7 @@ class Judge:
     """Scores networks on the validation and test images, where there are any; each rank sees its part of them."""
 
     def __init__(self, data: Data, device: torch.device, ranks: Ranks = ALONE) -> None:
-        held: dict[Split, Held | None] = {"validation": data.validation, "test": data.test}
+        held: dict[Split, Evaluated | None] = {"validation": data.validation, "test": data.test}
         self.ranks, self.device = ranks, device
         self.counts = {name: len(split) for name, split in held.items() if split is not None}
         self.splits = {
@@ -70,7 +75,7 @@ class Judge:
             name: score(infer, held, self.device, self.counts[name], self.ranks) for name, held in self.splits.items()
         }
 
-    def accuracies(self, networks: Mapping[Network, PlainLearner]) -> dict[Network, dict[Split, float]]:
+    def accuracies(self, networks: Mapping[Network, AnyLearner]) -> dict[Network, dict[Split, float]]:
         """By network and split."""
         return {
             name: {split: found.accuracy for split, found in self.scores(infer).items()}

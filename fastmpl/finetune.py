@@ -1,50 +1,50 @@
 """The last phase: the student learns from labelled images, which it never saw while the teacher taught it."""
 
 from collections.abc import Callable, Sequence
-from copy import deepcopy
 from functools import partial
 
 import torch
 from torch import Tensor
 
+from fastmpl.assemble import AnyLearner
 from fastmpl.config import Config
+from fastmpl.data.ahead import Ahead
 from fastmpl.data.batch import Batch
-from fastmpl.data.loader import LabelledStream
-from fastmpl.learners.plain import PlainLearner
+from fastmpl.data.loader import Labelled
+from fastmpl.data.stream import Replacement
 from fastmpl.methods.supervised import Supervised
 from fastmpl.step.alone import alone_step
 from fastmpl.step.eager import EagerStep, Ramp
 from fastmpl.step.moment import Moment, Report
 
 
-def finetuned_learner(student: PlainLearner, config: Config) -> PlainLearner:
+def finetuned_learner(student: AnyLearner, config: Config) -> AnyLearner:
     """A learner of its own, that starts from the student's average where it keeps one: the better of the two."""
-    module = deepcopy(student.module)
-    if student.average is not None:
-        module.load_state_dict(student.average.tensors)
     section = config.student.model_copy(
         update={"lr": config.finetune.lr, "warmup": 0, "wait": 0, "schedule": "constant"}
     )
-    return PlainLearner(
-        module, section, steps=config.finetune.steps, precision=config.system.precision, ranks=student.ranks
-    )
+    return student.successor(section, steps=config.finetune.steps)
 
 
-def finetune_step(learner: PlainLearner, config: Config, device: torch.device) -> EagerStep:
+def finetune_step(learner: AnyLearner, config: Config, device: torch.device) -> EagerStep:
     """Supervised steps on labelled images alone."""
     run = partial(_run, Supervised(), learner)
     return EagerStep(run, seed=config.run.seed + 1, ramp=Ramp(), device=device, rank=learner.ranks.rank)
 
 
-def batches(stream: LabelledStream, device: torch.device) -> Callable[[], Batch]:
-    """The stream's images as batches in which nothing is unlabelled."""
+def batches(
+    stream: Ahead[Labelled], device: torch.device, note: Callable[[Sequence[Replacement]], None]
+) -> Callable[[], Batch]:
+    """The stream's images as batches in which nothing is unlabelled; `note` is told which had to be replaced."""
 
     def following() -> Batch:
-        images, targets, index = (part.to(device) for part in stream.next())
+        found = stream.next()
+        note(found.replaced)
+        images, targets, index = (part.to(device) for part in found[:3])
         return Batch(images, targets, index, weak=images[:0], strong=images[:0], unlabelled_index=index[:0])
 
     return following
 
 
-def _run(method: Supervised, learner: PlainLearner, parts: Sequence[Batch], moment: Moment, baseline: Tensor) -> Report:
+def _run(method: Supervised, learner: AnyLearner, parts: Sequence[Batch], moment: Moment, baseline: Tensor) -> Report:
     return alone_step(method, learner, parts, moment)

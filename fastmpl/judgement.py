@@ -9,10 +9,12 @@ import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 
-from fastmpl.data.arrays import Pixels
+from fastmpl.data.arrays import chosen
 from fastmpl.data.errors import DataError
+from fastmpl.data.evaluated import evaluated, shown_side
 from fastmpl.data.folder import read_labelled
-from fastmpl.data.held import Held
+from fastmpl.data.held import Evaluated
+from fastmpl.data.normalise import centre
 from fastmpl.data.prepare import prepare
 from fastmpl.errors import ConfigError
 from fastmpl.networks import Classifier, load_classifier
@@ -31,38 +33,39 @@ class Judgement(NamedTuple):
 
 
 @torch.no_grad()
-def _judged(student: Classifier, name: str, images: Pixels, labels: NDArray[np.int64]) -> Judgement:
+def _judged(student: Classifier, name: str, held: Evaluated) -> Judgement:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     module, count = student.module.to(device), len(student.classes)
-    held = Held(torch.from_numpy(images), torch.from_numpy(labels), student.image_shape[-1], student.normalisation)
     pairs, loss = torch.zeros(count * count, dtype=torch.int64, device=device), torch.zeros((), device=device)
     for rows, targets in held.batches(device):
         logits = module(rows)
         pairs += torch.bincount(targets * count + logits.argmax(-1), minlength=count * count)
         loss += F.cross_entropy(logits, targets, reduction="sum")
-    return Judgement(name, float(loss) / len(labels), pairs.reshape(count, count).cpu().numpy())
+    return Judgement(name, float(loss / pairs.sum()), pairs.reshape(count, count).cpu().numpy())
 
 
-def _sets(student: Classifier, data: Path | None) -> Iterator[tuple[str, Pixels, NDArray[np.int64]]]:
-    """Images and labels of the run's validation and test sets, or of the folder `data`."""
+def _sets(student: Classifier, data: Path | None) -> Iterator[tuple[str, Evaluated]]:
+    """The run's validation and test images, or those of the folder `data`."""
+    settings, size = student.config.data, student.image_shape[-1]
     if data is not None:
         if student.normalisation is None:
             raise ConfigError("The run classifies points, not images: leave --data out.")
-        arrays = read_labelled(data, student.classes, student.image_shape[-1])
-        yield str(data), arrays.test_images, arrays.test_labels
+        arrays = read_labelled(data, student.classes, shown_side(settings))
+        images = centre(np.asarray(arrays.test_images), size)
+        yield str(data), evaluated(images, arrays.test_labels, settings, student.normalisation)
         return
     prepared = prepare(student.config.data, student.config.run.seed)
     if prepared.arrays.classes != student.classes:
         raise DataError(
             "The classes of the run's data have changed since it was trained. Name images by --data FOLDER."
         )
-    chosen = prepared.split.validation
-    if len(chosen):
-        yield "validation", prepared.arrays.train_images[chosen], prepared.arrays.train_labels[chosen]
-    images, labels = prepared.test()
-    if len(labels):
-        yield "test", images, labels
-    elif not len(chosen):
+    index = prepared.split.validation
+    held = {"validation": (chosen(prepared.arrays.train_images, index), prepared.arrays.train_labels[index])}
+    held["test"] = prepared.test()
+    for name, (of, labels) in held.items():
+        if len(labels):
+            yield name, evaluated(of, labels, settings, student.normalisation, torch.get_num_threads())
+    if not any(len(labels) for _, labels in held.values()):
         raise DataError("The run has neither validation nor test images. Name some by --data FOLDER.")
 
 

@@ -1,11 +1,12 @@
 """The network of a finished run, for evaluation and as a teacher that does not learn."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
 import safetensors
 import safetensors.torch
-from torch import nn
+from torch import Tensor, nn
 
 from fastmpl.assemble import network
 from fastmpl.config import Config, load
@@ -27,14 +28,14 @@ class Classifier(NamedTuple):
 
 def save_network(
     folder: Path,
-    module: nn.Module,
+    weights: Mapping[str, Tensor],
     *,
     classes: tuple[str, ...],
     image_shape: tuple[int, ...],
     normalisation: Normalisation | None,
 ) -> Path:
     """Writes the weights; their metadata says what they classify, how large the images are, and their normalisation."""
-    tensors = {name: value.detach().cpu().contiguous() for name, value in module.state_dict().items()}
+    tensors = {name: value.detach().cpu().contiguous() for name, value in weights.items()}
     facts = {"classes": "\n".join(classes), "image_shape": " ".join(map(str, image_shape))}
     if normalisation is not None:
         facts |= {name: " ".join(map(repr, values)) for name, values in normalisation._asdict().items()}

@@ -12,7 +12,8 @@ import torch
 
 from fastmpl.data.decode import Decoded, decode_all
 from fastmpl.data.errors import DataError
-from fastmpl.data.normalise import centre_view
+from fastmpl.data.evaluated import shown_side
+from fastmpl.data.normalise import centre, centre_view
 from fastmpl.data.tree import images_below, shown
 from fastmpl.errors import ConfigError
 from fastmpl.networks import Classifier, load_classifier
@@ -51,8 +52,9 @@ def _classified(
     rows: Iterator[list[float]] = iter(())
     if pixels:
         assert student.normalisation is not None
-        images = torch.from_numpy(np.stack(pixels)).to(device)
-        logits = student.module(centre_view(images, student.image_shape[-1], student.normalisation))
+        size = student.image_shape[-1]
+        images = torch.from_numpy(centre(np.stack(pixels), size)).to(device)
+        logits = student.module(centre_view(images, size, student.normalisation))
         rows = iter(torch.softmax(logits.float(), -1).tolist())
     for path, decoded in found:
         if decoded.pixels is None:
@@ -76,7 +78,7 @@ def predict(run: Path, paths: Sequence[Path]) -> Iterator[Prediction]:
 
 def _predictions(student: Classifier, files: Sequence[Path], device: torch.device) -> Iterator[Prediction]:
     student.module.to(device)
-    pairs = zip(files, decode_all(files, student.image_shape[-1]), strict=True)
+    pairs = zip(files, decode_all(files, shown_side(student.config.data)), strict=True)
     while chunk := list(islice(pairs, PASS)):
         yield from _classified(student, chunk, device)
 

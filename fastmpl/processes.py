@@ -79,7 +79,11 @@ def joined(here: Place, folder: Path, stopper: Callable[[], Stopper], timeout: i
     if here.is_launched:
         end_with_parent()
     if here.size == 1:
-        yield Group(ALONE, stopper())
+        try:
+            yield Group(ALONE, stopper())
+        finally:
+            if dist.is_initialized():  # by an engine, which needs a group
+                dist.destroy_process_group()
         return
     store = _connected(here, folder, timeout)
     try:

@@ -79,7 +79,11 @@ def trained(task: Task) -> Outcome:
     save(config, folder / "config.toml")
     with learner.averaged() if learner.average is not None else nullcontext(learner.module) as module:
         save_network(
-            folder, module, classes=data.classes, image_shape=data.image_shape, normalisation=data.normalisation
+            folder,
+            module.state_dict(),
+            classes=data.classes,
+            image_shape=data.image_shape,
+            normalisation=data.normalisation,
         )
     (folder / "results.json").write_text(json.dumps(outcome, indent=1) + "\n")
     return outcome

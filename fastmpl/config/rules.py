@@ -1,13 +1,12 @@
 """Which keys go together. What cannot work is refused when the file is read, not at step 1,000.
 
-A rule is a function from the configuration to the sentences that refuse it. NOT_YET lists what the configuration names
-and this version does not do. What only the machine can tell (a GPU, free memory, the number of images) is not asked
-here.
+A rule is a function from the configuration to the sentences that refuse it. What only the machine can tell (a GPU, free
+memory, the number of images) is not asked here.
 """
 
 import re
 from collections.abc import Iterable, Iterator
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Protocol
 
 from fastmpl.config.optimisers import ABILITIES
 from fastmpl.config.wording import one_of, toml
@@ -15,6 +14,8 @@ from fastmpl.errors import ConfigError
 
 if TYPE_CHECKING:
     from fastmpl.config.schema import Config
+
+STREAMED: Final = ("file_list", "webdataset", "tfrecord")  # sources whose images are decoded at every step
 
 # The pairs of method.targets and feedback.kind that cannot work: why, and what to use. All others can.
 IMPOSSIBLE: Final = {
@@ -63,13 +64,14 @@ def trained(config: "Config") -> dict[str, str]:
 
 
 def is_capturable(config: "Config") -> bool:
-    """Whether the optimisers allow a step to be one CUDA graph."""
-    return all(ABILITIES[name].captured for name in trained(config).values())
+    """Whether a step can be one CUDA graph: its images have one size, and the optimisers allow it."""
+    plain = config.system.engine == "plain"
+    return plain and not config.data.start_size and all(ABILITIES[name].captured for name in trained(config).values())
 
 
 def _may_have_trusted(config: "Config") -> bool:
     """Whether there can be trusted images: a user's folder may have some of its own."""
-    return config.data.trusted > 0 or config.data.source == "folder"
+    return config.data.trusted > 0 or config.data.source in ("folder", *STREAMED)
 
 
 def _run(config: "Config") -> Iterator[str]:
@@ -172,6 +174,46 @@ def _feedback(config: "Config") -> Iterator[str]:
         )
 
 
+class _Source(Protocol):
+    """The keys of [data] that say where images come from."""
+
+    @property
+    def source(self) -> str: ...
+    @property
+    def decode(self) -> str: ...
+
+
+def decodes_always(data: _Source) -> bool:
+    """Whether images are decoded at every step, rather than once before training."""
+    return data.source in STREAMED or (data.source == "folder" and data.decode == "always")
+
+
+def _growth(config: "Config") -> Iterator[str]:
+    """Images that grow over the first steps."""
+    data = config.data
+    if bool(data.start_size) != bool(data.grow_steps):
+        yield "data.start_size and data.grow_steps go together: the first size, and the steps until image_size."
+    if not data.start_size:
+        return
+    if data.start_size > data.image_size:
+        yield f"data.start_size = {data.start_size} is larger than data.image_size = {data.image_size}."
+    if not decodes_always(data):
+        yield 'data.start_size needs images that are decoded at every step: data.decode = "always".'
+    if config.system.graph == "on":
+        yield 'system.graph = "on" with data.start_size: a captured step has one size. Use graph = "off".'
+
+
+def _filter(config: "Config") -> Iterator[str]:
+    """Unlabelled images chosen by how sure a teacher is of them."""
+    data = config.data
+    filters = {"minimum_confidence": data.minimum_confidence, "per_class": data.per_class}
+    for key, value in filters.items():
+        if value and not (data.filter_store or data.store):
+            yield f"data.{key} = {value} needs data.filter_store, the distributions that say how sure a teacher is."
+    if data.filter_store and not any(filters.values()):
+        yield "data.filter_store filters nothing: set data.minimum_confidence or data.per_class above 0."
+
+
 def _data(config: "Config") -> Iterator[str]:
     data, system = config.data, config.system
     if data.channels == 2:
@@ -190,8 +232,18 @@ def _data(config: "Config") -> Iterator[str]:
         yield f"data.batch_trusted = {data.batch_trusted} needs data.trusted above 0."
     if config.finetune.steps > 0 and config.finetune.images == "trusted" and not _may_have_trusted(config):
         yield 'finetune.images = "trusted" needs data.trusted above 0.'
-    if data.source in ("folder", "webdataset", "tfrecord") and not data.root:
+    if data.source in ("folder", *STREAMED) and not data.root:
         yield f'data.source = "{data.source}" needs data.root, the folder of your data.'
+    if data.decode == "once" and data.source in STREAMED:
+        yield f'data.decode = "once" is for data.source = "folder": images of "{data.source}" are decoded at every step.'
+    if data.decode == "always" and data.source not in ("folder", *STREAMED):
+        yield f'data.decode = "always" with data.source = "{data.source}": its images are not encoded. Use decode = "auto".'
+    for key in ("crop_scale", "crop_ratio"):
+        low, high = getattr(data, key)
+        if low > high or high == 0:
+            yield f"data.{key} = [{low}, {high}] is no range. Use the smaller first, and a larger one above 0."
+    yield from _growth(config)
+    yield from _filter(config)
     for key in ("batch_labelled", "batch_unlabelled", "batch_trusted"):
         batch: int = getattr(data, key)
         if batch % system.accumulate:
@@ -202,6 +254,8 @@ def _system(config: "Config") -> Iterator[str]:
     system = config.system
     if system.offload and system.engine != "zero":
         yield 'system.offload = true needs system.engine = "zero".'
+    if system.offload and system.zero_stage == 0:
+        yield "system.offload = true with system.zero_stage = 0 has no shards. Use zero_stage = 1, 2 or 3."
     if system.engine == "zero" and system.graph == "on":
         yield 'system.graph = "on" with system.engine = "zero": shards cannot be captured. Use graph = "auto".'
     for key in ("recompute", "engine") if system.compile else ():
@@ -209,24 +263,8 @@ def _system(config: "Config") -> Iterator[str]:
             yield f"system.compile = true with system.{key} = {toml(value)}: choose one of the two."
 
 
-# Keys that name more than this version does: the values that it has. Building a feature widens or deletes its row.
-NOT_YET: Final[dict[str, tuple[str | int | bool, ...]]] = {
-    "data.source": ("digits", "fashion_mnist", "cifar10", "cifar100", "svhn", "two_moons", "folder"),
-    "system.engine": ("plain",),
-    "system.offload": (False,),
-}
-
-
-def _not_yet(config: "Config") -> Iterator[str]:
-    for name, built in NOT_YET.items():
-        section, key = name.split(".")
-        value = getattr(getattr(config, section), key)
-        if value not in built:
-            yield f"{name} = {toml(value)} is not in this version yet. Use {one_of(built)}."
-
-
 def _refusals(config: "Config") -> Iterable[str]:
-    for rule in (_run, _models, _optimisers, _method, _feedback, _data, _system, _not_yet):
+    for rule in (_run, _models, _optimisers, _method, _feedback, _data, _system):
         yield from rule(config)
 
 

@@ -9,8 +9,18 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 Source = Literal[
-    "digits", "fashion_mnist", "cifar10", "cifar100", "svhn", "two_moons", "folder", "webdataset", "tfrecord"
+    "digits",
+    "fashion_mnist",
+    "cifar10",
+    "cifar100",
+    "svhn",
+    "two_moons",
+    "folder",
+    "file_list",
+    "webdataset",
+    "tfrecord",
 ]
+Decode = Literal["auto", "once", "always"]
 Noise = Literal["none", "pair", "symmetric", "brightness"]
 Norm = Literal["batch", "sync", "group"]
 Optimiser = Literal[
@@ -24,6 +34,7 @@ Count = Annotated[int, Field(ge=0, le=10**9)]
 Positive = Annotated[int, Field(ge=1, le=10**9)]
 Share = Annotated[float, Field(ge=0, le=1)]
 BelowOne = Annotated[float, Field(ge=0, lt=1)]
+Ratio = Annotated[float, Field(ge=0.01, le=100)]
 Rate = Annotated[float, Field(ge=0, le=1000)]
 Temperature = Annotated[float, Field(ge=0.01, le=100)]
 
@@ -58,6 +69,9 @@ class DataConfig(_Section):
 
     source: Source = _key("fashion_mnist", "Data set, or the form of your own.")
     root: str = _key("", "Folder with labelled/, unlabelled/ and test/, or where data sets are kept.")
+    decode: Decode = _rare(
+        "auto", "Whether images are decoded once, into a cache, or at every step; auto: a folder's once, others always."
+    )
     labels: Count = _key(500, "Labelled images, balanced over the classes; 0: all.")
     unlabelled: Count = _key(0, "Unlabelled images; 0: all that are left.")
     trusted: Count = _key(
@@ -78,7 +92,28 @@ class DataConfig(_Section):
         tuple[Annotated[int, Field(ge=0, le=16)], Annotated[int, Field(ge=0, le=30)]], Field(strict=False)
     ] = _key((2, 10), "RandAugment's operations and magnitude for the strong view; 0 operations: off.")
     cutout: Share = _key(0.5, "Side of the square cut out of the strong view, as a share of the image's; 0: off.")
+    crop_scale: Annotated[tuple[Share, Share], Field(strict=False)] = _rare(
+        (0.08, 1.0), "Smallest and largest share of a picture that a random crop takes, where decoded at every step."
+    )
+    crop_ratio: Annotated[tuple[Ratio, Ratio], Field(strict=False)] = _rare(
+        (0.75, 4 / 3), "Smallest and largest width over height of a random crop."
+    )
+    centre_crop: Annotated[float, Field(gt=0, le=1)] = _rare(
+        0.875, "Side of the square that is evaluated, as a share of the shorter side, where decoded at every step."
+    )
+    start_size: Annotated[int, Field(ge=0, le=4096)] = _rare(0, "Image size at the first step, that grows; 0: off.")
+    grow_steps: Count = _rare(0, "Steps until start_size has grown to image_size.")
+    prefetch: int = _rare(2, "Batches made ahead of the step, where decoded at every step.", ge=1, le=64)
+    decoder_load: Share = _rare(0.65, "Share of JPEGs for a GPU's decoding engine, where it has one.")
+    decoder_padding: Annotated[tuple[Count, Count], Field(strict=False)] = _rare(
+        (16, 8), "MiB of a GPU's and of the host's memory that each decoding thread sets aside."
+    )
     store: str = _rare("", "Folder of stored distributions (fastmpl distill), for distillation and reduced_mpl.")
+    minimum_confidence: BelowOne = _rare(
+        0.0, "Probability of its likeliest class from which an unlabelled image is used; 0: all are."
+    )
+    per_class: Count = _rare(0, "Most unlabelled images of one likeliest class, the surest of them; 0: any number.")
+    filter_store: str = _rare("", "Folder of stored distributions that say how sure; empty: data.store.")
 
 
 class NetworkConfig(_Section):

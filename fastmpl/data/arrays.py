@@ -1,11 +1,16 @@
 """What every source gives, however its images are stored; the seam between reading a data set and using it."""
 
+import hashlib
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from fastmpl.data.encoded import Chosen, Encoded
+
 Pixels = NDArray[np.uint8] | NDArray[np.float32]
+Images = Pixels | Encoded
 Labels = NDArray[np.int64]
 UNKNOWN = -1  # the label of an image that has none
 
@@ -19,7 +24,8 @@ class Problem(NamedTuple):
 
 
 class Arrays(NamedTuple):
-    """A data set: images uint8 [N, H, W, 3 or 1], in memory or mapped, or points float32 [N, 2]; labels int64 [N].
+    """A data set: images uint8 [N, H, W, 3 or 1], in memory or mapped, or encoded, or points float32 [N, 2]; labels
+    int64 [N].
 
     A training label may be UNKNOWN; there may be no test images (length 0). `transductive`: there is no test set apart
     from the training images (then `test_*` are those); whoever splits must leave the labelled ones out of the test.
@@ -27,12 +33,38 @@ class Arrays(NamedTuple):
     `names`: what a file of the user's calls each training image; empty where they are called by their position.
     """
 
-    train_images: Pixels
+    train_images: Images
     train_labels: Labels
-    test_images: Pixels
+    test_images: Images
     test_labels: Labels
     classes: tuple[str, ...]
     transductive: bool = False
     trusted: Labels | None = None
     problems: tuple[Problem, ...] = ()
-    names: tuple[str, ...] = ()
+    names: Sequence[str] = ()
+
+
+def chosen(images: Images, index: Labels) -> Images:
+    """Images `index` of these."""
+    return images[index] if isinstance(images, np.ndarray) else Chosen(images, index)
+
+
+def name_of(test_images: Images, index: int) -> str:
+    """What a user calls test image `index`: its name as it is stored, or its position."""
+    return f"test image {index}" if isinstance(test_images, np.ndarray) else test_images.names[index]
+
+
+def digest(*arrays: NDArray[np.generic]) -> str:
+    """Sixteen digits that tell these arrays from others."""
+    digest = hashlib.blake2b(digest_size=8)
+    for array in arrays:
+        digest.update(f"{array.shape}{array.dtype}".encode())
+        digest.update(np.ascontiguousarray(array).data)
+    return digest.hexdigest()
+
+
+def digest_of(images: Images, *labels: Labels) -> str:
+    """Tells these images, with their labels, from others: arrays by their pixels, encoded images by their names."""
+    if isinstance(images, np.ndarray):
+        return digest(images, *labels)
+    return digest(np.frombuffer(images.digest.encode(), np.uint8), *labels)

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import import_module
-from typing import Literal, cast
+from typing import Literal
 
 import numpy as np
 import torch
@@ -11,77 +11,19 @@ from jaxtyping import Int
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fastmpl.data.arrays import Pixels, Problem
+from fastmpl.data.ahead import Ahead
+from fastmpl.data.arrays import Problem, chosen, digest, digest_of
 from fastmpl.data.draws import Stream
-from fastmpl.data.held import Held
-from fastmpl.data.loader import LabelledStream, Loader
+from fastmpl.data.held import Evaluated
+from fastmpl.data.loader import Labelled, LabelledStream, Loader
 from fastmpl.data.normalise import Normalisation
 from fastmpl.data.order import Order
-from fastmpl.data.points import PointStream
-from fastmpl.data.prepare import Prepared, digest, fingerprint, prepare
+from fastmpl.data.prepare import Prepared, fingerprint, prepare
 from fastmpl.data.settings import DataSettings
 from fastmpl.data.split import Split
-from fastmpl.data.still import StillStream, is_still
 from fastmpl.data.store import Store, open_store
-from fastmpl.data.stream import ViewStream
-from fastmpl.data.views import augmentation
-
-
-@dataclass(frozen=True)
-class _Streams:
-    """Opens the streams of one process. Rank and device decide which rows are made where, never what is drawn."""
-
-    prepared: Prepared
-    settings: DataSettings
-    seed: int
-    rank: int
-    world: int
-    channels_last: bool
-    threads: int
-    device: int | None
-
-    def members(self, stream: Stream) -> tuple[NDArray[np.int64], int]:
-        """The images of a training stream and its global batch."""
-        settings, parts = self.settings, self.prepared.split
-        return {
-            Stream.LABELLED: (parts.labelled, settings.batch_labelled),
-            Stream.TRUSTED: (parts.trusted, settings.batch_trusted or settings.batch_labelled),
-            Stream.UNLABELLED: (parts.unlabelled, settings.batch_unlabelled),
-        }[stream]
-
-    def order(self, stream: Stream, members: NDArray[np.int64], batch: int) -> Order:
-        return Order(members, batch, stream, self.seed, self.rank, self.world)
-
-    def open(self, order: Order, step: int, *, two_views: bool) -> ViewStream:
-        images, normalisation = self.prepared.arrays.train_images, self.prepared.normalisation
-        if normalisation is None:
-            points = cast(NDArray[np.float32], images)
-            return PointStream(points, order, two_views=two_views, step=step, device=self.device)
-        pixels, how = cast(NDArray[np.uint8], images), augmentation(self.settings)
-        if self.device is None and is_still(how, pixels, two_views=two_views):
-            return StillStream(
-                pixels, order, normalisation, two_views=two_views, step=step, channels_last=self.channels_last
-            )
-        from fastmpl.data.pipeline import ImageStream  # here, because points need no DALI
-
-        return ImageStream(
-            pixels,
-            order,
-            how,
-            normalisation,
-            two_views=two_views,
-            step=step,
-            channels_last=self.channels_last,
-            threads=self.threads,
-            device=self.device,
-        )
-
-    def targets(self) -> Int[Tensor, "N"]:
-        return torch.from_numpy(self.prepared.targets).to("cpu" if self.device is None else f"cuda:{self.device}")
-
-    def held(self, images: Pixels, labels: NDArray[np.int64]) -> Held:
-        tensors = torch.from_numpy(images), torch.from_numpy(labels)
-        return Held(*tensors, self.settings.image_size, self.prepared.normalisation)
+from fastmpl.data.stream import Replacement, ViewStream
+from fastmpl.data.streams import Streams
 
 
 @dataclass(frozen=True)
@@ -89,20 +31,25 @@ class Data:
     """All the data of a run; made by `build`."""
 
     train: Loader
-    validation: Held | None
-    test: Held | None
+    validation: Evaluated | None
+    test: Evaluated | None
     classes: tuple[str, ...]
     image_shape: tuple[int, ...]  # (3 or 1, size, size), or (2,) for points
     split: Split
     truth: Int[
         Tensor, "N"
     ]  # the true label of every training image, -1 where nobody knows it: for reports alone, by a Batch's indices
-    _streams: _Streams
+    _streams: Streams
 
     @property
     def normalisation(self) -> Normalisation | None:
         """What the networks' inputs were made with; None for points."""
         return self._streams.prepared.normalisation
+
+    @property
+    def may_lack_images(self) -> bool:
+        """Whether images are read at every step, so that some may turn out to be gone."""
+        return not isinstance(self._streams.prepared.arrays.train_images, np.ndarray)
 
     @property
     def problems(self) -> tuple[Problem, ...]:
@@ -126,10 +73,10 @@ class Data:
     def unlabelled_count(self) -> int:
         return len(self.split.unlabelled)
 
-    def examples(self, index: NDArray[np.int64]) -> Held:
+    def examples(self, index: NDArray[np.int64]) -> Evaluated:
         """The training images `index` as they are evaluated, with their true labels."""
         arrays = self._streams.prepared.arrays
-        return self._streams.held(arrays.train_images[index], arrays.train_labels[index])
+        return self._streams.held(chosen(arrays.train_images, index), arrays.train_labels[index])
 
     @property
     def names(self) -> Sequence[str]:
@@ -139,21 +86,22 @@ class Data:
     @property
     def images_digest(self) -> str:
         """Tells the training images from those of other data, whoever labelled them."""
-        return digest(self._streams.prepared.arrays.train_images)
+        return digest_of(self._streams.prepared.arrays.train_images)
 
     def weak_views(self, members: NDArray[np.int64], batch: int) -> ViewStream:
         """Weak views of the training images `members`, each once an epoch, drawn by the image and the epoch."""
         streams = self._streams
         order = Order(members, batch, Stream.DISTIL, streams.seed)
-        return streams.open(order, 0, two_views=False)
+        return streams.open(order, 0, Stream.DISTIL)
 
-    def finetune(self, images: Literal["labelled", "trusted"], batch: int, step: int = 0) -> LabelledStream:
+    def finetune(self, images: Literal["labelled", "trusted"], batch: int, step: int = 0) -> Ahead[Labelled]:
         """This rank's part of global batches of labelled (perhaps noisy) or trusted images, from `step` on."""
         streams = self._streams
         order = streams.order(
             Stream.FINETUNE, self.split.labelled if images == "labelled" else self.split.trusted, batch
         )
-        return LabelledStream(streams.open(order, step, two_views=False), streams.targets())
+        labelled = LabelledStream(streams.open(order, step, Stream.FINETUNE), streams.targets())
+        return Ahead(labelled.next, streams.ahead, streams.place)
 
 
 def build(
@@ -165,24 +113,26 @@ def build(
     channels_last: bool = True,
     threads: int = 1,
     device: int | None = None,
+    dtype: torch.dtype = torch.float32,
 ) -> Data:
     """Loads, splits and prepares the data of a run.
 
     `rank` of `world` processes gets its part of every global batch. `device` is the number of the CUDA device on which
-    views are made and batches lie, None for the CPU. Raises DataError where the data cannot be used as asked.
+    views are made and batches lie, None for the CPU. `dtype`: of training images that are decoded at every step; others
+    are float32. Raises DataError where the data cannot be used as asked.
     """
     prepared = prepare(settings, seed)
     if prepared.normalisation is not None:
         import_module("fastmpl.data.pipeline")  # a missing DALI is told now, not at the first batch
-    streams = _Streams(prepared, settings, seed, rank, world, channels_last, max(threads, 1), device)
+    streams = Streams(prepared, settings, seed, rank, world, channels_last, max(threads, 1), device, dtype)
     with_trusted = prepared.split.trusted.size > 0
     used = [Stream.LABELLED, Stream.UNLABELLED] + [Stream.TRUSTED] * with_trusted
     orders = {stream: streams.order(stream, *streams.members(stream)) for stream in used}  # refuses impossible batches
 
     def open_stream(stream: Stream, step: int) -> ViewStream:
-        return streams.open(orders[stream], step, two_views=stream is Stream.UNLABELLED)
+        return streams.open(orders[stream], step, stream, two_views=stream is Stream.UNLABELLED)
 
-    arrays, chosen = prepared.arrays, prepared.split.validation
+    arrays, validation = prepared.arrays, prepared.split.validation
     side = settings.image_size
     test_images, test_labels = prepared.test()
     known = fingerprint(prepared, settings, seed)
@@ -190,10 +140,12 @@ def build(
     if store is not None:
         known["store"] = digest(*(np.frombuffer(shard.blake2b.encode(), np.uint8) for shard in store.header.shards))
 
-    def stored(stream: Stream, step: int) -> Tensor:
+    def stored(stream: Stream, step: int, replaced: Sequence[Replacement]) -> Tensor:
         """Rows of the images that the stream gives at that step: an order is known ahead, and no device is asked."""
         assert store is not None
-        rows = torch.from_numpy(store.probabilities(orders[stream].rows(step).index))
+        index = orders[stream].rows(step).index
+        index[[one.place for one in replaced]] = [one.by for one in replaced]
+        rows = torch.from_numpy(store.probabilities(index))
         return rows if device is None else rows.pin_memory().to(f"cuda:{device}", non_blocking=True)
 
     return Data(
@@ -203,8 +155,13 @@ def build(
             trusted=with_trusted,
             fingerprint=known,
             stored=stored if store is not None else None,
+            ahead=streams.ahead,
         ),
-        validation=streams.held(arrays.train_images[chosen], arrays.train_labels[chosen]) if chosen.size else None,
+        validation=(
+            streams.held(chosen(arrays.train_images, validation), arrays.train_labels[validation])
+            if validation.size
+            else None
+        ),
         test=streams.held(test_images, test_labels) if len(test_labels) else None,
         classes=arrays.classes,
         image_shape=(2,) if prepared.normalisation is None else (settings.channels, side, side),
@@ -217,5 +174,5 @@ def build(
 def _store(prepared: Prepared, folder: str) -> Store:
     """The stored distributions in `folder`. Raises DataError where they are damaged, or of other images."""
     store = open_store(folder)
-    store.check_fits(images=digest(prepared.arrays.train_images), classes=len(prepared.arrays.classes))
+    store.check_fits(images=digest_of(prepared.arrays.train_images), classes=len(prepared.arrays.classes))
     return store

@@ -50,7 +50,7 @@ def cache_folder() -> Path | None:
     return folder if os.access(folder, os.W_OK | os.X_OK) else None
 
 
-def _key(root: Path, files: Sequence[Path], size: int) -> str:
+def _key(root: Path, files: Sequence[str], size: int) -> str:
     """Changes with the files' names, sizes and dates. Their bytes are not read: that would cost what a cache saves."""
     digest = hashlib.blake2b(f"{VERSION} {size}".encode(), digest_size=16)
     for path in files:
@@ -64,14 +64,14 @@ def _key(root: Path, files: Sequence[Path], size: int) -> str:
 
 
 def _collected(
-    files: Sequence[Path], decoded: Iterator[Decoded], write: Callable[[bytes], object]
+    files: Sequence[str], decoded: Iterator[Decoded], write: Callable[[bytes], object]
 ) -> tuple[list[int], list[Problem]]:
     """Passes every image's bytes to `write`, in order; which files they are of, and what is wrong with others."""
     kept: list[int] = []
     problems: list[Problem] = []
     for number, (path, found) in enumerate(zip(files, decoded, strict=True)):
         if found.remark:
-            problems.append(Problem(str(path), found.remark, used=found.pixels is not None))
+            problems.append(Problem(path, found.remark, used=found.pixels is not None))
         if found.pixels is not None:
             write(found.pixels.tobytes())
             kept.append(number)
@@ -95,7 +95,7 @@ def _opened(folder: Path, key: str, size: int) -> Pictures | None:
     return Pictures(np.asarray(np.memmap(folder / PIXELS, np.uint8, "c", shape=shape)), kept, problems)
 
 
-def _make(folder: Path, key: str, root: Path, files: Sequence[Path], size: int) -> None:
+def _make(folder: Path, key: str, root: Path, files: Sequence[str], size: int) -> None:
     """Decodes `files` into `folder`, which appears when it is whole."""
     draft = folder.with_name(f"{folder.name}.tmp-{os.getpid()}")
     needed, free = len(files) * size * size * 3, shutil.disk_usage(folder.parent).free
@@ -131,14 +131,14 @@ def _alone(folder: Path) -> Iterator[None]:
         yield
 
 
-def _in_memory(root: Path, files: Sequence[Path], size: int) -> Pictures:
+def _in_memory(root: Path, files: Sequence[str], size: int) -> Pictures:
     rows = bytearray()
     kept, problems = _collected(files, decode_all((root / path for path in files), size), rows.extend)
     images = np.frombuffer(rows, np.uint8).reshape(-1, size, size, 3)
     return Pictures(images, np.array(kept, dtype=np.int64), tuple(problems))
 
 
-def _cached(cache: Path, root: Path, files: Sequence[Path], size: int) -> Pictures:
+def _cached(cache: Path, root: Path, files: Sequence[str], size: int) -> Pictures:
     place = hashlib.blake2b(os.fsencode(root.resolve()), digest_size=6).hexdigest()
     name = "".join(letter for letter in shown(root.resolve().name) if letter.isascii() and letter.isalnum())
     folder, key = cache / f"{name[:32] or 'images'}-{place}-{size}", _key(root, files, size)
@@ -152,13 +152,13 @@ def _cached(cache: Path, root: Path, files: Sequence[Path], size: int) -> Pictur
     return found
 
 
-def decoded(root: Path, files: Sequence[Path], size: int) -> Pictures:
-    """The images of `files`, which lie below `root`, `size` pixels square; from the cache, or into it.
+def decoded(root: Path, files: Sequence[str], size: int) -> Pictures:
+    """The images of `files`, paths below `root`, `size` pixels square; from the cache, or into it.
 
     Where no cache can be written (a read-only home) they are held in memory. Raises StorageError where the disk is
     too small.
     """
-    cache, below = cache_folder(), [path.relative_to(root) for path in files]
-    found = _cached(cache, root, below, size) if cache else _in_memory(root, below, size)
+    cache = cache_folder()
+    found = _cached(cache, root, files, size) if cache else _in_memory(root, files, size)
     named = tuple(problem._replace(file=str(root / problem.file)) for problem in found.problems)
     return found._replace(problems=named)

@@ -5,6 +5,7 @@ its EXIF data says, 16 bits to 8, transparency over white, three channels, the s
 and the middle kept. A file is judged by its content; its name only adds a remark.
 """
 
+import io
 import struct
 import warnings
 from collections.abc import Iterable, Iterator
@@ -39,6 +40,13 @@ class Decoded(NamedTuple):
     remark: str = ""
 
 
+class Whole(NamedTuple):
+    """The picture of a file, or None with the reason in `remark`; a remark beside a picture is no obstacle."""
+
+    image: Image.Image | None
+    remark: str = ""
+
+
 def _upright(image: Image.Image) -> Image.Image:
     try:
         return ImageOps.exif_transpose(image)
@@ -56,14 +64,47 @@ def _rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
+def _refused(image: Image.Image) -> str:
+    """Why an opened image is not to be decoded; empty where it may be."""
+    if image.width * image.height > LARGEST:
+        return f"{image.width} x {image.height} pixels, more than {LARGEST // 10**6} million"
+    return ""
+
+
+def _remarks(image: Image.Image, suffix: str) -> str:
+    """What is odd about an opened image that can be decoded nevertheless; its pixels are not needed."""
+    named, found = SUFFIXES.get(suffix.lower()), "JPEG" if image.format == "MPO" else image.format
+    said = [] if named in (found, None) else [f"is a {found} by its content, and used"]
+    if image.mode == "CMYK":
+        said.append("has four channels of ink (CMYK), read as three of light")
+    if any(";16" in str(tile) for tile in getattr(image, "tile", ())):
+        said.append("has 16 bits a channel, read as 8")
+    if found != "JPEG" and getattr(image, "is_animated", False):
+        said.append("is animated; its first picture is used")
+    return "; ".join(said)
+
+
 def _read(path: Path, size: int) -> Decoded:
     with Image.open(path, formats=FORMATS) as image:
-        if image.width * image.height > LARGEST:
-            return Decoded(None, f"{image.width} x {image.height} pixels, more than {LARGEST // 10**6} million")
-        named, found = SUFFIXES.get(path.suffix.lower()), "JPEG" if image.format == "MPO" else image.format
+        if reason := _refused(image):
+            return Decoded(None, reason)
+        remarks = _remarks(image, path.suffix)
         image.draft(None, (2 * size, 2 * size))  # lets a JPEG decoder skip detail that resizing would drop
         square = ImageOps.fit(_rgb(_upright(image)), (size, size), Image.Resampling.BILINEAR)
-        return Decoded(np.asarray(square), "" if named in (found, None) else f"is a {found} by its content, and used")
+        return Decoded(np.asarray(square), remarks)
+
+
+def reason_of(error: Exception) -> str:
+    """Why a file could not be decoded, in words. Decoders of damaged bytes raise whatever they stumble over."""
+    if isinstance(error, UnidentifiedImageError):
+        return f"not an image of a known format ({', '.join(FORMATS)})"
+    if isinstance(error, Image.DecompressionBombError):
+        return f"more than {LARGEST // 10**6} million pixels"
+    if isinstance(error, FileNotFoundError):
+        return "the file is gone, or a link to nothing"
+    if isinstance(error, OSError) and error.errno:  # the system's, not a decoder's
+        return f"cannot be read: {error.strerror}"
+    return f"damaged: {error}" if str(error) else f"damaged ({type(error).__name__})"
 
 
 def decode(path: Path, size: int) -> Decoded:
@@ -72,14 +113,20 @@ def decode(path: Path, size: int) -> Decoded:
         if not path.stat().st_size:
             return Decoded(None, "the file is empty")
         return _read(path, size)
-    except UnidentifiedImageError:
-        return Decoded(None, f"not an image of a known format ({', '.join(FORMATS)})")
-    except Image.DecompressionBombError:
-        return Decoded(None, f"more than {LARGEST // 10**6} million pixels")
-    except FileNotFoundError:
-        return Decoded(None, "the file is gone, or a link to nothing")
-    except Exception as error:  # decoders of damaged bytes raise whatever they stumble over; the reason is kept
-        return Decoded(None, f"damaged: {error}" if str(error) else f"damaged ({type(error).__name__})")
+    except Exception as error:
+        return Decoded(None, reason_of(error))
+
+
+def decode_whole(content: bytes, suffix: str = "") -> Whole:
+    """The picture in a file's bytes at its own size, upright and RGB; suffix: of the file's name, for a remark."""
+    try:
+        with Image.open(io.BytesIO(content), formats=FORMATS) as image:
+            if reason := _refused(image):
+                return Whole(None, reason)
+            remarks = _remarks(image, suffix)
+            return Whole(_rgb(_upright(image)), remarks)
+    except Exception as error:
+        return Whole(None, reason_of(error))
 
 
 def decode_all(paths: Iterable[Path], size: int, threads: int = 0) -> Iterator[Decoded]:

@@ -72,6 +72,16 @@ class Form(NamedTuple):
         rows.reshape(-1)[place] = tail[:, :-1]
         return rows
 
+    def top(self, packed: Words) -> tuple[NDArray[np.int64], Probabilities]:
+        """The likeliest class of each row [n, words] and its probability, [n] both."""
+        if self.whole:
+            rows = _single(packed)
+            number = rows.argmax(1)
+            return number, np.take_along_axis(rows, number[:, None], 1)[:, 0]
+        numbers = np.ascontiguousarray(packed[:, : self.number_words])
+        number = numbers.view(np.uint32 if self.number_words == 2 else np.uint16)[:, 0].astype(np.int64)
+        return number, _single(np.ascontiguousarray(packed[:, self.number_words * self.kept]))
+
 
 def _single(words: Words) -> Probabilities:
     """Half-precision bits as float32; torch converts vectors of them, numpy one by one."""

@@ -27,6 +27,7 @@ class Purpose(IntEnum):
     ORDER = 105
     VIEWS = 106
     EXPERIMENT = 107
+    REPLACE = 108
 
 
 class Stream(IntEnum):
@@ -79,5 +80,5 @@ def normal(keys: UInt, item: NDArray[np.int64], columns: int) -> NDArray[np.floa
 
 
 def permutation(key: UInt, n: int) -> NDArray[np.int64]:
-    """A permutation of 0..n-1."""
-    return np.argsort(extend(key, np.arange(n)), kind="stable")
+    """A permutation of 0..n-1. splitmix64 maps no two numbers to one, so there are no ties for a sort to break."""
+    return np.argsort(extend(key, np.arange(n)))

@@ -6,8 +6,9 @@ import numpy as np
 
 from fastmpl.data.arrays import Arrays, Labels, Problem
 from fastmpl.data.cache import decoded
+from fastmpl.data.encoded import Names
 from fastmpl.data.errors import DataError
-from fastmpl.data.tree import Listed, Tree, class_images, read_tree, shown
+from fastmpl.data.tree import NOTHING, Tree, class_images, read_tree, shown
 
 
 def _refuse_empty_classes(tree: Tree, labels: Labels) -> None:
@@ -15,7 +16,7 @@ def _refuse_empty_classes(tree: Tree, labels: Labels) -> None:
     for number, name in enumerate(tree.classes):
         if (labels == number).any():
             continue
-        count, where = tree.labelled.labels.count(number), f"{shown(tree.root / 'labelled')}/{name}"
+        count, where = int((tree.labelled.labels == number).sum()), f"{shown(tree.root / 'labelled')}/{name}"
         reason = f"{count} image files, and none can be read (`fastmpl check` says why)" if count else "no images"
         raise DataError(f"{where} has {reason}. Put images there, or remove the folder.")
 
@@ -27,11 +28,11 @@ def read_folder(root: str, size: int) -> Arrays:
     out and listed. Raises DataError where the folder is not laid out as it should be or a class is empty.
     """
     tree = read_tree(root)
-    parts = [tree.labelled, tree.trusted or Listed([], []), tree.unlabelled, tree.test]
-    files = [path for part in parts for path in part.files]
-    pictures = decoded(tree.root, files, size)
-    labels = np.array([label for part in parts for label in part.labels], dtype=np.int64)[pictures.kept]
-    part_of = np.repeat(np.arange(len(parts)), [len(part.files) for part in parts])[pictures.kept]
+    parts = [tree.labelled, tree.trusted or NOTHING, tree.unlabelled, tree.test]
+    names = Names.joined([part.names for part in parts])
+    pictures = decoded(tree.root, names, size)
+    labels = np.concatenate([part.labels for part in parts])[pictures.kept]
+    part_of = np.repeat(np.arange(len(parts)), [len(part.names) for part in parts])[pictures.kept]
     _refuse_empty_classes(tree, labels[part_of == 0])
     if tree.trusted is not None and not (part_of == 1).any():
         raise DataError(
@@ -46,7 +47,7 @@ def read_folder(root: str, size: int) -> Arrays:
         tree.classes,
         trusted=None if tree.trusted is None else np.flatnonzero(part_of == 1),
         problems=tree.problems + pictures.problems,
-        names=tuple(files[number].relative_to(tree.root).as_posix() for number in pictures.kept[:training]),
+        names=Names(names[number] for number in pictures.kept[:training]),
     )
 
 
@@ -59,10 +60,10 @@ def read_labelled(folder: Path, classes: tuple[str, ...], size: int) -> Arrays:
         raise DataError(f"{shown(folder)} is not a folder. Name one that holds <class>/*.jpg.")
     part = folder / "test" if (folder / "test").is_dir() and "test" not in classes else folder
     problems: list[Problem] = []
-    listed = class_images(part, classes, "the run", problems)
-    pictures = decoded(part, listed.files, size)
+    listed = class_images(part, ".", classes, "the run", problems)
+    pictures = decoded(part, listed.names, size)
     if not len(pictures.kept):
         raise DataError(f"{shown(part)} has no image that can be read. Expected {shown(part)}/<class>/*.jpg.")
-    labels = np.array(listed.labels, dtype=np.int64)[pictures.kept]
+    labels = listed.labels[pictures.kept]
     found = (*problems, *pictures.problems)
     return Arrays(pictures.images[:0], labels[:0], pictures.images, labels, classes, problems=found)

@@ -4,19 +4,21 @@ The state is a step and a fingerprint of everything that decides what a step's b
 and does not name the number of ranks: each takes its part of the same global batches.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from fastmpl.data.ahead import Ahead
 from fastmpl.data.batch import Batch
 from fastmpl.data.draws import Stream
 from fastmpl.data.errors import DataError
-from fastmpl.data.stream import ViewStream
+from fastmpl.data.stream import Replacement, ViewStream
 
 Open = Callable[[Stream, int], ViewStream]
-Stored = Callable[[Stream, int], Tensor]  # a stream's stored distributions [n, K] at a step
+# a stream's stored distributions [n, K] at a step, in which some images stand in for others
+Stored = Callable[[Stream, int, Sequence[Replacement]], Tensor]
 
 
 class Labelled(NamedTuple):
@@ -25,6 +27,7 @@ class Labelled(NamedTuple):
     images: Float[Tensor, "n *image"]
     targets: Int[Tensor, "n"]
     index: Int[Tensor, "n"]  # type: ignore[assignment]  # hides tuple.index, which nobody needs
+    replaced: tuple[Replacement, ...] = ()
 
 
 class LabelledStream:
@@ -37,7 +40,7 @@ class LabelledStream:
     def next(self) -> Labelled:
         """The next step's images."""
         views = self._views.next()
-        return Labelled(views.weak, self._targets[views.index], views.index)
+        return Labelled(views.weak, self._targets[views.index], views.index, views.replaced)
 
 
 class _Streams(NamedTuple):
@@ -46,8 +49,47 @@ class _Streams(NamedTuple):
     trusted: LabelledStream | None
 
 
+class _Made(NamedTuple):
+    """A batch, and the images that it lacks."""
+
+    batch: Batch
+    replaced: tuple[Replacement, ...]
+
+
+class _Maker:
+    """Makes one batch after another, from `step` on. Knows nothing of the loader, which may end before its thread."""
+
+    def __init__(self, streams: _Streams, stored: Stored | None, step: int) -> None:
+        self._streams, self._stored, self._step = streams, stored, step
+
+    def __call__(self) -> _Made:
+        labelled = self._streams.labelled.next()
+        trusted = self._streams.trusted.next() if self._streams.trusted else None
+        views = self._streams.unlabelled.next()
+        assert views.strong is not None
+        step, stored = self._step, self._stored
+        self._step += 1
+        batch = Batch(
+            labelled=labelled.images,
+            targets=labelled.targets,
+            labelled_index=labelled.index,
+            weak=views.weak,
+            strong=views.strong,
+            unlabelled_index=views.index,
+            trusted=trusted.images if trusted else None,
+            trusted_targets=trusted.targets if trusted else None,
+            stored_labelled=stored(Stream.LABELLED, step, labelled.replaced) if stored else None,
+            stored_unlabelled=stored(Stream.UNLABELLED, step, views.replaced) if stored else None,
+        )
+        return _Made(batch, labelled.replaced + (trusted.replaced if trusted else ()) + views.replaced)
+
+
 class Loader(Iterator[Batch]):
-    """This rank's batches, without end. Streams are opened at the first batch, and again after `restore`."""
+    """This rank's batches, without end. Streams are opened at the first batch, and again after `restore`.
+
+    ahead: batches that a thread makes before they are asked for. `replaced`: the images of the latest batch that could
+    not be read, and those in their places.
+    """
 
     def __init__(
         self,
@@ -57,40 +99,34 @@ class Loader(Iterator[Batch]):
         trusted: bool,
         fingerprint: Mapping[str, object],
         stored: Stored | None = None,
+        ahead: int = 0,
     ) -> None:
         self._open = open_stream
         self._targets = targets
         self._has_trusted = trusted
         self._stored = stored
         self._fingerprint = dict(fingerprint)
+        self._ahead = ahead
         self._step = 0
-        self._streams: _Streams | None = None
+        self._made: Ahead[_Made] | None = None
+        self.replaced: tuple[Replacement, ...] = ()
 
     def __next__(self) -> Batch:
         return self.next()
 
     def next(self) -> Batch:
-        """The batch of the next step; its tensors are the caller's to keep."""
-        if self._streams is None:
-            self._streams = self._opened()
-        labelled = self._streams.labelled.next()
-        trusted = self._streams.trusted.next() if self._streams.trusted else None
-        views = self._streams.unlabelled.next()
-        assert views.strong is not None
-        step, stored = self._step, self._stored
+        """The batch of the next step. On a GPU its tensors are the caller's until the next call; else for ever."""
+        if self._made is None:
+            self._made = Ahead(_Maker(self._opened(), self._stored, self._step), self._ahead, self._targets.device)
+        batch, self.replaced = self._made.next()
         self._step += 1
-        return Batch(
-            labelled=labelled.images,
-            targets=labelled.targets,
-            labelled_index=labelled.index,
-            weak=views.weak,
-            strong=views.strong,
-            unlabelled_index=views.index,
-            trusted=trusted.images if trusted else None,
-            trusted_targets=trusted.targets if trusted else None,
-            stored_labelled=stored(Stream.LABELLED, step) if stored else None,
-            stored_unlabelled=stored(Stream.UNLABELLED, step) if stored else None,
-        )
+        return batch
+
+    def close(self) -> None:
+        """Ends the thread; the next batch would start another."""
+        if self._made is not None:
+            self._made.close()
+        self._made = None
 
     def _opened(self) -> _Streams:
         def labels(stream: Stream) -> LabelledStream:
@@ -118,4 +154,4 @@ class Loader(Iterator[Batch]):
                 f"The checkpoint is of other data than this run: {what}. Resume with its settings, or start a new run."
             )
         self._step = step
-        self._streams = None
+        self.close()

@@ -4,7 +4,7 @@ The constants are measured on the source's training images (no label is looked a
 split and seed. Here is the plain form, for evaluation; the training pipeline does the same inside DALI.
 """
 
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 import numpy as np
 import torch
@@ -20,6 +20,9 @@ class Normalisation(NamedTuple):
 
     mean: tuple[float, ...]
     std: tuple[float, ...]
+
+
+IMAGENET: Final = Normalisation((123.675, 116.28, 103.53), (58.395, 57.12, 57.375))  # as pretrained networks expect
 
 
 def measure(images: NDArray[np.uint8], channels: int = 3) -> Normalisation:
@@ -39,6 +42,12 @@ def measure(images: NDArray[np.uint8], channels: int = 3) -> Normalisation:
         stds.append(max(float(np.sqrt(share @ (value - mean) ** 2)), 1.0))  # one colour is not divided by 0
     repeat = channels // images.shape[3]
     return Normalisation(tuple(means * repeat), tuple(stds * repeat))
+
+
+def centre(images: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:
+    """The middle of `images` [N, H, W, 3], `size` pixels square."""
+    y, x = (round((side - size) / 2) for side in images.shape[1:3])
+    return images[:, y : y + size, x : x + size]
 
 
 def centre_view(

@@ -36,7 +36,7 @@ class Order:
                 f"use a multiple of {world}."
             )
         self.batch = batch // world
-        self._members = members
+        self.members = members
         self._global_batch = batch
         self._offset = rank * self.batch
         self._order_key = draws.key(seed, draws.Purpose.ORDER, stream)
@@ -46,14 +46,14 @@ class Order:
     def _epoch(self, epoch: int) -> NDArray[np.int64]:
         if epoch not in self._epochs:
             kept = {e: p for e, p in self._epochs.items() if abs(e - epoch) <= 2}
-            kept[epoch] = self._members[draws.permutation(draws.extend(self._order_key, epoch), len(self._members))]
+            kept[epoch] = self.members[draws.permutation(draws.extend(self._order_key, epoch), len(self.members))]
             self._epochs = kept
         return self._epochs[epoch]
 
     def rows(self, step: int) -> Rows:
         """The images of this rank at `step` (0 for the first)."""
         position = step * self._global_batch + self._offset + np.arange(self.batch)
-        epoch, place = np.divmod(position, len(self._members))
+        epoch, place = np.divmod(position, len(self.members))
         index = np.empty(self.batch, dtype=np.int64)
         for e in range(int(epoch[0]), int(epoch[-1]) + 1):
             here = epoch == e

@@ -1,7 +1,7 @@
-"""The one DALI pipeline: images of an array -> weak and strong view, normalised, on CPU or GPU.
+"""The DALI pipeline of arrays: images -> weak and strong view, normalised, on CPU or GPU.
 
 No random operator of DALI is used: every draw is an input, made by us from the image's key, so that the position of a
-stream is its step alone and any number of ranks sees the same views. This is the only file that knows DALI.
+stream is its step alone and any number of ranks sees the same views.
 """
 
 import re
@@ -13,25 +13,13 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch.utils.dlpack import from_dlpack
 
 from fastmpl.data import views
-from fastmpl.data.errors import DataError
+from fastmpl.data.dali import Node, fn, normalise, pipeline_def, rand_augment, select, signed_bin, tensor, types
 from fastmpl.data.normalise import Normalisation
 from fastmpl.data.order import Order
 from fastmpl.data.stream import Views
 
-try:
-    from nvidia.dali import fn, pipeline_def, types
-    from nvidia.dali.auto_aug import rand_augment
-    from nvidia.dali.auto_aug.core import select, signed_bin
-except ImportError as error:
-    raise DataError(
-        f"Images are prepared by NVIDIA DALI, which cannot be imported ({error}): pip install nvidia-dali-cuda130 "
-        "(nvidia-dali-cuda120 beside a CUDA 12 torch; both run without a GPU)."
-    ) from error
-
-Node = Any  # DALI has no types
 _ALIAS = re.compile(r"WARNING: `nvidia\.dali\.fn\.experimental\.(filter|equalize)` is now deprecated")
 _TRANSLATION = 100 / 224  # RandAugment's largest shift as a fraction of the side
 
@@ -68,21 +56,16 @@ class ImageStream:
         self._device = device
         augments = two_views and how.operations > 0  # conditionals cost time, even unused
         with _without_alias_warnings():
-            define = pipeline_def(self._define, enable_conditionals=augments)
+            define = pipeline_def(self._define, enable_conditionals=augments, exec_dynamic=True)
             self._pipeline = define(batch_size=order.batch, num_threads=threads, device_id=device, seed=0)
             self._pipeline.build()
 
     def next(self) -> Views:
         index = self._order.rows(self._step).index
         self._step += 1
-        outputs = [self._copy(output) for output in self._pipeline.run()]
+        outputs = [tensor(output, channels_last=self._channels_last) for output in self._pipeline.run()]
         where = torch.device("cpu" if self._device is None else f"cuda:{self._device}")
         return Views(outputs[0], outputs[1] if self._two_views else None, torch.from_numpy(index).to(where))
-
-    def _copy(self, output: Node) -> torch.Tensor:
-        """DALI's buffers are DALI's again at the next run."""
-        tensor: torch.Tensor = from_dlpack(output.as_tensor())
-        return tensor.clone(memory_format=torch.channels_last if self._channels_last else torch.contiguous_format)
 
     def _source(self, iteration: int) -> tuple[NDArray[Any], ...]:
         """The inputs of one run: DALI asks ahead of time, so this depends on the iteration's number alone."""
@@ -135,10 +118,7 @@ class ImageStream:
         return fn.slice(image, start=start, shape=size, axes=[0, 1], out_of_bounds_policy="pad", fill_values=0)
 
     def _normalise(self, image: Node, mirror: Node) -> Node:
-        mean, std = list(self._normalisation.mean), list(self._normalisation.std)
-        return fn.crop_mirror_normalize(
-            image, mirror=mirror, mean=mean, std=std, dtype=types.FLOAT, output_layout="CHW"
-        )
+        return normalise(image, mirror, self._normalisation, channels_last=self._channels_last)
 
 
 def _rand_augment(image: Node, operation: list[Node], sign: list[Node], how: views.Augmentation) -> Node:

@@ -3,20 +3,24 @@
 The same on every rank; nothing of views, batches or devices is here.
 """
 
-import hashlib
+from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
-from fastmpl.data.arrays import UNKNOWN, Arrays, Pixels
+from fastmpl.data.arrays import UNKNOWN, Arrays, Images, chosen, digest, digest_of
+from fastmpl.data.confidence import confident
+from fastmpl.data.errors import DataError
 from fastmpl.data.noise import add_noise
-from fastmpl.data.normalise import Normalisation, measure
+from fastmpl.data.normalise import IMAGENET, Normalisation, measure
 from fastmpl.data.settings import DataSettings
 from fastmpl.data.sources import load
 from fastmpl.data.split import Split, split
+from fastmpl.data.store import open_store
 
-Word = int | float | str | list[int]
+Word = int | float | str | list[int] | list[float]
 
 
 class Prepared(NamedTuple):
@@ -27,31 +31,37 @@ class Prepared(NamedTuple):
     targets: NDArray[np.int64]  # [N], the label to learn from of every training image, or UNKNOWN
     normalisation: Normalisation | None
 
-    def test(self) -> tuple[Pixels, NDArray[np.int64]]:
+    def test(self) -> tuple[Images, NDArray[np.int64]]:
         """Test images and labels; of a transductive source the training images that are no one's labelled ones."""
         arrays = self.arrays
         if not arrays.transductive:
             return arrays.test_images, arrays.test_labels
         rest = np.ones(len(arrays.train_labels), dtype=bool)
         rest[np.concatenate([self.split.labelled, self.split.trusted, self.split.validation])] = False
-        return arrays.train_images[rest], arrays.train_labels[rest]
+        return chosen(arrays.train_images, np.flatnonzero(rest)), arrays.train_labels[rest]
 
 
 def prepare(settings: DataSettings, seed: int) -> Prepared:
     """Loads, splits and (where asked) adds label noise. Raises DataError where the data cannot be used as asked."""
     arrays = load(settings)
     parts = parts_of(arrays, settings, seed)
-    points = arrays.train_images.ndim == 2
-    normalisation = None if points else measure(cast(NDArray[np.uint8], arrays.train_images), settings.channels)
+    normalisation = _normalisation(arrays.train_images, settings.channels)
     return Prepared(arrays, parts, _targets(arrays, parts, settings, seed), normalisation)
+
+
+def _normalisation(images: Images, channels: int) -> Normalisation | None:
+    """Measured where that costs nothing; ImageNet's where it would take decoding everything. None for points."""
+    if not isinstance(images, np.ndarray):
+        return IMAGENET
+    return None if images.ndim == 2 else measure(cast(NDArray[np.uint8], images), channels)
 
 
 def fingerprint(prepared: Prepared, settings: DataSettings, seed: int) -> dict[str, Word]:
     """Everything that decides which images a step sees, and how; hashes of what is too large to write down."""
     arrays, parts = prepared.arrays, prepared.split
-    return {
+    known: dict[str, Word] = {
         "source": settings.source,
-        "images": digest(arrays.train_images, arrays.train_labels),
+        "images": digest_of(arrays.train_images, arrays.train_labels),
         "labelled": len(parts.labelled),
         "trusted": len(parts.trusted),
         "unlabelled": len(parts.unlabelled),
@@ -67,6 +77,17 @@ def fingerprint(prepared: Prepared, settings: DataSettings, seed: int) -> dict[s
         "cutout": settings.cutout,
         "shift": settings.shift,
     }
+    if settings.minimum_confidence or settings.per_class:
+        known |= {"minimum_confidence": settings.minimum_confidence, "per_class": settings.per_class}
+    if isinstance(arrays.train_images, np.ndarray):
+        return known
+    del known["shift"]
+    return known | {
+        "crop_scale": list(settings.crop_scale),
+        "crop_ratio": list(settings.crop_ratio),
+        "start_size": settings.start_size,
+        "grow_steps": settings.grow_steps,
+    }
 
 
 def parts_of(arrays: Arrays, settings: DataSettings, seed: int) -> Split:
@@ -80,24 +101,31 @@ def parts_of(arrays: Arrays, settings: DataSettings, seed: int) -> Split:
         validation=settings.validation,
         seed=seed,
         set_aside=arrays.trusted,
+        usable=_usable(arrays, settings),
     )
+
+
+def _usable(arrays: Arrays, settings: DataSettings) -> Callable[[NDArray[np.int64]], NDArray[np.int64]] | None:
+    """The filter of unlabelled images that `settings` ask for, None where they ask for none."""
+    if not (settings.minimum_confidence or settings.per_class):
+        return None
+    key = "filter_store" if settings.filter_store else "store"
+    store = open_store(getattr(settings, key))
+    store.check_fits(images=digest_of(arrays.train_images), classes=len(arrays.classes), key=f"data.{key}")
+    return partial(confident, store, minimum=settings.minimum_confidence, per_class=settings.per_class)
 
 
 def _targets(arrays: Arrays, parts: Split, settings: DataSettings, seed: int) -> NDArray[np.int64]:
     kind, rate = settings.noise
-    true, chosen = arrays.train_labels, parts.labelled
-    images = arrays.train_images[chosen if kind == "brightness" else chosen[:0]]  # a large part of the data set
+    true, labelled = arrays.train_labels, parts.labelled
+    images = arrays.train_images
+    if not isinstance(images, np.ndarray):
+        if kind == "brightness":
+            raise DataError('data.noise = "brightness" needs decoded images: use pair or symmetric.')
+        images = np.empty((0, 0, 0, 3), np.uint8)
+    images = images[labelled if kind == "brightness" else labelled[:0]]  # a large part of the data set
     classes = len(arrays.classes)
     targets = np.full(len(true), UNKNOWN, dtype=np.int64)
     targets[parts.trusted] = true[parts.trusted]
-    targets[chosen] = add_noise(true[chosen], chosen, images, classes, kind=kind, rate=rate, seed=seed)
+    targets[labelled] = add_noise(true[labelled], labelled, images, classes, kind=kind, rate=rate, seed=seed)
     return targets
-
-
-def digest(*arrays: NDArray[np.generic]) -> str:
-    """Sixteen digits that tell these arrays from others."""
-    digest = hashlib.blake2b(digest_size=8)
-    for array in arrays:
-        digest.update(f"{array.shape}{array.dtype}".encode())
-        digest.update(np.ascontiguousarray(array).data)
-    return digest.hexdigest()

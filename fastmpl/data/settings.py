@@ -15,6 +15,8 @@ class DataSettings(Protocol):
     @property
     def root(self) -> str: ...
     @property
+    def decode(self) -> str: ...  # auto once always
+    @property
     def labels(self) -> int: ...  # class-balanced; 0: all
     @property
     def unlabelled(self) -> int: ...  # 0: all that remain
@@ -43,4 +45,26 @@ class DataSettings(Protocol):
     @property
     def cutout(self) -> float: ...  # fraction of the side; 0: off
     @property
+    def crop_scale(self) -> tuple[float, float]: ...  # of images decoded at every step: share of the picture's area
+    @property
+    def crop_ratio(self) -> tuple[float, float]: ...  # width / height of such a crop
+    @property
+    def centre_crop(self) -> float: ...  # side of the evaluated square, as a share of the shorter side
+    @property
+    def start_size(self) -> int: ...  # image size at step 0; 0: image_size throughout
+    @property
+    def grow_steps(self) -> int: ...  # steps until image_size is reached
+    @property
+    def prefetch(self) -> int: ...  # batches made ahead
+    @property
+    def decoder_load(self) -> float: ...  # share of JPEGs for a GPU's decoding engine
+    @property
+    def decoder_padding(self) -> tuple[int, int]: ...  # MiB of a GPU's and the host's memory, of each thread
+    @property
     def store(self) -> str: ...  # folder of stored distributions; empty: none
+    @property
+    def minimum_confidence(self) -> float: ...  # of unlabelled images in filter_store; 0: any
+    @property
+    def per_class(self) -> int: ...  # unlabelled images of one likeliest class; 0: any number
+    @property
+    def filter_store(self) -> str: ...  # folder of stored distributions; empty: that of `store`

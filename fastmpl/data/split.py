@@ -4,7 +4,8 @@ Validation is taken first, then trusted, then labelled, so that the same seed ke
 the number of labels varies. Test images are not here: the source keeps them apart.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
@@ -30,7 +31,9 @@ class _Pool:
 
     def __init__(self, order: Index, labels: Index, classes: Sequence[str]) -> None:
         self._classes = classes
-        self._left = [order[labels[order] == c] for c in range(len(classes))]
+        by_class = np.argsort(labels[order], kind="stable")  # one pass for all classes: there may be thousands
+        bounds = np.searchsorted(labels[order], np.arange(len(classes) + 1), sorter=by_class)
+        self._left = [order[by_class[first:end]] for first, end in pairwise(bounds)]
 
     def _quota(self, count: int, what: str) -> Index:
         """How many of each class: equal, the first classes one more where `count` does not divide."""
@@ -75,6 +78,7 @@ def split(
     validation: int,
     seed: int,
     set_aside: Index | None = None,
+    usable: Callable[[Index], Index] | None = None,
 ) -> Split:
     """Splits N training images with `labels` [N], -1 where there is none, into four sets.
 
@@ -82,6 +86,7 @@ def split(
     `unlabelled` = 0 takes all that remain after labelled. Where none remain, as with all labels, the unlabelled images
     are the labelled ones without their labels: the setting of Pham et al. 2021 with all of a data set's labels.
     `set_aside`: the only images from which trusted ones are taken (`trusted` = 0: all), and which are nothing else.
+    `usable`: of images that could be unlabelled ones, those that may be; before any are counted off.
     Raises DataError where a class, or the rest, has too few images.
     """
     order = draws.permutation(draws.key(seed, draws.Purpose.SPLIT), len(labels))
@@ -99,6 +104,7 @@ def split(
     used = np.concatenate([chosen_validation, chosen_trusted, chosen])
     rest = order[~np.isin(order, used)]  # keeps the drawn order, which is not by class
     rest = rest if rest.size else order[np.isin(order, chosen)]
+    rest = rest if usable is None else usable(rest)
     if unlabelled > len(rest):
         raise DataError(
             f"data.unlabelled = {unlabelled}, and {len(rest)} images are left: ask for fewer, or 0 for all."

@@ -20,6 +20,7 @@ from fastmpl.data.errors import DataError
 
 HEADER = "header.json"
 FORMAT = "fastmpl distributions 1"
+TOP_ROWS = 1 << 15
 
 
 class Shard(NamedTuple):
@@ -97,16 +98,22 @@ class Store:
         """The distributions [n, K] of images `index` [n], float32."""
         return self.header.form.unpack(self.lookup(index))
 
-    def check_fits(self, *, images: str, classes: int) -> None:
-        """Raises DataError where the store belongs to other images, or to another number of classes."""
+    def top(self, index: NDArray[np.int64]) -> tuple[NDArray[np.int64], Probabilities]:
+        """The likeliest class of each of images `index` and its probability, [n] both."""
+        parts = np.split(index, range(TOP_ROWS, len(index), TOP_ROWS))  # bounds the memory of unpacked rows
+        found = [self.header.form.top(self.lookup(part)) for part in parts]
+        return np.concatenate([number for number, _ in found]), np.concatenate([sure for _, sure in found])
+
+    def check_fits(self, *, images: str, classes: int, key: str = "data.store") -> None:
+        """Raises DataError where the store that `key` names belongs to other images, or has other classes."""
         if self.header.classes != classes:
             raise DataError(
-                f"data.store = {str(self.folder)!r} holds distributions of {self.header.classes} classes, and the data "
+                f"{key} = {str(self.folder)!r} holds distributions of {self.header.classes} classes, and the data "
                 f"has {classes}: run `fastmpl distill` on this data."
             )
         if self.header.images != images:
             raise DataError(
-                f"data.store = {str(self.folder)!r} was made for other images ({self.header.rows} of them) than this "
+                f"{key} = {str(self.folder)!r} was made for other images ({self.header.rows} of them) than this "
                 "run's: run `fastmpl distill` on this data."
             )
 

@@ -7,26 +7,29 @@ trusted/<class>/**      labelled images that are surely right (optional)
 """
 
 import difflib
-import os
 import unicodedata
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Final, NamedTuple
 
-from fastmpl.data.arrays import UNKNOWN, Problem
-from fastmpl.data.decode import SUFFIXES
+import numpy as np
+
+from fastmpl.data.arrays import UNKNOWN, Labels, Problem
+from fastmpl.data.encoded import Names
 from fastmpl.data.errors import DataError
+from fastmpl.data.listing import image_files, visible
 
 PARTS: Final = ("labelled", "trusted", "unlabelled", "test")
 _SPELLINGS: Final = {"labeled": "labelled", "unlabeled": "unlabelled"}
-_IGNORED: Final = ("thumbs.db", "desktop.ini")  # and whatever begins with a dot
 
 
 class Listed(NamedTuple):
-    """Files of one part, and the class of each (UNKNOWN without)."""
+    """Image files of one part, by their paths below the tree's root, and the class of each (UNKNOWN without)."""
 
-    files: list[Path]
-    labels: list[int]
+    names: Names
+    labels: Labels
+
+
+NOTHING: Final = Listed(Names(), np.empty(0, np.int64))
 
 
 class Tree(NamedTuple):
@@ -47,35 +50,13 @@ def shown(path: Path | str) -> str:
     return "".join(ascii(letter)[1:-1] if unicodedata.category(letter) == "Cc" else letter for letter in text)
 
 
-def _visible(name: str) -> bool:
-    return not name.startswith(".") and name.lower() not in _IGNORED
-
-
-def _files(folder: Path) -> Iterator[Path]:
-    """Every file below `folder`, sorted; links to folders below it are not followed, for they may lead in circles."""
-    for where, folders, names in os.walk(folder):
-        folders[:] = sorted(filter(_visible, folders))
-        yield from (Path(where, name) for name in sorted(filter(_visible, names)))
-
-
-def _images(folder: Path, problems: list[Problem]) -> list[Path]:
-    kept = []
-    for path in _files(folder):
-        if path.suffix.lower() in SUFFIXES:
-            kept.append(path)
-        else:
-            kind = f"{path.suffix} is no image format that is read" if path.suffix else "its name has no extension"
-            problems.append(Problem(str(path), f"{kind} ({' '.join(SUFFIXES)})"))
-    return kept
-
-
 def images_below(folder: Path) -> list[Path]:
     """The image files below `folder`, sorted; known by their extensions."""
-    return _images(folder, [])
+    return [folder / name for name in image_files(folder, ["."])[0].names]
 
 
 def _class_folders(part: Path) -> list[Path]:
-    return sorted(path for path in part.iterdir() if path.is_dir() and _visible(path.name))
+    return sorted(path for path in part.iterdir() if path.is_dir() and visible(path.name))
 
 
 def class_name(folder: Path) -> str:
@@ -90,7 +71,7 @@ def class_name(folder: Path) -> str:
 
 def _loose(part: Path, problems: list[Problem]) -> list[Path]:
     """Files that lie beside the class folders."""
-    loose = [path for path in sorted(part.iterdir()) if path.is_file() and _visible(path.name)]
+    loose = [path for path in sorted(part.iterdir()) if path.is_file() and visible(path.name)]
     problems += [Problem(str(path), "it lies in no class folder") for path in loose]
     return loose
 
@@ -119,24 +100,31 @@ def _misspelt(root: Path, part: str) -> str:
     return f" Found {near[0]}: rename it to {part}." if near else ""
 
 
-def class_images(part: Path, classes: tuple[str, ...], whose: str, problems: list[Problem]) -> Listed:
-    """The images of `part`/<class>/**. Raises DataError for a class that is not in `classes` (which are `whose`)."""
-    listed = Listed([], [])
-    for folder in _class_folders(part):
+def class_images(root: Path, part: str, classes: tuple[str, ...], whose: str, problems: list[Problem]) -> Listed:
+    """The images of `root`/`part`/<class>/**. Raises DataError for a class that is not in `classes` (which are `whose`)."""
+    numbers, folders = [], _class_folders(root / part)
+    for folder in folders:
         name = class_name(folder)
         if name not in classes:
             near = difflib.get_close_matches(name, classes, n=1)
             hint = f"Did you mean {near[0]}?" if near else f"Its classes are {', '.join(classes[:10])}."
-            raise DataError(f"{shown(part)} has the class {name}, which {whose} has not. {hint}")
-        images = _images(folder, problems)
-        listed.files.extend(images)
-        listed.labels.extend([classes.index(name)] * len(images))
-    return listed
+            raise DataError(f"{shown(root / part)} has the class {name}, which {whose} has not. {hint}")
+        numbers.append(classes.index(name))
+    found = image_files(root, [folder.relative_to(root).as_posix() for folder in folders])
+    problems += [problem for images in found for problem in images.problems]
+    labels = np.repeat(np.array(numbers, np.int64), [len(images.names) for images in found])
+    return Listed(Names.joined([images.names for images in found]), labels)
+
+
+def _unlabelled(root: Path, problems: list[Problem]) -> Listed:
+    (found,) = image_files(root, ["unlabelled"])
+    problems += found.problems
+    return Listed(found.names, np.full(len(found.names), UNKNOWN, np.int64))
 
 
 def _optional(root: Path, part: str, classes: tuple[str, ...], problems: list[Problem]) -> Listed:
     _loose(root / part, problems)
-    return class_images(root / part, classes, shown(root / "labelled"), problems)
+    return class_images(root, part, classes, shown(root / "labelled"), problems)
 
 
 def read_tree(folder: str) -> Tree:
@@ -148,19 +136,18 @@ def read_tree(folder: str) -> Tree:
     problems: list[Problem] = []
     try:
         classes = _classes(root / "labelled", problems)
-        labelled = class_images(root / "labelled", classes, "", problems)
+        labelled = class_images(root, "labelled", classes, "", problems)
         has = {part: (root / part).is_dir() for part in PARTS}
         for part in PARTS:
             if not has[part] and (hint := _misspelt(root, part)):
                 raise DataError(f"{shown(root)} has no folder {part}.{hint}")
-        files = _images(root / "unlabelled", problems) if has["unlabelled"] else []
         return Tree(
             root=root,
             classes=classes,
             labelled=labelled,
             trusted=_optional(root, "trusted", classes, problems) if has["trusted"] else None,
-            unlabelled=Listed(files, [UNKNOWN] * len(files)),
-            test=_optional(root, "test", classes, problems) if has["test"] else Listed([], []),
+            unlabelled=_unlabelled(root, problems) if has["unlabelled"] else NOTHING,
+            test=_optional(root, "test", classes, problems) if has["test"] else NOTHING,
             problems=tuple(problems),
         )
     except OSError as error:

@@ -64,6 +64,14 @@ def _below(u: NDArray[np.float32], n: int) -> NDArray[np.int32]:
     return np.floor(u.astype(np.float64) * n).astype(np.int32)
 
 
+def rectangle(u: NDArray[np.float32], size: int, cut: int) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Start and shape [n, 2] of cutout's square of side `cut`, clipped to the image, from uniform numbers u [n, 2]."""
+    centre = _below(u, size)
+    start = np.clip(centre - cut // 2, 0, size)
+    end = np.clip(centre - cut // 2 + cut, 0, size)
+    return start.astype(np.float32), (end - start).astype(np.float32)
+
+
 def weak(u: NDArray[np.float32], how: Augmentation) -> Weak:
     """The weak view's draws from uniform numbers u [n, 3 or more]."""
     mirror = _below(u[:, 0], 2) if how.flip else np.zeros(len(u), np.int32)
@@ -74,15 +82,13 @@ def strong(u: NDArray[np.float32], how: Augmentation) -> Strong:
     """The strong view's draws from the same uniform numbers u [n, how.columns], of which it has its own columns."""
     base = weak(u[:, _WEAK_COLUMNS:], how)
     first = 2 * _WEAK_COLUMNS + _CUT_COLUMNS
-    centre = _below(u[:, first - _CUT_COLUMNS : first], how.size)
-    start = np.clip(centre - how.cut // 2, 0, how.size)
-    end = np.clip(centre - how.cut // 2 + how.cut, 0, how.size)
+    cut_start, cut_shape = rectangle(u[:, first - _CUT_COLUMNS : first], how.size, how.cut)
     # DALI takes contiguous rows only
     chosen = np.ascontiguousarray(u[:, first : first + 2 * how.operations].T)
     return Strong(
         *base,
-        start.astype(np.float32),
-        (end - start).astype(np.float32),
+        cut_start,
+        cut_shape,
         _below(chosen[: how.operations], OPERATIONS),
         _below(chosen[how.operations :], 2),
     )

@@ -57,11 +57,9 @@ class Optimiser:
             group["lr"] = self.lr
         for p in self.parameters.values():  # present from the first step on, as a captured graph needs
             self.inner.state[p] = {name: torch.zeros_like(p) for name in self.row.state}
-            if self.row.counts:
+            if self.row.counts == "parameter":
                 self.inner.state[p]["step"] = torch.zeros((), device=device)
-        if self.row.skips == "host":
-            for group in self.inner.param_groups:
-                group["step"] = torch.zeros((), device=device)
+        self.count = torch.zeros((), device=device)  # of steps taken, for optimisers whose groups count
 
     def step(self, gradients: Gradient, step: Int[Tensor, ""], *, keep: bool, average: Average | None = None) -> Update:
         """One step on these gradients, which it scales in place; see `Update`. Where the optimiser can, it updates
@@ -100,6 +98,9 @@ class Optimiser:
             return
         held = [*self.parameters.values(), *self.state().values()]
         before = [tensor.detach().clone() for tensor in held]
+        for group in self.inner.param_groups:
+            group["step"].copy_(self.count)
+        self.count.add_(1)
         self.inner.step()
         for tensor, old in zip(held, before, strict=True):
             tensor.detach().copy_(torch.where(finite, tensor, old))
@@ -108,13 +109,12 @@ class Optimiser:
         """For optimisers that take the rate and the count as numbers: they wait for the device in any case."""
         if not bool(finite):
             return
-        groups = self.inner.param_groups
-        counts = [group["step"] for group in groups]
-        for group, count in zip(groups, counts, strict=True):
-            group["lr"], group["step"] = float(self.lr), int(count)
+        for group in self.inner.param_groups:
+            group["lr"], group["step"] = float(self.lr), int(self.count)
         self.inner.step()
-        for group, count in zip(groups, counts, strict=True):
-            group["lr"], group["step"] = self.lr, count.add_(1)
+        self.count.add_(1)
+        for group in self.inner.param_groups:
+            group["lr"], group["step"] = self.lr, self.count
 
     @property
     def averages(self) -> frozenset[str]:
@@ -148,9 +148,9 @@ class Optimiser:
         return dict(zip(moved, torch._foreach_mul(torch._foreach_sub(vectors, radial), factor), strict=True))
 
     def state(self) -> dict[str, Tensor]:
-        """Every tensor of the optimiser: by `parameter/name`, and its groups' counts."""
-        counts = {f"group.{i}/step": g["step"] for i, g in enumerate(self.inner.param_groups) if "step" in g}
-        return counts | {
+        """Every tensor of the optimiser, by `parameter/name`."""
+        count = {"count": self.count} if self.row.counts == "group" else {}
+        return count | {
             f"{name}/{key}": value for name, p in self.parameters.items() for key, value in self.inner.state[p].items()
         }
 

@@ -69,7 +69,7 @@ class PlainLearner:
     ) -> Float[Tensor, "N K"]:
         set_draw(self.module, draw)
         with self._autocast(precise), frozen_statistics(self.module):
-            return full(self.network(images))
+            return full(self.network(full(images) if precise else images))  # a loader may give bf16
 
     @torch.no_grad()
     def infer(self, images: Float[Tensor, "N *image"]) -> Float[Tensor, "N K"]:

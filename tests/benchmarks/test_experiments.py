@@ -5,9 +5,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from benchmarks.experiments import r1, r7
+from benchmarks.experiments import ablation, r1, r7
 from benchmarks.experiments.finetuning import Tuned
 from benchmarks.experiments.gold import corrected_loss, corruption_of
+from benchmarks.records import load
 from fastmpl.experiment import Arm
 
 
@@ -69,3 +70,16 @@ def test_every_arm_of_r7_is_legal_and_the_trusted_arm_learns_from_the_trusted_im
     np.testing.assert_array_equal(splits["trusted"].labelled, splits["MPL, exact"].trusted)
     np.testing.assert_array_equal(splits["trusted"].validation, splits["noisy"].validation)
     assert made["trusted"].data.noise == ("none", 0.0)
+
+
+@pytest.mark.slow
+def test_the_record_of_an_ablation_holds_its_table(tmp_path: r1.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = r7.CONFIG.with_name("digits.toml").resolve()
+    monkeypatch.chdir(tmp_path)
+    brief = ["--run.steps", "2", "--student.model", "perceptron", "--teacher.model", "perceptron"]
+    asked = [str(config), "--record", "few", "--seeds", "2", "--results", str(tmp_path)]
+    assert ablation.main([*asked, *brief]) == 0
+    record = load("few", tmp_path)
+    arms = ["feedback off", "feedback exact", "feedback shuffled", "feedback flipped"]
+    assert [row["arm"] for row in record.rows] == [arm for arm in arms for _ in range(2)]
+    assert record.config["steps"] == 2

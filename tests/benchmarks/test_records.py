@@ -88,6 +88,17 @@ def test_cases_are_compared_within_themselves():
     assert "| 50 | exact | 88.2" in text
 
 
+def test_cases_stand_side_by_side_where_that_is_asked_for():
+    rows = [{"case": case, "arm": "off", "seed": s, "value": 10.0 * s} for case in ("few", "many") for s in range(3)]
+    rows.append({"case": "many", "arm": "exact", "seed": 0, "value": 7.0})
+    rows.append({"case": "many", "arm": "exact", "seed": 1, "value": 9.0})
+    table = render(Record("noisy", "experiment", rows, {"unit": " %", "seeds": 3}), across=True).splitlines()
+    assert table[0] == "| mean ± standard error % | few | many |"
+    assert table[2:4] == ["| off | 10.0 ± 5.8 | 10.0 ± 5.8 |", "| exact |  | 8.0 ± 1.0 |"]
+    with pytest.raises(RecordError, match="no cases"):
+        render(timing(), across=True)
+
+
 def test_timing_table_gives_time_speed_bytes_and_operators():
     text = render(timing())
     assert "| joint | 2.5 s (2.5 s to 2.5 s) | baseline | 2.0 MiB | 12 |" in text

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from fastmpl.config import Config, ConfigError, load
-from fastmpl.config.rules import IMPOSSIBLE, NOT_YET
+from fastmpl.config.rules import IMPOSSIBLE
 
 Load = Callable[..., Config]
 
@@ -59,6 +59,40 @@ REFUSED = [
         {"method.targets": "argmax", "feedback.kind": "per_example"},
         'method.targets = "argmax" with feedback.kind = "per_example" cannot work: the arg max has no gradient and is '
         'not a sample. Use kind = "scalar", or targets = "sampled".',
+    ),
+    (
+        {"data.source": "webdataset", "data.root": "a", "data.decode": "once"},
+        'data.decode = "once" is for data.source = "folder": images of "webdataset" are decoded at every step.',
+    ),
+    (
+        {"data.decode": "always"},
+        'data.decode = "always" with data.source = "fashion_mnist": its images are not encoded. Use decode = "auto".',
+    ),
+    (
+        {"data.crop_scale": [0.5, 0.1]},
+        "data.crop_scale = [0.5, 0.1] is no range. Use the smaller first, and a larger one above 0.",
+    ),
+    (
+        {"data.start_size": 16},
+        "data.start_size and data.grow_steps go together: the first size, and the steps until image_size.",
+    ),
+    (
+        {"data.start_size": 16, "data.grow_steps": 9},
+        'data.start_size needs images that are decoded at every step: data.decode = "always".',
+    ),
+    (
+        {"data.source": "tfrecord", "data.root": "a", "data.start_size": 64, "data.grow_steps": 9},
+        "data.start_size = 64 is larger than data.image_size = 28.",
+    ),
+    (
+        {
+            "data.source": "tfrecord",
+            "data.root": "a",
+            "data.start_size": 16,
+            "data.grow_steps": 9,
+            "system.graph": "on",
+        },
+        'system.graph = "on" with data.start_size: a captured step has one size. Use graph = "off".',
     ),
     (
         {"feedback.images": "trusted"},
@@ -121,6 +155,18 @@ REFUSED = [
         "Leave one of the two out.",
     ),
     ({"data.store": "a"}, 'data.store is for method.name = "distillation" or "reduced_mpl", not "mpl".'),
+    (
+        {"data.per_class": 9},
+        "data.per_class = 9 needs data.filter_store, the distributions that say how sure a teacher is.",
+    ),
+    (
+        {"data.minimum_confidence": 0.9},
+        "data.minimum_confidence = 0.9 needs data.filter_store, the distributions that say how sure a teacher is.",
+    ),
+    (
+        {"data.filter_store": "a"},
+        "data.filter_store filters nothing: set data.minimum_confidence or data.per_class above 0.",
+    ),
     (
         {"student.model": "wrn_27_2"},
         'student.model = "wrn_27_2" is no network. '
@@ -185,6 +231,10 @@ REFUSED = [
     ),
     ({"system.offload": True}, 'system.offload = true needs system.engine = "zero".'),
     (
+        {"system.engine": "zero", "system.zero_stage": 0, "system.offload": True},
+        "system.offload = true with system.zero_stage = 0 has no shards. Use zero_stage = 1, 2 or 3.",
+    ),
+    (
         {"system.engine": "zero", "system.graph": "on"},
         'system.graph = "on" with system.engine = "zero": shards cannot be captured. Use graph = "auto".',
     ),
@@ -215,26 +265,10 @@ def test_what_cannot_work_is_refused_with_the_reason(read: Load, keys: dict[str,
     assert str(refused.value) == f"Config: {sentence}"
 
 
-SOURCES = '"digits", "fashion_mnist", "cifar10", "cifar100", "svhn", "two_moons" or "folder"'
-NOT_BUILT = [
-    ({"data.source": "webdataset", "data.root": "a"}, "data.source", '"webdataset"', SOURCES),
-    ({"data.source": "tfrecord", "data.root": "a"}, "data.source", '"tfrecord"', SOURCES),
-    ({"system.engine": "zero"}, "system.engine", '"zero"', '"plain"'),
-]
-
-
-@pytest.mark.parametrize(("keys", "key", "value", "instead"), NOT_BUILT)
-def test_what_is_not_built_yet_is_refused_with_what_is(
-    read: Load, keys: dict[str, Any], key: str, value: str, instead: str
-) -> None:
-    assert key in NOT_YET
-    with pytest.raises(ConfigError) as refused:
-        read(**keys)
-    assert str(refused.value) == f"Config: {key} = {value} is not in this version yet. Use {instead}."
-
-
 ACCEPTED = [
     {"method.targets": "sampled", "feedback.kind": "scalar", "feedback.baseline": 0.99, "feedback.cosine": True},
+    {"data.source": "file_list", "data.root": "a", "data.start_size": 16, "data.grow_steps": 9},
+    {"data.source": "folder", "data.root": "a", "data.decode": "always", "feedback.images": "trusted"},
     {"feedback.tangent": "difference", "feedback.depth": 2},
     {"feedback.images": "trusted", "data.trusted": 50, "data.batch_trusted": 25},
     {"feedback.control": "shuffled"},
@@ -259,6 +293,8 @@ ACCEPTED = [
     {"data.channels": 1, "data.rand_augment": [0, 0]},
     {"data.source": "folder", "data.root": "a", "feedback.images": "trusted", "data.batch_trusted": 8},
     {"method.name": "distillation", "data.store": "a"},
+    {"method.name": "distillation", "data.store": "a", "data.per_class": 9},
+    {"data.filter_store": "a", "data.minimum_confidence": 0.3},
     {"method.name": "reduced_mpl", "data.store": "a"},
     {"method.name": "reduced_mpl", "data.store": "a", "method.targets": "sampled", "feedback.kind": "per_example"},
     {"method.name": "reduced_mpl", "data.store": "a", "feedback.kind": "off", "method.supervised_weight": 0.0},

@@ -30,7 +30,19 @@ DIGITS = {
     "rand_augment": (0, 0),
     "cutout": 0.5,
     "store": "",
+    "minimum_confidence": 0.0,
+    "per_class": 0,
+    "filter_store": "",
     "shift": 0.125,
+    "decode": "auto",
+    "crop_scale": (0.08, 1.0),
+    "crop_ratio": (0.75, 4 / 3),
+    "centre_crop": 0.875,
+    "start_size": 0,
+    "grow_steps": 0,
+    "prefetch": 2,
+    "decoder_load": 0.65,
+    "decoder_padding": (16, 8),
 }
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fastmpl.data.decode import decode, decode_all
+from fastmpl.data.decode import decode, decode_all, decode_whole
 from tests.pictures import BAD, encoded, kinds, spoil
 
 RED = (200, 40, 40)
@@ -115,3 +115,18 @@ def test_images_come_in_the_order_of_their_files_however_many_threads(tmp_path: 
         Image.new("L", (1 + 400 * (number % 3 == 0), 9), number).save(path)
     seen = [found.pixels[0, 0, 0] for found in decode_all(paths, 4, threads=4) if found.pixels is not None]
     assert seen == list(range(40))
+
+
+def test_what_is_odd_about_a_picture_that_is_used_is_said(tmp_path: Path, rng: np.random.Generator) -> None:
+    said = []
+    for number, (suffix, content) in enumerate(kinds(rng, RED)):
+        path = tmp_path / f"{number}{suffix}"
+        path.write_bytes(content)
+        found = decode(path, 16)
+        assert decode_whole(content, suffix).remark == found.remark
+        said += [found.remark] if found.remark else []
+    assert said == [
+        "has four channels of ink (CMYK), read as three of light",
+        "has 16 bits a channel, read as 8",
+        "is animated; its first picture is used",
+    ]

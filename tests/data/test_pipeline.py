@@ -182,15 +182,22 @@ def test_training_images_have_mean_zero_and_deviation_one(coloured: Images) -> N
 
 
 @pytest.mark.parametrize("channels_last", [False, True])
-def test_a_batch_is_the_caller_s_to_keep(coloured: Images, channels_last: bool) -> None:
+def test_batches_are_the_caller_s_to_keep_though_nothing_copies_them(coloured: Images, channels_last: bool) -> None:
     opened = stream(coloured, channels_last=channels_last)
-    first = opened.next()
-    assert first.strong is not None
-    assert first.weak.untyped_storage().resizable()  # memory of torch, not of DALI
-    copies = first.weak.clone(), first.strong.clone()
-    for _ in range(6):
+    kept = [opened.next() for _ in range(8)]
+    copies = [batch.weak.clone() for batch in kept]
+    for _ in range(12):
         opened.next()
-    torch.testing.assert_close((first.weak, first.strong), copies, atol=0, rtol=0)
+    assert not kept[0].weak.untyped_storage().resizable()  # memory of DALI
+    for batch, copy in zip(kept, copies, strict=True):
+        torch.testing.assert_close(batch.weak, copy, atol=0, rtol=0)
+
+
+def test_the_memory_format_changes_no_value(coloured: Images) -> None:
+    how = HOW._replace(operations=2, magnitude=10)
+    last, first = stream(coloured, how, channels_last=True), stream(coloured, how, channels_last=False)
+    for _ in range(3):
+        torch.testing.assert_close(last.next(), first.next(), atol=0, rtol=0)
 
 
 def test_threads_do_not_change_a_pixel(coloured: Images) -> None:
@@ -210,6 +217,7 @@ def test_nothing_is_printed_about_aliases_that_no_user_can_change(coloured: Imag
 
 def test_a_missing_dali_is_one_sentence_with_the_package_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "nvidia.dali", None)
-    monkeypatch.delitem(sys.modules, "fastmpl.data.pipeline")
+    for module in ("fastmpl.data.pipeline", "fastmpl.data.dali"):
+        monkeypatch.delitem(sys.modules, module)
     with pytest.raises(DataError, match=r"^Data: Images are prepared by NVIDIA DALI.*pip install nvidia-dali-cuda130"):
         importlib.import_module("fastmpl.data.pipeline")

@@ -112,6 +112,17 @@ def test_the_table_of_abilities_is_that_of_the_rows() -> None:
         assert (row.derivative is not of_lamb) == ABILITIES[name].sharded
 
 
+def test_the_documentation_shows_the_table_of_abilities() -> None:
+    words = {True: "yes", False: "no"}
+    text = (Path(__file__).parents[2] / "docs/optimisers.md").read_text()
+    shown = [line for line in text.splitlines() if line.startswith("| `")]
+    assert shown == [
+        f"| `{name}` | yes | {words[able.captured]} | {words[able.sharded]} | {able.moments} | "
+        f"{'[apex](apex.md) ' if able.package else ''}|"
+        for name, able in ABILITIES.items()
+    ]
+
+
 BUILD = "Build NVIDIA apex (docs/apex.md) or use"
 
 

@@ -1,19 +1,25 @@
 """Small training runs that one process and several ranks take on the same global batches."""
 
-from dataclasses import dataclass, field
-from typing import Any
+import gc
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
+from benchmarks.bench_zero import KINDS, Pair, counted
+from benchmarks.steps import Size
+from fastmpl.config import SystemConfig
 from fastmpl.data.batch import Batch
 from fastmpl.learners.plain import PlainLearner
 from fastmpl.learners.ranks import Ranks
+from fastmpl.learners.zero.learner import ZeroLearner
 from fastmpl.methods.feedback import Kind
 from fastmpl.methods.mpl import Feedback, MetaPseudoLabels
 from fastmpl.methods.uda import Consistency
 from fastmpl.models import build
 from fastmpl.models.norms import Norm
+from fastmpl.models.reduced_teacher import ReducedTeacher
 from fastmpl.step.meta import meta_step
 from fastmpl.step.moment import moment
 from fastmpl.step.order import split
@@ -35,6 +41,12 @@ class Case:
     feedback: dict[str, Any] = field(default_factory=dict)
     student: dict[str, Any] = field(default_factory=dict)
     parts: int = 1  # micro-batches of a rank
+    tangent: Literal["jvp", "difference"] = "jvp"
+    depth: int = 0  # last blocks that the tangent moves
+    reduced: bool = False  # a reduced teacher over stored distributions
+    stage: int | None = None  # of ZeRO
+    recompute: bool = False
+    offload: bool = False
 
 
 CASES = {
@@ -71,6 +83,63 @@ SOME = (
 )
 
 
+# With DeepSpeed: what R5 asks of every stage, and what else a method may ask of one.
+R5 = {
+    f"{parts}{teacher}{tangent}": Case(
+        kind="scalar" if tangent == "scalar" else "exact",
+        feedback={"baseline": 0.9} if tangent == "scalar" else {},
+        tangent="difference" if tangent == "difference" else "jvp",
+        reduced=bool(teacher),
+        parts=4 if parts else 1,
+    )
+    for tangent in ("scalar", "jvp", "difference")
+    for teacher in ("", "reduced ")
+    for parts in ("", "accumulated ")
+}
+FURTHER = {
+    "per-example adamw": Case(kind="per_example", student={"name": "adamw", "lr": 0.01}),
+    "clipped": Case(student={"clip": 0.3}),
+    "clipped adamw": Case(student={"name": "adamw", "lr": 0.01, "clip": 0.3}),
+    "fused with average": Case(student={"name": "fastmpl:sgd_ema"}),
+    "cosine": Case(kind="scalar", feedback={"cosine": True}),
+    "shuffled": Case(feedback={"control": "shuffled"}),
+    "last block": Case(depth=1),
+    "last block difference": Case(depth=1, tangent="difference"),
+    "trusted": Case(feedback={"images": "trusted"}),
+    "conv sync": Case("conv", "sync"),
+    "conv group": Case("conv", "group"),
+    "recomputed": Case("conv", "sync", recompute=True),
+}
+OFFLOADED = {
+    "offloaded jvp": Case(offload=True, parts=4),
+    "offloaded difference": Case(offload=True, tangent="difference"),
+    "offloaded adamw": Case(offload=True, kind="per_example", student={"name": "adamw", "lr": 0.01, "clip": 0.3}),
+}
+SHARDED = R5 | FURTHER | OFFLOADED
+STAGES = (0, 1, 2, 3)
+
+
+def sharded(name: str, stage: int | None) -> Case:
+    """A case of `SHARDED` in float32, with DeepSpeed; None: without."""
+    return replace(SHARDED[name], dtype=torch.float32, stage=stage)
+
+
+@dataclass(frozen=True)
+class Every:
+    """A job of each rank: these cases in these stages, one after another, so that DeepSpeed is imported once."""
+
+    names: tuple[str, ...]
+    stages: tuple[int, ...] = STAGES
+
+    def __call__(self, ranks: Ranks) -> dict[str, dict[str, Any]]:
+        gc.freeze()  # DeepSpeed collects all garbage for each engine: not what the tests' imports have left
+        found = {}
+        for name in self.names:
+            for stage in self.stages:
+                found[f"{name} {stage}"] = trained(sharded(name, stage), ranks)
+        return found
+
+
 def trained(case: Case, ranks: Ranks, steps: int = STEPS) -> dict[str, Any]:
     """Both networks, the average and each step's feedback after `steps` steps; `own` are the running statistics."""
     drawn = {"exact": "soft"}.get(case.kind, "sampled")
@@ -80,20 +149,67 @@ def trained(case: Case, ranks: Ranks, steps: int = STEPS) -> dict[str, Any]:
         temperature=0.8,
         label_smoothing=0.1,
         feedback=Feedback(kind=case.kind, **case.feedback),
-        consistency=Consistency(),
+        consistency=None if case.reduced else Consistency(),
     )
-    student = _learner(case, 1, ranks, average=0.9, settings=case.student)
-    teacher = _learner(case, 2, ranks, average=0.0, settings={})
+    student = _learner(case, network(case, 1), ranks, average=0.9, settings=case.student)
+    teacher_network = ReducedTeacher(CLASSES, 8, 3, 2).to(case.dtype) if case.reduced else network(case, 2)
+    teacher = _learner(case, teacher_network, ranks, average=0.0, settings={})
     baseline = torch.zeros((), dtype=case.dtype)
     fed = []
     for step in range(steps):
         weight = torch.tensor(0.7, dtype=case.dtype)
         now = moment(torch.tensor(1234), torch.tensor(step), weight, rank=ranks.rank, parts=case.parts)
-        parts = part(batch_of(step, case.dtype), ranks).parts(case.parts)
+        parts = part(batch_of(step, case.dtype, stored=case.reduced), ranks).parts(case.parts)
         fed.append(meta_step(method, split(method), teacher, student, parts, now, baseline).feedback)
-    tensors = {f"student/{name}": value for name, value in student.state().items()}
-    tensors |= {f"teacher/{name}": value for name, value in teacher.state().items()}
+    tensors = {f"student/{name}": value for name, value in wholes(student).items()}
+    tensors |= {f"teacher/{name}": value for name, value in wholes(teacher).items()}
+    student.close()
+    teacher.close()
     return {"tensors": tensors, "feedback": torch.stack(fed), "baseline": baseline}
+
+
+@dataclass(frozen=True)
+class Poisoned:
+    """A job of each rank: one step in which the gradient of one rank is not a number; what moved, by stage."""
+
+    def __call__(self, ranks: Ranks) -> dict[str, dict[str, Any]]:
+        found = {}
+        for stage in STAGES:
+            case = Case("conv", "sync", dtype=torch.float32, stage=stage)
+            learner = _learner(case, network(case, 1), ranks, average=0.9, settings={})
+            for step, spoil in enumerate((1.0, float("nan") if ranks.rank == 1 else 1.0)):
+                before = {name: value.clone() for name, value in learner.state().items()}
+                images = part(batch_of(step, case.dtype), ranks).strong
+                learner.accumulate(learner.forward(images, torch.tensor(0)).square().mean() * spoil)
+                update = learner.apply(torch.tensor(step))
+            moved = [name for name, value in learner.state().items() if not torch.equal(value, before[name])]
+            found[str(stage)] = {"applied": update.applied, "moved": moved, "norm": update.norm}
+            learner.close()
+        return found
+
+
+def counted_traffic(ranks: Ranks) -> dict[str, int]:
+    """Messages of a few numbers in one step, by stage and feedback."""
+    size = Size("perceptron", 4, LABELLED, UNLABELLED)
+    found = {}
+    for stage in (None, *STAGES):
+        for kind in KINDS:
+            pair = Pair(size, stage, kind, ranks)
+            pair()  # the first step may prepare
+            found[f"{'copies' if stage is None else stage} {kind}"] = counted(pair).scalars
+            pair.close()
+    return found
+
+
+def wholes(learner: PlainLearner | ZeroLearner) -> dict[str, Tensor]:
+    """The learner's state; of a sharded one its networks, made whole."""
+    if isinstance(learner, PlainLearner):
+        return learner.state()
+    found = {f"module/{name}": value.clone() for name, value in learner.weights()}
+    if learner.average is not None:
+        with learner.averaged():
+            found |= {f"average/{name}": value.clone() for name, value in learner.weights()}
+    return found
 
 
 def every_case(ranks: Ranks) -> dict[str, dict[str, Any]]:
@@ -105,8 +221,8 @@ def some_cases(ranks: Ranks) -> dict[str, dict[str, Any]]:
     return {name: trained(CASES[name], ranks) for name in SOME}
 
 
-def batch_of(step: int, dtype: torch.dtype) -> Batch:
-    """The global batch of a step."""
+def batch_of(step: int, dtype: torch.dtype, *, stored: bool = False) -> Batch:
+    """The global batch of a step, with what a large teacher said of its images where it is `stored`."""
     g = torch.Generator().manual_seed(10 + step)
 
     def images(n: int) -> Tensor:
@@ -114,6 +230,13 @@ def batch_of(step: int, dtype: torch.dtype) -> Batch:
 
     def classes(n: int) -> Tensor:
         return torch.randint(CLASSES, (n,), generator=g)
+
+    def distributions(n: int) -> Tensor | None:
+        return (
+            torch.softmax(2 * torch.randn(n, CLASSES, generator=g, dtype=torch.float64), -1).to(dtype)
+            if stored
+            else None
+        )
 
     return Batch(
         labelled=images(LABELLED),
@@ -124,6 +247,8 @@ def batch_of(step: int, dtype: torch.dtype) -> Batch:
         unlabelled_index=torch.arange(100, 100 + UNLABELLED),
         trusted=images(LABELLED),
         trusted_targets=classes(LABELLED),
+        stored_labelled=distributions(LABELLED),
+        stored_unlabelled=distributions(UNLABELLED),
     )
 
 
@@ -132,8 +257,17 @@ def part(batch: Batch, ranks: Ranks) -> Batch:
     return Batch(*(None if rows is None else rows.chunk(ranks.size)[ranks.rank] for rows in batch))  # type: ignore[arg-type]
 
 
-def _learner(case: Case, seed: int, ranks: Ranks, *, average: float, settings: dict[str, Any]) -> PlainLearner:
-    module: nn.Module = build(
+def network(case: Case, seed: int) -> nn.Module:
+    return build(
         case.model, classes=CLASSES, image_shape=SHAPE, dropout=0.0, norm=case.norm, width=8, depth=3, seed=seed
     ).to(case.dtype)
-    return PlainLearner(module, optimiser(**settings), steps=1000, average=average, ranks=ranks)
+
+
+def _learner(
+    case: Case, module: nn.Module, ranks: Ranks, *, average: float, settings: dict[str, Any]
+) -> PlainLearner | ZeroLearner:
+    common: dict[str, Any] = dict(steps=1000, average=average, tangent=case.tangent, depth=case.depth, ranks=ranks)
+    if case.stage is None:
+        return PlainLearner(module, optimiser(**settings), **common)
+    system = SystemConfig(engine="zero", zero_stage=case.stage, recompute=case.recompute, offload=case.offload)
+    return ZeroLearner(module, optimiser(**settings), system, **common)

@@ -33,14 +33,18 @@ class Job:
     """A run of every rank, and what happens to one of them when it asks for its batch `at`."""
 
     config: Config
-    event: str = ""  # stop, data, kill
+    event: str = ""  # stop, data, kill, vanish
     rank: int = 0
     at: int = 7
     resume: str = "auto"
+    file: str = ""  # that vanishes
+    cache: str = ""  # of the user
 
     def __call__(self, ranks: Ranks) -> Ended:
         torch.set_num_threads(1)
         os.environ.update(RANK=str(ranks.rank), WORLD_SIZE=str(ranks.size), LOCAL_WORLD_SIZE=str(ranks.size))
+        if self.cache:  # ranks have the environment of the first test that had some
+            os.environ["XDG_CACHE_HOME"] = self.cache
         trainer.Training._next_batch = self.disturbed(ranks)  # type: ignore[method-assign]
         shown = io.StringIO()
         try:
@@ -61,6 +65,8 @@ class Job:
                     os.kill(os.getpid(), signal.SIGTERM)
                 if self.event == "kill":
                     os.kill(os.getpid(), signal.SIGKILL)
+                if self.event == "vanish":
+                    os.unlink(self.file)
                 if self.event == "data":
                     raise DataError("an image vanished.")
             return honest(training)

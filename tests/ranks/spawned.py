@@ -25,11 +25,17 @@ def free_port() -> int:
 
 
 def on_ranks(
-    size: int, function: Callable[[Ranks], Any], *, grouped: bool = True, killed: int | None = None
+    size: int,
+    function: Callable[[Ranks], Any],
+    *,
+    grouped: bool = True,
+    killed: int | None = None,
+    seconds: float = 2 * SECONDS,
 ) -> list[Any]:
     """`function(ranks)` on `size` ranks; fails with the traceback of the first that raised.
 
     grouped: whether they are in a process group when it is called. killed: a rank that is not going to return.
+    seconds: until they are given up.
     """
     # a server that has imported torch once forks the ranks: they start in milliseconds, with no thread copied
     context = multiprocessing.get_context("forkserver")
@@ -41,7 +47,7 @@ def on_ranks(
     try:
         found: dict[int, Any] = {}
         while len(found) < size - (killed is not None):
-            rank, value, fault = results.get(timeout=2 * SECONDS)
+            rank, value, fault = results.get(timeout=seconds)
             assert fault is None, f"rank {rank}:\n{fault}"
             found[rank] = value
         for rank, process in enumerate(processes):

@@ -138,7 +138,7 @@ def updated(
         )
         decay = group["weight_decay"]
         if "exp_avg" in state:
-            b1, b2, t = config.momentum, 0.999, float(state["step"] if "step" in state else group["step"]) + 1
+            b1, b2, t = config.momentum, 0.999, float(state.get("step", student.optimiser.count)) + 1
             m = b1 * state["exp_avg"] + (1 - b1) * g[name]
             v = b2 * state["exp_avg_sq"] + (1 - b2) * g[name].square()
             is_lamb = config.optimiser in ("lamb", "apex:FusedLAMB")

@@ -22,7 +22,7 @@ class Row(NamedTuple):
     build: Callable[[Groups, NetworkConfig], torch.optim.Optimizer]
     state: tuple[str, ...]  # tensors of the parameter's shape, starting at 0
     derivative: Derivative
-    counts: bool = False  # whether each parameter has a count of its steps, `step`
+    counts: Literal["no", "parameter", "group"] = "no"  # who holds the count of steps, `step`
     # device: it reads `found_inf` itself. restore: its tensors are copied before and put back. host: the host decides
     skips: Literal["device", "restore", "host"] = "device"
     spoils_gradient: bool = False  # whether it writes into the gradients that it is given
@@ -51,9 +51,9 @@ ROWS: Mapping[str, Row] = {
     "sgd": Row(_sgd, _MOMENTUM, of_sgd),
     "nesterov": Row(_sgd, _MOMENTUM, of_sgd),
     "fastmpl:sgd_ema": Row(_sgd_ema, _MOMENTUM, of_sgd),
-    "adamw": Row(_adamw, _MOMENTS, of_adamw, counts=True),
-    "lamb": Row(_lamb, _MOMENTS, of_lamb, counts=True),
+    "adamw": Row(_adamw, _MOMENTS, of_adamw, counts="parameter"),
+    "lamb": Row(_lamb, _MOMENTS, of_lamb, counts="parameter"),
     "apex:FusedSGD": Row(apex.fused_sgd, _MOMENTUM, of_sgd, skips="host"),
-    "apex:FusedAdam": Row(apex.fused_adam, _MOMENTS, of_adamw, skips="restore"),
-    "apex:FusedLAMB": Row(apex.fused_lamb, _MOMENTS, of_lamb, skips="host", spoils_gradient=True),
+    "apex:FusedAdam": Row(apex.fused_adam, _MOMENTS, of_adamw, counts="group", skips="restore"),
+    "apex:FusedLAMB": Row(apex.fused_lamb, _MOMENTS, of_lamb, counts="group", skips="host", spoils_gradient=True),
 }

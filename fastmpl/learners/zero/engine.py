@@ -13,6 +13,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import nn
+from torch.distributed import HashStore  # type: ignore[attr-defined]
 
 from fastmpl.errors import ConfigError
 
@@ -38,6 +39,7 @@ def deepspeed() -> Any:
     for handler in list(logger.handlers):
         if type(handler) is logging.StreamHandler:  # standard output is the run's own
             logger.removeHandler(handler)
+            logger.addHandler(logging.NullHandler())
     # torch's new names for what DeepSpeed calls; no user can change that
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distributed")
     return deepspeed
@@ -58,7 +60,7 @@ def connect(package: Any, timeout: int) -> None:
     """DeepSpeed's group of all ranks, whose operations end after `timeout` seconds as those of ours do."""
     if not dist.is_initialized():  # one process; DeepSpeed needs a group all the same
         backend = "nccl" if torch.cuda.is_available() else "gloo"
-        dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
+        dist.init_process_group(backend, store=HashStore(), rank=0, world_size=1)
     groups, comm = package.utils.groups, package.comm.comm
     if groups._WORLD_GROUP not in dist.distributed_c10d._world.pg_map:  # none yet, or of a run that has ended
         comm.cdb = None

@@ -23,6 +23,7 @@ from fastmpl.learners.passes import autocast, difference_step, dual, full, tange
 from fastmpl.learners.protocol import Gradient, Loss, Update
 from fastmpl.learners.ranks import ALONE, Ranks
 from fastmpl.learners.recompute import Recomputation
+from fastmpl.learners.statistics import RunningStatistics
 from fastmpl.learners.zero import engine as deepspeed
 from fastmpl.learners.zero.layerwise import layer_by_layer
 from fastmpl.learners.zero.settings import settings
@@ -67,7 +68,10 @@ class ZeroLearner:
         self.moving = last_parameters(module, depth)  # the parameters that the tangent moves
         self.twin = _twin(module)
         self.recomputation = Recomputation(module) if system.recompute else None
+        self.statistics = RunningStatistics(module)
         parameters = {name: p for name, p in module.named_parameters() if p.requires_grad}
+        for p in parameters.values():  # DeepSpeed sends and cuts rows; images may have their channels last all the same
+            p.data = p.data.contiguous()
         decayed = matrices(parameters)
         self.device = next(iter(parameters.values())).device
         self.held = Held(module, self.device, system.precision)
@@ -83,7 +87,8 @@ class ZeroLearner:
 
     def forward(self, images: Float[Tensor, "N *image"], draw: Int[Tensor, ""]) -> Float[Tensor, "N K"]:
         set_draw(self.module, draw)
-        with self.recomputation.on(draw) if self.recomputation else nullcontext():
+        recomputed = self.recomputation.on(draw) if self.recomputation else nullcontext()
+        with recomputed, self.statistics.recorded():
             logits: Tensor = self.engine(images)
         return logits
 
@@ -93,7 +98,7 @@ class ZeroLearner:
     ) -> Float[Tensor, "N K"]:
         set_draw(self.module, draw)
         with frozen_statistics(self.module):
-            return self._seen(images, precise)
+            return self._seen(full(images) if precise else images, precise)  # a loader may give bf16
 
     @torch.no_grad()
     def infer(self, images: Float[Tensor, "N *image"]) -> Float[Tensor, "N K"]:
@@ -105,6 +110,9 @@ class ZeroLearner:
             self.module.train()
 
     def accumulate(self, loss: Float[Tensor, ""]) -> None:
+        if isinstance(self.shards, Slices):
+            # DeepSpeed adds to what is there after another forward pass alone; a kept graph has had its own
+            self.engine.optimizer.clear_backward_seen_flag()
         self.engine.backward(loss)
 
     @torch.no_grad()
@@ -114,6 +122,7 @@ class ZeroLearner:
         assert self._update is not None, "DeepSpeed took no step"
         update: Update = self._update
         self._asked = self._update = None
+        self.statistics.settle(update.applied)
         if self.average is not None:
             self.average.update(self._tensors(), step, update.applied, done=self.optimiser.averages)
         return update
@@ -123,8 +132,8 @@ class ZeroLearner:
         assert self._asked is not None, "the engine steps by itself"
         step, keep = self._asked
         found = self.optimiser.step(self.shards.gradients(), step, keep=keep, average=self.average)
-        scalars = (value.to(self.device) for value in found[:3])  # offloaded shards are in the host's memory
-        self._update = Update(*scalars, found.old, found.gradients)
+        norm, applied, rate = (value.to(self.device) for value in found[:3])  # of offloaded shards, on the host
+        self._update = Update(norm, applied, rate, found.old, found.gradients)
 
     def gradient(self, images: Float[Tensor, "N *image"], loss: Loss, draw: Int[Tensor, ""]) -> Gradient:
         set_draw(self.module, draw)
@@ -170,17 +179,15 @@ class ZeroLearner:
 
         def gather(names: list[str]) -> dict[str, Tensor]:
             wanted = {name: [old, direction] if name in self.moving else [old] for name in names}
-            return {
-                name: dual(*found, *[None][len(found) - 1 :])
-                for name, found in shards.gathered(wanted, self.device).items()
-            }
+            found = shards.gathered(wanted, self.device)
+            return {name: dual(p, *moved) if moved else p for name, (p, *moved) in found.items()}
 
         return gather
 
     def _difference(self, old: Gradient, direction: Gradient, images: Tensor, logits: Tensor) -> Tensor:
         """(S(theta + d v) - S(theta)) / d, of which stage 3 moves the shards themselves."""
-        lengths = [sum_of_products(a, {name: a[name] for name in direction}) for a in (direction, old)]
-        length, size = self._total(torch.stack(lengths)).sqrt()
+        pairs = ((old | direction, direction), (old, {name: old[name] for name in direction}))
+        length, size = self._total(torch.stack([sum_of_products(a, b) for a, b in pairs])).sqrt()
         step = difference_step(length, size)
         moved = {name: p + step * direction[name] if name in direction else p for name, p in old.items()}
         with frozen_statistics(self.module), frozen_statistics(self.twin):
@@ -212,16 +219,15 @@ class ZeroLearner:
     def progress(self, update: Update, gradient: Gradient) -> Float[Tensor, ""]:
         assert update.old is not None
         taken = {name: update.old[name] - self.shards.tensors[name] for name in gradient}
-        return self._total(sum_of_products(taken if taken else update.old, taken and gradient)).to(self.device)
+        return self._total(sum_of_products(update.old | taken, gradient)).to(self.device)
 
     @torch.no_grad()
     def cosine(self, update: Update, gradient: Gradient) -> Float[Tensor, ""]:
         assert update.gradients is not None
         mine = {name: update.gradients[name] for name in gradient}
-        sums = [sum_of_products(update.gradients, b) for b in (mine, gradient)]
-        sums.append(sum_of_products(gradient or update.gradients, gradient))
-        own, along, other = self._total(torch.stack(sums)).to(self.device)
-        return along / (own.sqrt() * other.sqrt()).clamp(min=1e-30)
+        pairs = ((update.gradients, mine), (update.gradients | gradient, gradient), (update.gradients, gradient))
+        sums = self._total(torch.stack([sum_of_products(a, b) for a, b in pairs])).to(self.device)
+        return sums[2] / (sums[0].sqrt() * sums[1].sqrt()).clamp(min=1e-30)
 
     @torch.no_grad()
     def mean(self, value: Float[Tensor, ""]) -> Float[Tensor, ""]:
@@ -241,7 +247,8 @@ class ZeroLearner:
         """The names in `state()`, of any rank, whose tensors are pieces: the ranks' in a row are the whole."""
         if self.stage == 0:
             return set()
-        names = {f"{part}/{name}" for part in ("module", "average") for name in self.shards.shapes}
+        parts = ("module",) if self.average is None else ("module", "average")
+        names = {f"{part}/{name}" for part in parts for name in self.shards.shapes}
         return names | {f"optimiser/{name}/{key}" for name in self.shards.shapes for key in self.optimiser.row.state}
 
     @contextmanager
@@ -319,7 +326,7 @@ class ZeroLearner:
         """A pass without a graph."""
         self.held.precise = precise
         try:
-            logits: Tensor = self.held(images)
+            logits: Tensor = self.held(images.float() if precise else images)  # a loader may give bf16
         finally:
             self.held.precise = False
         return logits

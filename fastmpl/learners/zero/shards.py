@@ -8,7 +8,7 @@ wholes for pieces.
 N ranks; the pieces that `tensors` holds are the engine's own memory: to write them moves the network.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import torch
@@ -89,8 +89,8 @@ class Row:
         self.ranks = ranks
         self.shapes = {name: p.shape for name, p in parameters.items()}
         self.size = self.part.numel()
-        if self.part.device == self.row.device:
-            # the part of the row itself, where DeepSpeed has a copy for the optimiser: one copy less
+        if self.part.device == self.row.device:  # not offloaded
+            # DeepSpeed has a copy for the optimiser; weights and their optimiser are float32 here, so one will do
             self.part.data = zero.parallel_partitioned_bit16_groups[0][ranks.rank].data
         self.places: dict[str, int] = {}  # of each parameter in the row
         self.pieces: dict[str, Piece] = {}
@@ -142,11 +142,13 @@ class Slices:
     def __init__(self, parameters: Parameters, ranks: Ranks, engine: Any) -> None:
         self.zero = engine.optimizer
         (self.part,) = self.zero.fp32_partitioned_groups_flat
-        (self.held,) = self.zero.fp16_partitioned_groups_flat  # what passes gather: the part itself, or its copy
-        self.parameters: Any = parameters  # with the attributes that DeepSpeed gives them
+        (self.held,) = self.zero.fp16_partitioned_groups_flat  # what passes gather
+        if self.part.device == self.held.device:
+            self.part.data = self.held.data  # as in `Row`
         self.ranks = ranks
-        self.shapes = {name: torch.Size(p.ds_shape) for name, p in self.parameters.items()}
-        self.lengths = {name: p.ds_tensor.numel() for name, p in self.parameters.items()}
+        given: Any = parameters  # with the attributes that DeepSpeed gives them
+        self.shapes = {name: torch.Size(p.ds_shape) for name, p in given.items()}
+        self.lengths = {name: p.ds_tensor.numel() for name, p in given.items()}
         self.pieces: dict[str, Piece] = {}
         at = 0
         for name, length in self.lengths.items():
@@ -180,7 +182,7 @@ class Slices:
         return {name: self.gathered({name: [pieces]}, device)[name][0] for name in self.shapes}
 
     def gathered(
-        self, wanted: Mapping[str, list[Mapping[str, Tensor]]], device: torch.device
+        self, wanted: Mapping[str, Sequence[Mapping[str, Tensor]]], device: torch.device
     ) -> dict[str, list[Tensor]]:
         """Some parameters, each made of the pieces of several sets, by one message."""
         slices = []
@@ -200,6 +202,7 @@ class Slices:
     def spread(self) -> None:
         if self.part.device != self.held.device:
             self.held.copy_(self.part.detach())
+        self.zero._partition_all_parameters()  # it keeps wholes that a pass will soon need again; they are old now
 
     def cut(self, name: str, whole: Tensor) -> Tensor:
         return _taken(whole, self.pieces[name])

@@ -1,0 +1,175 @@
+"""Images as they are stored, undecoded: the bytes of image i, from single files or from inside larger ones.
+
+Every storage is random access, so that which image comes when is decided by `order` alone, and no storage has a
+position, a shuffle or a shard of its own. Nothing is decoded here. A million images are a million rows of numbers and
+one string, not a million objects.
+"""
+
+import hashlib
+import os
+from array import array
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final, Protocol, overload
+
+import numpy as np
+from numpy.typing import NDArray
+
+Bytes = NDArray[np.uint8]
+Index = NDArray[np.int64]
+OPEN_FILES: Final = 256  # shards that are kept open, of each set of images and process
+
+
+class Names(Sequence[str]):
+    """Many names as one string: 1.28 million paths in 60 MB rather than 200. Undecodable bytes survive."""
+
+    def __init__(self, names: Iterable[str | os.PathLike[str]] = ()) -> None:
+        text, ends = bytearray(), array("q")  # a list of a million parts would take what this class saves
+        for name in names:
+            text += os.fsencode(name)
+            ends.append(len(text))
+        self._bytes = text
+        self._ends = np.frombuffer(ends, np.int64) if ends else np.empty(0, np.int64)
+
+    @classmethod
+    def joined(cls, parts: Sequence["Names"]) -> "Names":
+        """The names of several, one after another."""
+        if len(parts) == 1:
+            return parts[0]
+        names = cls()
+        names._bytes = bytearray().join(part._bytes for part in parts)
+        starts = np.cumsum([0, *(len(part._bytes) for part in parts)])
+        names._ends = np.concatenate([names._ends, *(part._ends + at for part, at in zip(parts, starts, strict=False))])
+        return names
+
+    def __len__(self) -> int:
+        return len(self._ends)
+
+    @overload
+    def __getitem__(self, index: int) -> str: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[str]: ...
+    def __getitem__(self, index: int | slice) -> str | list[str]:
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        place = range(len(self))[index]  # counts from the end, and raises IndexError
+        start = int(self._ends[place - 1]) if place else 0
+        return os.fsdecode(bytes(self._bytes[start : int(self._ends[place])]))
+
+    @property
+    def digest(self) -> str:
+        """Sixteen digits that tell these names, in this order, from others."""
+        known = hashlib.blake2b(self._bytes, digest_size=8)
+        known.update(self._ends.tobytes())
+        return known.hexdigest()
+
+
+class Encoded(Protocol):
+    """N encoded images, numbered from 0."""
+
+    @property
+    def names(self) -> Sequence[str]:
+        """What a user calls each of them."""
+        ...
+
+    @property
+    def digest(self) -> str:
+        """Tells these images, in this order, from others; made of names and sizes, not of what the files hold."""
+        ...
+
+    def __len__(self) -> int: ...
+
+    def read(self, index: int) -> Bytes:
+        """The bytes of image `index`. Raises OSError where they cannot be read."""
+        ...
+
+
+@dataclass(frozen=True)
+class Files:
+    """Image i is the file `root`/`names[i]`."""
+
+    root: Path
+    names: Names
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    @property
+    def digest(self) -> str:
+        return self.names.digest
+
+    def read(self, index: int) -> Bytes:
+        return np.fromfile(os.path.join(self.root, self.names[index]), np.uint8)
+
+
+class Pieces:
+    """Image i is `size[i]` bytes at `offset[i]` of the file `root`/`shards[shard[i]]`."""
+
+    def __init__(
+        self, root: Path, shards: Sequence[str], shard: NDArray[np.int32], offset: Index, size: Index, names: Names
+    ) -> None:
+        self.root, self.shards, self.names = root, tuple(shards), names
+        self.shard, self.offset, self.size = shard, offset, size
+        self._open: dict[int, _OpenFile] = {}  # by shard, the oldest first
+
+    def __len__(self) -> int:
+        return len(self.shard)
+
+    @property
+    def digest(self) -> str:
+        known = hashlib.blake2b(self.names.digest.encode(), digest_size=8)
+        known.update("\0".join(self.shards).encode("utf-8", "surrogateescape"))
+        for column in (self.shard, self.offset, self.size):
+            known.update(np.ascontiguousarray(column).data)
+        return known.hexdigest()
+
+    def read(self, index: int) -> Bytes:
+        count, offset = int(self.size[index]), int(self.offset[index])
+        file = self._file(int(self.shard[index]))
+        content = os.pread(file.number, count, offset)
+        if len(content) != count:
+            raise OSError(f"{self.shards[self.shard[index]]} ends within {self.names[index]}")
+        return np.frombuffer(content, np.uint8)
+
+    def _file(self, shard: int) -> "_OpenFile":
+        file = self._open.get(shard)
+        if file is None:
+            file = self._open[shard] = _OpenFile(os.path.join(self.root, self.shards[shard]))
+            if len(self._open) > OPEN_FILES:
+                self._open.pop(next(iter(self._open)), None)  # closed when the last thread has read from it
+        return file
+
+
+class _OpenFile:
+    """A file that several threads read from, closed when nobody refers to it any more."""
+
+    def __init__(self, path: str) -> None:
+        self.number = -1
+        self.number = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+
+    def __del__(self) -> None:
+        if self.number >= 0:
+            os.close(self.number)
+
+
+class Chosen:
+    """Images `index` of others, numbered from 0."""
+
+    def __init__(self, images: Encoded, index: Index) -> None:
+        self._images, self._index = images, index
+
+    def __len__(self) -> int:
+        return len(self._index)
+
+    @property
+    def names(self) -> Sequence[str]:
+        names = self._images.names
+        return Names(names[i] for i in self._index)
+
+    @property
+    def digest(self) -> str:
+        return hashlib.blake2b(self._images.digest.encode() + self._index.tobytes(), digest_size=8).hexdigest()
+
+    def read(self, index: int) -> Bytes:
+        return self._images.read(int(self._index[index]))

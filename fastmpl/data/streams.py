@@ -1,0 +1,113 @@
+"""Opens the streams of a run: which images each passes over, and who makes its views."""
+
+from dataclasses import dataclass
+from typing import cast
+
+import numpy as np
+import torch
+from jaxtyping import Int
+from numpy.typing import NDArray
+from torch import Tensor
+
+from fastmpl.data.arrays import Images
+from fastmpl.data.crops import crops
+from fastmpl.data.draws import Stream
+from fastmpl.data.encoded import Encoded
+from fastmpl.data.evaluated import evaluated
+from fastmpl.data.growth import Growing, Growth
+from fastmpl.data.held import Evaluated
+from fastmpl.data.order import Order
+from fastmpl.data.points import PointStream
+from fastmpl.data.prepare import Prepared
+from fastmpl.data.reading import Reader
+from fastmpl.data.settings import DataSettings
+from fastmpl.data.still import StillStream, is_still
+from fastmpl.data.stream import ViewStream
+from fastmpl.data.views import augmentation
+
+
+@dataclass(frozen=True)
+class Streams:
+    """Opens the streams of one process. Rank and device decide which rows are made where, never what is drawn."""
+
+    prepared: Prepared
+    settings: DataSettings
+    seed: int
+    rank: int
+    world: int
+    channels_last: bool
+    threads: int
+    device: int | None
+    dtype: torch.dtype
+
+    def members(self, stream: Stream) -> tuple[NDArray[np.int64], int]:
+        """The images of a training stream and its global batch."""
+        settings, parts = self.settings, self.prepared.split
+        return {
+            Stream.LABELLED: (parts.labelled, settings.batch_labelled),
+            Stream.TRUSTED: (parts.trusted, settings.batch_trusted or settings.batch_labelled),
+            Stream.UNLABELLED: (parts.unlabelled, settings.batch_unlabelled),
+        }[stream]
+
+    def order(self, stream: Stream, members: NDArray[np.int64], batch: int) -> Order:
+        return Order(members, batch, stream, self.seed, self.rank, self.world)
+
+    def open(self, order: Order, step: int, stream: Stream, *, two_views: bool = False) -> ViewStream:
+        images, normalisation = self.prepared.arrays.train_images, self.prepared.normalisation
+        if not isinstance(images, np.ndarray):
+            return self._open_encoded(images, order, step, stream, two_views=two_views)
+        if normalisation is None:
+            points = cast(NDArray[np.float32], images)
+            return PointStream(points, order, two_views=two_views, step=step, device=self.device)
+        pixels, how = cast(NDArray[np.uint8], images), augmentation(self.settings)
+        if self.device is None and is_still(how, pixels, two_views=two_views):
+            return StillStream(
+                pixels, order, normalisation, two_views=two_views, step=step, channels_last=self.channels_last
+            )
+        from fastmpl.data.pipeline import ImageStream  # here, because points need no DALI
+
+        return ImageStream(
+            pixels,
+            order,
+            how,
+            normalisation,
+            two_views=two_views,
+            step=step,
+            channels_last=self.channels_last,
+            threads=self.threads,
+            device=self.device,
+        )
+
+    def _open_encoded(self, images: Encoded, order: Order, step: int, stream: Stream, *, two_views: bool) -> ViewStream:
+        from fastmpl.data.encoded_pipeline import EncodedStream, machine
+
+        settings, normalisation = self.settings, self.prepared.normalisation
+        assert normalisation is not None
+        where = machine(settings, self.device, self.threads)
+        classes = None if stream in (Stream.UNLABELLED, Stream.DISTIL) else self.prepared.targets
+        reader = Reader(images, order.members, self.seed, classes=classes, threads=self.threads)
+
+        def sized(size: int, first: int) -> ViewStream:
+            how = crops(settings, size)
+            return EncodedStream(
+                reader, order, how, normalisation, where, two_views=two_views, step=first, dtype=self.dtype
+            )
+
+        grows = stream in (Stream.LABELLED, Stream.TRUSTED, Stream.UNLABELLED)
+        growth = Growth(settings.start_size if grows else 0, settings.image_size, settings.grow_steps)
+        return Growing(sized, growth, step)
+
+    @property
+    def place(self) -> torch.device:
+        return torch.device("cpu" if self.device is None else f"cuda:{self.device}")
+
+    @property
+    def ahead(self) -> int:
+        """Batches that a thread makes in advance: of arrays DALI's own threads are enough."""
+        return 0 if isinstance(self.prepared.arrays.train_images, np.ndarray) else self.settings.prefetch
+
+    def targets(self) -> Int[Tensor, "N"]:
+        return torch.from_numpy(self.prepared.targets).to(self.place)
+
+    def held(self, images: Images, labels: NDArray[np.int64]) -> Evaluated:
+        return evaluated(images, labels, self.settings, self.prepared.normalisation, self.threads, self.device)
