@@ -16,6 +16,7 @@ from fastmpl.assemble import AnyLearner, Trainee, assemble, below
 from fastmpl.check import require_same_data, require_trusted
 from fastmpl.checkpoint import Checkpoint
 from fastmpl.config import Config, difference, is_capturable, load, save
+from fastmpl.config.rules import NOT_CAPTURABLE
 from fastmpl.data.batch import Batch
 from fastmpl.data.build import Data
 from fastmpl.data.build import build as build_data
@@ -347,6 +348,8 @@ class Training:
         graph = self.config.system.graph
         if self.device.type == "cuda" and graph != "off" and is_capturable(self.config):
             return GraphedStep(step, self.device)
+        if self.device.type == "cuda" and graph == "auto":
+            self.progress.note(f"The step is not one CUDA graph: {NOT_CAPTURABLE}.")
         if graph == "on":
             raise ConfigError('system.graph = "on" needs a CUDA device, and there is none. Use graph = "auto".')
         return step
