@@ -112,7 +112,7 @@ def test_check_warns_of_test_images_that_are_trained_on(here: Path, capsys: pyte
     copy = shutil.copytree(here / "my pictures", here / "leaky", symlinks=True)
     image = next((copy / "test" / "red").glob("*.jpg"))
     shutil.copyfile(image, copy / "unlabelled" / "copy.jpg")
-    assert "warning 1 test images are also training images" in said(
+    assert "warning 1 test images are also unlabelled training images" in said(
         capsys, "check", "my_pictures.toml", "--data.root", "leaky"
     )
 
