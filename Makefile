@@ -1,7 +1,7 @@
 # make train           the environment if needed, then the demonstration: two tables and a report (CONFIG=... for another job)
 # make test            the environment if needed, then lint, types and the test suite
 # make test-slow       the same properties at more sizes and architectures
-# make gpu-check       the tests that need a GPU
+# make gpu-check       the tests that need a GPU, and each kernel against its reference; writes a record
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV   := .venv
@@ -22,7 +22,7 @@ test-slow: $(BUILD)
 	$(PYTEST) -n 2 --dist worksteal -m slow
 
 gpu-check: $(BUILD)
-	$(BIN)/python -m pytest -m gpu tests/gpu
+	$(BIN)/python -m benchmarks.gpu_check
 
 lint: $(BUILD)
 	$(BIN)/ruff check .

@@ -1,8 +1,9 @@
 """The steps that are compared: one network pair, one batch, one schedule each; and the published order of the step."""
 
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import nn
@@ -159,3 +160,39 @@ def published(step: Step) -> torch.Tensor:
     teacher.accumulate(taught.loss)
     teacher.apply(moment.step)
     return after
+
+
+class Paired(NamedTuple):
+    """One step executed in two ways, on the same batch."""
+
+    title: str
+    eager: Callable[[], object]
+    graphed: Callable[[], object]
+
+
+def graph_pairs(device: torch.device) -> Iterator[Paired]:
+    """WRN-28-2's step at the sizes of CIFAR-10, one operator after another and as one CUDA graph."""
+    from fastmpl.assemble import assemble
+    from fastmpl.capture import fake_batch
+    from fastmpl.config import Config
+    from fastmpl.step.graphed import GraphedStep
+
+    for labelled, kind in ((8, "exact"), (64, "exact"), (64, "scalar")):
+        changes = {
+            "data": {"batch_labelled": labelled, "batch_unlabelled": 7 * labelled},
+            "teacher": {"model": "wrn_28_2"},
+            "student": {"model": "wrn_28_2"},
+            "method": {"targets": "soft" if kind == "exact" else "sampled"},
+            "feedback": {"kind": kind},
+            "system": {"precision": "bf16"},
+        }
+        config = Config.model_validate(changes)
+        shape = (3, 32, 32)
+        parts = fake_batch(config, shape, 10).to(device)
+        batch = Batch(*(torch.randn_like(p) if p is not None and p.is_floating_point() else p for p in parts))  # type: ignore[arg-type]
+        steps = [
+            assemble(config, classes=10, image_shape=shape, device=device, fixed_teacher=lambda: nn.Identity()).step
+            for _ in range(2)
+        ]
+        graphed = GraphedStep(steps[1], device)
+        yield Paired(f"WRN-28-2, bf16, {kind}, B = {labelled}", partial(steps[0], batch), partial(graphed, batch))

@@ -10,4 +10,5 @@ NOT_RUN = {
     "cifar10_reduced_mpl",
     "imagenet_reduced_b7",
     "imagenet_folder_example",
+    "imagenet_efficientnet_l2_zero",
 }

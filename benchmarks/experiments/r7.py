@@ -23,7 +23,7 @@ from fastmpl.experiment import Arm, Outcome, run_arms
 
 NOISY, TRUSTED, OFF, EXACT = "noisy", "trusted", "MPL, off", "MPL, exact"
 CONFIG = CONFIGS / "fashion_mnist_noisy.toml"
-WEIGHTS = (1.0, 3.0, 10.0)  # of the feedback; 1 is the true gradient
+WEIGHTS = (0.3, 1.0, 3.0)  # of the feedback; 1 is the true gradient
 TRUSTED_WEIGHTS = (0.2, 1.0)  # of their mean loss, beside that of the noisy ones
 ALONE = {"method.name": "supervised", "feedback.kind": "off"}
 SAMPLED = {"method.targets": "sampled"}

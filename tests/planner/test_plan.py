@@ -35,7 +35,7 @@ def peak_of(config: Config) -> int:
     [
         ("split", {}),
         ("split, deferred", {"system__deferred": True}),
-        ("split, deferred", {"system__deferred": True, "system__precision": "bf16"}),
+        ("split", {"system__precision": "bf16", "feedback__tangent": "difference", "feedback__kind": "off"}),
         ("joint", {"system__schedule": "joint", "feedback__kind": "off"}),
     ],
 )

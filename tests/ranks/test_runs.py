@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
+import safetensors.torch
 import torch
 
 from fastmpl import checkpoint
@@ -62,6 +63,15 @@ def test_the_first_rank_alone_speaks_and_writes(whole: Whole) -> None:
     assert json.loads((whole.folder / "small/STATUS.json").read_text())["state"] == "done"
     steps = [line["step"] for line in read_lines(whole.folder / "small") if line["kind"] == "train"]
     assert steps == sorted(set(steps))
+
+
+def test_the_weights_file_has_the_mean_statistics_of_all_ranks(whole: Whole) -> None:
+    """Each rank goes on with its own; what is evaluated and kept is no single rank's."""
+    written = safetensors.torch.load_file(whole.folder / "small/student.safetensors")
+    name = "blocks.0.1.running_mean"
+    own = [last(whole.folder, rank)[f"student/average/{name}"] for rank in (0, 1)]
+    assert not torch.equal(*own)
+    torch.testing.assert_close(written[name], (own[0] + own[1]) / 2)
 
 
 def test_ranks_that_one_signal_stops_continue_bit_for_bit(whole: Whole, tmp_path: Path) -> None:

@@ -56,7 +56,7 @@ def test_two_ranks_equal_one_process_at_every_stage(name: str, stage: int, two: 
     is_equal(name, stage, two)
 
 
-@pytest.mark.parametrize("stage", (1, 3))
+@pytest.mark.parametrize("stage", [1, 3])
 @pytest.mark.parametrize("name", SOME)
 def test_what_a_method_may_ask_for_is_the_same_on_shards(name: str, stage: int, further: Found) -> None:
     is_equal(name, stage, further)
