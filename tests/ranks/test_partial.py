@@ -1,0 +1,50 @@
+"""Passes that are replayed under DeepSpeed's engines, whose hooks receive the gradients, train the same networks."""
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from fastmpl.learners.ranks import Ranks
+from fastmpl.step.partial import PartialGraphs
+from tests.ranks import parity
+from tests.ranks.spawned import on_ranks
+from tests.step.pooled_cuda import Pooled
+
+pytest.importorskip("deepspeed", reason="the sharded extra brings it: pip install fastmpl[sharded]")
+STAGES = (0, 1, 2)
+
+
+def eager_and_replayed(ranks: Ranks) -> dict[str, Any]:
+    """Both networks after some steps at each stage, with and without imitated graphs."""
+    return {f"{stage} {graphs}": _trained(stage, ranks, graphs) for stage in STAGES for graphs in (False, True)}
+
+
+def _trained(stage: int, ranks: Ranks, graphs: bool) -> dict[str, Any]:
+    case = replace(parity.CASES["conv group exact"], dtype=torch.float32, stage=stage)
+    honest, replays = parity._learner, 0
+
+    def with_graphs(*arguments: Any, **settings: Any) -> Any:
+        learner = honest(*arguments, **settings)
+        PartialGraphs(learner.module, torch.device("cpu"))
+        return learner
+
+    with pytest.MonkeyPatch.context() as patch:
+        cuda = Pooled(patch)
+        if graphs:
+            patch.setattr(parity, "_learner", with_graphs)
+        tensors = parity.trained(case, ranks, steps=8)["tensors"]
+        replays = sum(graph.replays for graph in cuda.graphs)
+    return tensors | {"replays": replays}
+
+
+def test_sharded_networks_learn_the_same_with_their_passes_replayed() -> None:
+    for found in on_ranks(2, eager_and_replayed):
+        for stage in STAGES:
+            eager, replayed = found[f"{stage} False"], found[f"{stage} True"]
+            assert eager.pop("replays") == 0
+            assert replayed.pop("replays") > 20
+            for name, value in eager.items():
+                np.testing.assert_allclose(replayed[name], value, rtol=1e-6, atol=1e-7, err_msg=f"{stage} {name}")
