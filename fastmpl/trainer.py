@@ -21,6 +21,7 @@ from fastmpl.data.build import Data
 from fastmpl.data.build import build as build_data
 from fastmpl.errors import ConfigError, DivergedError, StorageError
 from fastmpl.evaluate import Judge, Network, Split, inferences
+from fastmpl.learners.zero.engine import logged
 from fastmpl.lifecycle import State, Stopper, claimed, write_status
 from fastmpl.metrics import Evaluation, Log, Meter, lines_a_read
 from fastmpl.networks import fixed_teacher, save_network
@@ -88,6 +89,8 @@ def train(config: Config, *, resume: str = "auto", quiet: bool = False, report: 
     with ExitStack() as held:
         if here.is_first:
             held.enter_context(_taken(folder, config, resume))
+            if config.system.engine == "zero":
+                held.enter_context(logged(folder / "deepspeed.log"))
         run: Training | None = None
         try:
             with joined(here, folder, lambda: held.enter_context(Stopper()), config.system.timeout) as group:
