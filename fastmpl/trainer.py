@@ -22,6 +22,7 @@ from fastmpl.data.build import build as build_data
 from fastmpl.data.stream import Replacement
 from fastmpl.errors import ConfigError, DivergedError, StorageError
 from fastmpl.evaluate import Judge, Network, Split, inferences
+from fastmpl.learners.zero.engine import logged
 from fastmpl.lifecycle import State, Stopper, claimed, write_status
 from fastmpl.lost import Lost, LostImages, NoneLost
 from fastmpl.metrics import Evaluation, Log, Meter, lines_a_read
@@ -90,6 +91,8 @@ def train(config: Config, *, resume: str = "auto", quiet: bool = False, report: 
     with ExitStack() as held:
         if here.is_first:
             held.enter_context(_taken(folder, config, resume))
+            if config.system.engine == "zero":
+                held.enter_context(logged(folder / "deepspeed.log"))
         run: Training | None = None
         try:
             with joined(here, folder, lambda: held.enter_context(Stopper()), config.system.timeout) as group:
