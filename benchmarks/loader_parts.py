@@ -110,6 +110,10 @@ def table(files: list[Path]) -> list[Row]:
     read = _least(lambda: [portable(np.fromfile(file, np.uint8)) for file in files], len(files))
     handed = _ours(lambda content: fn.cast(content, dtype=types.UINT8), (contents,))
     decoded = _ours(lambda content: decode(content, where), (contents,)) - handed
+    region = _ours(
+        lambda content: fn.decoders.image_slice(content, start=[y, x], shape=[height, width], axes=[0, 1]), (contents,)
+    )
+    region -= handed
     resized = _ours(
         lambda content, window: resize(decode(content, where), [window], SIZE, where)[0], (contents, windows)
     )
@@ -123,6 +127,7 @@ def table(files: list[Path]) -> list[Row]:
         _row("read the file, walk its markers", read, None),
         _row("hand the bytes to DALI", handed, None),
         _row("decode", decoded, _theirs(lambda file: Image.open(file).convert("RGB"), files)),
+        _row("decode a window alone, for comparison", region, None),
         _row("crop and resize, a view", resized - decoded - handed,
              _theirs(lambda image: F.resized_crop(image, y, x, height, width, [SIZE, SIZE]), images)),
         _row("flip and normalise, a view", normal, _theirs(lambda image: to_float(F.horizontal_flip(image)), whole)),

@@ -30,7 +30,7 @@ CPU_SIZED: Mapping[str, Any] = {
 }
 DATA: Mapping[str, tuple[str, int, Mapping[str, Any]]] = {
     "digits": ("digits.toml", 600, {"finetune.batch": 20}),
-    "fashion": ("fashion_mnist_500.toml", 2000, {**CPU_SIZED, "finetune.batch": 64}),
+    "fashion": ("fashion_mnist_500.toml", 1000, {**CPU_SIZED, "finetune.batch": 64}),
 }
 FINETUNING = {"finetune.steps": 200, "finetune.lr": 0.003}
 WITHOUT = {"feedback.kind": "off"}

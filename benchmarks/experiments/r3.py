@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from benchmarks.experiments.common import CONFIGS, options, record, run_rows, tell
+from benchmarks.experiments.common import CONFIGS, options, record, row, run_rows, tell
 from benchmarks.records import Row
 from fastmpl.data.build import build as build_data
 from fastmpl.experiment import Arm, run_arms
@@ -64,17 +64,19 @@ def draw_boundaries(folder: Path, seeds: int) -> Path:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    asked = options("r3", __doc__.splitlines()[0], steps=4000, seeds=20).parse_args(arguments)
+    asked = options("r3", __doc__.splitlines()[0], steps=2000, seeds=20).parse_args(arguments)
     torch.set_num_threads(1)
     common = {"run.steps": asked.steps, "run.evaluate_every": asked.steps, "run.checkpoint_every": asked.steps}
     arms = [Arm(slug(name), CONFIG, {**common, **changes}) for name, changes in ARMS.items()]
     outcomes = run_arms(arms, asked.seeds, asked.output, tell, asked.jobs)
     rows: list[Row] = []
     for name in ARMS:
-        found = run_rows("two moons, 3 + 3 labels", name, outcomes[slug(name)])
-        solved = sum(isinstance(each["value"], float) and each["value"] >= SOLVED for each in found)
-        tell(f"{name}: {solved} of {len(found)} draws solved")
-        rows += [each | {"solved": isinstance(each["value"], float) and each["value"] >= SOLVED} for each in found]
+        found = run_rows("points right", name, outcomes[slug(name)])
+        solved = [float(each["value"]) >= SOLVED for each in found]  # type: ignore[arg-type]
+        tell(f"{name}: {sum(solved)} of {len(found)} draws solved")
+        rows += found
+        rows += [row("draws solved", name, seed, float(share)) for seed, share in enumerate(solved)]
+    rows.sort(key=lambda each: each["case"] != "draws solved")
     tell(f"boundaries: {draw_boundaries(asked.output, min(DRAWN, asked.seeds))}")
     record(asked, rows, baseline="MPL, off")
     return 0

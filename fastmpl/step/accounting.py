@@ -7,6 +7,7 @@ counted on a machine that could not run it. Left out: scratch memory inside an o
 """
 
 import functools
+import math
 import weakref
 from collections import Counter
 from collections.abc import Callable
@@ -139,12 +140,23 @@ def predicted(
         return measure(lambda: step(made), held(made), round_to=round_to)
 
 
+def _convolution_backward(
+    gradient: torch.Size, images: torch.Size, weight: torch.Size, *rest: Any, out_shape: object = None
+) -> int:
+    """As much as the forward for each derivative that is asked for. torch's own rule takes groups for one."""
+    *_, transposed, _, _, asked = rest
+    positions = images if transposed else gradient
+    forward = 2 * positions[0] * math.prod(positions[2:]) * math.prod(weight)
+    return int(forward * (asked[0] + asked[1]))
+
+
 def arithmetic(fn: Callable[[], object]) -> int:
     """Floating-point operations of one call of `fn` in convolutions, matrix products and attention (2 a multiply-add).
 
     Element-wise work is not counted. A forward-mode derivative is: it runs the same operators on tangents, two for each
     product; a factor without a tangent (the images, at the first layer) is counted as though it had one.
     """
-    with FlopCounterMode(display=False) as counter:
+    mapping = {torch.ops.aten.convolution_backward: _convolution_backward}
+    with FlopCounterMode(display=False, custom_mapping=mapping) as counter:
         fn()
     return int(counter.get_total_flops())

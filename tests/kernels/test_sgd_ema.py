@@ -169,6 +169,12 @@ def test_global_norm_is_that_of_all_gradients_together(lists: Lists) -> None:
     assert norm.item() == pytest.approx(exact, rel=2**-23)
 
 
+@pytest.mark.parametrize("size", [1e25, 1e-25])
+def test_global_norm_holds_where_the_squares_leave_float32(size: float) -> None:
+    with dispatch.use(kernel_backend()):
+        assert global_norm([torch.full((5000,), size)]).item() == pytest.approx(size * math.sqrt(5000), rel=1e-6)
+
+
 def test_global_norm_does_not_overflow_where_the_squares_would() -> None:
     with dispatch.use(kernel_backend()):
         assert global_norm([torch.full((4,), 1e30)]).item() == pytest.approx(2e30)

@@ -7,6 +7,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from benchmarks.bench_zero import KINDS, Pair, counted
+from benchmarks.steps import Size
 from fastmpl.config import SystemConfig
 from fastmpl.data.batch import Batch
 from fastmpl.learners.plain import PlainLearner
@@ -108,7 +110,12 @@ FURTHER = {
     "conv group": Case("conv", "group"),
     "recomputed": Case("conv", "sync", recompute=True),
 }
-SHARDED = R5 | FURTHER
+OFFLOADED = {
+    "offloaded jvp": Case(offload=True, parts=4),
+    "offloaded difference": Case(offload=True, tangent="difference"),
+    "offloaded adamw": Case(offload=True, kind="per_example", student={"name": "adamw", "lr": 0.01, "clip": 0.3}),
+}
+SHARDED = R5 | FURTHER | OFFLOADED
 STAGES = (0, 1, 2, 3)
 
 
@@ -159,6 +166,39 @@ def trained(case: Case, ranks: Ranks, steps: int = STEPS) -> dict[str, Any]:
     student.close()
     teacher.close()
     return {"tensors": tensors, "feedback": torch.stack(fed), "baseline": baseline}
+
+
+@dataclass(frozen=True)
+class Poisoned:
+    """A job of each rank: one step in which the gradient of one rank is not a number; what moved, by stage."""
+
+    def __call__(self, ranks: Ranks) -> dict[str, dict[str, Any]]:
+        found = {}
+        for stage in STAGES:
+            case = Case("conv", "sync", dtype=torch.float32, stage=stage)
+            learner = _learner(case, network(case, 1), ranks, average=0.9, settings={})
+            for step, spoil in enumerate((1.0, float("nan") if ranks.rank == 1 else 1.0)):
+                before = {name: value.clone() for name, value in learner.state().items()}
+                images = part(batch_of(step, case.dtype), ranks).strong
+                learner.accumulate(learner.forward(images, torch.tensor(0)).square().mean() * spoil)
+                update = learner.apply(torch.tensor(step))
+            moved = [name for name, value in learner.state().items() if not torch.equal(value, before[name])]
+            found[str(stage)] = {"applied": update.applied, "moved": moved, "norm": update.norm}
+            learner.close()
+        return found
+
+
+def counted_traffic(ranks: Ranks) -> dict[str, int]:
+    """Messages of a few numbers in one step, by stage and feedback."""
+    size = Size("perceptron", 4, LABELLED, UNLABELLED)
+    found = {}
+    for stage in (None, *STAGES):
+        for kind in KINDS:
+            pair = Pair(size, stage, kind, ranks)
+            pair()  # the first step may prepare
+            found[f"{'copies' if stage is None else stage} {kind}"] = counted(pair).scalars
+            pair.close()
+    return found
 
 
 def wholes(learner: PlainLearner | ZeroLearner) -> dict[str, Tensor]:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from fastmpl.learners.ranks import ALONE
-from tests.ranks.parity import R5, SHARDED, STAGES, Every, sharded, trained
+from tests.ranks.parity import OFFLOADED, R5, SHARDED, STAGES, Every, Poisoned, counted_traffic, sharded, trained
 from tests.ranks.spawned import on_ranks
 
 pytest.importorskip("deepspeed", reason="pip install fastmpl[sharded]")
@@ -23,7 +23,7 @@ SOME = ("cosine", "clipped adamw", "fused with average", "last block difference"
 @cache
 def alone(name: str) -> dict[str, Any]:
     """One process without DeepSpeed, one batch a step."""
-    return trained(replace(sharded(name, None), parts=1, recompute=False), ALONE)
+    return trained(replace(sharded(name, None), parts=1, recompute=False, offload=False), ALONE)
 
 
 @pytest.fixture(scope="module")
@@ -62,6 +62,31 @@ def test_what_a_method_may_ask_for_is_the_same_on_shards(name: str, stage: int, 
     is_equal(name, stage, further)
 
 
+def test_a_gradient_that_is_not_finite_on_one_rank_is_skipped_on_all() -> None:
+    for rank in on_ranks(2, Poisoned(), seconds=SECONDS):
+        for stage in STAGES:
+            found = rank[str(stage)]
+            assert found["applied"] == 0, stage
+            assert not np.isfinite(found["norm"]), stage
+            assert found["moved"] == [], stage
+
+
+def test_one_scalar_reduction_a_step_beside_the_norms_of_sharded_gradients() -> None:
+    every = on_ranks(2, counted_traffic, seconds=SECONDS)
+    for rank in every:
+        for name, scalars in rank.items():
+            norms = 0 if name.startswith(("copies", "0")) else 2
+            assert scalars - norms <= 1, name
+
+
+@pytest.mark.slow
+def test_shards_in_the_hosts_memory_are_the_same() -> None:
+    found = on_ranks(2, Every(tuple(OFFLOADED), (1, 2, 3)), seconds=SECONDS)
+    for name in OFFLOADED:
+        for stage in (1, 2, 3):
+            is_equal(name, stage, found)
+
+
 @pytest.mark.slow
 def test_four_ranks_equal_one_process_at_every_stage() -> None:
     names = ("scalar", "jvp", "accumulated reduced difference")
@@ -73,7 +98,7 @@ def test_four_ranks_equal_one_process_at_every_stage() -> None:
 
 @pytest.mark.slow
 def test_everything_else_is_the_same_on_shards_at_every_stage() -> None:
-    names = tuple(name for name in SHARDED if name not in FAST)
+    names = tuple(name for name in SHARDED if name not in FAST and name not in OFFLOADED)
     found = on_ranks(2, Every(names), seconds=SECONDS)
     for name in names:
         for stage in STAGES:

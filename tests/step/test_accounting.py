@@ -1,5 +1,6 @@
 """Costs that are counted: exact, repeatable, the same for fake tensors."""
 
+import pytest
 import torch
 import torch.autograd.forward_ad as forward_ad
 from torch import nn
@@ -107,6 +108,16 @@ def test_arithmetic_of_a_training_step_is_three_forwards():
     forward = arithmetic(lambda: net(x))
     assert forward == 2 * 4 * 32 * 8
     assert arithmetic(lambda: net(x).sum().backward()) == 3 * forward
+
+
+@pytest.mark.parametrize("groups", [1, 4, 16], ids=["dense", "grouped", "depthwise"])
+def test_a_convolution_costs_its_positions_times_its_weights_and_twice_that_backward(groups: int):
+    net = nn.Conv2d(16, 16, 3, padding=1, groups=groups, bias=False)
+    x = torch.zeros(2, 16, 8, 8, requires_grad=True)
+    forward = arithmetic(lambda: net(x))
+    assert forward == 2 * (2 * 8 * 8) * (16 * 16 // groups * 9)
+    assert arithmetic(lambda: net(x).sum().backward()) == 3 * forward
+    assert arithmetic(lambda: net(x.detach()).sum().backward()) == 2 * forward  # nobody asks for the images'
 
 
 def test_tangents_are_counted_as_arithmetic_and_as_operations():

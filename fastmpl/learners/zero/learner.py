@@ -23,6 +23,7 @@ from fastmpl.learners.passes import autocast, difference_step, dual, full, tange
 from fastmpl.learners.protocol import Gradient, Loss, Update
 from fastmpl.learners.ranks import ALONE, Ranks
 from fastmpl.learners.recompute import Recomputation
+from fastmpl.learners.statistics import RunningStatistics
 from fastmpl.learners.zero import engine as deepspeed
 from fastmpl.learners.zero.layerwise import layer_by_layer
 from fastmpl.learners.zero.settings import settings
@@ -67,6 +68,7 @@ class ZeroLearner:
         self.moving = last_parameters(module, depth)  # the parameters that the tangent moves
         self.twin = _twin(module)
         self.recomputation = Recomputation(module) if system.recompute else None
+        self.statistics = RunningStatistics(module)
         parameters = {name: p for name, p in module.named_parameters() if p.requires_grad}
         for p in parameters.values():  # DeepSpeed sends and cuts rows; images may have their channels last all the same
             p.data = p.data.contiguous()
@@ -85,7 +87,8 @@ class ZeroLearner:
 
     def forward(self, images: Float[Tensor, "N *image"], draw: Int[Tensor, ""]) -> Float[Tensor, "N K"]:
         set_draw(self.module, draw)
-        with self.recomputation.on(draw) if self.recomputation else nullcontext():
+        recomputed = self.recomputation.on(draw) if self.recomputation else nullcontext()
+        with recomputed, self.statistics.recorded():
             logits: Tensor = self.engine(images)
         return logits
 
@@ -95,7 +98,7 @@ class ZeroLearner:
     ) -> Float[Tensor, "N K"]:
         set_draw(self.module, draw)
         with frozen_statistics(self.module):
-            return self._seen(images, precise)
+            return self._seen(full(images) if precise else images, precise)  # a loader may give bf16
 
     @torch.no_grad()
     def infer(self, images: Float[Tensor, "N *image"]) -> Float[Tensor, "N K"]:
@@ -119,6 +122,7 @@ class ZeroLearner:
         assert self._update is not None, "DeepSpeed took no step"
         update: Update = self._update
         self._asked = self._update = None
+        self.statistics.settle(update.applied)
         if self.average is not None:
             self.average.update(self._tensors(), step, update.applied, done=self.optimiser.averages)
         return update
