@@ -31,6 +31,7 @@ from fastmpl.processes import Group, Place, joined, place
 from fastmpl.progress import Progress, Silent
 from fastmpl.step.eager import EagerStep
 from fastmpl.step.graphed import GraphedStep
+from fastmpl.step.partial import replay_passes
 from fastmpl_kernels import dispatch
 
 # torch's own forward-mode rules are scripted; no user can change that
@@ -346,13 +347,17 @@ class Training:
             write_status(self.folder, "running", self.step)
 
     def _executed(self, step: EagerStep) -> EagerStep | GraphedStep:
-        """As one CUDA graph where there is a GPU, unless it is switched off."""
-        graph = self.config.system.graph
-        if self.device.type == "cuda" and graph != "off" and is_capturable(self.config):
-            return GraphedStep(step, self.device)
-        if graph == "on":
-            raise ConfigError('system.graph = "on" needs a CUDA device, and there is none. Use graph = "auto".')
-        return step
+        """As one CUDA graph where there is a GPU, unless it is switched off; a sharded one eagerly, or pass by pass."""
+        system = self.config.system
+        if self.device.type != "cuda":
+            if system.graph == "on":
+                raise ConfigError('system.graph = "on" needs a CUDA device, and there is none. Use graph = "auto".')
+            return step
+        if system.engine == "zero" and system.graph == "on":
+            both = [self.trainee.student, *([self.trainee.teacher] if self.trainee.teacher else [])]
+            replay_passes(both, self.device, never_open_together=system.deferred)
+        captured = system.graph != "off" and is_capturable(self.config)
+        return GraphedStep(step, self.device) if captured else step
 
     def _next_batch(self) -> Batch:
         batch = next(self.data.train)
