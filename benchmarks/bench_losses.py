@@ -176,7 +176,7 @@ def check(case: Case) -> None:
 
 
 def interleaved(variants: dict[str, Callable[[], Any]], rounds: int, repeats: int) -> dict[str, list[float]]:
-    """Seconds of this thread a call (a compiler's idle workers are others); every round runs each variant once, in an order that rotates."""
+    """Seconds of this thread a call; every round runs each variant once, in an order that rotates."""
     names, seconds = list(variants), {name: [] for name in variants}
     for turn in range(-3, rounds):
         shift = turn % len(names)

@@ -16,6 +16,7 @@ from fastmpl_kernels import library
 ROOT = Path(__file__).parents[2]
 pytestmark = [
     pytest.mark.slow,
+    pytest.mark.timeout(900),
     pytest.mark.skipif(
         bool(os.environ.get("FASTMPL_NO_NATIVE")),
         reason="FASTMPL_NO_NATIVE is set: unset it and build with a C++ compiler",
@@ -55,7 +56,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("wheel")
     command = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation"]
     command += ["-C", f"build-dir={folder / 'build'}", "--wheel-dir", str(folder), str(ROOT)]
-    subprocess.run(command, check=True, timeout=280)
+    subprocess.run(command, check=True, timeout=600)
     (built,) = folder.glob("fastmpl-*.whl")
     with zipfile.ZipFile(built) as archive:
         archive.extractall(folder / "unpacked")
@@ -74,7 +75,7 @@ def libraries(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
             [*cmake, "-S", str(ROOT), "-B", str(folder), f"-DFASTMPL_INSTRUCTION_SET={name}"],
             check=True, capture_output=True, timeout=120,
         )  # fmt: skip
-        subprocess.run([*cmake, "--build", str(folder), "-j", "2"], check=True, capture_output=True, timeout=240)
+        subprocess.run([*cmake, "--build", str(folder), "-j", "2"], check=True, capture_output=True, timeout=400)
         found[name] = folder / library.NAME
     return found
 
