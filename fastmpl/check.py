@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from fastmpl.config import Config, feeds_back
+from fastmpl.config import Config, feeds_back, is_capturable
+from fastmpl.config.rules import NOT_CAPTURABLE
 from fastmpl.errors import StorageError
 
 if TYPE_CHECKING:
@@ -157,8 +158,11 @@ def check_capture(config: Config, prepared: "Prepared") -> Iterator[str]:
     """Runs the step on fake tensors, with no arithmetic and no GPU: each reason why it cannot be one CUDA graph."""
     from fastmpl.capture import capture_faults
 
-    if config.system.engine != "plain" or config.system.graph == "off":
-        yield f'graph   none: system.engine = "{config.system.engine}", system.graph = "{config.system.graph}"'
+    if config.system.graph == "off":
+        yield 'graph   none: system.graph = "off"'
+        return
+    if not is_capturable(config):
+        yield f"graph   none: {NOT_CAPTURABLE}"
         return
     size = config.data.image_size
     shape = (2,) if prepared.normalisation is None else (config.data.channels, size, size)

@@ -16,6 +16,7 @@ from fastmpl.assemble import AnyLearner, Trainee, assemble, below
 from fastmpl.check import require_same_data, require_trusted
 from fastmpl.checkpoint import Checkpoint
 from fastmpl.config import Config, difference, is_capturable, load, save
+from fastmpl.config.rules import NOT_CAPTURABLE
 from fastmpl.data.batch import Batch
 from fastmpl.data.build import Data
 from fastmpl.data.build import build as build_data
@@ -356,8 +357,11 @@ class Training:
         if system.engine == "zero" and system.graph == "on":
             both = [self.trainee.student, *([self.trainee.teacher] if self.trainee.teacher else [])]
             replay_passes(both, self.device, never_open_together=system.deferred)
-        captured = system.graph != "off" and is_capturable(self.config)
-        return GraphedStep(step, self.device) if captured else step
+        if system.graph != "off" and is_capturable(self.config):
+            return GraphedStep(step, self.device)
+        if system.graph == "auto":
+            self.progress.note(f"The step is not one CUDA graph: {NOT_CAPTURABLE}.")
+        return step
 
     def _next_batch(self) -> Batch:
         batch = next(self.data.train)

@@ -5,12 +5,14 @@ from typing import Any
 
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from fastmpl.assemble import Trainee
 from fastmpl.capture import FakeRun, capture_faults
 from fastmpl.config import load
 from fastmpl.config.optimisers import ABILITIES
 from fastmpl.step.lint import lint
+from fastmpl_kernels import rows
 from tests.examples import EXAMPLES
 from tests.learners import fake_apex
 
@@ -80,3 +82,12 @@ def test_a_host_read_in_a_real_step_is_found() -> None:
 
     found = lint(lambda: FakeRun(config, 10, (3, 8, 8)), step, lambda run: None)
     assert any(fault.kind == "host read" for fault in found)
+
+
+def test_a_step_on_fake_tensors_leaves_nothing_behind_that_a_real_one_would_use() -> None:
+    """As when a run is checked and then trained in one process: what is made once must not be made of nothing."""
+    rows._constant.cache_clear()
+    config = load(CONFIGS / "digits.toml", SMALL)
+    with FakeTensorMode():
+        FakeRun(config, 10, (3, 8, 8)).step()
+    FakeRun(config, 10, (3, 8, 8)).step()

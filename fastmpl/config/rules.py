@@ -63,6 +63,11 @@ def trained(config: "Config") -> dict[str, str]:
     return names
 
 
+NOT_CAPTURABLE: Final = (
+    "networks in shards, images that grow or an optimiser that takes its rate from the host forbid it"
+)
+
+
 def is_capturable(config: "Config") -> bool:
     """Whether a step can be one CUDA graph: its images have one size, and the optimisers allow it."""
     plain = config.system.engine == "plain"
