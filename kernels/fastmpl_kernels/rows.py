@@ -66,9 +66,16 @@ def _constant(value: float, dtype: torch.dtype, device: torch.device) -> Tensor:
 
 def constant(value: float, like: Tensor) -> Float[Tensor, ""]:
     """A number on the device of `like`, in its type: made once, not by a launch in every step. Never write to it."""
-    if type(like) is not Tensor or torch._C._len_torch_dispatch_stack():
-        return torch.full((), value, dtype=like.dtype, device=like.device)  # fake, or a mode must see it made
+    if not _is_kept(like):
+        return torch.full((), value, dtype=like.dtype, device=like.device)
     return _constant(value, like.dtype, like.device)
+
+
+def _is_kept(like: Tensor) -> bool:
+    """Whether constants like this tensor are kept: not if it is fake, or a mode must see them made. What a mode made must
+    not be kept either: it would be found by those who come after it.
+    """
+    return type(like) is Tensor and not torch._C._len_torch_dispatch_stack()
 
 
 def unit(loss: Float[Tensor, ""]) -> Float[Tensor, ""]:
@@ -85,7 +92,8 @@ def scaled(gradient: Tensor, upstream: Tensor) -> Tensor | None:
     """
     if not gradient.numel():
         return None
-    return gradient if upstream is _constant(1.0, upstream.dtype, upstream.device) else gradient.mul_(upstream)
+    is_unit = _is_kept(upstream) and upstream is _constant(1.0, upstream.dtype, upstream.device)
+    return gradient if is_unit else gradient.mul_(upstream)
 
 
 class Recorded(torch.autograd.Function):
