@@ -43,6 +43,7 @@ class Case(NamedTuple):
     arguments: dict[str, Any]
     rows_read: int
     rows_written: int
+    walks: int  # rows asked for where a row is longer than a block and is read again, from the cache, at each walk
 
 
 def _student(dtype: str, k: int, targets: str) -> Case:
@@ -65,7 +66,7 @@ def _student(dtype: str, k: int, targets: str) -> Case:
         "TARGETS": TARGETS[targets],
         "WITH_GRADIENT": True,
     }
-    return Case("student_objective", targets, dtype, k, student_rows, arguments, 2, 1)
+    return Case("student_objective", targets, dtype, k, student_rows, arguments, 2, 1, 6 if targets == "argmax" else 7)
 
 
 def _teacher(dtype: str, k: int, feedback: str) -> Case:
@@ -93,7 +94,7 @@ def _teacher(dtype: str, k: int, feedback: str) -> Case:
         "STRONG_GRADIENT": True,
         "WEAK_GRADIENT": False,
     }
-    return Case("teacher_objective", feedback, dtype, k, teacher_rows, arguments, 2 + exact, 1)
+    return Case("teacher_objective", feedback, dtype, k, teacher_rows, arguments, 2 + exact, 1, 11 if exact else 8)
 
 
 def _cross_entropy(dtype: str, k: int, target: str) -> Case:
@@ -112,7 +113,9 @@ def _cross_entropy(dtype: str, k: int, target: str) -> Case:
         "HARD": hard,
         "WITH_GRADIENT": True,
     }
-    return Case("soft_cross_entropy", target, dtype, k, cross_entropy_rows, arguments, 1 + (not hard), 1)
+    return Case(
+        "soft_cross_entropy", target, dtype, k, cross_entropy_rows, arguments, 1 + (not hard), 1, 3 if hard else 5
+    )
 
 
 def cases(classes: tuple[int, ...] = CLASSES) -> Iterator[Case]:
@@ -150,6 +153,7 @@ def record(case: Case, capability: int) -> dict[str, Any]:
         "row_bytes_floor": row_bytes * (case.rows_read + case.rows_written),
         "rows_read": case.rows_read,
         "rows_written": case.rows_written,
+        "walks": case.walks,
         "one_block": launch(case.classes).block >= case.classes,
     }
 
@@ -160,7 +164,8 @@ def rows(lines: list[dict[str, Any]]) -> list[Row]:
     for i in range(0, len(lines), len(ARCHITECTURES)):
         group = lines[i : i + len(ARCHITECTURES)]
         first = group[0]
-        walks = "" if first["one_block"] else ", in several walks"
+        floor = first["rows_read"] + first["rows_written"]
+        asked = first["rows_written"] + (first["rows_read"] if first["one_block"] else first["walks"])
         found.append(
             {
                 "kernel": f"{first['op']}, {first['variant']}",
@@ -168,8 +173,10 @@ def rows(lines: list[dict[str, Any]]) -> list[Row]:
                 "classes": first["classes"],
                 "registers sm_80 / 90 / 100": " / ".join(str(line["registers"]) for line in group),
                 "spills": max(line["spills"] for line in group),
-                "row loads + stores": f"{first['rows_read']} + {first['rows_written']}{walks}",
-                "bytes a row": first["row_bytes_floor"],
+                "stack": max(line["stack_bytes"] for line in group),
+                "bytes a row, at least": first["row_bytes_floor"],
+                "bytes asked for, of these": asked / floor,
+                "launches": LAUNCHES[first["op"]],
             }
         )
     return found

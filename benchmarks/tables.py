@@ -9,8 +9,10 @@ import argparse
 import math
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Container, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
+from typing import NamedTuple
 
 from benchmarks.environment import ROOT
 from benchmarks.records import RESULTS, Record, RecordError, Row, load
@@ -106,9 +108,54 @@ def _difference(rows: list[Row], arm: str, baseline: str, case: str | None, digi
     return f"{centre:+.{digits}f}{interval}"
 
 
+class View(NamedTuple):
+    """What of a record a reader is shown; the record holds all of it."""
+
+    columns: dict[str, str]  # its columns, and what they are called in the table
+    only: Mapping[str, Container[object]] = MappingProxyType({})  # rows with these values alone
+
+
+VIEWS = {
+    "batch-norm": View(
+        {
+            "dtype": "dtype",
+            "shape": "shape",
+            "forward and backward, ours (ms)": "ours, ms",
+            "forward and backward, torch (ms)": "torch, ms",
+            "speedup": "speed",
+            "forward speedup": "forward alone",
+            "jvp speedup": "JVP",
+            "jvp with its forward, over a forward": "JVP over a forward",
+            "saved bytes, of torch's": "saved bytes",
+        }
+    ),
+    "optimiser": View(
+        {"network": "network", "op": "op", "ours (ms)": "ours, ms", "torch (ms)": "torch, ms", "speedup": "speed"}
+    ),
+    "kernel_compile": View(
+        {
+            "kernel": "kernel",
+            "dtype": "dtype",
+            "classes": "classes",
+            "registers sm_80 / 90 / 100": "registers sm_80 / 90 / 100",
+            "spills": "spills",
+            "bytes a row, at least": "bytes a row, at least",
+            "bytes asked for, of these": "asked for",
+            "launches": "launches",
+        },
+        only={"classes": {10, 1000, 21841}},
+    ),
+}
+
+
+def _cell(value: object) -> str:
+    return f"{value:.3g}" if isinstance(value, float) else str(value)
+
+
 def _plain(record: Record) -> str:
-    header = list(record.rows[0])
-    return _markdown(header, [[str(row.get(key, "")) for key in header] for row in record.rows])
+    view = VIEWS.get(record.name, View({key: key for key in record.rows[0]}))
+    rows = [row for row in record.rows if all(row.get(key) in values for key, values in view.only.items())]
+    return _markdown(list(view.columns.values()), [[_cell(row.get(key, "")) for key in view.columns] for row in rows])
 
 
 def render(record: Record, across: bool = False) -> str:

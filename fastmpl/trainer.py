@@ -23,6 +23,7 @@ from fastmpl.data.build import build as build_data
 from fastmpl.data.stream import Replacement
 from fastmpl.errors import ConfigError, DivergedError, StorageError
 from fastmpl.evaluate import Judge, Network, Split, inferences
+from fastmpl.learners.zero.engine import logged
 from fastmpl.lifecycle import State, Stopper, claimed, write_status
 from fastmpl.lost import Lost, LostImages, NoneLost
 from fastmpl.metrics import Evaluation, Log, Meter, lines_a_read
@@ -31,6 +32,7 @@ from fastmpl.processes import Group, Place, joined, place
 from fastmpl.progress import Progress, Silent
 from fastmpl.step.eager import EagerStep
 from fastmpl.step.graphed import GraphedStep
+from fastmpl.step.partial import replay_passes
 from fastmpl_kernels import dispatch
 
 # torch's own forward-mode rules are scripted; no user can change that
@@ -91,6 +93,8 @@ def train(config: Config, *, resume: str = "auto", quiet: bool = False, report: 
     with ExitStack() as held:
         if here.is_first:
             held.enter_context(_taken(folder, config, resume))
+            if config.system.engine == "zero":
+                held.enter_context(logged(folder / "deepspeed.log"))
         run: Training | None = None
         try:
             with joined(here, folder, lambda: held.enter_context(Stopper()), config.system.timeout) as group:
@@ -344,14 +348,19 @@ class Training:
             write_status(self.folder, "running", self.step)
 
     def _executed(self, step: EagerStep) -> EagerStep | GraphedStep:
-        """As one CUDA graph where there is a GPU, unless it is switched off."""
-        graph = self.config.system.graph
-        if self.device.type == "cuda" and graph != "off" and is_capturable(self.config):
+        """As one CUDA graph where there is a GPU, unless it is switched off; a sharded one eagerly, or pass by pass."""
+        system = self.config.system
+        if self.device.type != "cuda":
+            if system.graph == "on":
+                raise ConfigError('system.graph = "on" needs a CUDA device, and there is none. Use graph = "auto".')
+            return step
+        if system.engine == "zero" and system.graph == "on":
+            both = [self.trainee.student, *([self.trainee.teacher] if self.trainee.teacher else [])]
+            replay_passes(both, self.device, never_open_together=system.deferred)
+        if system.graph != "off" and is_capturable(self.config):
             return GraphedStep(step, self.device)
-        if self.device.type == "cuda" and graph == "auto":
+        if system.graph == "auto":
             self.progress.note(f"The step is not one CUDA graph: {NOT_CAPTURABLE}.")
-        if graph == "on":
-            raise ConfigError('system.graph = "on" needs a CUDA device, and there is none. Use graph = "auto".')
         return step
 
     def _next_batch(self) -> Batch:

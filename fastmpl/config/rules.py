@@ -261,8 +261,11 @@ def _system(config: "Config") -> Iterator[str]:
         yield 'system.offload = true needs system.engine = "zero".'
     if system.offload and system.zero_stage == 0:
         yield "system.offload = true with system.zero_stage = 0 has no shards. Use zero_stage = 1, 2 or 3."
-    if system.engine == "zero" and system.graph == "on":
-        yield 'system.graph = "on" with system.engine = "zero": shards cannot be captured. Use graph = "auto".'
+    if system.engine == "zero" and system.graph == "on":  # passes as graphs of their own, not the step
+        if system.zero_stage == 3:
+            yield 'system.graph = "on" with system.zero_stage = 3: passes gather their parameters. Use graph = "auto".'
+        if system.recompute:
+            yield 'system.graph = "on" with engine = "zero" and recompute = true cannot work. Leave one of them out.'
     for key in ("recompute", "engine") if system.compile else ():
         if (value := getattr(system, key)) not in (False, "plain"):
             yield f"system.compile = true with system.{key} = {toml(value)}: choose one of the two."

@@ -199,7 +199,9 @@ class SystemConfig(_Section):
     deferred: bool = _rare(False, "Whether the teacher's graph is built after the student's step, to save memory.")
     recompute: bool = _rare(False, "Whether blocks are computed again in the backward pass, to save memory.")
     accumulate: Positive = _rare(1, "Micro-batches a step.")
-    graph: Literal["auto", "on", "off"] = _rare("auto", "Whether a step is one CUDA graph.")
+    graph: Literal["auto", "on", "off"] = _rare(
+        "auto", "Whether a step is one CUDA graph; of shards, its passes if on."
+    )
     compile: bool = _rare(False, "Whether networks are compiled.")
     kernels: Literal["auto", "triton", "native", "reference"] = _rare("auto", "Implementation of the fused operations.")
     engine: Literal["plain", "zero"] = _rare("plain", "Copies of the networks on each rank, or shards by DeepSpeed.")

@@ -5,6 +5,7 @@ the network's input, and an optional flip. Strong: a window and flip of its own,
 is drawn as torchvision's RandomResizedCrop draws it: up to ten trials of a size, and the middle where none fits.
 """
 
+from collections.abc import Sequence
 from typing import Final, NamedTuple
 
 import numpy as np
@@ -89,6 +90,13 @@ def windows(u: Float, height: NDArray[np.int64], width: NDArray[np.int64], how: 
     room = np.stack([tall, wide], axis=1) - size
     start = np.where(some, np.floor(drawn[:, 2 * TRIALS : 2 * TRIALS + 2] * (room + 1)), np.floor(room / 2))
     return np.concatenate([start, size], axis=1).astype(np.int32)
+
+
+def bounds(windows: Sequence[NDArray[np.int32]]) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
+    """Start and shape, [n, 2] each, of the smallest rectangles around windows [n, 4] of the same pictures."""
+    start = np.minimum.reduce([window[:, :2] for window in windows])
+    end = np.maximum.reduce([window[:, :2] + window[:, 2:] for window in windows])
+    return start, end - start
 
 
 def _view(u: Float, height: NDArray[np.int64], width: NDArray[np.int64], how: Crops) -> View:

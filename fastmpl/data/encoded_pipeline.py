@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from fastmpl.data.crops import Crops, Drawn, draw
+from fastmpl.data.crops import Crops, Drawn, bounds, draw
 from fastmpl.data.dali import Node, fn, normalise, pipeline_def, tensor, types
 from fastmpl.data.normalise import Normalisation
 from fastmpl.data.order import Order
@@ -38,6 +38,11 @@ class Machine(NamedTuple):
 def machine(settings: DataSettings, device: int | None, threads: int) -> Machine:
     """The machine that the [data] section asks for."""
     return Machine(device, threads, settings.prefetch, settings.decoder_load, settings.decoder_padding)
+
+
+def decode_part(content: Node, start: Node, shape: Node) -> Node:
+    """A part of each upright RGB picture, on a CPU: the rest costs its entropy decoding alone."""
+    return fn.decoders.image_slice(content, start=start, shape=shape, axes=[0, 1], output_type=types.RGB)
 
 
 def decode(content: Node, where: Machine) -> Node:
@@ -148,7 +153,17 @@ class EncodedStream:
         pictures, rows, _ = self._given[step] = self._reader.read(self._order.rows(step))
         sizes = np.array([(picture.height, picture.width) for picture in pictures])
         drawn = draw(self._order, rows, sizes[:, 0], sizes[:, 1], self._how)
-        return [picture.content for picture in pictures], *self._numbers(drawn)
+        return [picture.content for picture in pictures], *self._decoded_parts(drawn), *self._numbers(drawn)
+
+    def _decoded_parts(self, drawn: Drawn) -> list[NDArray[Any]]:
+        """Start and shape of what is decoded: on a CPU no more than the views need, and their windows move with it."""
+        if self._where.device is not None:  # a GPU's decoding engine takes whole pictures
+            return []
+        windows = [drawn.weak.window, drawn.strong.view.window] if self._two_views else [drawn.weak.window]
+        start, shape = bounds(windows)
+        for window in windows:
+            window[:, :2] -= start
+        return [start, shape]
 
     def _numbers(self, drawn: Drawn) -> list[NDArray[Any]]:
         weak, strong = drawn
@@ -167,7 +182,8 @@ class EncodedStream:
 
     def _inputs(self) -> list[Node]:
         view, layer = [types.INT32, types.INT32], [types.INT32, types.FLOAT, types.FLOAT]
-        kinds = [types.UINT8, *view]
+        part = [] if self._where.device is not None else [types.INT32, types.INT32]
+        kinds = [types.UINT8, *part, *view]
         if self._two_views:
             kinds += [*view, types.FLOAT, types.FLOAT, *layer * self._how.operations]
         return list(
@@ -176,7 +192,11 @@ class EncodedStream:
 
     def _define(self) -> Node:
         content, *numbers = self._inputs()
-        image = decode(content, self._where)
+        if self._where.device is None:
+            start, shape, *numbers = numbers
+            image = decode_part(content, start, shape)
+        else:
+            image = decode(content, self._where)
         if not self._two_views:
             (weak,) = resize(image, [numbers[0]], self._how.size, self._where)
             return self._normalise(weak, numbers[1])

@@ -13,11 +13,11 @@ done at the same time, and may share one. Others need the memory of both.
 
 Limits. In a room one pass at a time: a second forward before the first one's backward is refused, as it would overwrite its
 activations. Not for stage 3, which gathers inside the pass, nor for recomputation, which runs passes inside passes. It was
-checked on a CPU, where tests imitate graphs operator by operator; no GPU has run it, and no run uses it yet.
+checked on a CPU, where tests imitate graphs operator by operator; no GPU has run it. `system.graph = "on"` asks for it.
 """
 
-from collections.abc import Callable
-from typing import Any, Final
+from collections.abc import Callable, Iterable
+from typing import Any, Final, Protocol
 
 import torch
 from jaxtyping import Float
@@ -96,6 +96,19 @@ class PartialGraphs:
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph, pool=pool, stream=self.stream, capture_error_mode="thread_local"):
             return graph, run()
+
+
+class Learns(Protocol):
+    """Who has a network."""
+
+    module: nn.Module
+
+
+def replay_passes(learners: Iterable[Learns], device: torch.device, *, never_open_together: bool) -> None:
+    """From now on the passes of these networks are graphs. never_open_together: whether they may share a room."""
+    room = Room() if never_open_together else None
+    for learner in learners:
+        PartialGraphs(learner.module, device, room)
 
 
 class _Observed:

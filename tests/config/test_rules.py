@@ -235,8 +235,12 @@ REFUSED = [
         "system.offload = true with system.zero_stage = 0 has no shards. Use zero_stage = 1, 2 or 3.",
     ),
     (
-        {"system.engine": "zero", "system.graph": "on"},
-        'system.graph = "on" with system.engine = "zero": shards cannot be captured. Use graph = "auto".',
+        {"system.engine": "zero", "system.graph": "on", "system.zero_stage": 3},
+        'system.graph = "on" with system.zero_stage = 3: passes gather their parameters. Use graph = "auto".',
+    ),
+    (
+        {"system.engine": "zero", "system.graph": "on", "system.recompute": True},
+        'system.graph = "on" with engine = "zero" and recompute = true cannot work. Leave one of them out.',
     ),
     (
         {"system.compile": True, "system.recompute": True},
@@ -286,6 +290,7 @@ ACCEPTED = [
     {"student.optimiser": "lamb", "teacher.optimiser": "apex:FusedAdam", "system.graph": "on"},
     {"student.optimiser": "apex:FusedLAMB", "feedback.tangent": "difference"},
     {"method.name": "supervised", "teacher.optimiser": "apex:FusedSGD", "system.graph": "on"},
+    {"system.engine": "zero", "system.zero_stage": 2, "system.graph": "on"},
     {"student.model": "timm:resnet18", "student.norm": "group"},
     {"system.schedule": "joint", "system.precision": "bf16", "system.channels_last": False},
     {"data.noise": ["pair", 0.45]},

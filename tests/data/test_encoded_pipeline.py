@@ -12,6 +12,7 @@ from PIL import Image
 
 pytest.importorskip("nvidia.dali", reason="install nvidia-dali-cuda130 to test the pipeline of encoded images")
 
+from fastmpl.data import dali, encoded_pipeline
 from fastmpl.data.build import build
 from fastmpl.data.crops import Crops, draw
 from fastmpl.data.draws import Stream
@@ -92,6 +93,16 @@ def test_both_views_are_the_drawn_windows_of_the_indexed_pictures(images: Files)
                     there[top : top + tall, left : left + wide] = False
                     assert (found[~there] == 0).all()
                 assert np.abs(found - expected)[there].mean() < 1.0  # decoders differ by rounding
+
+
+def test_decoding_a_part_changes_no_byte(images: Files, monkeypatch: pytest.MonkeyPatch) -> None:
+    part = stream(images).next()
+
+    def whole(content: dali.Node, start: dali.Node, shape: dali.Node) -> dali.Node:
+        return dali.fn.slice(encoded_pipeline.decode(content, Machine()), start, shape, axes=[0, 1])
+
+    monkeypatch.setattr(encoded_pipeline, "decode_part", whole)
+    torch.testing.assert_close(part[:3], stream(images).next()[:3], atol=0, rtol=0)
 
 
 def test_a_batch_is_channels_last_in_memory_of_dali_and_normalised(images: Files) -> None:

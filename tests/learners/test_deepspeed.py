@@ -43,7 +43,6 @@ def test_private_details_of_deepspeed_are_what_they_were() -> None:
         "_get_norm_groups",
         "_partition_all_parameters",
         "clear_backward_seen_flag",
-        "get_fp32_grad_partitions",
     ):
         assert hasattr(DeepSpeedZeroOptimizer_Stage3, name)
     for name in ("step", "scaled_global_norm", "_optimizer_step"):

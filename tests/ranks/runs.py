@@ -67,6 +67,8 @@ class Job:
                     os.kill(os.getpid(), signal.SIGKILL)
                 if self.event == "vanish":
                     os.unlink(self.file)
+                if self.event == "freeze":
+                    os.kill(os.getpid(), signal.SIGSTOP)
                 if self.event == "data":
                     raise DataError("an image vanished.")
             return honest(training)

@@ -50,6 +50,8 @@ def on_ranks(
             rank, value, fault = results.get(timeout=seconds)
             assert fault is None, f"rank {rank}:\n{fault}"
             found[rank] = value
+        if killed is not None:
+            processes[killed].kill()  # one that stands still does not end by itself
         for rank, process in enumerate(processes):
             process.join(SECONDS)
             assert process.exitcode == (-9 if rank == killed else 0), f"rank {rank} ended with {process.exitcode}"

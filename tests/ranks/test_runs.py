@@ -1,6 +1,7 @@
 """A run on several ranks as its user sees it: one run, one folder, one sentence, and nothing left behind."""
 
 import json
+import time
 from pathlib import Path
 from typing import NamedTuple
 
@@ -130,6 +131,18 @@ def test_the_ranks_that_are_left_say_which_one_was_lost(killed: int, tmp_path: P
     left = on_ranks(2, Job(settings, event="kill", rank=killed), grouped=False, killed=killed)
     assert [e.code for e in left] == [6]
     assert f"Rank {killed} no longer answers" in left[0].told
+    found = checkpoint.newest(tmp_path / "small/checkpoints", pytest.fail)
+    assert found is not None and found.step == 5
+
+
+def test_a_rank_that_stands_still_is_named_within_the_timeout(tmp_path: Path) -> None:
+    """A collective is given up after system.timeout; the silent rank is the one whose thread no longer looks."""
+    settings = config(tmp_path, run__checkpoint_every=5, system__timeout=4)
+    began = time.monotonic()
+    left = on_ranks(2, Job(settings, event="freeze", rank=1), grouped=False, killed=1)
+    assert time.monotonic() - began < 60
+    assert [e.code for e in left] == [6]
+    assert "Rank 1 no longer answers" in left[0].told
     found = checkpoint.newest(tmp_path / "small/checkpoints", pytest.fail)
     assert found is not None and found.step == 5
 

@@ -6,8 +6,10 @@ Private details of DeepSpeed are used here and in `shards` alone; tests/learners
 import logging
 import os
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -39,7 +41,7 @@ def deepspeed() -> Any:
     for handler in list(logger.handlers):
         if type(handler) is logging.StreamHandler:  # standard output is the run's own
             logger.removeHandler(handler)
-            logger.addHandler(logging.NullHandler())
+            logger.addHandler(logging.NullHandler())  # with none at all, logging would print warnings
     # torch's new names for what DeepSpeed calls; no user can change that
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distributed")
     return deepspeed
@@ -65,6 +67,19 @@ def connect(package: Any, timeout: int) -> None:
     if groups._WORLD_GROUP not in dist.distributed_c10d._world.pg_map:  # none yet, or of a run that has ended
         comm.cdb = None
         groups._WORLD_GROUP = dist.new_group(timeout=timedelta(seconds=timeout))
+
+
+@contextmanager
+def logged(path: Path) -> Iterator[None]:
+    """What DeepSpeed has to say within the block is in that file."""
+    handler = logging.FileHandler(path, delay=True)
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    logging.getLogger(LOGGER).addHandler(handler)
+    try:
+        yield
+    finally:
+        logging.getLogger(LOGGER).removeHandler(handler)
+        handler.close()
 
 
 def build(network: nn.Module, stepper: Stepper, config: dict[str, Any], *, timeout: int) -> Any:

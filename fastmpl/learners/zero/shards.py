@@ -89,7 +89,7 @@ class Row:
         self.ranks = ranks
         self.shapes = {name: p.shape for name, p in parameters.items()}
         self.size = self.part.numel()
-        if self.part.device == self.row.device:  # not offloaded
+        if not zero.cpu_offload:
             # DeepSpeed has a copy for the optimiser; weights and their optimiser are float32 here, so one will do
             self.part.data = zero.parallel_partitioned_bit16_groups[0][ranks.rank].data
         self.places: dict[str, int] = {}  # of each parameter in the row
@@ -143,7 +143,7 @@ class Slices:
         self.zero = engine.optimizer
         (self.part,) = self.zero.fp32_partitioned_groups_flat
         (self.held,) = self.zero.fp16_partitioned_groups_flat  # what passes gather
-        if self.part.device == self.held.device:
+        if not self.zero.offload_optimizer:
             self.part.data = self.held.data  # as in `Row`
         self.ranks = ranks
         given: Any = parameters  # with the attributes that DeepSpeed gives them
@@ -165,15 +165,7 @@ class Slices:
 
     def reduced(self) -> Gradient:
         """The gradients of the backward passes since the last step, copied."""
-        if self.part.device == self.held.device:
-            listed = self.zero.averaged_gradients[0]
-        else:
-            listed = list(self.zero.get_fp32_grad_partitions()[0].values())
-        return {
-            name: gradient.reshape(-1)[: self.pieces[name].length].to(self.part.device, copy=True)
-            for name, gradient in zip(self.lengths, listed, strict=True)
-            if name in self.pieces
-        }
+        return self._cut(self.zero.grad_partitions_flat_buffer.to(self.part.device, copy=True))
 
     def mean(self, gradients: Gradient) -> Gradient:
         raise NotImplementedError("no rank holds whole gradients at stage 3")
@@ -200,8 +192,7 @@ class Slices:
         }
 
     def spread(self) -> None:
-        if self.part.device != self.held.device:
-            self.held.copy_(self.part.detach())
+        self.held.copy_(self.part.detach())  # the same memory, unless the optimiser is in the host's
         self.zero._partition_all_parameters()  # it keeps wholes that a pass will soon need again; they are old now
 
     def cut(self, name: str, whole: Tensor) -> Tensor:

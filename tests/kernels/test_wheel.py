@@ -1,0 +1,113 @@
+"""A wheel of this repository runs where it was not built: it imports from anywhere and picks its instruction set there."""
+
+import os
+import shutil
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from fastmpl_kernels import library
+
+ROOT = Path(__file__).parents[2]
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.timeout(900),
+    pytest.mark.skipif(
+        bool(os.environ.get("FASTMPL_NO_NATIVE")),
+        reason="FASTMPL_NO_NATIVE is set: unset it and build with a C++ compiler",
+    ),
+]
+
+# Every kernel's results, as the wheel computes them. Run as `python -I`: nothing of the repository is on its path.
+PROGRAM = """
+import sys
+sys.path[:0] = sys.argv[1:3]
+import torch
+from fastmpl_kernels import dispatch, library
+from fastmpl_kernels.batch_norm_act import batch_norm_act
+from fastmpl_kernels.sgd_ema import global_norm
+from fastmpl_kernels.student_objective import student_objective
+assert library.__file__.startswith(sys.argv[1]), library.__file__
+assert library.available()
+dispatch.set_backend("native")
+torch.set_num_threads(1)
+torch.manual_seed(0)
+results = []
+for dtype in (torch.float32, torch.bfloat16):
+    x = torch.randn(8, 24, 5, 5).to(dtype).contiguous(memory_format=torch.channels_last).requires_grad_()
+    y = batch_norm_act(x, torch.rand(24) + 0.5, torch.randn(24), activation="silu")
+    z = torch.randn(16, 100).to(dtype).requires_grad_()
+    loss = student_objective(torch.randn(16, 100).to(dtype), z, label_smoothing=0.1, temperature=0.7).loss
+    results += [y.detach(), *torch.autograd.grad(y, x, torch.randn_like(y)), loss.detach(), *torch.autograd.grad(loss, z)]
+results.append(global_norm([torch.randn(5000)]))
+torch.save(results, sys.argv[3])
+"""
+SETS = {"x86-64-v4": "avx512f", "x86-64-v3": "avx2", "x86-64": "sse2"}  # and a flag that says the processor has it
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A wheel built from clean, unpacked."""
+    folder = tmp_path_factory.mktemp("wheel")
+    command = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation"]
+    command += ["-C", f"build-dir={folder / 'build'}", "--wheel-dir", str(folder), str(ROOT)]
+    subprocess.run(command, check=True, timeout=600)
+    (built,) = folder.glob("fastmpl-*.whl")
+    with zipfile.ZipFile(built) as archive:
+        archive.extractall(folder / "unpacked")
+    return folder / "unpacked"
+
+
+@pytest.fixture(scope="module")
+def libraries(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """The native library built for one instruction set alone, for each that this processor has."""
+    line = next(line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("flags"))
+    found = {}
+    for name in (name for name, flag in SETS.items() if flag in line.split()):
+        folder = tmp_path_factory.mktemp(name)
+        cmake = [sys.executable, "-m", "cmake"] if shutil.which("cmake") is None else ["cmake"]
+        subprocess.run(
+            [*cmake, "-S", str(ROOT), "-B", str(folder), f"-DFASTMPL_INSTRUCTION_SET={name}"],
+            check=True, capture_output=True, timeout=120,
+        )  # fmt: skip
+        subprocess.run([*cmake, "--build", str(folder), "-j", "2"], check=True, capture_output=True, timeout=400)
+        found[name] = folder / library.NAME
+    return found
+
+
+def results(wheel: Path, forced: Path | None = None) -> list[Tensor]:
+    """What the wheel's package computes; with a library of one instruction set in place of its own."""
+    saved = wheel / "results.pt"
+    environment = {name: value for name, value in os.environ.items() if name != library.PATH_VARIABLE}
+    if forced is not None:
+        environment[library.PATH_VARIABLE] = str(forced)
+    command = [sys.executable, "-I", "-c", PROGRAM, str(wheel), str(Path(torch.__file__).parents[1]), str(saved)]
+    subprocess.run(command, check=True, env=environment, cwd=wheel, timeout=120)
+    found: list[Tensor] = torch.load(saved)
+    return found
+
+
+def test_the_wheel_computes_on_its_own_what_every_instruction_set_computes(
+    wheel: Path, libraries: dict[str, Path]
+) -> None:
+    """Bit for bit as the processor's best set; within rounding as the others, of which not all have the same bits."""
+    own = results(wheel)
+    by_set = {name: results(wheel, path) for name, path in libraries.items()}
+    best, *others = by_set
+    assert all(map(torch.equal, own, by_set[best]))
+    for name in others:
+        for mine, theirs in zip(own, by_set[name], strict=True):
+            tolerance = 2**-7 if mine.dtype == torch.bfloat16 else 1e-5
+            torch.testing.assert_close(mine, theirs, rtol=tolerance, atol=tolerance)
+    assert not others or not all(map(torch.equal, own, by_set[others[-1]]))  # so the first comparison means something
+
+
+def test_the_wheel_holds_every_kernel_for_three_instruction_sets(wheel: Path) -> None:
+    symbols = (wheel / "fastmpl_kernels" / library.NAME).read_bytes()
+    for clone in (b"arch_x86_64_v4", b"arch_x86_64_v3", b".default", b".resolver"):
+        assert clone in symbols
