@@ -87,7 +87,7 @@ def test_each_rank_writes_its_pieces_and_the_run_leaves_one_whole_network(whole:
         assert value.shape == saved[name].shape
 
 
-@pytest.mark.parametrize("stage", [0, 1, 3])
+@pytest.mark.parametrize("stage", [pytest.param(0, marks=pytest.mark.slow), pytest.param(1, marks=pytest.mark.slow), 3])
 def test_a_run_of_any_stage_is_the_run_of_plain_ranks(stage: int, tmp_path: Path) -> None:
     """Evaluation, checkpoints and fine-tuning included. With 99 validation images, one rank has one more to see."""
     changes = {"finetune__steps": 4, "finetune__lr": 0.01, "finetune__batch": 20, "data__validation": 100}
