@@ -4,8 +4,10 @@ import numpy as np
 import pytest
 import torch
 
-from fastmpl.data.crops import Crops, windows
+from fastmpl.data.crops import Crops, draw, windows
+from fastmpl.data.draws import Stream
 from fastmpl.data.growth import Growth
+from fastmpl.data.order import Order
 
 HOW = Crops(224, (0.08, 1.0), (3 / 4, 4 / 3), True, 2, 17, 112)
 SIZES = [(375, 500), (500, 333), (64, 64), (1, 1), (30, 2000), (2000, 30)]
@@ -49,6 +51,18 @@ def test_where_no_size_fits_the_middle_is_taken() -> None:
     middle = (w == 40) & (x == 980)
     assert middle.any()  # 4 / 3 of the height
     assert (w[~middle] < 40).all()
+
+
+def test_the_two_views_have_draws_of_their_own_that_switching_one_off_leaves_alone() -> None:
+    passes = Order(np.arange(400), 400, Stream.UNLABELLED, seed=1)
+    rows, side = passes.rows(0), np.full(400, 300)
+    weak, strong = draw(passes, rows, side, side, HOW)
+    assert (weak.window != strong.view.window).any(1).mean() > 0.95
+    assert 0.4 < (weak.mirror == strong.view.mirror).mean() < 0.6
+    plain = draw(passes, rows, side, side, HOW._replace(operations=0, cut=0, flip=False))
+    np.testing.assert_array_equal(plain.weak.window, weak.window)
+    np.testing.assert_array_equal(plain.strong.view.window, strong.view.window)
+    assert not plain.weak.mirror.any()
 
 
 def test_images_grow_in_strides_and_end_at_their_size() -> None:
