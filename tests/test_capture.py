@@ -17,13 +17,13 @@ from tests.examples import EXAMPLES
 from tests.learners import fake_apex
 
 CONFIGS = Path(__file__).parents[1] / "launch" / "configs"
-SHAPES = {
+SHAPES: dict[str, tuple[int, tuple[int, ...]]] = {
     "two_moons": (2, (2,)),
     "digits": (10, (3, 8, 8)),
     "fashion_mnist": (10, (3, 28, 28)),
     "cifar10": (10, (3, 32, 32)),
     "svhn": (10, (3, 32, 32)),
-    "folder": (10, (3, 64, 64)),
+    **dict.fromkeys(("folder", "webdataset", "tfrecord"), (10, (3, 64, 64))),
 }
 SMALL = {"data.batch_labelled": 8, "data.batch_unlabelled": 16}
 
@@ -31,6 +31,8 @@ SMALL = {"data.batch_labelled": 8, "data.batch_unlabelled": 16}
 def faults(name: str, **changes: Any) -> list[str]:
     config = load(CONFIGS / f"{name}.toml", SMALL | {key.replace("__", "."): value for key, value in changes.items()})
     classes, image_shape = SHAPES[config.data.source]
+    if len(image_shape) == 3:
+        image_shape = (config.data.channels, *image_shape[1:])
     return [str(fault) for fault in capture_faults(config, classes=classes, image_shape=image_shape)]
 
 
