@@ -8,6 +8,7 @@ of sharded gradients. About two minutes.
 """
 
 import argparse
+import gc
 import multiprocessing
 import os
 import socket
@@ -125,7 +126,8 @@ def measured(ranks: Ranks, size: Size, rounds: int) -> dict[tuple[str, str], Fou
     for kind in KINDS:
         pairs = {name_of(stage): Pair(size, stage, kind, ranks) for stage in (None, 0, 1, 2, 3)}
         for pair in pairs.values():
-            pair(), pair()
+            pair()
+            pair()
         seconds: dict[str, list[float]] = {name: [] for name in pairs}
         for _ in range(rounds):
             for name, pair in pairs.items():
@@ -138,6 +140,8 @@ def measured(ranks: Ranks, size: Size, rounds: int) -> dict[tuple[str, str], Fou
                 seconds[name], traffic.messages, traffic.bytes, traffic.scalars, traffic.reads
             )
             pair.close()
+            if ranks.rank == 0:
+                print(name, kind, found[name, str(kind)]._replace(seconds=[]), flush=True)
     return found
 
 
@@ -145,6 +149,7 @@ def rank_of(rank: int, size: int, port: int, rounds: int, results: Any) -> None:
     torch.set_num_threads(1)
     os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), LOCAL_RANK=str(rank))
     dist.init_process_group("gloo", rank=rank, world_size=size)
+    gc.freeze()  # DeepSpeed collects all garbage for each engine
     found = measured(Ranks(rank, size), SIZE, rounds)
     if rank == 0:
         results.put(found)
