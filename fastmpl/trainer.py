@@ -1,10 +1,9 @@
 """Trains a run: builds it, steps, logs, evaluates, saves, and continues what was interrupted. No mathematics here."""
 
 import json
-import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, closing, contextmanager, nullcontext
+from contextlib import ExitStack, closing, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -15,16 +14,17 @@ from fastmpl import checkpoint, finetune
 from fastmpl.assemble import AnyLearner, Trainee, assemble, below
 from fastmpl.check import require_same_data, require_trusted
 from fastmpl.checkpoint import Checkpoint
-from fastmpl.config import Config, difference, is_capturable, load, save
-from fastmpl.config.rules import NOT_CAPTURABLE
+from fastmpl.clock import Clock
+from fastmpl.config import Config
 from fastmpl.data.batch import Batch
 from fastmpl.data.build import Data
 from fastmpl.data.build import build as build_data
 from fastmpl.data.stream import Replacement
-from fastmpl.errors import ConfigError, DivergedError, StorageError
+from fastmpl.errors import DivergedError, StorageError
 from fastmpl.evaluate import Judge, Network, Split, inferences
+from fastmpl.execution import executed
 from fastmpl.learners.zero.engine import logged
-from fastmpl.lifecycle import State, Stopper, claimed, write_status
+from fastmpl.lifecycle import State, Stopper, write_status
 from fastmpl.lost import Lost, LostImages, NoneLost
 from fastmpl.metrics import Evaluation, Log, Meter, lines_a_read
 from fastmpl.networks import fixed_teacher, save_network
@@ -32,34 +32,13 @@ from fastmpl.processes import Group, Place, joined, place
 from fastmpl.progress import Progress, Silent
 from fastmpl.step.eager import EagerStep
 from fastmpl.step.graphed import GraphedStep
-from fastmpl.step.partial import replay_passes
+from fastmpl.tenancy import taken
 from fastmpl_kernels import dispatch
 
 # torch's own forward-mode rules are scripted; no user can change that
 warnings.filterwarnings("ignore", "`torch.jit.script` is deprecated", FutureWarning)
 
-# May differ between a run and its continuation: they change neither the data nor the arithmetic.
-HARMLESS = {
-    *("run.output", "run.log_every", "run.evaluate_every", "run.checkpoint_every", "run.keep"),
-    *("system.threads", "system.timeout"),
-}
 SKIPPED_AT_MOST = 10  # updates that were not finite, in 100 steps
-
-
-class Clock:
-    """Since when the steps of the next line have been running: lines are read later than their last step was taken."""
-
-    def __init__(self, step: int) -> None:
-        self.step, self._since = step, time.monotonic()
-
-    def pace(self, step: int) -> float:
-        """Seconds a step from the last line's end to `step`, which was taken now."""
-        return max(time.monotonic() - self._since, 1e-9) / max(step - self.step, 1)
-
-    def passed(self, step: int, pace: float) -> None:
-        """A line ended with `step`."""
-        self._since += pace * (step - self.step)
-        self.step = step
 
 
 class Results(NamedTuple):
@@ -92,7 +71,7 @@ def train(config: Config, *, resume: str = "auto", quiet: bool = False, report: 
     folder, here = Path(config.run.output) / config.run.name, place()
     with ExitStack() as held:
         if here.is_first:
-            held.enter_context(_taken(folder, config, resume))
+            held.enter_context(taken(folder, config, resume))
             if config.system.engine == "zero":
                 held.enter_context(logged(folder / "deepspeed.log"))
         run: Training | None = None
@@ -114,18 +93,6 @@ def train(config: Config, *, resume: str = "auto", quiet: bool = False, report: 
         if here.is_first:
             write_status(folder, "done", run.step)
         return results
-
-
-@contextmanager
-def _taken(folder: Path, config: Config, resume: str) -> Iterator[None]:
-    """Holds the run's folder for this run, as the first rank does for all."""
-    if resume == "never" and folder.exists():
-        folder.rename(_free_name(folder))
-    with claimed(folder):
-        _accept(folder, config)
-        save(config, folder / "config.toml")
-        write_status(folder, "running", 0)
-        yield
 
 
 class Training:
@@ -250,11 +217,11 @@ class Training:
         """The phases that are not over yet."""
         steps = self.config.run.steps
         if self.step < steps:
-            executed = self._executed(self.trainee.step)
+            trained = executed(self.trainee, self.config, self.device, self.progress.note)
             batches = self._next_batch
-            if isinstance(executed, GraphedStep):
-                batches = partial(executed.loaded, batches)
-            yield Phase("train", steps, executed, batches, self._trained())
+            if isinstance(trained, GraphedStep):
+                batches = partial(trained.loaded, batches)
+            yield Phase("train", steps, trained, batches, self._trained())
         if self.step < self.total:
             self.data.train.close()  # the memory of its pipelines is for what follows
             learner, step = self._finetuned()
@@ -347,22 +314,6 @@ class Training:
             checkpoint.prune(folder, self.config.run.keep, None if self.best is None else self.best["step"])
             write_status(self.folder, "running", self.step)
 
-    def _executed(self, step: EagerStep) -> EagerStep | GraphedStep:
-        """As one CUDA graph where there is a GPU, unless it is switched off; a sharded one eagerly, or pass by pass."""
-        system = self.config.system
-        if self.device.type != "cuda":
-            if system.graph == "on":
-                raise ConfigError('system.graph = "on" needs a CUDA device, and there is none. Use graph = "auto".')
-            return step
-        if system.engine == "zero" and system.graph == "on":
-            both = [self.trainee.student, *([self.trainee.teacher] if self.trainee.teacher else [])]
-            replay_passes(both, self.device, never_open_together=system.deferred)
-        if system.graph != "off" and is_capturable(self.config):
-            return GraphedStep(step, self.device)
-        if system.graph == "auto":
-            self.progress.note(f"The step is not one CUDA graph: {NOT_CAPTURABLE}.")
-        return step
-
     def _next_batch(self) -> Batch:
         batch = next(self.data.train)
         self._note_replaced(self.data.train.replaced)
@@ -385,23 +336,3 @@ class Training:
             self.finetuned = learner, finetune.finetune_step(learner, self.config, self.device)
             self.finetuned[1].watch = self.meter.add
         return self.finetuned
-
-
-def _accept(folder: Path, config: Config) -> None:
-    """Refuses a folder that holds a run with other settings, naming them."""
-    old = folder / "config.toml"
-    if not old.is_file() or not checkpoint.steps(folder / "checkpoints"):
-        return
-    differing = [key for key in difference(load(old), config) if key not in HARMLESS]
-    if differing:
-        raise ConfigError(
-            f"{folder} holds a run with other settings ({', '.join(differing)}). "
-            "Use another run.name, or --resume never to start over."
-        )
-
-
-def _free_name(folder: Path) -> Path:
-    number = 1
-    while (candidate := folder.with_name(f"{folder.name}.old-{number}")).exists():
-        number += 1
-    return candidate
