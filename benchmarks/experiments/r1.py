@@ -1,8 +1,8 @@
 """A biased large teacher on Fashion-MNIST, corrected by ReducedMPL, by a calibrator, by both, and what each is worth.
 
     python -m benchmarks.experiments.r1                                     1,000 clean labels, exchanged classes and none
-    python -m benchmarks.experiments.r1 --labels 20 50 100 300 1000 --biases exchanged many_to_one prior_shift \\
-        --record r1_regimes                                                 where feedback beats the calibrator, or not
+    python -m benchmarks.experiments.r1 --labels 50 1000 --biases exchanged many_to_one prior_shift --record r1_regimes \\
+        --arms "calibrator" "feedback, exact" "calibrator and feedback"     where feedback beats the calibrator, or not
 
 Every arm of a case and seed sees the same split, images, stored rows and initial weights.
 """
@@ -77,7 +77,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         rows += [row(case, "large teacher", seed, test) for seed, test in enumerate(large[bias])]
         for name in names[bias, labels]:
             rows += run_rows(case, name, outcomes[_slug(bias, labels, name)])
-    record(asked, rows, baseline="distillation" if "distillation" in asked.arms else None)
+    record(asked, rows, baseline="distillation" if "distillation" in asked.arms else "calibrator")
     return 0
 
 

@@ -1,7 +1,7 @@
 """Two moons with three labels each (the toy of Pham et al. 2021, CVPR): `python -m benchmarks.experiments.r3`.
 
 20 draws of the labels; a draw is solved where 95 % of the other points are right. The decision boundaries of the first
-draws are drawn to <output>/boundaries.svg.
+draws are drawn to <output>/boundaries.png.
 """
 
 import sys
@@ -58,8 +58,8 @@ def draw_boundaries(folder: Path, seeds: int) -> Path:
                 at.set_ylabel(name)
             if place == 0:
                 at.set_title(f"draw {seed}")
-    path = folder / "boundaries.svg"
-    figure.savefig(path)
+    path = folder / "boundaries.png"
+    figure.savefig(path, dpi=100)
     return path
 
 
