@@ -1,8 +1,9 @@
 """The tables of README.md and docs/*.md, made of records: no number in them is typed by hand.
 
 A table stands between `<!-- table:NAME -->` and `<!-- /table -->`, NAME being a record's; `<!-- table:NAME across -->`
-gives an experiment's arms a row and its cases a column each. `python -m benchmarks.tables` rewrites them all; `--check`
-writes nothing and fails where a file would change, which a test does too.
+gives an experiment's arms a row and its cases a column each, `<!-- table:NAME of VALUE -->` the rows whose first entry is
+VALUE. `python -m benchmarks.tables` rewrites them all; `--check` writes nothing and fails where a file would change, which
+a test does too.
 """
 
 import argparse
@@ -10,6 +11,7 @@ import math
 import re
 import sys
 from collections.abc import Container, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import NamedTuple
@@ -18,8 +20,8 @@ from benchmarks.environment import ROOT
 from benchmarks.records import RESULTS, Record, RecordError, Row, load
 from benchmarks.summary import mean, paired, values
 
-START = re.compile(r"<!-- table:(\S+)( across)? -->")
-TABLE = re.compile(r"<!-- table:(\S+)( across)? -->\n(?:(?!<!-- table:).)*?<!-- /table -->", re.DOTALL)
+START = re.compile(r"<!-- table:(\S+)( across| of \S+)? -->")
+TABLE = re.compile(r"<!-- table:(\S+)( across| of \S+)? -->\n(?:(?!<!-- table:).)*?<!-- /table -->", re.DOTALL)
 
 
 def _markdown(header: Sequence[str], body: Sequence[Sequence[str]], numbers_from: int = 1) -> str:
@@ -180,6 +182,11 @@ def render(record: Record, across: bool = False) -> str:
     )
 
 
+def _part(record: Record, value: str) -> Record:
+    """The rows of a record whose first entry is `value`."""
+    return replace(record, rows=[row for row in record.rows if next(iter(row.values())) == value])
+
+
 def update(text: str, folder: Path = RESULTS) -> str:
     """The text with every table made anew. Raises RecordError for a missing record and for a table without an end."""
     closed = {match.start() for match in TABLE.finditer(text)}
@@ -188,7 +195,10 @@ def update(text: str, folder: Path = RESULTS) -> str:
             raise RecordError(f"Table {start[1]!r} has no '<!-- /table -->' after it.")
 
     def made(mark: re.Match[str]) -> str:
-        table = render(load(mark[1], folder), across=mark[2] is not None)
+        record, how = load(mark[1], folder), mark[2] or ""
+        if how.startswith(" of "):
+            record = _part(record, how.removeprefix(" of "))
+        table = render(record, across=how == " across")
         return f"<!-- table:{mark[1]}{mark[2] or ''} -->\n{table}\n<!-- /table -->"
 
     return TABLE.sub(made, text)
