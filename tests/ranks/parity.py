@@ -61,6 +61,14 @@ CASES = {
     "accumulated scalar": Case(kind="scalar", parts=4),
     "accumulated shuffled": Case(feedback={"control": "shuffled"}, parts=2),
     "perceptron trusted": Case(feedback={"images": "trusted"}),
+    "perceptron difference": Case(tangent="difference"),
+    "accumulated difference": Case(tangent="difference", parts=4),
+    "reduced exact": Case(reduced=True),
+    "reduced scalar": Case(kind="scalar", reduced=True),
+    "reduced difference": Case(tangent="difference", reduced=True),
+    "accumulated reduced exact": Case(reduced=True, parts=4),
+    "accumulated reduced scalar": Case(kind="scalar", reduced=True, parts=4),
+    "accumulated reduced difference": Case(tangent="difference", reduced=True, parts=4),
     "conv sync exact": Case("conv", "sync"),
     "conv sync scalar": Case("conv", "sync", "scalar"),
     "conv group exact": Case("conv", "group"),
@@ -69,13 +77,21 @@ CASES = {
     "float32 scalar": Case(kind="scalar", dtype=torch.float32),
 }
 
-# On four ranks: both credits, micro-batches, synchronised norm, both precisions.
+# On four ranks: both credits, both teachers, micro-batches, synchronised norm, both precisions.
 SOME = (
     "perceptron exact",
     "perceptron scalar",
     "accumulated exact",
     "accumulated scalar",
     "accumulated shuffled",
+    "perceptron difference",
+    "accumulated difference",
+    "reduced exact",
+    "reduced scalar",
+    "reduced difference",
+    "accumulated reduced exact",
+    "accumulated reduced scalar",
+    "accumulated reduced difference",
     "conv sync exact",
     "conv sync scalar",
     "float32 exact",
