@@ -3,7 +3,7 @@
 Three loaders, interleaved in one run on the same cores: fastmpl's stream; PIL with torchvision's v2 in a DataLoader's
 worker processes; and torchvision from decoding on, on tensors, in the same workers. Each is taken from its steady state,
 after what it made ahead is used up. CPU seconds are of all threads and processes. A second record says where our time
-goes, operator by operator; a third how long a step that takes twice as long as its batch waits for it.
+goes, operator by operator.
 """
 
 import argparse
@@ -19,12 +19,11 @@ import torch
 from benchmarks import loader_parts
 from benchmarks.loaders import Ours, Workers
 from benchmarks.records import Record, Row, save
-from fastmpl.data.ahead import Ahead
 from tests import mini_imagenet
 
 BASELINE = "PIL, torchvision v2, DataLoader"
 AHEAD = 8  # batches that may lie ready when a loader was idle
-REST = 0.5  # seconds in which a loader fills up what it makes ahead
+REST = 0.8  # seconds in which a loader fills up what it makes ahead
 
 
 class Loader(Protocol):
@@ -99,20 +98,6 @@ def rows(samples: Mapping[str, list[Sample]], augmentation: str) -> list[Row]:
     return made
 
 
-def waited(ours: Loader, batch_seconds: float, steps: int) -> float:
-    """The share of a step of twice `batch_seconds` that is spent waiting for its batch, over `steps` of them."""
-    ahead = Ahead(ours.next, 2, torch.device("cpu"))
-    ahead.next()
-    waits, length = [], 2 * batch_seconds
-    for _ in range(steps):
-        time.sleep(length)  # a step on a GPU, which leaves the cores to the loader
-        asked = time.perf_counter()
-        ahead.next()
-        waits.append(time.perf_counter() - asked)
-    ahead.close()
-    return float(np.mean(waits) / length)
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--files", type=int, default=256)
@@ -126,7 +111,6 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         files = jpegs(Path(folder), asked.files)
         found: list[Row] = []
-        waits: list[Row] = []
         for operations, augmentation in ((0, "no"), (2, "2 operations, magnitude 17")):
             workers = (files, operations, asked.batch, asked.threads)
             loaders: dict[str, Loader] = {
@@ -136,21 +120,11 @@ def main() -> None:
             }
             samples = interleaved(loaders, asked.rounds, asked.batches, asked.batch)
             found += rows(samples, augmentation)
-            taken = float(np.median([s.wall for s in samples["fastmpl"]])) * asked.batch
-            share = waited(loaders["fastmpl"], taken, steps=20)
-            waits.append(
-                {
-                    "RandAugment": augmentation,
-                    "a batch takes": f"{1e3 * taken:.0f} ms",
-                    "a step takes": f"{2e3 * taken:.0f} ms",
-                    "of which it waits": f"{share:.2%}",
-                }
-            )
             del loaders
         parts = loader_parts.table(files[:64])
     size = float(np.mean([len(mini_imagenet.jpeg(k % 10, 0, k, (500, 375))) for k in range(20)]))
     config = {k: v for k, v in vars(asked).items() if k != "dry"} | {"JPEG bytes": round(size)}
-    for name, content in (("loader", found), ("loader_wait", waits), ("loader_parts", parts)):
+    for name, content in (("loader", found), ("loader_parts", parts)):
         for row in content:
             print("  ".join(map(str, row.values())))
         if not asked.dry:

@@ -13,13 +13,28 @@ from fastmpl.step.graphed import GraphedStep
 from fastmpl.step.partial import replay_passes
 
 
+def is_graphed(config: Config, device: torch.device) -> bool:
+    """Whether the step is one CUDA graph."""
+    return device.type == "cuda" and config.system.graph != "off" and is_capturable(config)
+
+
+def loaded_dtype(config: Config, device: torch.device) -> torch.dtype:
+    """The type in which the loader gives pictures that it decodes at every step.
+
+    bf16 is made of them once: by the loader, or by the copy into the static inputs of a graph, which is made anyway.
+    """
+    converts = config.system.precision == "bf16" and not is_graphed(config, device)
+    return torch.bfloat16 if converts else torch.float32
+
+
 def executed(
-    trainee: Trainee, config: Config, device: torch.device, note: Callable[[str], None]
+    trainee: Trainee, config: Config, device: torch.device, note: Callable[[str], None], *, decodes: bool
 ) -> EagerStep | GraphedStep:
     """The step as it will be called; what cannot be one graph though there is a GPU is said by `note`.
 
     As one CUDA graph where there is a GPU, unless it is switched off; a sharded one eagerly, or pass by pass where that
-    was asked for. Raises ConfigError where a graph was asked for and there is no GPU.
+    was asked for. `decodes`: whether pictures are decoded at every step. Raises ConfigError where a graph was asked for
+    and there is no GPU.
     """
     system = config.system
     if device.type != "cuda":
@@ -29,8 +44,8 @@ def executed(
     if system.engine == "zero" and system.graph == "on":
         both = [trainee.student, *([trainee.teacher] if trainee.teacher else [])]
         replay_passes(both, device, never_open_together=system.deferred)
-    if system.graph != "off" and is_capturable(config):
-        return GraphedStep(trainee.step, device)
+    if is_graphed(config, device):
+        return GraphedStep(trainee.step, device, torch.bfloat16 if decodes and system.precision == "bf16" else None)
     if system.graph == "auto":
         note(f"The step is not one CUDA graph: {NOT_CAPTURABLE}.")
     return trainee.step

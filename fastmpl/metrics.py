@@ -4,8 +4,9 @@
 for an uninterrupted one but for timings. Leaves out when to log and to evaluate (the trainer), the other loggers
 (`loggers`), and what it looks like (`progress`, `report`).
 
-A line is `{"kind": "train", "step", "seconds", "images_per_second", <fields of Report>}` or
-`{"kind": "evaluation", <fields of Evaluation>}`; a number that is not finite is null.
+A line is `{"kind": "train", "step", "seconds", "images_per_second", "waiting", <fields of Report>}` or
+`{"kind": "evaluation", <fields of Evaluation>}`; a number that is not finite is null. `waiting` is the share of the
+time in which the host waited for the next batch.
 """
 
 import json
@@ -131,9 +132,11 @@ class Log:
         self._file = (folder / FILE).open("ab", buffering=0)
         self._replace(read_lines(folder))
 
-    def train(self, step: int, values: Mapping[str, float], seconds: float, images_per_second: float) -> None:
+    def train(
+        self, step: int, values: Mapping[str, float], seconds: float, images_per_second: float, waiting: float
+    ) -> None:
         """The means of the steps up to `step`, one `Line` of `Meter.read`."""
-        timing = {"seconds": seconds, "images_per_second": images_per_second}
+        timing = {"seconds": seconds, "images_per_second": images_per_second, "waiting": waiting}
         self._write({"kind": "train", "step": step} | timing | dict(values))
 
     def evaluation(self, evaluation: Evaluation) -> None:

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 PLAIN_EVERY: Final = 10.0  # seconds between two plain lines
 SPAN: Final = 30  # seconds, at least a second apart, over which the speed is measured
+WORTH_SAYING: Final = 0.02  # of the time spent waiting for data
 NETWORKS: Final = ("student", "average", "teacher")
 
 
@@ -61,6 +62,8 @@ def facts(state: State, now: float) -> list[Fact]:
     shown = []
     if "images_per_second" in values:
         shown.append(Fact("speed", f"{values['images_per_second']:,.0f} images/s"))
+    if values.get("waiting", 0.0) > WORTH_SAYING:
+        shown.append(Fact("waits for data", percent(values["waiting"])))
     if state.seconds_per_step is not None:
         shown.append(Fact("time left", duration(state.seconds_per_step * (state.steps - state.step))))
     losses = {name: values.get(f"{name}_loss", 0.0) for name in ("student", "supervised", "pseudo")}

@@ -22,7 +22,7 @@ from fastmpl.data.build import build as build_data
 from fastmpl.data.stream import Replacement
 from fastmpl.errors import DivergedError, StorageError
 from fastmpl.evaluate import Judge, Network, Split, inferences
-from fastmpl.execution import executed
+from fastmpl.execution import executed, loaded_dtype
 from fastmpl.learners.zero.engine import logged
 from fastmpl.lifecycle import State, Stopper, write_status
 from fastmpl.lost import Lost, LostImages, NoneLost
@@ -114,7 +114,7 @@ class Training:
             channels_last=config.system.channels_last,
             threads=torch.get_num_threads(),
             device=self.device.index or 0 if self.device.type == "cuda" else None,
-            dtype=torch.bfloat16 if config.system.precision == "bf16" else torch.float32,
+            dtype=loaded_dtype(config, self.device),
         )
         require_trusted(config, self.data.trusted_count)
         require_same_data(self.data.train.state()["fingerprint"], self.ranks)
@@ -217,7 +217,8 @@ class Training:
         """The phases that are not over yet."""
         steps = self.config.run.steps
         if self.step < steps:
-            trained = executed(self.trainee, self.config, self.device, self.progress.note)
+            decodes = self.data.may_lack_images
+            trained = executed(self.trainee, self.config, self.device, self.progress.note, decodes=decodes)
             batches = self._next_batch
             if isinstance(trained, GraphedStep):
                 batches = partial(trained.loaded, batches)
@@ -234,7 +235,7 @@ class Training:
         """Steps to the end of a phase, with what is due between steps."""
         run, clock = self.config.run, Clock(self.step)
         while self.step < phase.last:
-            batch = phase.batches()
+            batch = clock.awaited(phase.batches)
             phase.step(batch)
             self.step += 1
             self.progress.update(self.step, {})
@@ -261,11 +262,12 @@ class Training:
         pace = clock.pace(self.step)
         for line in lines:
             steps = line.step - clock.step
-            self.seconds += pace * steps
+            self.seconds += pace.step * steps
             clock.passed(line.step, pace)
+            speed = {"images_per_second": images / pace.step, "waiting": pace.waits}
             if self.log is not None:
-                self.log.train(line.step, line.values, seconds=self.seconds, images_per_second=images / pace)
-            self.progress.update(self.step, line.values | {"images_per_second": images / pace})
+                self.log.train(line.step, line.values, seconds=self.seconds, **speed)
+            self.progress.update(self.step, line.values | speed)
             skipped = line.values["skipped"]
             if skipped > max(SKIPPED_AT_MOST, SKIPPED_AT_MOST * steps / 100):
                 raise DivergedError(

@@ -173,24 +173,25 @@ def test_ranks_are_averaged_in_one_message(monkeypatch: pytest.MonkeyPatch) -> N
 
 def test_lines_come_back_as_they_were_written(tmp_path: Path) -> None:
     with plain(tmp_path) as log:
-        log.train(50, {"student_loss": 0.1, "skipped": 2.0}, seconds=1.5, images_per_second=300.0)
+        log.train(50, {"student_loss": 0.1, "skipped": 2.0}, seconds=1.5, images_per_second=300.0, waiting=0.01)
         log.evaluation(evaluation(50, accuracy=0.75))
     train, tested = read_lines(tmp_path)
     assert train == {
-        "kind": "train", "step": 50, "seconds": 1.5, "images_per_second": 300.0, "student_loss": 0.1, "skipped": 2.0,
+        "kind": "train", "step": 50, "seconds": 1.5, "images_per_second": 300.0, "waiting": 0.01,
+        "student_loss": 0.1, "skipped": 2.0,
     }  # fmt: skip
     assert tested == {"kind": "evaluation"} | evaluation(50, accuracy=0.75)._asdict()
 
 
 def test_a_line_is_on_the_disk_before_the_next(tmp_path: Path) -> None:
     with plain(tmp_path) as log:
-        log.train(1, {}, 0.0, 0.0)
+        log.train(1, {}, 0.0, 0.0, 0.0)
         assert len(read_lines(tmp_path)) == 1
 
 
 def test_a_number_that_is_not_finite_is_null_and_the_line_is_json(tmp_path: Path) -> None:
     with plain(tmp_path) as log:
-        log.train(1, {"student_loss": math.nan, "teacher_norm": math.inf}, 0.0, 0.0)
+        log.train(1, {"student_loss": math.nan, "teacher_norm": math.inf}, 0.0, 0.0, 0.0)
     text = (tmp_path / FILE).read_text()
     line = json.loads(text, parse_constant=lambda name: pytest.fail(f"{name} is not JSON"))
     assert line["student_loss"] is None
@@ -200,7 +201,7 @@ def test_a_number_that_is_not_finite_is_null_and_the_line_is_json(tmp_path: Path
 def test_an_interrupted_and_resumed_run_has_the_lines_of_an_uninterrupted_one(tmp_path: Path) -> None:
     def steps(log: Log, first: int, last: int) -> None:
         for step in range(first, last + 1):
-            log.train(step, {"student_loss": 1 / step}, 0.0, 0.0)
+            log.train(step, {"student_loss": 1 / step}, 0.0, 0.0, 0.0)
             log.evaluation(evaluation(step))
 
     with plain(tmp_path / "whole") as log:
@@ -218,12 +219,12 @@ def test_an_interrupted_and_resumed_run_has_the_lines_of_an_uninterrupted_one(tm
 )
 def test_a_torn_last_line_is_left_out_and_written_over(tmp_path: Path, torn: bytes) -> None:
     with plain(tmp_path) as log:
-        log.train(1, {}, 0.0, 0.0)
+        log.train(1, {}, 0.0, 0.0, 0.0)
     with (tmp_path / FILE).open("ab") as file:
         file.write(torn)
     assert [line["step"] for line in read_lines(tmp_path)] == [1]
     with plain(tmp_path) as log:
-        log.train(2, {}, 0.0, 0.0)
+        log.train(2, {}, 0.0, 0.0, 0.0)
     assert [json.loads(line)["step"] for line in (tmp_path / FILE).read_text().splitlines()] == [1, 2]
 
 
@@ -236,7 +237,7 @@ def test_a_logger_that_raises_is_warned_about_once_and_not_asked_again(tmp_path:
     logger = Raising()
     with Log(tmp_path, loggers=[logger], warn=warnings.append) as log:
         for step in range(5):
-            log.train(step, {}, 0.0, 0.0)
+            log.train(step, {}, 0.0, 0.0, 0.0)
     assert logger.asked == 1
     assert warnings == ["Raising failed and is switched off, training goes on: no route to host."]
     assert len(read_lines(tmp_path)) == 5
@@ -276,12 +277,12 @@ def test_a_full_disk_costs_lines_and_never_the_run(tmp_path: Path) -> None:
 
     warnings: list[str] = []
     with plain(tmp_path, warnings.append) as log:
-        log.train(1, {}, 0.0, 0.0)
+        log.train(1, {}, 0.0, 0.0, 0.0)
         there, log._file = log._file, Full(log._file)  # type: ignore[assignment]
-        log.train(2, {}, 0.0, 0.0)
-        log.train(3, {}, 0.0, 0.0)
+        log.train(2, {}, 0.0, 0.0, 0.0)
+        log.train(3, {}, 0.0, 0.0, 0.0)
         log._file = there
-        log.train(4, {}, 0.0, 0.0)
+        log.train(4, {}, 0.0, 0.0, 0.0)
     assert [json.loads(line)["step"] for line in (tmp_path / FILE).read_text().splitlines()] == [1, 4]
     assert len(warnings) == 1
     assert "the disk is full" in warnings[0]
@@ -308,6 +309,6 @@ def test_a_run_without_tensorboard_installed_goes_on(tmp_path: Path, monkeypatch
     monkeypatch.setitem(__import__("sys").modules, "torch.utils.tensorboard", None)
     warnings: list[str] = []
     with Log(tmp_path, warn=warnings.append) as log:
-        log.train(1, {}, 0.0, 0.0)
+        log.train(1, {}, 0.0, 0.0, 0.0)
     assert len(warnings) == 1
     assert len(read_lines(tmp_path)) == 1

@@ -18,7 +18,7 @@ from fastmpl.lifecycle import Stopper, claimed
 from fastmpl.metrics import read_lines
 
 CONFIGS = Path(__file__).parents[1] / "launch" / "configs"
-TIMINGS = ("seconds", "images_per_second")
+TIMINGS = ("seconds", "images_per_second", "waiting")
 
 
 def config(folder: Path, base: str = "digits", **changes: Any) -> Config:

@@ -4,11 +4,13 @@ B labelled, M trusted and U unlabelled images of this rank; C channels, H x W pi
 that a step can be captured as one CUDA graph on fixed buffers.
 """
 
-from typing import NamedTuple, Self
+from typing import Final, NamedTuple, Self
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
+
+IMAGES: Final = ("labelled", "weak", "strong", "trusted")  # the parts of a batch that are pictures
 
 
 class Batch(NamedTuple):

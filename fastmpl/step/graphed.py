@@ -15,7 +15,7 @@ from typing import Final
 import torch
 from torch import Tensor
 
-from fastmpl.data.batch import Batch
+from fastmpl.data.batch import IMAGES, Batch
 from fastmpl.errors import ConfigError
 from fastmpl.step.eager import EagerStep
 from fastmpl.step.moment import Report
@@ -34,8 +34,9 @@ class GraphedStep:
     way back to eager execution: a step that cannot be captured raises CaptureError.
     """
 
-    def __init__(self, eager: EagerStep, device: torch.device) -> None:
-        self.eager, self.device = eager, device
+    def __init__(self, eager: EagerStep, device: torch.device, images: torch.dtype | None = None) -> None:
+        """images: the type that the step reads pictures in, which the copy into the inputs makes; None: as they come."""
+        self.eager, self.device, self._images = eager, device, images
         self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
         self._loading = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
         self._taken = 0
@@ -83,7 +84,7 @@ class GraphedStep:
         current = torch.cuda.current_stream()
         current.wait_stream(self._loading)
         if self._inputs is None:
-            self._inputs = Batch(*(None if part is None else part.clone() for part in arrived))  # type: ignore[arg-type]
+            self._inputs = Batch(*map(self._static, Batch._fields, arrived))  # type: ignore[arg-type]
             return self._inputs
         for name, static, part in zip(Batch._fields, self._inputs, arrived, strict=True):
             if static is None or part is None or static.shape != part.shape:
@@ -97,6 +98,11 @@ class GraphedStep:
             part.record_stream(current)  # else its memory could be the next batch's before it is read
             static.copy_(part)
         return self._inputs
+
+    def _static(self, name: str, part: Tensor | None) -> Tensor | None:
+        if part is None:
+            return None
+        return part.to(self._images if name in IMAGES and self._images else part.dtype, copy=True)
 
     @property
     def step(self) -> Tensor:

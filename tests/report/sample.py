@@ -22,7 +22,8 @@ def write_sample(folder: Path) -> Path:
     save(Config.model_validate(config), folder / "config.toml")
     with Log(folder, loggers=[]) as log:
         for step in range(50, STEPS + 1, 50):
-            log.train(step, step_values(step, draws), seconds=step / 12, images_per_second=5900 + draws.gauss(0, 90))
+            speed = {"images_per_second": 5900 + draws.gauss(0, 90), "waiting": 0.0}
+            log.train(step, step_values(step, draws), seconds=step / 12, **speed)
             if step % 250 == 0:
                 evaluate(log, step, step, "train", draws)
         for step in range(STEPS + 50, STEPS + TUNING + 1, 50):

@@ -127,8 +127,8 @@ def test_the_numbers_at_the_ends_of_the_curves_are_the_last_evaluations(tmp_path
 
 def test_what_was_zero_throughout_is_named_and_not_drawn(tmp_path: Path) -> None:
     with Log(tmp_path, loggers=[]) as log:
-        log.train(50, {"student_loss": 1.0, "feedback": 0.0}, seconds=1.0, images_per_second=10.0)
-        log.train(100, {"student_loss": 0.5, "feedback": 0.0}, seconds=2.0, images_per_second=10.0)
+        log.train(50, {"student_loss": 1.0, "feedback": 0.0}, seconds=1.0, images_per_second=10.0, waiting=0.0)
+        log.train(100, {"student_loss": 0.5, "feedback": 0.0}, seconds=2.0, images_per_second=10.0, waiting=0.0)
     page = Page(write_report(tmp_path))
     assert "zero throughout or not measured: feedback," in page.text
     assert page.source.count("<svg") == 2  # losses, speed
