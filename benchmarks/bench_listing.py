@@ -4,7 +4,7 @@ A tree of ImageNet's shape is made once in --folder (empty files: none is opened
 in 1,000 class folders and the rest in one folder, and lists of the same files beside it. A fresh process for each source
 then imports the trainer, builds the data set (listing, split, fingerprint), and draws the order of two epochs. Memory is
 that of the whole process as the kernel counts it (VmHWM), and the part of it that is not a page of a library's file,
-which processes share (RssAnon); the first row is what the imports alone take.
+which processes share (RssAnon); the first three rows are what imports alone take.
 """
 
 import argparse
@@ -60,6 +60,12 @@ def measure(source: str, root: str) -> list[Row]:
         rows.append({"source": source, "step": step, "wall s": time.perf_counter() - begin,
                      "CPU s": time.process_time() - cpu, **memory()})  # fmt: skip
 
+    import torch  # noqa: F401
+
+    note("import torch")
+    import nvidia.dali  # noqa: F401
+
+    note("and DALI")
     import fastmpl.data.encoded_pipeline
     import fastmpl.trainer  # noqa: F401
     from fastmpl.config.load import build as config
@@ -67,7 +73,7 @@ def measure(source: str, root: str) -> list[Row]:
     from fastmpl.data.draws import Stream
     from fastmpl.data.order import Order
 
-    note("imports")
+    note("and fastmpl")
     keys = {"data.source": source, "data.root": root, "data.labels": 0, "data.validation": CLASSES}
     keys |= {"data.decode": "always"} if source == "folder" else {}
     data = build(config(keys, dict.fromkeys(keys, "benchmark")).data, seed=0)
