@@ -79,13 +79,17 @@ def test_an_image_that_vanishes_while_training_leaves_the_others_as_they_were(im
         torch.testing.assert_close(left.weak[same], right.weak[same], atol=0, rtol=0)
 
 
-def test_a_picture_that_ends_the_pipeline_is_found_and_replaced(images: Files, monkeypatch: pytest.MonkeyPatch) -> None:
-    truncate(images, 7)
+@pytest.mark.parametrize("place", range(BATCH))
+def test_a_picture_that_ends_the_pipeline_is_found_and_replaced(
+    images: Files, place: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bad = int(Order(np.arange(COUNT), BATCH, Stream.UNLABELLED, SEED).rows(1).index[place])
+    truncate(images, bad)
     expected = taken(stream(images), 6)
     monkeypatch.setattr(jpeg, "header", lambda content: jpeg.Header(44, 60, 3))  # sees no damage
     found = taken(stream(images), 6)
     assert [views.index.tolist() for views in found] == [views.index.tolist() for views in expected]
-    assert [replaced.index for views in found for replaced in views.replaced] == [7, 7]
+    assert [replaced.index for views in found for replaced in views.replaced] == [bad, bad]
 
 
 def test_a_disk_that_is_gone_ends_the_stream_in_one_sentence(images: Files) -> None:

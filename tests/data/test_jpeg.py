@@ -48,6 +48,34 @@ def test_a_whole_jpeg_is_accepted_with_its_upright_size(kind: str) -> None:
     assert found.channels == (1 if kind == "grey" else 3)
 
 
+@pytest.mark.parametrize("by", range(1, 9))
+def test_a_picture_that_lies_on_its_side_is_measured_upright(by: int) -> None:
+    found = header(encoded(IMAGE, exif=turned(by)))
+    assert found is not None
+    assert (found.height, found.width) == ((60, 44) if by >= 5 else (44, 60))
+
+
+def with_code_words(content: bytes) -> bytes:
+    """Three words of one bit in the first Huffman table, and three less of some other length."""
+    damaged, table = bytearray(content), content.index(b"\xff\xc4") + 5
+    counts = damaged[table : table + 16]
+    rich = max(range(1, 16), key=lambda bits: counts[bits])
+    damaged[table] += 3
+    damaged[table + rich] -= 3
+    return bytes(damaged)
+
+
+def with_scans(content: bytes, count: int) -> bytes:
+    """The only scan of a grey picture so many times."""
+    start = content.index(b"\xff\xda")
+    return content[:start] + content[start:-2] * count + content[-2:]
+
+
+def test_a_picture_of_some_scans_is_accepted_and_an_attack_on_the_decoder_s_time_is_not() -> None:
+    assert header(with_scans(WHOLE["grey"], 100)) is not None
+    assert header(with_scans(WHOLE["grey"], 101)) is None
+
+
 BROKEN = {
     "empty": b"",
     "a start alone": b"\xff\xd8",
@@ -55,6 +83,7 @@ BROKEN = {
     "without its end": WHOLE["progressive"][:-2],
     "four channels": encoded(IMAGE.convert("CMYK")),
     "a PNG": b"\x89PNG\r\n",
+    "a code with too many words": with_code_words(WHOLE["baseline"]),
 }
 
 

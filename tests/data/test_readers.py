@@ -97,6 +97,23 @@ def test_classes_that_are_numbers_are_named_by_classes_txt(tmp_path: Path) -> No
     assert held(arrays) == sorted(("" if p.label < 0 else CLASSES[p.label], p.jpeg) for p in pictures())
 
 
+def test_a_list_may_have_spaces_for_tabs_though_its_paths_have_some_too(tmp_path: Path) -> None:
+    root = write("file_list", tmp_path)
+    tabs = held(READERS["file_list"](str(root)))
+    for part in ("labelled", "test"):
+        path = root / f"{part}.txt"
+        path.write_text(path.read_text().replace("\t", " "))
+    assert held(READERS["file_list"](str(root))) == tabs
+
+
+def test_an_index_that_is_not_understood_is_not_used(tmp_path: Path) -> None:
+    root = write("webdataset", tmp_path)
+    own = held(READERS["webdataset"](str(root)))
+    (root / "labelled" / "00000.idx").write_text("v9.9 1\njpg 512 8 a.jpg\n")
+    (root / "labelled" / "00001.idx").write_text("v1.2 1\njpg 512 8 a name with spaces.jpg\n")
+    assert held(READERS["webdataset"](str(root))) == own
+
+
 def test_trusted_images_of_lists_are_set_aside(tmp_path: Path) -> None:
     root = write("file_list", tmp_path)
     lines = (root / "labelled.txt").read_text().splitlines()
@@ -122,6 +139,10 @@ def unknown_class(root: Path) -> None:
     path.write_bytes(path.read_bytes().replace(CLASSES[3].encode(), CLASSES[3].encode()[:-1] + b"x"))
 
 
+def no_class(root: Path) -> None:
+    mini_imagenet.write_tars(root, iter([Picture("labelled", "odd", -1, b"picture")]))
+
+
 def record_cut(root: Path) -> None:
     path = root / "labelled" / "00001"
     path.write_bytes(path.read_bytes()[:-40])
@@ -139,6 +160,7 @@ FAULTS = [
     ("webdataset", tar_cut, r"00001\.tar is no whole, uncompressed tar file"),
     ("webdataset", tar_shorter_than_its_index, r"00000\.idx is not the index of .*00000\.tar, which is shorter"),
     ("webdataset", unknown_class, r"test: n0144908x is no class\. Did you mean n01449083\?"),
+    ("webdataset", no_class, r"0 of the labelled images come before one without a class"),
     ("tfrecord", record_cut, r"labelled/00001, record \d+: .*cut off or damaged"),
     ("tfrecord", no_example, r"labelled/00001, record 0: "),
     ("tfrecord", foreign_index, r"labelled/00001, record 0: its frame is wrong.*\.idx file beside it is another's"),

@@ -100,6 +100,13 @@ def test_any_number_of_ranks_and_threads_replaces_an_image_by_the_same(images: F
     np.testing.assert_array_equal(again, whole)
 
 
+def test_what_stands_in_depends_on_the_image_that_is_gone(images: Files) -> None:
+    lost = MEMBERS[: COUNT // 2]
+    spoil(images, *lost)
+    found = reader(images).read(Rows(lost, 0 * lost)).rows.index
+    assert len(set(found.tolist())) > 4  # else one picture would be shown in the place of all
+
+
 def test_a_disk_that_is_gone_is_not_replaced_for_ever(images: Files) -> None:
     spoil(images, *range(COUNT))
     with pytest.raises(DataError, match=r"nor can 20 images drawn in its place: see whether the disk"):
