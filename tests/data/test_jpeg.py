@@ -71,6 +71,13 @@ def with_scans(content: bytes, count: int) -> bytes:
     return content[:start] + content[start:-2] * count + content[-2:]
 
 
+def with_segment(content: bytes, marker: int, times: int) -> bytes:
+    """The first segment of that marker so many times."""
+    start = content.index(bytes((0xFF, marker)))
+    end = start + 2 + int.from_bytes(content[start + 2 : start + 4], "big")
+    return content[:start] + content[start:end] * times + content[end:]
+
+
 def test_a_picture_of_some_scans_is_accepted_and_an_attack_on_the_decoder_s_time_is_not() -> None:
     assert header(with_scans(WHOLE["grey"], 100)) is not None
     assert header(with_scans(WHOLE["grey"], 101)) is None
@@ -84,6 +91,8 @@ BROKEN = {
     "four channels": encoded(IMAGE.convert("CMYK")),
     "a PNG": b"\x89PNG\r\n",
     "a code with too many words": with_code_words(WHOLE["baseline"]),
+    "a table that is not there": with_segment(WHOLE["grey"], 0xDB, 0),
+    "two frames": with_segment(WHOLE["grey"], 0xC0, 2),
 }
 
 

@@ -91,6 +91,20 @@ def test_training_from_tars_sees_what_training_from_the_folder_sees(
         loader.close()
 
 
+def test_a_sample_s_name_is_its_number_and_what_every_reader_of_tars_takes_whole(folder: Path, tmp_path: Path) -> None:
+    first, *_, last = sorted((folder / "unlabelled").iterdir())
+    first.rename(first.with_name("a picture.of mine é.JPEG"))
+    last.rename(last.with_name("x" * 90 + ".JPEG"))
+    packed(folder, tmp_path / "out")
+    names = []
+    for path in sorted((tmp_path / "out/unlabelled").glob("*.tar")):
+        with tarfile.open(path) as tar:
+            names += tar.getnames()
+    assert [name[:9] for name in names] == [f"{20 + number:08d}-" for number in range(10)]
+    assert names[0] == "00000020-a_picture_of_mine_.jpeg"
+    assert names[-1] == f"00000029-{'x' * 60}.jpeg"
+
+
 def test_large_pictures_are_made_smaller_by_their_longer_side(folder: Path, tmp_path: Path) -> None:
     packed(folder, tmp_path / "out", SMALL._replace(size=40))
     training, _ = contents(read_webdataset(str(tmp_path / "out")))

@@ -1,6 +1,8 @@
 """Images that vanish or break while a run is going on: who takes their place, and who does not."""
 
+import errno
 import io
+import os
 from pathlib import Path
 
 import numpy as np
@@ -8,7 +10,7 @@ import pytest
 from PIL import Image
 
 from fastmpl.data.draws import Stream
-from fastmpl.data.encoded import Files, Names
+from fastmpl.data.encoded import Bytes, Files, Names
 from fastmpl.data.errors import DataError
 from fastmpl.data.order import Order, Rows
 from fastmpl.data.reading import Pictures, Reader
@@ -98,6 +100,19 @@ def test_any_number_of_ranks_and_threads_replaces_an_image_by_the_same(images: F
         np.testing.assert_array_equal(np.concatenate(parts), whole)
     again = reader(images).read(rows(4)).rows.index  # a run that resumed there
     np.testing.assert_array_equal(again, whole)
+
+
+def test_an_error_of_the_disk_costs_one_image_too(images: Files, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked, honest = rows(0), Files.read
+
+    def failing(files: Files, index: int) -> Bytes:
+        if index == asked.index[3]:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return honest(files, index)
+
+    monkeypatch.setattr(Files, "read", failing)
+    (replaced,) = reader(images).read(asked).replaced
+    assert (replaced.place, replaced.reason) == (3, "cannot be read: Input/output error")
 
 
 def test_what_stands_in_depends_on_the_image_that_is_gone(images: Files) -> None:
