@@ -6,6 +6,8 @@ import pytest
 pytest.importorskip("nvidia.dali", reason="install nvidia-dali-cuda130 to test the operations")
 pytest.importorskip("torchvision")
 
+from torchvision.transforms import v2
+
 from fastmpl.data.rand_augment import ENHANCE, Kind, Operation, layer, layers
 from tests.augmentation import Case, Images, cases, images, ours, theirs
 
@@ -75,3 +77,10 @@ def test_a_translation_is_100_pixels_of_224_at_most_at_every_size() -> None:
     for size, largest in ((224, 100), (64, 29)):
         drawn = layer(np.full(1, Operation.TRANSLATE_X, np.int32), np.zeros(1, np.int32), 30, size)
         assert drawn.matrix[0, 0, 2] == -largest
+
+
+def test_posterize_leaves_the_bits_that_torchvision_leaves_at_every_magnitude() -> None:
+    space = v2.RandAugment()._AUGMENTATION_SPACE["Posterize"][0](31, 224, 224)
+    for magnitude, bits in enumerate(space.tolist()):
+        drawn = layer(np.full(1, Operation.POSTERIZE, np.int32), np.zeros(1, np.int32), magnitude, 224)
+        assert int(drawn.value[0]) == 256 - 2 ** (8 - bits)

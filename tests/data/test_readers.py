@@ -1,8 +1,10 @@
 """Encoded images by random access: the same pictures and labels from a folder, lists, tars and TFRecord."""
 
+import io
 import os
 import subprocess
 import sys
+import tarfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -80,6 +82,9 @@ def test_an_index_is_made_once_and_again_when_a_shard_changes(tmp_path: Path, mo
     os.utime(root / "labelled" / "00001.tar", ns=(1, 1))
     READERS["webdataset"](str(root))
     assert len(scanned) == count + 3  # of that part, and no other
+    (root / "labelled" / "00001.idx").write_text("v9.9 0\n")
+    READERS["webdataset"](str(root))
+    assert len(scanned) == count + 6  # an index beside a shard counts as much
 
 
 def test_without_a_cache_an_index_is_made_each_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -114,6 +119,17 @@ def test_an_index_that_is_not_understood_is_not_used(tmp_path: Path) -> None:
     assert held(READERS["webdataset"](str(root))) == own
 
 
+def test_extensions_in_capitals_are_extensions_and_numbers_are_in_their_order(tmp_path: Path) -> None:
+    root = mini_imagenet.write_tars(
+        tmp_path, iter(Picture("labelled", f"{label}", label, b"picture") for label in (10, 2)), numbers=True
+    )
+    path = root / "labelled" / "00000.tar"
+    path.write_bytes(capitals(path.read_bytes()))
+    arrays = READERS["webdataset"](str(root))
+    assert arrays.classes == ("2", "10")
+    assert list(arrays.names) == ["10.JPG", "2.JPG"]
+
+
 def test_trusted_images_of_lists_are_set_aside(tmp_path: Path) -> None:
     root = write("file_list", tmp_path)
     lines = (root / "labelled.txt").read_text().splitlines()
@@ -122,6 +138,18 @@ def test_trusted_images_of_lists_are_set_aside(tmp_path: Path) -> None:
     arrays = READERS["file_list"](str(root))
     assert arrays.trusted is not None
     assert [arrays.names[i] for i in arrays.trusted] == [line.split("\t")[0] for line in lines[:4]]
+
+
+def capitals(tar: bytes) -> bytes:
+    """The same tar whose members' extensions are in capitals."""
+    out = io.BytesIO()
+    with tarfile.open(fileobj=io.BytesIO(tar)) as there, tarfile.open(fileobj=out, mode="w") as here:
+        for member in there:
+            content = there.extractfile(member)
+            stem, _, extension = member.name.partition(".")
+            member.name = f"{stem}.{extension.upper()}"
+            here.addfile(member, content)
+    return out.getvalue()
 
 
 def tar_cut(root: Path) -> None:
@@ -143,6 +171,11 @@ def no_class(root: Path) -> None:
     mini_imagenet.write_tars(root, iter([Picture("labelled", "odd", -1, b"picture")]))
 
 
+def one_class(root: Path) -> None:
+    lines = (root / "labelled.txt").read_text().splitlines()
+    (root / "labelled.txt").write_text(lines[0])
+
+
 def record_cut(root: Path) -> None:
     path = root / "labelled" / "00001"
     path.write_bytes(path.read_bytes()[:-40])
@@ -161,6 +194,7 @@ FAULTS = [
     ("webdataset", tar_shorter_than_its_index, r"00000\.idx is not the index of .*00000\.tar, which is shorter"),
     ("webdataset", unknown_class, r"test: n0144908x is no class\. Did you mean n01449083\?"),
     ("webdataset", no_class, r"0 of the labelled images come before one without a class"),
+    ("file_list", one_class, r"has one class \(n01440764\), and a classifier needs two or more"),
     ("tfrecord", record_cut, r"labelled/00001, record \d+: .*cut off or damaged"),
     ("tfrecord", no_example, r"labelled/00001, record 0: "),
     ("tfrecord", foreign_index, r"labelled/00001, record 0: its frame is wrong.*\.idx file beside it is another's"),
@@ -223,6 +257,15 @@ def test_a_shard_that_ends_too_early_is_an_error_of_the_disk(tmp_path: Path) -> 
     pieces = Pieces(tmp_path, ["a"], np.zeros(1, np.int32), one, 9 * one, Names(["x"]))
     with pytest.raises(OSError, match="a ends within x"):
         pieces.read(0)
+
+
+def test_images_at_other_places_are_told_from_these(tmp_path: Path) -> None:
+    def digest(shard: int = 0, offset: int = 1, size: int = 2) -> str:
+        columns = np.array([shard, 1], np.int32), np.array([offset, 1]), np.array([size, 1])
+        return Pieces(tmp_path, ["a", "b"], *columns, Names(["x", "y"])).digest
+
+    assert digest() == digest()
+    assert len({digest(), digest(shard=1), digest(offset=7), digest(size=7)}) == 4
 
 
 def test_chosen_images_are_numbered_anew_and_told_from_others(tmp_path: Path) -> None:
