@@ -66,7 +66,7 @@ def measure(source: str, root: str) -> list[Row]:
     import nvidia.dali  # noqa: F401
 
     note("and DALI")
-    import fastmpl.data.encoded_pipeline
+    import fastmpl.data.streaming.encoded_pipeline
     import fastmpl.trainer  # noqa: F401
     from fastmpl.config.load import build as config
     from fastmpl.data.build import build

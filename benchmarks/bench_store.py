@@ -15,9 +15,9 @@ import torch
 
 from benchmarks.harness import compare
 from benchmarks.records import Record, Row, save
-from fastmpl.data.distributions import Probabilities
-from fastmpl.data.store import Store, open_store
-from fastmpl.data.store_writer import Plan, Writer
+from fastmpl.data.stores.distributions import Probabilities
+from fastmpl.data.stores.store import Store, open_store
+from fastmpl.data.stores.store_writer import Plan, Writer
 
 CLASSES, KEPT, BATCH, PART, REPEATS = 1000, 16, 1024, 8192, 50
 FAR = 64  # batches, 262 MB: far beyond a core's own caches

@@ -1,13 +1,13 @@
 """How far each operation of RandAugment is from torchvision's: `python -m benchmarks.compare_rand_augment`.
 
 The same images and amounts, at magnitudes 9, 17 and 30 and both signs; differences are of grey values, 0 to 255. The
-test tests/data/test_rand_augment.py holds the operations to these.
+test tests/data/streaming/test_rand_augment.py holds the operations to these.
 """
 
 import numpy as np
 
 from benchmarks.records import Record, Row, save
-from fastmpl.data.rand_augment import Operation
+from fastmpl.data.streaming.rand_augment import Operation
 from tests.augmentation import MAGNITUDES, NAMES, cases, images, ours, theirs
 
 LARGEST = {

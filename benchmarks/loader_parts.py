@@ -19,11 +19,11 @@ from torchvision.transforms.v2 import functional as F
 from benchmarks.loaders import MAGNITUDE, SIZE
 from benchmarks.records import Row
 from fastmpl.data.dali import Node, fn, normalise, pipeline_def, types
-from fastmpl.data.encoded_pipeline import Machine, decode, resize
+from fastmpl.data.files.portable import portable
 from fastmpl.data.normalise import IMAGENET
-from fastmpl.data.portable import portable
-from fastmpl.data.rand_augment import Operation, layer
-from fastmpl.data.rand_augment_dali import apply_layer
+from fastmpl.data.streaming.encoded_pipeline import Machine, decode, resize
+from fastmpl.data.streaming.rand_augment import Operation, layer
+from fastmpl.data.streaming.rand_augment_dali import apply_layer
 
 WINDOW = (40, 60, 270, 320)  # of an area that is the mean over random windows
 RUNS = 4

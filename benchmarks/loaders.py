@@ -16,13 +16,13 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from torchvision.io import decode_jpeg, read_file
 from torchvision.transforms import v2
 
-from fastmpl.data.crops import Crops
 from fastmpl.data.draws import Stream
-from fastmpl.data.encoded import Files, Names
-from fastmpl.data.encoded_pipeline import EncodedStream, Machine
+from fastmpl.data.files.encoded import Files, Names
 from fastmpl.data.normalise import IMAGENET
 from fastmpl.data.order import Order
-from fastmpl.data.reading import Reader
+from fastmpl.data.streaming.crops import Crops
+from fastmpl.data.streaming.encoded_pipeline import EncodedStream, Machine
+from fastmpl.data.streaming.reading import Reader
 
 SIZE, MAGNITUDE, CUT = 224, 17, 112
 Next = Callable[[], object]

@@ -14,9 +14,9 @@ import numpy as np
 from PIL import Image
 
 from fastmpl.config import load
-from fastmpl.data.decode import FORMATS
 from fastmpl.data.errors import DataError
-from fastmpl.data.tree import Tree, read_tree
+from fastmpl.data.files.decode import FORMATS
+from fastmpl.data.readers.tree import Tree, read_tree
 from fastmpl.errors import ConfigError, StorageError
 
 SIZES: Final = (32, 48, 64, 96, 128, 160, 192, 224)

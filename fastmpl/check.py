@@ -77,7 +77,7 @@ def _digests(images: NDArray[np.generic]) -> NDArray[np.uint64]:
 def _checked(config: Config) -> "tuple[Prepared, list[str], NDArray[np.uint64], NDArray[np.uint64]]":
     """The data, what is to be told of its checking, and hashes of its training and its test images."""
     from fastmpl.config.rules import decodes_always
-    from fastmpl.data.checked import check_all
+    from fastmpl.data.checks.checked import check_all
     from fastmpl.data.prepare import prepare
     from fastmpl.data.sources import listed
 
@@ -99,8 +99,8 @@ def _checked(config: Config) -> "tuple[Prepared, list[str], NDArray[np.uint64], 
 def _copies(prepared: "Prepared", train: NDArray[np.uint64], test: NDArray[np.uint64]) -> Iterator[str]:
     """A warning for each kind of picture that is in two places where it should be in one."""
     from fastmpl.data.arrays import name_of
-    from fastmpl.data.copies import copies
-    from fastmpl.data.tree import shown
+    from fastmpl.data.checks.copies import copies
+    from fastmpl.data.errors import shown
 
     arrays = prepared.arrays
 
@@ -123,7 +123,7 @@ def _absent(classes: Sequence[str], labels: NDArray[np.int64], part: str) -> Ite
 
 def _problems(problems: "Sequence[Problem]") -> Iterator[str]:
     """The first files of each reason, and how many more there are."""
-    from fastmpl.data.tree import shown
+    from fastmpl.data.errors import shown
 
     by_reason: dict[str, list[Problem]] = {}  # which may differ in a number
     for problem in problems:

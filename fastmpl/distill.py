@@ -19,11 +19,11 @@ from torch import Tensor, nn
 from fastmpl.config import Config
 from fastmpl.data.build import Data
 from fastmpl.data.build import build as build_data
-from fastmpl.data.distributions import Probabilities
 from fastmpl.data.errors import DataError
-from fastmpl.data.store import Header, checksum
-from fastmpl.data.store_writer import Plan, Writer
-from fastmpl.data.tables import read_table
+from fastmpl.data.stores.distributions import Probabilities
+from fastmpl.data.stores.store import Header, checksum
+from fastmpl.data.stores.store_writer import Plan, Writer
+from fastmpl.data.stores.tables import read_table
 from fastmpl.errors import ConfigError
 from fastmpl.networks import WEIGHTS, fixed_teacher
 

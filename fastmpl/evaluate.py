@@ -9,7 +9,7 @@ from torch import Tensor
 
 from fastmpl.assemble import AnyLearner
 from fastmpl.data.build import Data
-from fastmpl.data.held import Evaluated
+from fastmpl.data.memory.held import Evaluated
 from fastmpl.learners.ranks import ALONE, Ranks
 
 Network = Literal["student", "average", "teacher"]

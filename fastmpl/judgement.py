@@ -12,10 +12,10 @@ from numpy.typing import NDArray
 from fastmpl.data.arrays import chosen
 from fastmpl.data.errors import DataError
 from fastmpl.data.evaluated import evaluated, shown_side
-from fastmpl.data.folder import read_labelled
-from fastmpl.data.held import Evaluated
+from fastmpl.data.memory.held import Evaluated
 from fastmpl.data.normalise import centre
 from fastmpl.data.prepare import prepare
+from fastmpl.data.readers.folder import read_labelled
 from fastmpl.errors import ConfigError
 from fastmpl.networks import Classifier, load_classifier
 

@@ -9,8 +9,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Final, Protocol
 
+from fastmpl.data.errors import shown
 from fastmpl.data.stream import Replacement
-from fastmpl.data.tree import shown
 from fastmpl.learners.ranks import Ranks
 
 FILE: Final = "replaced.jsonl"

@@ -10,11 +10,11 @@ from typing import Literal, NamedTuple, TextIO
 import numpy as np
 import torch
 
-from fastmpl.data.decode import Decoded, decode_all
-from fastmpl.data.errors import DataError
+from fastmpl.data.errors import DataError, shown
 from fastmpl.data.evaluated import shown_side
+from fastmpl.data.files.decode import Decoded, decode_all
 from fastmpl.data.normalise import centre, centre_view
-from fastmpl.data.tree import images_below, shown
+from fastmpl.data.readers.tree import images_below
 from fastmpl.errors import ConfigError
 from fastmpl.networks import Classifier, load_classifier
 
@@ -66,7 +66,7 @@ def _classified(
 
 
 def predict(run: Path, paths: Sequence[Path]) -> Iterator[Prediction]:
-    """One prediction a file, in order; images are read as those of a training folder are (`fastmpl.data.decode`).
+    """One prediction a file, in order; images are read as those of a training folder are (`fastmpl.data.files.decode`).
 
     Raises ConfigError where `run` has no student or classifies points, DataError where a path does not exist.
     """

@@ -10,8 +10,8 @@ from PIL import Image
 from torchvision.transforms import v2
 
 from fastmpl.data.dali import Node, fn, pipeline_def, types
-from fastmpl.data.rand_augment import FILL, TRANSLATION, Operation, layer
-from fastmpl.data.rand_augment_dali import apply_layer
+from fastmpl.data.streaming.rand_augment import FILL, TRANSLATION, Operation, layer
+from fastmpl.data.streaming.rand_augment_dali import apply_layer
 
 Images = NDArray[np.uint8]
 NAMES = {operation: operation.name.title().replace("_", "").replace("Autoc", "AutoC") for operation in Operation}

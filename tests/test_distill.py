@@ -13,7 +13,7 @@ from fastmpl import trainer
 from fastmpl.config import Config, load
 from fastmpl.data.build import build as build_data
 from fastmpl.data.errors import DataError
-from fastmpl.data.store import open_store
+from fastmpl.data.stores.store import open_store
 from fastmpl.distill import Source, distill
 from fastmpl.errors import ConfigError
 from fastmpl.networks import load_network
@@ -91,7 +91,7 @@ def test_views_are_averaged_and_do_not_depend_on_the_number_of_processes(
     one, two, three = (open_store(tmp_path / f"{n}").probabilities(np.arange(IMAGES)) for n in (1, 2, 3))
     assert np.abs(two - one).max() > 0.01
     assert np.abs(three - two).max() > 0.01
-    monkeypatch.setattr("fastmpl.data.store_writer.SHARD_ROWS", 700)
+    monkeypatch.setattr("fastmpl.data.stores.store_writer.SHARD_ROWS", 700)
     monkeypatch.setattr("fastmpl.distill.Plan.__new__.__defaults__", (700,))
     monkeypatch.setenv("WORLD_SIZE", "2")
     headers = []

@@ -16,6 +16,16 @@ MAY: dict[str, set[str]] = {
     "learners": {"learners", "models", "fastmpl_kernels"},
     "step": {"step", "methods", "learners", "fastmpl_kernels", "data", "models"},
 }
+WITHIN_DATA: dict[str, set[str]] = {  # what a folder of fastmpl.data may import of the others
+    "files": set(),
+    "stores": set(),
+    "memory": set(),
+    "readers": {"files"},
+    "streaming": {"files", "memory"},
+    "checks": {"files", "readers"},
+    "packing": {"files", "readers"},
+}
+ABOVE = {"build", "evaluated", "loader", "prepare", "sources", "streams"}  # what makes a run's data of these folders
 BATCH_ALONE = {"methods", "step"}  # of fastmpl.data
 
 
@@ -52,6 +62,17 @@ def test_nothing_imports_upward(path: Path) -> None:
         assert there in MAY[here] | SPINE, f"{path.relative_to(ROOT)} imports {name}"
         if here in BATCH_ALONE and there == "data":
             assert name == "fastmpl.data.batch", f"{path.relative_to(ROOT)} needs a batch of the data, and nothing else"
+
+
+def test_the_folders_of_the_data_import_one_way() -> None:
+    data = ROOT / "fastmpl" / "data"
+    assert {path.name for path in data.iterdir() if (path / "__init__.py").exists()} == WITHIN_DATA.keys()
+    for folder, may in WITHIN_DATA.items():
+        for path in (data / folder).glob("*.py"):
+            for name in imported(path):
+                there = name.split(".")[2] if name.startswith("fastmpl.data.") else ""
+                fine = there in may | {folder} or there not in WITHIN_DATA.keys() | ABOVE
+                assert fine, f"{path.relative_to(ROOT)} imports {name}"
 
 
 OPTIONAL = {"nvidia": ("data",), "deepspeed": ("learners",), "triton": ("fastmpl_kernels",), "rich": ("progress",)}

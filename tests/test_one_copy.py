@@ -14,14 +14,14 @@ pytest.importorskip("nvidia.dali", reason="install nvidia-dali-cuda130 to test s
 from fastmpl.assemble import Trainee
 from fastmpl.config import Config, load
 from fastmpl.data.batch import IMAGES, Batch
-from fastmpl.data.crops import Crops
 from fastmpl.data.draws import Stream
-from fastmpl.data.encoded import Files, Names
-from fastmpl.data.encoded_pipeline import EncodedStream, Machine
+from fastmpl.data.files.encoded import Files, Names
 from fastmpl.data.loader import Loader
 from fastmpl.data.normalise import IMAGENET
 from fastmpl.data.order import Order
-from fastmpl.data.reading import Reader
+from fastmpl.data.streaming.crops import Crops
+from fastmpl.data.streaming.encoded_pipeline import EncodedStream, Machine
+from fastmpl.data.streaming.reading import Reader
 from fastmpl.execution import executed, loaded_dtype
 from tests import mini_imagenet
 from tests.step.emulated_cuda import Cuda

@@ -25,7 +25,7 @@ from fastmpl.config import Config, load
 from fastmpl.data import draws
 from fastmpl.data.build import Data
 from fastmpl.data.build import build as build_data
-from fastmpl.data.store import HEADER
+from fastmpl.data.stores.store import HEADER
 from fastmpl.distill import Source, distill
 from fastmpl.models import build
 

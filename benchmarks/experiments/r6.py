@@ -14,7 +14,7 @@ import torch
 from benchmarks.experiments.common import CONFIGS, options, record, run_rows, tell
 from benchmarks.records import Row
 from fastmpl.data.errors import DataError
-from fastmpl.data.store import open_store
+from fastmpl.data.stores.store import open_store
 from fastmpl.distill import Source, distill
 from fastmpl.experiment import Arm, run_arms
 

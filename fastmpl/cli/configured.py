@@ -53,7 +53,7 @@ def check(asked: Check, config: Config) -> None:
     changed = len(difference(config, Config()))
     print(f"config  {asked.config}: {config.method.name}, {changed} keys differ from their defaults")
     if asked.download:
-        from fastmpl.data.published import download
+        from fastmpl.data.readers.published import download
 
         print(f"fetched {download(config.data.source, config.data.root)}")
     for line in lines(config):

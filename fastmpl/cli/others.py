@@ -141,10 +141,9 @@ class Pack:
 
 
 def pack(asked: Pack) -> None:
-    from fastmpl.data import pack
-    from fastmpl.data.errors import DataError
-    from fastmpl.data.pack_shard import How
-    from fastmpl.data.tree import shown
+    from fastmpl.data.errors import DataError, shown
+    from fastmpl.data.packing import pack
+    from fastmpl.data.packing.pack_shard import How
 
     if asked.verify:
         if damaged := list(pack.verify(asked.output)):

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from fastmpl.data.encoded import Chosen, Encoded
+from fastmpl.data.files.encoded import Chosen, Encoded
 
 Pixels = NDArray[np.uint8] | NDArray[np.float32]
 Images = Pixels | Encoded

@@ -14,14 +14,14 @@ from torch import Tensor
 from fastmpl.data.ahead import Ahead
 from fastmpl.data.arrays import Problem, chosen, digest, digest_of
 from fastmpl.data.draws import Stream
-from fastmpl.data.held import Evaluated
 from fastmpl.data.loader import Labelled, LabelledStream, Loader
+from fastmpl.data.memory.held import Evaluated
 from fastmpl.data.normalise import Normalisation
 from fastmpl.data.order import Order
 from fastmpl.data.prepare import Prepared, fingerprint, prepare
 from fastmpl.data.settings import DataSettings
 from fastmpl.data.split import Split
-from fastmpl.data.store import Store, open_store
+from fastmpl.data.stores.store import Store, open_store
 from fastmpl.data.stream import Replacement, ViewStream
 from fastmpl.data.streams import Streams
 
@@ -123,7 +123,7 @@ def build(
     """
     prepared = prepare(settings, seed)
     if prepared.normalisation is not None:
-        import_module("fastmpl.data.pipeline")  # a missing DALI is told now, not at the first batch
+        import_module("fastmpl.data.memory.pipeline")  # a missing DALI is told now, not at the first batch
     streams = Streams(prepared, settings, seed, rank, world, channels_last, max(threads, 1), device, dtype)
     with_trusted = prepared.split.trusted.size > 0
     used = [Stream.LABELLED, Stream.UNLABELLED] + [Stream.TRUSTED] * with_trusted

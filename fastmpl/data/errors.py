@@ -1,4 +1,7 @@
-"""The one error of this package that a user is meant to read."""
+"""The one error of this package that a user is meant to read, and how a file is named in it."""
+
+import unicodedata
+from pathlib import Path
 
 from fastmpl.errors import FastMPLError
 
@@ -8,3 +11,9 @@ class DataError(FastMPLError):
 
     exit_code = 3
     topic = "Data"
+
+
+def shown(path: Path | str) -> str:
+    """A path as it can be printed, whatever bytes its name has: a terminal must not obey a file's name."""
+    text = str(path).encode("utf-8", "backslashreplace").decode()
+    return "".join(ascii(letter)[1:-1] if unicodedata.category(letter) == "Cc" else letter for letter in text)

@@ -5,7 +5,7 @@ import torch
 
 from fastmpl.config.rules import decodes_always
 from fastmpl.data.arrays import Images, Labels
-from fastmpl.data.held import Evaluated, Held
+from fastmpl.data.memory.held import Evaluated, Held
 from fastmpl.data.normalise import Normalisation
 from fastmpl.data.settings import DataSettings
 
@@ -27,8 +27,8 @@ def evaluated(
     truth = torch.from_numpy(labels)
     if isinstance(images, np.ndarray):
         return Held(torch.from_numpy(images), truth, settings.image_size, normalisation)
-    from fastmpl.data.encoded_pipeline import machine  # here, because others need no DALI
-    from fastmpl.data.streamed import Streamed
+    from fastmpl.data.streaming.encoded_pipeline import machine  # here, because others need no DALI
+    from fastmpl.data.streaming.streamed import Streamed
 
     assert normalisation is not None
     where = machine(settings, device, threads)

@@ -11,14 +11,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fastmpl.data.arrays import UNKNOWN, Arrays, Images, chosen, digest, digest_of
-from fastmpl.data.confidence import confident
 from fastmpl.data.errors import DataError
 from fastmpl.data.noise import add_noise
 from fastmpl.data.normalise import IMAGENET, Normalisation, measure
 from fastmpl.data.settings import DataSettings
 from fastmpl.data.sources import load
 from fastmpl.data.split import Split, split
-from fastmpl.data.store import open_store
+from fastmpl.data.stores.confidence import confident
+from fastmpl.data.stores.store import open_store
 
 Word = int | float | str | list[int] | list[float]
 

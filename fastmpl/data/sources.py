@@ -12,12 +12,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fastmpl.config.rules import decodes_always
-from fastmpl.data import draws, published, streamed_sources
+from fastmpl.data import draws
 from fastmpl.data.arrays import Arrays, Labels
-from fastmpl.data.checked import left_out
+from fastmpl.data.checks.checked import left_out
 from fastmpl.data.errors import DataError
-from fastmpl.data.folder import read_folder
-from fastmpl.data.idx import read_idx
+from fastmpl.data.readers import published, streamed_sources
+from fastmpl.data.readers.folder import read_folder
+from fastmpl.data.readers.idx import read_idx
 from fastmpl.data.settings import DataSettings
 
 _DEBIAN = Path("/usr/share/datasets/fashion-mnist")  # Debian's package dataset-fashion-mnist

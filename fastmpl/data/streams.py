@@ -10,20 +10,20 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fastmpl.data.arrays import Images
-from fastmpl.data.crops import crops
 from fastmpl.data.draws import Stream
-from fastmpl.data.encoded import Encoded
 from fastmpl.data.evaluated import evaluated
-from fastmpl.data.growth import Growing, Growth
-from fastmpl.data.held import Evaluated
+from fastmpl.data.files.encoded import Encoded
+from fastmpl.data.memory.held import Evaluated
+from fastmpl.data.memory.points import PointStream
+from fastmpl.data.memory.still import StillStream, is_still
+from fastmpl.data.memory.views import augmentation
 from fastmpl.data.order import Order
-from fastmpl.data.points import PointStream
 from fastmpl.data.prepare import Prepared
-from fastmpl.data.reading import Reader
 from fastmpl.data.settings import DataSettings
-from fastmpl.data.still import StillStream, is_still
 from fastmpl.data.stream import ViewStream
-from fastmpl.data.views import augmentation
+from fastmpl.data.streaming.crops import crops
+from fastmpl.data.streaming.growth import Growing, Growth
+from fastmpl.data.streaming.reading import Reader
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ class Streams:
             return StillStream(
                 pixels, order, normalisation, two_views=two_views, step=step, channels_last=self.channels_last
             )
-        from fastmpl.data.pipeline import ImageStream  # here, because points need no DALI
+        from fastmpl.data.memory.pipeline import ImageStream  # here, because points need no DALI
 
         return ImageStream(
             pixels,
@@ -79,7 +79,7 @@ class Streams:
         )
 
     def _open_encoded(self, images: Encoded, order: Order, step: int, stream: Stream, *, two_views: bool) -> ViewStream:
-        from fastmpl.data.encoded_pipeline import EncodedStream, machine
+        from fastmpl.data.streaming.encoded_pipeline import EncodedStream, machine
 
         settings, normalisation = self.settings, self.prepared.normalisation
         assert normalisation is not None

@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 
 from fastmpl.data import sources
 from fastmpl.data.errors import DataError
-from fastmpl.data.idx import read_idx
 from fastmpl.data.normalise import measure
+from fastmpl.data.readers.idx import read_idx
 
 Make = Callable[..., SimpleNamespace]
 

@@ -14,7 +14,7 @@ import torch.distributed as dist
 
 from fastmpl.learners.ranks import Ranks
 
-SLOW_IMPORTS = ("torch", "torch._decomp.decompositions_for_jvp", "sklearn.datasets", "fastmpl.data.pipeline")
+SLOW_IMPORTS = ("torch", "torch._decomp.decompositions_for_jvp", "sklearn.datasets", "fastmpl.data.memory.pipeline")
 SECONDS = 60  # until a rank that does not answer is given up
 
 

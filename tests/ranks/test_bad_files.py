@@ -10,7 +10,7 @@ import pytest
 
 from fastmpl.check import check_data
 from fastmpl.config import Config
-from fastmpl.data import listing
+from fastmpl.data.files import listing
 from fastmpl.learners.ranks import Ranks
 from tests.pictures import BAD, make, spoil
 from tests.ranks.runs import Ended, Job

@@ -1,0 +1,52 @@
+"""The views of images that nothing is done to: neither moved nor altered nor resized, only normalised.
+
+Where no augmentation is asked for there is nothing to be fed to a pipeline, and both views are one tensor. Bit for bit
+what the pipeline gives, in a tenth of its time for small images.
+"""
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from fastmpl.data.memory.views import Augmentation
+from fastmpl.data.normalise import Normalisation
+from fastmpl.data.order import Order
+from fastmpl.data.stream import Views
+
+
+def is_still(how: Augmentation, images: NDArray[np.uint8], *, two_views: bool) -> bool:
+    """Whether the views of `images` [N, H, W, C] are the images themselves."""
+    moved = how.flip or how.shift > 0 or images.shape[1:3] != (how.size, how.size)
+    return not moved and not (two_views and (how.operations > 0 or how.cut > 0))
+
+
+class StillStream:
+    """A ViewStream over `images` uint8 [N, H, W, 3 or 1] in `order`, from `step` on, on the CPU; float32 [n, C, H, W].
+
+    Grey images get as many channels as `normalisation` has.
+    """
+
+    def __init__(
+        self,
+        images: NDArray[np.uint8],
+        order: Order,
+        normalisation: Normalisation,
+        *,
+        two_views: bool,
+        step: int = 0,
+        channels_last: bool = True,
+    ) -> None:
+        self._images = images
+        self._order = order
+        self._two_views = two_views
+        self._step = step
+        self._form = torch.channels_last if channels_last else torch.contiguous_format
+        self._mean, std = (torch.tensor(c)[:, None, None] for c in normalisation)
+        self._scale = 1 / std  # multiplied, as the pipeline does: a quotient would round otherwise
+
+    def next(self) -> Views:
+        index = self._order.rows(self._step).index
+        self._step += 1
+        pixels = torch.from_numpy(self._images[index]).permute(0, 3, 1, 2).float()
+        image = ((pixels - self._mean) * self._scale).contiguous(memory_format=self._form)
+        return Views(image, image if self._two_views else None, torch.from_numpy(index))

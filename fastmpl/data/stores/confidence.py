@@ -1,0 +1,36 @@
+"""Unlabelled images chosen by how sure a teacher is of them, as large unlabelled sets are used.
+
+The choice of Xie et al. 2020 (Noisy Student) and Pham et al. 2021 for images of another collection: those whose likeliest
+class has at least some probability, and of each likeliest class at most so many, the surest. Nothing is repeated to make
+rare classes up.
+"""
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fastmpl.data.errors import DataError
+from fastmpl.data.stores.store import Store
+
+Index = NDArray[np.int64]
+
+
+def confident(store: Store, index: Index, *, minimum: float, per_class: int) -> Index:
+    """Those of images `index` whose likeliest class has a probability of at least `minimum`, in their order.
+
+    per_class: at most so many of one likeliest class, the surest, the lower number first where two are equally sure; 0:
+    any number. Raises DataError where none are left.
+    """
+    number, sure = store.top(index)
+    keep = sure >= np.float32(np.float16(minimum))  # rounded as the stored probabilities are
+    if per_class:
+        order = np.lexsort((index, -sure, number))
+        order = order[keep[order]]
+        first = np.searchsorted(number[order], number[order])  # of the same class
+        keep = np.zeros(len(index), dtype=bool)
+        keep[order[np.arange(len(order)) - first < per_class]] = True
+    if not keep.any():
+        raise DataError(
+            f"data.minimum_confidence = {minimum} leaves none of {len(index)} unlabelled images: the surest has "
+            f"{sure.max():.3f}. Lower it, or store distributions of another teacher."
+        )
+    return index[keep]

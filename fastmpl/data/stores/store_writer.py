@@ -1,0 +1,122 @@
+"""Writes stored distributions, shard by shard: by several processes, and again where it was interrupted.
+
+plan.json fixes what is written. A shard appears under its name when it is whole, with a note beside it (shard-*.json)
+of its checksum and of what packing changed; whoever finds the last note turns all notes into header.json. So a process
+that dies costs the shard it was at, and no process waits for another.
+"""
+
+import json
+import os
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from fastmpl.data.errors import DataError
+from fastmpl.data.stores.distributions import Form, Probabilities, distance
+from fastmpl.data.stores.store import HEADER, Error, Header, Shard, checksum
+
+PLAN = "plan.json"
+SHARD_ROWS = 1 << 17
+
+
+class Plan(NamedTuple):
+    """What a store will be. `images` is the digest of the data set, `teacher` says in words whose rows they are."""
+
+    rows: int
+    classes: int
+    kept: int
+    images: str
+    teacher: str
+    shard_rows: int = SHARD_ROWS
+
+    @property
+    def shards(self) -> int:
+        return -(-self.rows // self.shard_rows)
+
+    def range(self, shard: int) -> tuple[int, int]:
+        """The first row of a shard and the first that is no longer in it."""
+        return shard * self.shard_rows, min((shard + 1) * self.shard_rows, self.rows)
+
+
+class Writer:
+    """Writes the shards of rank `rank` of `world`."""
+
+    def __init__(self, folder: Path, plan: Plan, *, rank: int = 0, world: int = 1) -> None:
+        """Starts a store, or continues one. Raises DataError where the folder holds a store of another plan."""
+        self.folder, self.plan, self.rank, self.world = folder, plan, rank, world
+        folder.mkdir(parents=True, exist_ok=True)
+        if not (folder / PLAN).exists():
+            _write(folder / PLAN, json.dumps(plan._asdict(), indent=1) + "\n")
+        held, wanted = _plan_of(folder), plan._asdict()
+        differing = [key for key in wanted if held.get(key) != wanted[key]]
+        if differing:
+            said = ", ".join(f"{key} {held.get(key)} there, {wanted[key]} here" for key in differing)
+            raise DataError(f"{folder} holds other distributions ({said}): name another folder, or delete it.")
+
+    def missing(self) -> Iterator[int]:
+        """This rank's shards that are not whole yet."""
+        for shard in range(self.rank, self.plan.shards, self.world):
+            note, path = self._note(shard), self._path(shard)
+            if note.is_file() and path.is_file() and path.stat().st_size == json.loads(note.read_text())["bytes"]:
+                continue
+            yield shard
+
+    def write(self, shard: int, parts: Iterable[Probabilities]) -> None:
+        """Writes a shard, whose rows [n, K] come in parts."""
+        first, last = self.plan.range(shard)
+        form, path = Form(self.plan.classes, self.plan.kept), self._path(shard)
+        draft = path.with_suffix(f".{os.getpid()}.tmp")
+        total, largest, changed, written = 0.0, 0.0, 0, 0
+        with draft.open("wb") as file:
+            for rows in parts:
+                packed = form.pack(rows)
+                file.write(packed.tobytes())
+                again = form.unpack(packed)
+                apart = distance(again, rows)
+                total, largest = total + float(apart.sum()), max(largest, float(apart.max()))
+                changed += int((again.argmax(1) != rows.argmax(1)).sum())
+                written += len(rows)
+            file.flush()
+            os.fsync(file.fileno())
+        assert written == last - first, "these are not the shard's rows"
+        note = {"bytes": draft.stat().st_size, "blake2b": checksum(draft)}
+        (self.folder / HEADER).unlink(missing_ok=True)  # of the store before a shard was lost
+        draft.replace(path)
+        _write(self._note(shard), json.dumps(note | {"total": total, "largest": largest, "changed": changed}))
+
+    def finish(self) -> Header | None:
+        """Writes the header where every rank's shards are there, and gives it; else None: another rank will."""
+        if any(not self._note(shard).is_file() for shard in range(self.plan.shards)):
+            return None
+        notes: list[dict[str, Any]] = [json.loads(self._note(s).read_text()) for s in range(self.plan.shards)]
+        error = Error(
+            mean_total_variation=float(np.sum([note["total"] for note in notes])) / self.plan.rows,
+            largest_total_variation=max(note["largest"] for note in notes),
+            changed_top=sum(note["changed"] for note in notes),
+        )
+        shards = tuple(Shard(self._path(s).name, note["bytes"], note["blake2b"]) for s, note in enumerate(notes))
+        header = Header(**self.plan._asdict(), error=error, shards=shards)
+        _write(self.folder / HEADER, header.to_json())
+        return header
+
+    def _path(self, shard: int) -> Path:
+        return self.folder / f"shard-{shard:05d}.bin"
+
+    def _note(self, shard: int) -> Path:
+        return self.folder / f"shard-{shard:05d}.json"
+
+
+def _plan_of(folder: Path) -> dict[str, Any]:
+    try:
+        plan: dict[str, Any] = json.loads((folder / PLAN).read_text())
+    except (ValueError, OSError) as error:
+        raise DataError(f"{folder / PLAN} cannot be read ({error}): delete the folder and start again.") from error
+    return plan
+
+
+def _write(path: Path, text: str) -> None:
+    draft = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    draft.write_text(text)
+    draft.replace(path)

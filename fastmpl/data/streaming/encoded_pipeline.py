@@ -1,0 +1,213 @@
+"""The DALI pipeline of encoded images: decoded once, cropped twice, augmented at crop size, normalised; CPU or GPU.
+
+As with arrays every draw is an input made by us, and so are the bytes: a thread reads them, in our order, from wherever
+they are stored. What differs between CPU and GPU is where the pictures lie, and whose resize is used.
+"""
+
+from typing import Any, NamedTuple, cast
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from fastmpl.data.dali import Node, fn, normalise, pipeline_def, tensor, types
+from fastmpl.data.normalise import Normalisation
+from fastmpl.data.order import Order
+from fastmpl.data.settings import DataSettings
+from fastmpl.data.stream import Views
+from fastmpl.data.streaming.crops import Crops, Drawn, bounds, draw
+from fastmpl.data.streaming.rand_augment_dali import apply_layer
+from fastmpl.data.streaming.reading import Pictures, Reader
+from fastmpl.data.streaming.windows import Resizer
+
+
+class Machine(NamedTuple):
+    """Where and with what a pipeline runs. Decides when pixels are made, never which."""
+
+    device: int | None = None  # a CUDA device's number; None: the CPU
+    threads: int = 1
+    ahead: int = 2  # batches that DALI makes before they are asked for
+    decoder_load: float = 0.65  # share of JPEGs for a GPU's decoding engine
+    decoder_padding: tuple[int, int] = (16, 8)  # MiB of a GPU's and of the host's memory, of each thread
+
+    @property
+    def place(self) -> torch.device:
+        return torch.device("cpu" if self.device is None else f"cuda:{self.device}")
+
+
+def machine(settings: DataSettings, device: int | None, threads: int) -> Machine:
+    """The machine that the [data] section asks for."""
+    return Machine(device, threads, settings.prefetch, settings.decoder_load, settings.decoder_padding)
+
+
+def decode_part(content: Node, start: Node, shape: Node) -> Node:
+    """A part of each upright RGB picture, on a CPU: the rest costs its entropy decoding alone."""
+    return fn.decoders.image_slice(content, start=start, shape=shape, axes=[0, 1], output_type=types.RGB)
+
+
+def decode(content: Node, where: Machine) -> Node:
+    """Upright RGB pictures, uint8 HWC, of their own sizes."""
+    if where.device is None:
+        return fn.decoders.image(content, output_type=types.RGB)
+    on_device, on_host = (mebibytes * 2**20 for mebibytes in where.decoder_padding)
+    return fn.decoders.image(
+        content,
+        device="mixed",
+        output_type=types.RGB,
+        hw_decoder_load=where.decoder_load,
+        device_memory_padding=on_device,
+        host_memory_padding=on_host,
+    )
+
+
+def resize(image: Node, windows: list[Node], size: int, where: Machine) -> list[Node]:
+    """The windows (y, x, height, width) of each picture, `size` pixels square."""
+    if where.device is None:
+        made = fn.python_function(
+            image,
+            *windows,
+            function=Resizer(size, where.threads),
+            batch_processing=True,
+            num_outputs=len(windows),
+            output_layouts=["HWC"] * len(windows),
+        )
+        return list(cast(list[Node], made)) if len(windows) > 1 else [made]
+    on_gpu = []
+    for window in windows:
+        start = fn.cast(fn.slice(window, 0, 2, axes=[0]), dtype=types.FLOAT)
+        shape = fn.cast(fn.slice(window, 2, 2, axes=[0]), dtype=types.FLOAT)
+        on_gpu.append(
+            fn.resize(
+                image,
+                size=[size, size],
+                roi_start=start,
+                roi_end=start + shape,
+                interp_type=types.INTERP_LINEAR,
+                antialias=True,
+            )
+        )
+    return on_gpu
+
+
+class EncodedStream:
+    """A ViewStream of the pictures that `reader` reads in `order`, from `step` on; channels-last [n, 3, size, size].
+
+    Every picture reaches DALI in a form that it accepts. Should it refuse one nevertheless, which ends its pipeline,
+    another is built at the same step, and gets those pictures already decoded.
+    """
+
+    def __init__(
+        self,
+        reader: Reader,
+        order: Order,
+        how: Crops,
+        normalisation: Normalisation,
+        where: Machine,
+        *,
+        two_views: bool,
+        step: int = 0,
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
+        self._reader, self._order, self._how = reader, order, how
+        self._normalisation, self._where = normalisation, where
+        self._two_views, self._dtype = two_views, dtype
+        self._step = step
+        self._given: dict[int, Pictures] = {}  # by step, of those that DALI makes ahead
+        self._pipeline = self._built()
+
+    def next(self) -> Views:
+        """The next step's views. Raises DataError where images cannot be read and nor can any in their place."""
+        try:
+            outputs = self._pipeline.run()
+        except RuntimeError:
+            outputs = self._run_again()
+        given = self._given.pop(self._step)
+        index = torch.from_numpy(given.rows.index)
+        self._step += 1
+        made = [tensor(output, channels_last=True, dtype=self._dtype) for output in outputs]
+        return Views(made[0], made[1] if self._two_views else None, index.to(self._where.place), given.replaced)
+
+    def _built(self) -> Node:
+        self._first = self._step
+        pipeline = pipeline_def(self._define, enable_conditionals=True, exec_dynamic=True)(
+            batch_size=self._order.batch,
+            num_threads=self._where.threads,
+            device_id=self._where.device,
+            prefetch_queue_depth=self._where.ahead,
+            seed=0,
+        )
+        pipeline.build()
+        return pipeline
+
+    def _run_again(self) -> Node:
+        """The outputs of the present step after DALI refused a picture of it, or of one that it makes ahead."""
+        for given in self._given.values():
+            self._reader.distrust(given.rows.index)
+        self._given.clear()
+        self._pipeline = self._built()
+        return self._pipeline.run()
+
+    def _source(self, iteration: int) -> tuple[Any, ...]:
+        """The inputs of one run: DALI asks ahead of time, so this depends on the iteration's number alone."""
+        step = self._first + iteration
+        pictures, rows, _ = self._given[step] = self._reader.read(self._order.rows(step))
+        sizes = np.array([(picture.height, picture.width) for picture in pictures])
+        drawn = draw(self._order, rows, sizes[:, 0], sizes[:, 1], self._how)
+        return [picture.content for picture in pictures], *self._decoded_parts(drawn), *self._numbers(drawn)
+
+    def _decoded_parts(self, drawn: Drawn) -> list[NDArray[Any]]:
+        """Start and shape of what is decoded: on a CPU no more than the views need, and their windows move with it."""
+        if self._where.device is not None:  # a GPU's decoding engine takes whole pictures
+            return []
+        windows = [drawn.weak.window, drawn.strong.view.window] if self._two_views else [drawn.weak.window]
+        start, shape = bounds(windows)
+        for window in windows:
+            window[:, :2] -= start
+        return [start, shape]
+
+    def _numbers(self, drawn: Drawn) -> list[NDArray[Any]]:
+        weak, strong = drawn
+        if not self._two_views:
+            return [weak.window, weak.mirror]
+        layers = [part for layer in strong.layers for part in layer]
+        return [
+            weak.window,
+            weak.mirror,
+            strong.view.window,
+            strong.view.mirror,
+            strong.cut_start,
+            strong.cut_shape,
+            *layers,
+        ]
+
+    def _inputs(self) -> list[Node]:
+        view, layer = [types.INT32, types.INT32], [types.INT32, types.FLOAT, types.FLOAT]
+        part = [] if self._where.device is not None else [types.INT32, types.INT32]
+        kinds = [types.UINT8, *part, *view]
+        if self._two_views:
+            kinds += [*view, types.FLOAT, types.FLOAT, *layer * self._how.operations]
+        return list(
+            cast(list[Node], fn.external_source(source=self._source, num_outputs=len(kinds), batch=True, dtype=kinds))
+        )
+
+    def _define(self) -> Node:
+        content, *numbers = self._inputs()
+        if self._where.device is None:
+            start, shape, *numbers = numbers
+            image = decode_part(content, start, shape)
+        else:
+            image = decode(content, self._where)
+        if not self._two_views:
+            (weak,) = resize(image, [numbers[0]], self._how.size, self._where)
+            return self._normalise(weak, numbers[1])
+        weak, strong = resize(image, [numbers[0], numbers[2]], self._how.size, self._where)
+        layers = numbers[6:]
+        for k in range(self._how.operations):
+            strong = apply_layer(strong, *layers[3 * k : 3 * k + 3], gpu=self._where.device is not None)
+        strong = self._normalise(strong, numbers[3])
+        if self._how.cut > 0:  # after normalising, where 0 is the mean
+            strong = fn.erase(strong, anchor=numbers[4], shape=numbers[5], axis_names="HW", fill_value=0.0)
+        return self._normalise(weak, numbers[1]), strong
+
+    def _normalise(self, image: Node, mirror: Node) -> Node:
+        return normalise(image, mirror, self._normalisation, channels_last=True)

@@ -1,0 +1,89 @@
+"""The pictures of a batch, whatever becomes of their files while a run is going on.
+
+An image that cannot be read, or holds nothing to decode, gives its place to another one of the same stream: of the same
+class, where its class is known to the stream. Which one follows from the seed and the image alone. So every number of
+ranks, and a run that is resumed, replaces it by the same, and no state is kept.
+"""
+
+from concurrent.futures import ThreadPoolExecutor
+from typing import Final, NamedTuple
+
+import numpy as np
+
+from fastmpl.data import draws
+from fastmpl.data.errors import DataError, shown
+from fastmpl.data.files.decode import reason_of
+from fastmpl.data.files.encoded import Encoded, Index
+from fastmpl.data.files.portable import BadImage, Picture, portable
+from fastmpl.data.order import Rows
+from fastmpl.data.stream import Replacement
+
+READERS: Final = 4  # threads of a stream, at least: each waits for a disk
+TRIALS: Final = 20  # images tried in a place before it is the disk that must be wrong
+
+
+class Pictures(NamedTuple):
+    """What DALI decodes for one rank's batch, the images that these are, and which of them stand in for others."""
+
+    pictures: list[Picture]
+    rows: Rows
+    replaced: tuple[Replacement, ...]
+
+
+class Reader:
+    """Reads the images of a stream over `members`, with `threads` threads or more.
+
+    classes: of every image of the data set, for a stream whose images must keep their class; None for one that knows
+    none.
+    """
+
+    def __init__(
+        self, images: Encoded, members: Index, seed: int, *, classes: Index | None = None, threads: int = 1
+    ) -> None:
+        self._images, self._members, self._classes = images, members, classes
+        self._key = draws.key(seed, draws.Purpose.REPLACE)
+        self._distrusted: set[int] = set()
+        self._pool = ThreadPoolExecutor(max(threads, READERS), thread_name_prefix="reader")
+
+    def read(self, rows: Rows) -> Pictures:
+        """The pictures of `rows`. Raises DataError where no other image can be read either."""
+        found = list(self._pool.map(self._usable, rows.index.tolist()))
+        replaced = [
+            Replacement(place, int(rows.index[place]), used, reason)
+            for place, (_, used, reason) in enumerate(found)
+            if reason
+        ]
+        index = np.array([used for _, used, _ in found], np.int64)
+        return Pictures([picture for picture, _, _ in found], Rows(index, rows.epoch), tuple(replaced))
+
+    def distrust(self, index: Index) -> None:
+        """Images of which some ended a pipeline: from now on they are decoded here, and that one found."""
+        self._distrusted.update(index.tolist())
+
+    def _usable(self, index: int) -> tuple[Picture, int, str]:
+        """The image or the first of its substitutes that can be used, which one that is, and why not the image."""
+        picture, reason = self._tried(index)
+        if picture is not None:
+            return picture, index, ""
+        candidates = self._members if self._classes is None else self._alike(index, self._classes)
+        for trial in range(TRIALS):
+            word = draws.extend(draws.extend(self._key, index), trial)
+            by = int(candidates[int(word) % len(candidates)])
+            picture, _ = self._tried(by)
+            if picture is not None:
+                return picture, by, reason
+        raise DataError(
+            f"{shown(self._images.names[index])} cannot be used ({reason}), nor can {TRIALS} images drawn in its place: "
+            "see whether the disk with the images is still there, and run `fastmpl check`."
+        )
+
+    def _alike(self, index: int, classes: Index) -> Index:
+        return np.asarray(self._members[classes[self._members] == classes[index]])
+
+    def _tried(self, index: int) -> tuple[Picture | None, str]:
+        try:
+            return portable(self._images.read(index), trusted=index not in self._distrusted), ""
+        except BadImage as error:
+            return None, str(error)
+        except OSError as error:
+            return None, reason_of(error)
