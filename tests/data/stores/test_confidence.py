@@ -51,7 +51,8 @@ def test_only_images_that_are_sure_enough_are_kept_in_their_order(tmp_path: Path
     drawn = np.array([6, 5, 4, 3, 1, 0])
     assert confident(store, drawn, minimum=0.0, per_class=0).tolist() == drawn.tolist()
     assert confident(store, drawn, minimum=0.5, per_class=0).tolist() == [6, 4, 1, 0]
-    assert confident(store, drawn, minimum=0.7, per_class=0).tolist() == [6, 4, 0]  # 0.7 is stored as 0.69995
+    assert confident(store, drawn, minimum=0.7, per_class=0).tolist() == [6, 4, 0]
+    assert confident(store, drawn, minimum=0.9, per_class=0).tolist() == [0]  # which is stored as 0.8999
 
 
 def test_of_each_likeliest_class_the_surest_are_kept_and_the_first_of_equals(tmp_path: Path) -> None:
