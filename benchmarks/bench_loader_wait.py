@@ -20,7 +20,7 @@ import torch
 
 from benchmarks.bench_loader import AHEAD, jpegs
 from benchmarks.records import Record, Row, save
-from fastmpl import trainer
+from fastmpl import observer, trainer
 from fastmpl.assemble import Trainee
 from fastmpl.clock import Clock
 from fastmpl.config import Config
@@ -98,7 +98,7 @@ def waits(config: Config, step_seconds: float) -> list[float]:
         return step
 
     Noting.waits = []
-    with patch.object(trainer, "executed", sleeping), patch.object(trainer, "Clock", Noting):
+    with patch.object(trainer, "executed", sleeping), patch.object(observer, "Clock", Noting):
         trainer.train(config, resume="never", quiet=True, report=False)
     return Noting.waits
 

@@ -12,7 +12,6 @@ after another's, and takes its own pieces.
 
 import contextlib
 import errno
-import hashlib
 import json
 import os
 import re
@@ -21,18 +20,25 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import safetensors
 import safetensors.torch
 import torch
 from torch import Tensor
 
 from fastmpl.errors import StorageError
 from fastmpl.learners.ranks import ALONE, Ranks
+from fastmpl.manifest import (
+    FACTS,
+    MANIFEST,
+    SCHEMA,
+    TENSORS,
+    fingerprint,
+    json_in,
+    manifest_of,
+    tensors_in,
+    tensors_of,
+    verify,
+)
 
-SCHEMA = 1
-TENSORS, FACTS, MANIFEST = "rank-0.safetensors", "facts.json", "manifest.json"
-MOST_RANKS = 65_536
-LARGEST_JSON = 16 << 20  # bytes of a manifest or of facts that a reader looks at
 _NAME = re.compile(r"step-(\d{1,12})")
 
 
@@ -68,7 +74,7 @@ def save(folder: Path, checkpoint: Checkpoint, ranks: Ranks = ALONE) -> Path:
         with _together(ranks, final, size):
             for name, data in contents.items():
                 _write(draft / name, data)
-        every = ranks.facts({name: _fingerprint(data) for name, data in contents.items()})
+        every = ranks.facts({name: fingerprint(data) for name, data in contents.items()})
         files = {name: found for part in every for name, found in part.items()}
         manifest = {"schema": SCHEMA, "step": checkpoint.step, "ranks": ranks.size, "files": files}
         manifest |= {"sharded": sorted(checkpoint.sharded)}
@@ -82,20 +88,11 @@ def save(folder: Path, checkpoint: Checkpoint, ranks: Ranks = ALONE) -> Path:
     return final
 
 
-def tensors_of(rank: int) -> str:
-    """The name of a rank's file of tensors."""
-    return f"rank-{rank}.safetensors"
-
-
 def _encoded(checkpoint: Checkpoint, first: bool) -> bytes:
     shared = {name for name in checkpoint.sharded if name in checkpoint.tensors}
     names = checkpoint.tensors if first else {*checkpoint.own, *shared}
     # channels-last weights are strided, and the format holds dense tensors alone
     return safetensors.torch.save({name: checkpoint.tensors[name].detach().cpu().contiguous() for name in names})
-
-
-def _fingerprint(data: bytes) -> dict[str, Any]:
-    return {"size": len(data), "sha256": hashlib.sha256(data).hexdigest()}
 
 
 def _finish(draft: Path, final: Path, manifest: Mapping[str, Any]) -> None:
@@ -151,37 +148,26 @@ def newest(folder: Path, complain: Callable[[str], None], ranks: Ranks = ALONE) 
     return None if chosen is None else read(folder / f"step-{chosen}", ranks)
 
 
-def verify(path: Path) -> Mapping[str, Any]:
-    """The manifest of a checkpoint with whose files nothing is wrong.
-
-    Raises StorageError, naming the file that is missing or altered.
-    """
-    manifest = _manifest(path)
-    for name, expected in manifest["files"].items():
-        _verify(path / name, expected)
-    return manifest
-
-
 def read(path: Path, ranks: Ranks = ALONE) -> Checkpoint:
     """The checkpoint of that directory, as this rank continues it.
 
     Raises StorageError, naming the file that is missing or altered.
     """
-    manifest = verify(path) if ranks.rank == 0 else _manifest(path)
+    manifest = verify(path) if ranks.rank == 0 else manifest_of(path)
     saved = manifest["ranks"]
     sharded = set(manifest.get("sharded", ()))
-    first = _tensors(path / TENSORS)
+    first = tensors_in(path / TENSORS)
     same = {name: value for name, value in first.items() if name not in sharded}  # on every rank, or its mean
     if saved == ranks.size:
-        mine = _tensors(path / tensors_of(ranks.rank)) if ranks.rank else first
+        mine = tensors_in(path / tensors_of(ranks.rank)) if ranks.rank else first
         own = set(mine) - sharded if ranks.rank else set()
         tensors = same | mine
     else:
-        each = [first, *(_tensors(path / tensors_of(rank)) for rank in range(1, saved))]
+        each = [first, *(tensors_in(path / tensors_of(rank)) for rank in range(1, saved))]
         own = set(each[-1]) - sharded if saved > 1 else set()
         tensors = same | {name: _mean([part[name] for part in each]) for name in own}
         tensors |= {name: torch.cat([part[name].reshape(-1) for part in each if name in part]) for name in sharded}
-    return Checkpoint(int(manifest["step"]), tensors, _json(path / FACTS), own, sharded, saved)
+    return Checkpoint(int(manifest["step"]), tensors, json_in(path / FACTS), own, sharded, saved)
 
 
 def prune(folder: Path, keep: int, best: int | None) -> None:
@@ -208,59 +194,8 @@ def _sync(folder: Path) -> None:
         os.close(descriptor)
 
 
-def _manifest(path: Path) -> dict[str, Any]:
-    """The manifest, once it names what a checkpoint has and nothing else: its names become paths."""
-    manifest = _json(path / MANIFEST)
-    files, ranks = manifest.get("files"), manifest.get("ranks")
-    if manifest.get("schema") != SCHEMA:
-        raise StorageError(f"{path} has schema {manifest.get('schema')!r}; this version reads {SCHEMA}.")
-    if not isinstance(ranks, int) or not 1 <= ranks <= MOST_RANKS or not isinstance(manifest.get("step"), int):
-        raise StorageError(f"{path / MANIFEST} says neither its step nor how many ranks wrote it.")
-    if not isinstance(manifest.get("sharded", []), list):
-        raise StorageError(f"{path / MANIFEST} does not say which tensors are shared by ranks.")
-    if not isinstance(files, Mapping) or set(files) != {FACTS, *map(tensors_of, range(ranks))}:
-        raise StorageError(f"{path / MANIFEST} lists other files than a checkpoint has.")
-    return manifest
-
-
-def _tensors(path: Path) -> dict[str, Tensor]:
-    if not _regular(path):
-        raise StorageError(f"{path} is missing.")
-    try:
-        return safetensors.torch.load(path.read_bytes())
-    except safetensors.SafetensorError as error:
-        raise StorageError(f"{path} is not a valid file of tensors: {error}.") from error
-
-
 def _mean(values: list[Tensor]) -> Tensor:
     return torch.stack(values).mean(0)
-
-
-def _regular(path: Path) -> bool:
-    return path.is_file() and not path.is_symlink()
-
-
-def _json(path: Path) -> dict[str, Any]:
-    if not _regular(path):
-        raise StorageError(f"{path} is missing.")
-    if path.stat().st_size > LARGEST_JSON:
-        raise StorageError(f"{path} is larger than {LARGEST_JSON} bytes.")
-    try:
-        content = json.loads(path.read_bytes())
-    except (ValueError, RecursionError) as error:
-        raise StorageError(f"{path} is not valid JSON.") from error
-    if not isinstance(content, dict):
-        raise StorageError(f"{path} holds no JSON object.")
-    return content
-
-
-def _verify(path: Path, expected: object) -> None:
-    if not _regular(path):
-        raise StorageError(f"{path} is missing.")
-    if not isinstance(expected, Mapping) or path.stat().st_size != expected.get("size"):
-        raise StorageError(f"{path} has {path.stat().st_size} bytes, and not those that its manifest says.")
-    if hashlib.sha256(path.read_bytes()).hexdigest() != expected.get("sha256"):
-        raise StorageError(f"{path} was altered: its checksum is not that of its manifest.")
 
 
 def _explained(error: OSError, path: Path, size: int) -> StorageError:

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from fastmpl import checkpoint
+from fastmpl import checkpoint, manifest
 from fastmpl.checkpoint import Checkpoint
 from fastmpl.errors import StorageError
 
@@ -84,7 +84,7 @@ def linked(path: Path) -> None:
     path.symlink_to(other)
 
 
-@pytest.mark.parametrize("name", [checkpoint.TENSORS, checkpoint.FACTS, checkpoint.MANIFEST])
+@pytest.mark.parametrize("name", [manifest.TENSORS, manifest.FACTS, manifest.MANIFEST])
 @pytest.mark.parametrize("damage", [Path.unlink, truncated, flipped, linked])
 def test_a_damaged_file_is_named_and_the_one_before_is_used(
     name: str, damage: Callable[[Path], None], tmp_path: Path
@@ -102,10 +102,10 @@ def test_a_damaged_file_is_named_and_the_one_before_is_used(
 
 @pytest.mark.parametrize("name", ["../outside", "rank-0.pickle", "/etc/passwd"])
 def test_a_manifest_that_names_other_files_is_refused(name: str, tmp_path: Path) -> None:
-    path = checkpoint.save(tmp_path, made(1)) / checkpoint.MANIFEST
-    manifest = json.loads(path.read_text())
-    manifest["files"][name] = manifest["files"].pop(checkpoint.TENSORS)
-    path.write_text(json.dumps(manifest))
+    path = checkpoint.save(tmp_path, made(1)) / manifest.MANIFEST
+    listed = json.loads(path.read_text())
+    listed["files"][name] = listed["files"].pop(manifest.TENSORS)
+    path.write_text(json.dumps(listed))
     with pytest.raises(StorageError, match="lists other files"):
         checkpoint.read(path.parent)
 

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from fastmpl import checkpoint, trainer
+from fastmpl import checkpoint, observer, trainer
 from fastmpl.config import Config, load
 from fastmpl.errors import ConfigError, DivergedError, FastMPLError, StorageError
 from fastmpl.lifecycle import Stopper, claimed
@@ -86,7 +86,7 @@ def test_lines_that_are_read_late_are_the_same_record_after_an_interruption_too(
 ) -> None:
     """As on a GPU, whose finished lines wait there: nothing is lost, and the order in the file is the same."""
     train(config(tmp_path / "read at once", run__log_every=2))
-    monkeypatch.setattr(trainer, "lines_a_read", lambda device, log_every: 4)
+    monkeypatch.setattr(observer, "lines_a_read", lambda device, log_every: 4)
     late = config(tmp_path / "read late", run__log_every=2)
     stopped_after(7, late, monkeypatch)
     assert [line["step"] for line in lines(tmp_path / "read late/small")] == [2, 4, 6]

@@ -22,6 +22,7 @@ from benchmarks.records import Row
 from fastmpl.experiment import Arm, Outcome, run_arms
 
 NOISY, TRUSTED, OFF, EXACT = "noisy", "trusted", "MPL, off", "MPL, exact"
+CLEAN = "the same labels without noise"  # the ceiling: nobody has them
 CONFIG = CONFIGS / "fashion_mnist_noisy.toml"
 WEIGHTS = (0.3, 1.0, 3.0)  # of the feedback; 1 is the true gradient
 TRUSTED_WEIGHTS = (0.2, 1.0)  # of their mean loss, beside that of the noisy ones
@@ -98,6 +99,7 @@ def mpl_arms(case: Case, common: Mapping[str, Any], weights: Sequence[float]) ->
             Arm(case.slug("trusted"), CONFIG, {**base, **ALONE, **clean, **few, "data.batch_trusted": 0}),
         ),
         (OFF, None, Arm(case.slug("off"), CONFIG, {**base, "feedback.kind": "off"})),
+        (CLEAN, None, Arm(case.slug("clean"), CONFIG, {**base, **ALONE, "data.noise": ("none", 0.0)})),
     ]
     return [*found, *(feedback_arm(case, common, EXACT, weight) for weight in weights)]
 

@@ -9,7 +9,7 @@ import pytest
 import safetensors.torch
 import torch
 
-from fastmpl import checkpoint
+from fastmpl import checkpoint, manifest
 from fastmpl.learners.ranks import ALONE, Ranks
 from fastmpl.metrics import read_lines
 from tests.ranks.runs import Ended, Job, conv
@@ -109,7 +109,7 @@ def test_another_number_of_ranks_continues_from_the_means(tmp_path: Path) -> Non
 def test_a_bad_file_of_one_rank_makes_all_use_the_checkpoint_before(tmp_path: Path) -> None:
     settings = config(tmp_path, run__checkpoint_every=10)
     first = run(Job(settings))
-    path = tmp_path / "small/checkpoints/step-20" / checkpoint.tensors_of(1)
+    path = tmp_path / "small/checkpoints/step-20" / manifest.tensors_of(1)
     path.write_bytes(path.read_bytes()[:-1])
     again = run(Job(settings))
     assert str(path) in again[0].told
