@@ -1,13 +1,13 @@
 """The tables of README.md and docs/*.md, made of records: no number in them is typed by hand.
 
 A table stands between `<!-- table:NAME -->` and `<!-- /table -->`, NAME being a record's; `<!-- table:NAME across -->`
-gives an experiment's arms a row and its cases a column each, `<!-- table:NAME of VALUE -->` the rows whose first entry is
-VALUE. `python -m benchmarks.tables` rewrites them all; `--check` writes nothing and fails where a file would change, which
-a test does too.
+gives an experiment's arms a row and its cases a column each, `down` the other way round, `minus ARM` likewise with paired
+differences from that arm; `<!-- table:NAME of VALUE -->` has the rows whose first entry is VALUE.
+`python -m benchmarks.tables` rewrites them all; `--check` writes nothing and fails where a file would change, which a test
+does too.
 """
 
 import argparse
-import math
 import re
 import sys
 from collections.abc import Container, Mapping, Sequence
@@ -17,16 +17,14 @@ from types import MappingProxyType
 from typing import NamedTuple
 
 from benchmarks.environment import ROOT
+from benchmarks.experiment_tables import across, down, each_arm, markdown, minus
 from benchmarks.records import RESULTS, Record, RecordError, Row, load
-from benchmarks.summary import mean, paired, values
 
-START = re.compile(r"<!-- table:(\S+)( across| of \S+)? -->")
-TABLE = re.compile(r"<!-- table:(\S+)( across| of \S+)? -->\n(?:(?!<!-- table:).)*?<!-- /table -->", re.DOTALL)
+MARK = r"<!-- table:(\S+)( across| down| minus [^\n]+?| of \S+)? -->"
+START = re.compile(MARK)
+TABLE = re.compile(MARK + r"\n(?:(?!<!-- table:).)*?<!-- /table -->", re.DOTALL)
 
-
-def _markdown(header: Sequence[str], body: Sequence[Sequence[str]], numbers_from: int = 1) -> str:
-    rule = ["---" if i < numbers_from else "---:" for i in range(len(header))]
-    return "\n".join("| " + " | ".join(cells) + " |" for cells in (header, rule, *body))
+MINUS, OF = "minus ", "of "
 
 
 def _number(row: Row, key: str) -> float:
@@ -59,55 +57,7 @@ def _timing(record: Record) -> str:
             ]
         )
     unit = "CPU time" if clock == "cpu" else "time"
-    return _markdown(("variant", f"{unit} a call", "speed", "peak bytes", "operators"), body)
-
-
-def _in_order(rows: list[Row], key: str) -> list[str]:
-    return list(dict.fromkeys(str(row[key]) for row in rows if row.get(key) is not None))
-
-
-def _experiment(record: Record) -> str:
-    """Mean and standard error of each arm; with config["baseline"], also the paired difference from that arm.
-
-    config["unit"] follows each mean (such as " %"), config["digits"] is the number of decimals (1).
-    """
-    unit, digits = str(record.config.get("unit", "")), int(record.config.get("digits") or 1)
-    baseline = record.config.get("baseline")
-    cases: list[str | None] = [*_in_order(record.rows, "case")] or [None]
-    body = []
-    for case in cases:
-        rows = [row for row in record.rows if row.get("case") == case]
-        for arm in _in_order(rows, "arm"):
-            centre, error, n = mean(list(values(rows, arm, case).values()))
-            spread = "" if math.isnan(error) else f" ± {error:.{digits}f}"
-            cells = [*([case] if case else []), arm, f"{centre:.{digits}f}{spread}{unit}", str(n)]
-            if baseline is not None:
-                cells.append("" if arm == baseline else _difference(rows, arm, str(baseline), case, digits))
-            body.append(cells)
-    header = [*(["case"] if cases != [None] else []), "arm", "mean ± standard error", "seeds"]
-    if baseline is not None:
-        header.append(f"minus {baseline} (95 % interval)")
-    return _markdown(header, body, numbers_from=header.index("arm") + 1)
-
-
-def _across(record: Record) -> str:
-    """Mean and standard error, an arm a row and a case a column; empty where an arm is not in a case."""
-    digits, cases = int(record.config.get("digits") or 1), _in_order(record.rows, "case")
-    body = []
-    for arm in _in_order(record.rows, "arm"):
-        cells = [arm]
-        for case in cases:
-            rows = [row for row in record.rows if row.get("case") == case and row["arm"] == arm]
-            centre, error, _ = mean(list(values(rows, arm, case).values())) if rows else (0.0, 0.0, 0)
-            cells.append(f"{centre:.{digits}f} ± {error:.{digits}f}" if rows else "")
-        body.append(cells)
-    return _markdown((f"mean ± standard error{record.config.get('unit', '')}", *cases), body)
-
-
-def _difference(rows: list[Row], arm: str, baseline: str, case: str | None, digits: int) -> str:
-    centre, low, high, _ = paired(rows, arm, baseline, case)
-    interval = "" if math.isnan(low) else f" ({low:+.{digits}f} to {high:+.{digits}f})"
-    return f"{centre:+.{digits}f}{interval}"
+    return markdown(("variant", f"{unit} a call", "speed", "peak bytes", "operators"), body)
 
 
 class View(NamedTuple):
@@ -157,24 +107,27 @@ def _cell(value: object) -> str:
 def _plain(record: Record) -> str:
     view = VIEWS.get(record.name, View({key: key for key in record.rows[0]}))
     rows = [row for row in record.rows if all(row.get(key) in values for key, values in view.only.items())]
-    return _markdown(list(view.columns.values()), [[_cell(row.get(key, "")) for key in view.columns] for row in rows])
+    return markdown(list(view.columns.values()), [[_cell(row.get(key, "")) for key in view.columns] for row in rows])
 
 
-def render(record: Record, across: bool = False) -> str:
+def render(record: Record, how: str = "") -> str:
     """The table of a record in Markdown, with a line under it that says where its numbers are from.
 
-    `across`: an experiment's cases stand side by side.
+    how: of an experiment, "across", "down" or "minus ARM"; see the module.
     """
     if not record.rows:
         raise RecordError(f"Record {record.name!r} has no rows.")
-    if across and record.kind != "experiment":
+    if how and record.kind != "experiment":
         raise RecordError(f"Record {record.name!r} has no cases to stand side by side.")
-    tables = {"timing": _timing, "experiment": _across if across else _experiment, "table": _plain}
-    table = tables[record.kind](record)
+    tables = {"timing": _timing, "experiment": each_arm, "table": _plain, "across": across, "down": down}
+    if how.startswith(MINUS):
+        table = minus(record, how.removeprefix(MINUS))
+    else:
+        table = tables[how or record.kind](record)
     there = record.environment
     dirty = " with uncommitted changes" if there["dirty"] else ""
     rounds = f"n = {record.config['rounds']}, median and quartiles. " if record.kind == "timing" else ""
-    if across:
+    if how:
         rounds = f"{record.config['seeds']} seeds. "
     return (
         f"{table}\n\n<sub>{rounds}{there['gpu'] or there['cpu']}, {there['threads']} of {there['cores']} cores, torch "
@@ -195,10 +148,10 @@ def update(text: str, folder: Path = RESULTS) -> str:
             raise RecordError(f"Table {start[1]!r} has no '<!-- /table -->' after it.")
 
     def made(mark: re.Match[str]) -> str:
-        record, how = load(mark[1], folder), mark[2] or ""
-        if how.startswith(" of "):
-            record = _part(record, how.removeprefix(" of "))
-        table = render(record, across=how == " across")
+        record, how = load(mark[1], folder), (mark[2] or "").strip()
+        if how.startswith(OF):
+            record, how = _part(record, how.removeprefix(OF)), ""
+        table = render(record, how)
         return f"<!-- table:{mark[1]}{mark[2] or ''} -->\n{table}\n<!-- /table -->"
 
     return TABLE.sub(made, text)

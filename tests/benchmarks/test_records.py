@@ -92,11 +92,22 @@ def test_cases_stand_side_by_side_where_that_is_asked_for():
     rows = [{"case": case, "arm": "off", "seed": s, "value": 10.0 * s} for case in ("few", "many") for s in range(3)]
     rows.append({"case": "many", "arm": "exact", "seed": 0, "value": 7.0})
     rows.append({"case": "many", "arm": "exact", "seed": 1, "value": 9.0})
-    table = render(Record("noisy", "experiment", rows, {"unit": " %", "seeds": 3}), across=True).splitlines()
+    table = render(Record("noisy", "experiment", rows, {"unit": " %", "seeds": 3}), how="across").splitlines()
     assert table[0] == "| mean ± standard error % | few | many |"
     assert table[2:4] == ["| off | 10.0 ± 5.8 | 10.0 ± 5.8 |", "| exact |  | 8.0 ± 1.0 |"]
+    turned = render(Record("noisy", "experiment", rows, {"unit": " %", "seeds": 3}), how="down").splitlines()
+    assert turned[0] == "| mean ± standard error % | off | exact |"
+    assert turned[2:4] == ["| few | 10.0 ± 5.8 |  |", "| many | 10.0 ± 5.8 | 8.0 ± 1.0 |"]
     with pytest.raises(RecordError, match="no cases"):
-        render(timing(), across=True)
+        render(timing(), how="across")
+
+
+def test_differences_from_an_arm_are_paired_within_each_case():
+    rows = [{**row, "case": case} for case in ("20", "50") for row in experiment().rows]
+    rows = [row for row in rows if (row["case"], row["arm"]) != ("50", "exact")]
+    table = render(Record("some", "experiment", rows, {"seeds": 3}), how="minus off").splitlines()
+    assert table[0] == "| minus off (95 % interval) | exact |"
+    assert table[2:4] == ["| 20 | +26.8 (+23.2 to +30.4) |", "| 50 |  |"]
 
 
 def test_timing_table_gives_time_speed_bytes_and_operators():
