@@ -16,7 +16,7 @@ from torch.autograd import forward_ad
 
 from fastmpl_kernels.dispatch import BackendError
 from fastmpl_kernels.library import library, pointer
-from fastmpl_kernels.ops import once
+from fastmpl_kernels.ops import Op, once
 
 
 def check_rows(op: str, name: str, logits: Tensor, like: Tensor | None = None) -> None:
@@ -59,7 +59,7 @@ def gradient_like(logits: Tensor, wanted: bool) -> Tensor:
     return torch.empty(logits.shape if wanted else (0,), dtype=logits.dtype, device=logits.device)
 
 
-def below_autograd(op: Callable[..., Any], *arguments: Any) -> Any:
+def below_autograd(op: Op, *arguments: Any) -> Any:
     """Calls a low-level op from an autograd.Function's forward, where its guard has nothing left to refuse."""
     with torch._C._AutoDispatchBelowAutograd():
         return op(*arguments)

@@ -196,7 +196,9 @@ def test_inner_product_is_that_of_all_tensors_together(lists: Lists, layout: tor
 def test_inner_product_holds_where_products_leave_float32() -> None:
     ones = torch.ones(5000)
     assert inner_product([ones * 1e25], [ones * 1e-25]).item() == pytest.approx(5000)
-    assert inner_product([ones * 1e25, ones], [torch.cat([ones[:2500] * 1e20, ones[2500:] * -1e20]), ones]).item() == 5000
+    assert (
+        inner_product([ones * 1e25, ones], [torch.cat([ones[:2500] * 1e20, ones[2500:] * -1e20]), ones]).item() == 5000
+    )
 
 
 def test_inner_product_refuses_lists_that_do_not_match(lists: Lists) -> None:
@@ -211,6 +213,4 @@ def test_bare_ops_pass_opcheck(lists: Lists) -> None:
     arguments = (*small.clone(), rate, rate, torch.tensor(0.0), rate, 0.9, 0.01, True)
     torch.library.opcheck(torch.ops.fastmpl.sgd_ema_.default, arguments, test_utils=utilities)
     torch.library.opcheck(torch.ops.fastmpl.global_norm.default, (small.grads,), test_utils=utilities)
-    torch.library.opcheck(
-        torch.ops.fastmpl.inner_product.default, (small.grads, small.params), test_utils=utilities
-    )
+    torch.library.opcheck(torch.ops.fastmpl.inner_product.default, (small.grads, small.params), test_utils=utilities)

@@ -251,19 +251,22 @@ def wants_graph(*tensors: Tensor | None) -> bool:
     return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
 
 
-def parted(*tensors: Tensor | None) -> list[tuple[Tensor, Tensor | None]] | None:
+Parted = tuple[Tensor | None, Tensor | None]
+
+
+def parted(x: Tensor, *rest: Tensor | None) -> list[Parted] | None:
     """Values and their tangents; None where there is no tangent, a graph is recorded beside them, or the backend does not
     compute both at once."""
-    if forward_ad._current_level < 0 or wants_graph(*tensors):
+    if forward_ad._current_level < 0 or wants_graph(x, *rest):
         return None
-    duals = [(None, None) if t is None else torch._VF._unpack_dual(t, forward_ad._current_level) for t in tensors]  # type: ignore[attr-defined]
-    if all(tangent is None for _, tangent in duals) or _backend(duals[0][0]) == "triton":
+    duals: list[Parted] = [(None, None) if t is None else torch._VF._unpack_dual(t, level=0) for t in (x, *rest)]
+    if all(tangent is None for _, tangent in duals) or _backend(x) == "triton":
         return None
     return duals
 
 
 def dual_batch_norm_act(
-    duals: list[tuple[Tensor, Tensor | None]],
+    duals: list[Parted],
     running_mean: Tensor | None,
     running_var: Tensor | None,
     settings: Settings,
@@ -274,7 +277,7 @@ def dual_batch_norm_act(
         (value, torch.zeros_like(value) if tangent is None and value is not None else tangent)
         for value, tangent in duals
     )
-    assert of_x is not None
+    assert of_x is not None  # x is always there, and a missing tangent is zeros by now
     of_x = dense(of_x)
     total = _over_ranks(bn_dual_sums.parted(x, of_x), s.reduce)
     y, tangent = bn_dual.parted(

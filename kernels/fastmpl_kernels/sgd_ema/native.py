@@ -1,4 +1,4 @@
-"""sgd_ema, global_norm and inner_product on the native library (csrc/sgd_ema.cpp): one call over lists of float32 tensors."""
+"""sgd_ema, global_norm and inner_product on the native library (csrc/sgd_ema.cpp): one call over lists of float32."""
 
 import ctypes
 from array import array
