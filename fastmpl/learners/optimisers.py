@@ -18,7 +18,7 @@ from fastmpl.learners.rates import rate
 from fastmpl.learners.rows import ROWS
 from fastmpl.learners.rows.derivatives import Stepped
 from fastmpl.learners.sgd_ema import SgdEma
-from fastmpl_kernels.sgd_ema import global_norm
+from fastmpl_kernels.sgd_ema import global_norm, inner_product
 
 Tensors = list[Tensor]
 Total = Callable[[Float[Tensor, ""]], Float[Tensor, ""]]
@@ -167,21 +167,12 @@ class Optimiser:
 
 
 def sum_of_products(a: Gradient, b: Gradient) -> Float[Tensor, ""]:
-    """<a, b> over the parameters of `b`: two copies and one product, whatever the number of parameters."""
+    """<a, b> over the parameters of `b`."""
     if not b:  # a rank may hold nothing of a direction
         return next(iter(a.values())).new_zeros(())
-    pairs = [_in_memory_order(a[name], value) for name, value in b.items()]
-    first, second = (torch.cat([pair[i].reshape(-1) for pair in pairs]) for i in (0, 1))
-    return torch.dot(first, second)
+    return inner_product([a[name] for name in b], list(b.values()))
 
 
 def matrices(parameters: Mapping[str, Tensor]) -> set[str]:
     """The names that weight decay shrinks: norms' weights and biases are left out."""
     return {name for name, p in parameters.items() if p.ndim > 1}
-
-
-def _in_memory_order(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
-    """Both with their axes as `a` lies in memory: to flatten channels-last weights as they are would copy them twice."""
-    if a.dim() == 4 and not a.is_contiguous() and a.is_contiguous(memory_format=torch.channels_last):
-        return a.movedim(1, -1), b.movedim(1, -1)
-    return a, b

@@ -52,6 +52,12 @@ void with_type(bool is_bfloat16, F f) {
   is_bfloat16 ? f(static_cast<bfloat16*>(nullptr)) : f(static_cast<float*>(nullptr));
 }
 
+// One value a channel to one a column, NaN as the only NaN that a word's rounding keeps (see store_word).
+void finish(std::vector<float>& table, const Columns& m) {
+  for (float& value : table) value = canonical(value);
+  repeat(table, m);
+}
+
 Tables tables(const Columns& m, const float* moments, const float* weight, const float* bias) {
   Tables t;
   const int64_t n = m.channels;
@@ -62,7 +68,7 @@ Tables tables(const Columns& m, const float* moments, const float* weight, const
     t.scale.push_back(scale);
     t.offset.push_back(bias[c] - low[c] * scale);
   }
-  for (auto* table : {&t.mean, &t.scale, &t.offset}) repeat(*table, m);
+  for (auto* table : {&t.mean, &t.scale, &t.offset}) finish(*table, m);
   return t;
 }
 
@@ -132,8 +138,8 @@ void add_tangent(Tables& t, const Columns& m, const float* moments, const double
     t.slant.push_back(static_cast<float>(slant));
     t.level.push_back(static_cast<float>(bias_tangent[c] - t.scale[c] * sums[c] * inverse - slant * low));
   }
-  repeat(t.slant, m);
-  repeat(t.level, m);
+  finish(t.slant, m);
+  finish(t.level, m);
 }
 
 }  // namespace
@@ -189,8 +195,8 @@ FASTMPL_EXPORT void fastmpl_batch_norm_gradient(const void* dy, const void* x, c
     dweight[c] = static_cast<float>(local[channels + c] * rstd);
     dbias[c] = static_cast<float>(local[c]);
   }
-  repeat(t.slant, m);
-  repeat(t.level, m);
+  finish(t.slant, m);
+  finish(t.level, m);
   with_type(is_bfloat16, [&](auto* type) {
     using X = std::remove_pointer_t<decltype(type)>;
     const Views<X> v{static_cast<const X*>(x), static_cast<const X*>(dy), static_cast<const X*>(residual), nullptr,

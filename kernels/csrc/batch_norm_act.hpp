@@ -33,10 +33,23 @@ struct Views {
 
 enum Pass : int32_t { kForward, kGradient, kTangent, kDual };  // kDual: y to `out`, its tangent to `residual_out`
 
+// A tile is taken in words (see load_word): lane (way, word) of its accumulators and tables is column
+// word * kWays + way.
+template <class X>
+constexpr int kWords = kTile / kWays<X>;
+
+template <class X>
+FASTMPL_INLINE void load_table(const std::vector<float>& table, int64_t column, float* lanes) {
+  for (int way = 0; way < kWays<X>; ++way)
+    for (int word = 0; word < kWords<X>; ++word)
+      lanes[way * kWords<X> + word] = table[column + word * kWays<X> + way];
+}
+
 // The sums of x and x^2 about `origin`; with T also those of the tangent t of x, and of t x about `origin`.
 template <bool T, class X>
 FASTMPL_CLONES void sum_lines(const Columns& m, const X* data, const X* tangents, const float* origin, int64_t first,
                               int64_t count, double* s) {
+  constexpr int W = kWays<X>, N = kWords<X>;
   for (int64_t end = first + count; end > first; end -= std::min(m.block(), end - first)) {
     const int64_t lines = std::min(m.block(), end - first), begin = end - lines;
     for (int64_t column = 0; column < m.width; column += kTile) {
@@ -47,25 +60,31 @@ FASTMPL_CLONES void sum_lines(const Columns& m, const X* data, const X* tangents
       float shift[kTile] = {}, a1[kTile] = {}, a2[kTile] = {}, a3[kTile] = {}, a4[kTile] = {};
       const int64_t sample = std::min<int64_t>(lines, 4);
       for (int64_t r = 0; r < sample; ++r)
-        for (int j = 0; j < kTile; ++j) shift[j] += load(x + r * m.width + j);
+        for (int way = 0; way < W; ++way)
+          for (int word = 0; word < N; ++word) shift[way * N + word] += load_word(x + r * m.width, word, way);
       for (int j = 0; j < kTile; ++j) shift[j] *= 1.0f / static_cast<float>(sample);
       for (int64_t r = 0; r < lines; ++r, x += m.width, t += m.width)
-        for (int j = 0; j < kTile; ++j) {
-          const float d = load(x + j) - shift[j];
-          a1[j] += d;
-          a2[j] += d * d;
-          if constexpr (T) a3[j] += load(t + j);
-          if constexpr (T) a4[j] += load(t + j) * d;
-        }
+        for (int way = 0; way < W; ++way)
+          for (int word = 0; word < N; ++word) {
+            const int j = way * N + word;
+            const float d = load_word(x, word, way) - shift[j];
+            a1[j] += d;
+            a2[j] += d * d;
+            if constexpr (T) a3[j] += load_word(t, word, way);
+            if constexpr (T) a4[j] += load_word(t, word, way) * d;
+          }
       const double n = static_cast<double>(lines);
-      for (int j = 0; j < kTile; ++j) {  // from this block's shift to the common origin: exact enough in float64
-        const double move = static_cast<double>(shift[j]) - static_cast<double>(origin[column + j]);
-        double* sum = s + column + j;
-        sum[0] += a1[j] + n * move;
-        sum[m.width] += a2[j] + move * (2.0 * a1[j] + n * move);
-        if constexpr (T) sum[2 * m.width] += a3[j];
-        if constexpr (T) sum[3 * m.width] += a4[j] + move * a3[j];
-      }
+      for (int way = 0; way < W; ++way)
+        for (int word = 0; word < N; ++word) {  // from this block's shift to the common origin: exact enough in float64
+          const int j = way * N + word;
+          const int64_t at = column + word * W + way;
+          const double move = static_cast<double>(shift[j]) - static_cast<double>(origin[at]);
+          double* sum = s + at;
+          sum[0] += a1[j] + n * move;
+          sum[m.width] += a2[j] + move * (2.0 * a1[j] + n * move);
+          if constexpr (T) sum[2 * m.width] += a3[j];
+          if constexpr (T) sum[3 * m.width] += a4[j] + move * a3[j];
+        }
     }
   }
 }
@@ -83,40 +102,48 @@ void sum_left(const Columns& m, const X* data, const X* tangents, const float* o
     }
 }
 
-// The derivative at z, times dy, for element i: what both sums of the backward pass are made of.
-template <int32_t A, bool R, class X>
-FASTMPL_INLINE float pre_activation_gradient(const Views<X>& v, int64_t i, float centred, float scale, float offset,
-                                             float slope) {
-  float z = centred * scale + offset;
-  if constexpr (R) z += load(v.residual + i);
-  return load(v.in + i) * derivative<A>(z, slope);
+// What one element is made from: its own values, and the constants of its column.
+struct Element {
+  float x, in, residual, residual_in, mean, scale, offset, slant, level;
+};
+
+// The derivative at z, times dy: what both sums of the backward pass are made of.
+template <int32_t A, bool R>
+FASTMPL_INLINE float pre_activation_gradient(const Element& e, float centred, float slope) {
+  float z = centred * e.scale + e.offset;
+  if constexpr (R) z += e.residual;
+  return e.in * derivative<A>(z, slope);
 }
 
 template <int32_t A, bool R, class X>
 FASTMPL_CLONES void gradient_lines(const Columns& m, const Tables& t, const Views<X>& all, float slope, int64_t first,
                                    int64_t count, double* s) {
+  constexpr int W = kWays<X>, N = kWords<X>;
   for (int64_t end = first + count; end > first; end -= std::min(m.block(), end - first)) {
     const int64_t lines = std::min(m.block(), end - first), begin = end - lines;
     for (int64_t column = 0; column < m.width; column += kTile) {
       float mean[kTile], scale[kTile], offset[kTile], a1[kTile] = {}, a2[kTile] = {};
-      for (int j = 0; j < kTile; ++j) {
-        mean[j] = t.mean[column + j];
-        scale[j] = t.scale[column + j];
-        offset[j] = t.offset[column + j];
-      }
+      load_table<X>(t.mean, column, mean);
+      load_table<X>(t.scale, column, scale);
+      load_table<X>(t.offset, column, offset);
       for (int64_t r = 0; r < lines; ++r) {
         const Views<X> v = all.at((begin + r) * m.width + column);
-        for (int j = 0; j < kTile; ++j) {
-          const float centred = load(v.x + j) - mean[j];
-          const float dz = pre_activation_gradient<A, R>(v, j, centred, scale[j], offset[j], slope);
-          a1[j] += dz;
-          a2[j] += dz * centred;
+        for (int way = 0; way < W; ++way)
+          for (int word = 0; word < N; ++word) {
+            const int j = way * N + word;
+            const Element e{load_word(v.x, word, way), load_word(v.in, word, way),
+                            R ? load_word(v.residual, word, way) : 0.0f, 0.0f, mean[j], scale[j], offset[j], 0.0f, 0.0f};
+            const float centred = e.x - e.mean, dz = pre_activation_gradient<A, R>(e, centred, slope);
+            a1[j] += dz;
+            a2[j] += dz * centred;
+          }
+      }
+      for (int way = 0; way < W; ++way)
+        for (int word = 0; word < N; ++word) {
+          double* sum = s + column + word * W + way;
+          sum[0] += a1[way * N + word];
+          sum[m.width] += a2[way * N + word];
         }
-      }
-      for (int j = 0; j < kTile; ++j) {
-        s[column + j] += a1[j];
-        s[m.width + column + j] += a2[j];
-      }
     }
   }
 }
@@ -126,53 +153,74 @@ void gradient_left(const Columns& m, const Tables& t, const Views<X>& all, float
   for (int64_t r = 0; r < m.left; ++r) {
     const Views<X> v = all.at(m.lines * m.width + r * m.channels);
     for (int64_t c = 0; c < m.channels; ++c) {
-      const float centred = load(v.x + c) - t.mean[c];
-      const float dz = pre_activation_gradient<A, R>(v, c, centred, t.scale[c], t.offset[c], slope);
+      const Element e{load(v.x + c), load(v.in + c), R ? load(v.residual + c) : 0.0f, 0.0f,
+                      t.mean[c], t.scale[c], t.offset[c], 0.0f, 0.0f};
+      const float centred = e.x - e.mean, dz = pre_activation_gradient<A, R>(e, centred, slope);
       s[c] += dz;
       s[m.width + c] += static_cast<double>(dz) * centred;
     }
   }
 }
 
-// Element i of a writing pass.
-template <Pass P, int32_t A, bool R, class X>
-FASTMPL_INLINE void write(const Views<X>& v, int64_t i, float mean, float scale, float offset, float slant, float level,
-                          float slope) {
-  const float centred = load(v.x + i) - mean;
+// What a writing pass makes of an element: `out`, and the residual's gradient (kGradient) or y's tangent (kDual).
+struct Made {
+  float out, second;
+};
+
+template <Pass P, int32_t A, bool R>
+FASTMPL_INLINE Made make(const Element& e, float slope) {
+  const float centred = e.x - e.mean;
   if constexpr (P == kGradient) {
-    const float dz = pre_activation_gradient<A, R>(v, i, centred, scale, offset, slope);
-    if constexpr (R) store(v.residual_out + i, dz);
-    store(v.out + i, dz * scale + (centred * slant + level));
-    return;
+    const float dz = pre_activation_gradient<A, R>(e, centred, slope);
+    return {dz * e.scale + (centred * e.slant + e.level), dz};
   }
-  float z = centred * scale + offset;
-  if constexpr (R) z += load(v.residual + i);
-  if constexpr (P == kForward || P == kDual) store(v.out + i, activate<A>(z, slope));
-  if constexpr (P == kTangent || P == kDual) {
-    float tangent = load(v.in + i) * scale + (centred * slant + level);
-    if constexpr (R) tangent += load(v.residual_in + i);
-    store((P == kDual ? v.residual_out : v.out) + i, tangent * derivative<A>(z, slope));
-  }
+  float z = centred * e.scale + e.offset;
+  if constexpr (R) z += e.residual;
+  if constexpr (P == kForward) return {activate<A>(z, slope), 0.0f};
+  float tangent = e.in * e.scale + (centred * e.slant + e.level);
+  if constexpr (R) tangent += e.residual_in;
+  tangent *= derivative<A>(z, slope);
+  if constexpr (P == kTangent) return {tangent, 0.0f};
+  return {activate<A>(z, slope), tangent};
 }
+
+template <Pass P, bool R>
+constexpr bool kSecond = P == kDual || (P == kGradient && R);  // whether `residual_out` is written
+template <Pass P>
+constexpr bool kIn = P != kForward;  // whether `in` is read
+template <Pass P, bool R>
+constexpr bool kResidualIn = R && (P == kTangent || P == kDual);
 
 template <Pass P, int32_t A, bool R, class X>
 FASTMPL_CLONES void write_lines(const Columns& m, const Tables& t, const Views<X>& all, float slope, int64_t first,
                                 int64_t count) {
+  constexpr int W = kWays<X>, N = kWords<X>;
   for (int64_t begin = first; begin < first + count; begin += m.block()) {
     const int64_t lines = std::min(m.block(), first + count - begin);
     for (int64_t column = 0; column < m.width; column += kTile) {
       float mean[kTile], scale[kTile], offset[kTile], slant[kTile] = {}, level[kTile] = {};
-      for (int j = 0; j < kTile; ++j) {
-        mean[j] = t.mean[column + j];
-        scale[j] = t.scale[column + j];
-        offset[j] = t.offset[column + j];
-        if constexpr (P != kForward) slant[j] = t.slant[column + j];
-        if constexpr (P != kForward) level[j] = t.level[column + j];
-      }
+      load_table<X>(t.mean, column, mean);
+      load_table<X>(t.scale, column, scale);
+      load_table<X>(t.offset, column, offset);
+      if constexpr (kIn<P>) load_table<X>(t.slant, column, slant);
+      if constexpr (kIn<P>) load_table<X>(t.level, column, level);
       for (int64_t r = 0; r < lines; ++r) {
         const Views<X> v = all.at((begin + r) * m.width + column);
+        const auto made = [&](int word, int way) __attribute__((always_inline)) {
+          const int j = way * N + word;
+          const Element e{load_word(v.x, word, way),
+                          kIn<P> ? load_word(v.in, word, way) : 0.0f,
+                          R ? load_word(v.residual, word, way) : 0.0f,
+                          kResidualIn<P, R> ? load_word(v.residual_in, word, way) : 0.0f,
+                          mean[j], scale[j], offset[j], slant[j], level[j]};
+          return make<P, A, R>(e, slope);
+        };
 #pragma GCC ivdep
-        for (int j = 0; j < kTile; ++j) write<P, A, R>(v, j, mean[j], scale[j], offset[j], slant[j], level[j], slope);
+        for (int word = 0; word < N; ++word) {
+          const Made low = made(word, 0), high = W == 1 ? low : made(word, 1);
+          store_word(v.out, word, low.out, high.out);
+          if constexpr (kSecond<P, R>) store_word(v.residual_out, word, low.second, high.second);
+        }
       }
     }
   }
@@ -183,8 +231,12 @@ void write_left(const Columns& m, const Tables& t, const Views<X>& all, float sl
   for (int64_t r = 0; r < m.left; ++r) {
     const Views<X> v = all.at(m.lines * m.width + r * m.channels);
     for (int64_t c = 0; c < m.channels; ++c) {
-      const float slant = P == kForward ? 0.0f : t.slant[c], level = P == kForward ? 0.0f : t.level[c];
-      write<P, A, R>(v, c, t.mean[c], t.scale[c], t.offset[c], slant, level, slope);
+      const float slant = kIn<P> ? t.slant[c] : 0.0f, level = kIn<P> ? t.level[c] : 0.0f;
+      const Element e{load(v.x + c), kIn<P> ? load(v.in + c) : 0.0f, R ? load(v.residual + c) : 0.0f,
+                      kResidualIn<P, R> ? load(v.residual_in + c) : 0.0f, t.mean[c], t.scale[c], t.offset[c], slant, level};
+      const Made made = make<P, A, R>(e, slope);
+      store(v.out + c, made.out);
+      if constexpr (kSecond<P, R>) store(v.residual_out + c, made.second);
     }
   }
 }

@@ -16,30 +16,37 @@ FASTMPL_INLINE Target one_hot(int64_t label) { return {nullptr, 1.0f, 1.0f, labe
 FASTMPL_INLINE Target distribution(const float* row, float scale, float mass) { return {row, scale, mass, -1}; }
 
 // The loss -sum_c t_c log p_c with t = (1 - smoothing) * target + smoothing / K of one row of `logits` (-inf in the
-// padding) with the maximum `top`. `gradient` becomes scale * (sum(t) p - t), the gradient of scale times the loss.
+// padding) with the maximum `top`. `gradient` becomes scale * (sum(t) p - t), the gradient of scale times the loss, and
+// anything in its padding.
 FASTMPL_INLINE float cross_entropy(const float* logits, float top, const Target& target, float smoothing, float scale,
                                    int64_t columns, float* gradient) {
   const float total = exponentials(logits, columns, top, 1.0f, gradient);
   const float uniform = smoothing / static_cast<float>(columns), kept = 1.0f - smoothing;
   const float mass = kept * target.mass + smoothing, inverse = scale * mass / total;
-  float agreement = 0.0f;  // sum_c t_c (logit_c - top)
+  Lanes agreement = lanes(0.0f);  // sum_c t_c (logit_c - top)
   if (target.row != nullptr) {
     const float soft = kept * target.scale;
-#pragma omp simd reduction(+ : agreement)
-    for (int64_t c = 0; c < columns; ++c) {
-      const float t = target.row[c] * soft + uniform;
-      agreement += t * (logits[c] - top);
-      gradient[c] = gradient[c] * inverse - t * scale;
+    for (int64_t c = 0; c < columns; c += LANES) {
+      const int32_t here = static_cast<int32_t>(columns - c);
+#pragma omp simd
+      for (int32_t j = 0; j < LANES; ++j) {
+        const float t = target.row[c + j] * soft + uniform, log_p = logits[c + j] - top;
+        agreement.of[j] += j < here ? t * log_p : 0.0f;
+        gradient[c + j] = gradient[c + j] * inverse - t * scale;
+      }
     }
-    return mass * std::log(total) - agreement;
+    return mass * std::log(total) - fold(agreement, add);
   }
-#pragma omp simd reduction(+ : agreement)
-  for (int64_t c = 0; c < columns; ++c) {
-    agreement += logits[c] - top;
-    gradient[c] = gradient[c] * inverse - uniform * scale;
+  for (int64_t c = 0; c < columns; c += LANES) {
+    const int32_t here = static_cast<int32_t>(columns - c), label = static_cast<int32_t>(target.label - c);
+#pragma omp simd
+    for (int32_t j = 0; j < LANES; ++j) {
+      agreement.of[j] += j < here ? logits[c + j] - top : 0.0f;
+      const float t = j == label ? uniform + kept : uniform;  // not subtracted afterwards: the next pass would wait for it
+      gradient[c + j] = gradient[c + j] * inverse - t * scale;
+    }
   }
-  gradient[target.label] -= kept * scale;
-  return std::log(total) - (kept * (logits[target.label] - top) + uniform * agreement);
+  return std::log(total) - (kept * (logits[target.label] - top) + uniform * fold(agreement, add));
 }
 
 // 0, or 1 + the first row whose label is no class: a label is an address here.

@@ -12,6 +12,9 @@ FASTMPL_EXPORT void fastmpl_use(void* function) {
   fastmpl::torch_parallel_for = reinterpret_cast<fastmpl::ParallelFor>(function);
 }
 
+// The hash of the sources that this was built from (CMakeLists.txt).
+FASTMPL_EXPORT const char* fastmpl_sources() { return FASTMPL_SOURCES; }
+
 // How many items of a loop over n run in the largest piece: n when loops are serial. For tests.
 FASTMPL_EXPORT int64_t fastmpl_largest_piece(int64_t n) {
   std::atomic<int64_t> largest{0};

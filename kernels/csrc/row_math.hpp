@@ -1,11 +1,13 @@
 // What the row losses share: a row of logits as floats, whatever its type in memory, and passes over it.
 //
 // A row is first widened into a float buffer padded to whole vectors (it stays in the first-level cache), so that no
-// pass over it has a tail. Each pass is a plain loop that the compiler vectorises for the instruction set of the
-// function it is inlined into; `omp simd` (-fopenmp-simd, no OpenMP at run time) allows it to reorder that one sum,
-// which nothing else here allows.
+// pass over it has a tail, which at ten or a hundred classes would cost more than the rest; only a row's last vector in
+// memory is partial, and read and written under a mask. Each pass is a plain loop that the compiler vectorises for the
+// instruction set of the function it is inlined into; `omp simd` (-fopenmp-simd, no OpenMP at run time) allows it to
+// reorder that one sum, which nothing else here allows.
 #pragma once
 
+#include <algorithm>
 #include <cmath>
 #include <cstdint>
 #include <cstring>
@@ -37,32 +39,101 @@ FASTMPL_INLINE float exponential_of_negative(float x) {
   return x < -87.3f ? 0.0f : p;
 }
 
-// Sets the padding of a row.
-FASTMPL_INLINE void pad(float* x, int64_t columns, float value) {
-  for (int64_t c = columns; c < padded(columns); ++c) x[c] = value;
-}
-
 FASTMPL_INLINE void clear(float* x, int64_t columns) {
   std::memset(x, 0, static_cast<size_t>(padded(columns)) * sizeof(float));
 }
 
-// A row as floats; the padding is -inf, which no maximum sees and whose exponential is 0. Returns the maximum.
+// One value a lane. Reductions keep their lanes apart until the end and then fold them in halves: `omp simd reduction` adds
+// them one after another, which for a short row takes longer than everything else.
+struct Lanes {
+  float of[LANES];
+};
+
+FASTMPL_INLINE Lanes lanes(float value) {
+  Lanes all;
+  for (int j = 0; j < LANES; ++j) all.of[j] = value;
+  return all;
+}
+
+typedef float Quad __attribute__((vector_size(16)));  // the widest vector that every instruction set here has
+
+FASTMPL_INLINE Quad add(Quad a, Quad b) { return a + b; }
+FASTMPL_INLINE Quad larger(Quad a, Quad b) { return b > a ? b : a; }
+
+template <class F>
+FASTMPL_INLINE float fold(const Lanes& all, F f) {
+  Quad q[4];
+  std::memcpy(q, all.of, sizeof q);
+  Quad one = f(f(q[0], q[1]), f(q[2], q[3]));
+  one = f(one, __builtin_shufflevector(one, one, 2, 3, 0, 1));
+  return f(one, __builtin_shufflevector(one, one, 1, 0, 3, 2))[0];
+}
+
+// The last vector of a row, of which `here` columns exist: a load and a store under a mask. The mask is made of numbers of
+// the columns' own size, or it would take longer than the rest.
+constexpr int16_t kNumber[LANES] = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
+
+FASTMPL_INLINE void load_part(const float* at, int32_t here, float padding, float* x) {
+#pragma omp simd
+  for (int32_t j = 0; j < LANES; ++j) x[j] = j < here ? at[j] : padding;
+}
+
+FASTMPL_INLINE void load_part(const bfloat16* at, int32_t here, float padding, float* x) {
+  const int16_t count = static_cast<int16_t>(here);
+  bfloat16 part[LANES], filler;
+  store(&filler, padding);
+#pragma omp simd
+  for (int32_t j = 0; j < LANES; ++j) part[j].bits = kNumber[j] < count ? at[j].bits : filler.bits;
+#pragma omp simd
+  for (int32_t j = 0; j < LANES; ++j) x[j] = load(part + j);
+}
+
+FASTMPL_INLINE void store_part(float* at, int32_t here, const float* x) {
+#pragma omp simd
+  for (int32_t j = 0; j < LANES; ++j)
+    if (j < here) at[j] = x[j];
+}
+
+FASTMPL_INLINE void store_part(bfloat16* at, int32_t here, const float* x) {
+  const int16_t count = static_cast<int16_t>(here);
+  bfloat16 part[LANES];
+#pragma omp simd
+  for (int32_t j = 0; j < LANES; ++j) store(part + j, x[j]);
+#pragma omp simd
+  for (int32_t j = 0; j < LANES; ++j)
+    if (kNumber[j] < count) at[j].bits = part[j].bits;
+}
+
+// A row as floats, and `padding` in its padding.
+template <class T>
+FASTMPL_INLINE void widen(const T* row, int64_t columns, float padding, float* x) {
+  const int64_t whole = columns / LANES * LANES;
+#pragma omp simd
+  for (int64_t c = 0; c < whole; ++c) x[c] = load(row + c);
+  if (whole < columns) load_part(row + whole, static_cast<int32_t>(columns - whole), padding, x + whole);
+}
+
+FASTMPL_INLINE float maximum(const float* x, int64_t columns) {
+  Lanes top = lanes(-INF);
+  for (int64_t c = 0; c < columns; c += LANES)
+#pragma omp simd
+    for (int j = 0; j < LANES; ++j) top.of[j] = x[c + j] > top.of[j] ? x[c + j] : top.of[j];
+  return fold(top, larger);
+}
+
+// The same with a padding of -inf, which no maximum sees and whose exponential is 0. Returns the maximum.
 template <class T>
 FASTMPL_INLINE float load_row(const T* row, int64_t columns, float* x) {
-  float top = -INF;
-#pragma omp simd reduction(max : top)
-  for (int64_t c = 0; c < columns; ++c) {
-    x[c] = load(row + c);
-    top = x[c] > top ? x[c] : top;
-  }
-  pad(x, columns, -INF);
-  return top;
+  widen(row, columns, -INF, x);
+  return maximum(x, columns);
 }
 
 template <class T>
 FASTMPL_INLINE void store_row(T* row, int64_t columns, const float* x) {
+  const int64_t whole = columns / LANES * LANES;
 #pragma omp simd
-  for (int64_t c = 0; c < columns; ++c) store(row + c, x[c]);
+  for (int64_t c = 0; c < whole; ++c) store(row + c, x[c]);
+  if (whole < columns) store_part(row + whole, static_cast<int32_t>(columns - whole), x + whole);
 }
 
 template <class T>
@@ -70,49 +141,45 @@ FASTMPL_INLINE void store_zeros(T* row, int64_t columns) {
   std::memset(static_cast<void*>(row), 0, static_cast<size_t>(columns) * sizeof(T));
 }
 
-FASTMPL_INLINE float maximum(const float* x, int64_t columns) {
-  float top = -INF;
-#pragma omp simd reduction(max : top)
-  for (int64_t c = 0; c < padded(columns); ++c) top = x[c] > top ? x[c] : top;
-  return top;
-}
-
 // The first column that holds `value`; the last column where none does (a row of NaN), so that it is always a class.
 FASTMPL_INLINE int64_t first(const float* x, int64_t columns, float value) {
-  for (int64_t block = 0; block < columns; block += 8 * LANES) {
-    const int64_t end = block + 8 * LANES < columns ? block + 8 * LANES : columns;
-    int32_t found = 0;
-#pragma omp simd reduction(| : found)
-    for (int64_t c = block; c < end; ++c) found |= x[c] == value;
-    for (int64_t c = block; found && c < end; ++c)
-      if (x[c] == value) return c;
+  constexpr int64_t kRun = 8 * LANES;
+  for (int64_t run = 0; run < columns; run += kRun) {
+    const int32_t length = static_cast<int32_t>(std::min(kRun, padded(columns) - run));
+    int32_t found = kRun;
+#pragma omp simd reduction(min : found)
+    for (int32_t c = 0; c < length; ++c) found = x[run + c] == value && c < found ? c : found;
+    if (found < kRun) return std::min(run + found, columns - 1);
   }
   return columns - 1;
 }
 
 // out = e^((x - top) * scale), and its sum; 0 in the padding. `out` may be `x`.
 FASTMPL_INLINE float exponentials(const float* x, int64_t columns, float top, float scale, float* out) {
-  float total = 0.0f;
-#pragma omp simd reduction(+ : total)
-  for (int64_t c = 0; c < padded(columns); ++c) {
-    out[c] = exponential_of_negative((x[c] - top) * scale);
-    total += out[c];
-  }
-  return total;
+  Lanes total = lanes(0.0f);
+  for (int64_t c = 0; c < columns; c += LANES)
+#pragma omp simd
+    for (int j = 0; j < LANES; ++j) {
+      out[c + j] = exponential_of_negative((x[c + j] - top) * scale);
+      total.of[j] += out[c + j];
+    }
+  return fold(total, add);
 }
 
 FASTMPL_INLINE float total(const float* x, int64_t columns) {
-  float sum = 0.0f;
-#pragma omp simd reduction(+ : sum)
-  for (int64_t c = 0; c < padded(columns); ++c) sum += x[c];
-  return sum;
+  Lanes sum = lanes(0.0f);
+  for (int64_t c = 0; c < columns; c += LANES)
+#pragma omp simd
+    for (int j = 0; j < LANES; ++j) sum.of[j] += x[c + j];
+  return fold(sum, add);
 }
 
 FASTMPL_INLINE float dot(const float* x, const float* y, int64_t columns) {
-  float sum = 0.0f;
-#pragma omp simd reduction(+ : sum)
-  for (int64_t c = 0; c < padded(columns); ++c) sum += x[c] * y[c];
-  return sum;
+  Lanes sum = lanes(0.0f);
+  for (int64_t c = 0; c < columns; c += LANES)
+#pragma omp simd
+    for (int j = 0; j < LANES; ++j) sum.of[j] += x[c + j] * y[c + j];
+  return fold(sum, add);
 }
 
 // The sum of the rows' values over their number, in double and in the rows' order.

@@ -36,6 +36,35 @@ FASTMPL_INLINE void store(bfloat16* p, float x) {
   p->bits = static_cast<uint16_t>(x != x ? 0x7fc0u : rounded);
 }
 
+// Memory in words of 32 bits: a float, or two bfloat16 (of which the first is the low half). Taking words apart and putting
+// them together needs no shuffle, which widening and narrowing 16-bit elements do.
+template <class X>
+constexpr int kWays = 1;
+template <>
+constexpr int kWays<bfloat16> = 2;
+
+FASTMPL_INLINE float load_word(const float* p, int word, int) { return p[word]; }
+FASTMPL_INLINE float load_word(const bfloat16* p, int word, int way) {
+  uint32_t u;
+  std::memcpy(&u, p + 2 * word, sizeof u);
+  return float_of(way == 0 ? u << 16 : u & 0xffff0000u);
+}
+
+// Rounds to nearest, ties to even, as `store` does; but a NaN with bits beyond bfloat16's might become a number. Arithmetic
+// on bfloat16 and on canonical NaNs (see `canonical`) makes none, and the check would be a third of the work.
+FASTMPL_INLINE uint32_t rounded(float x) {
+  const uint32_t u = bits_of(x);
+  return u + 0x7fffu + ((u >> 16) & 1u);
+}
+
+FASTMPL_INLINE void store_word(float* p, int word, float x, float) { p[word] = x; }
+FASTMPL_INLINE void store_word(bfloat16* p, int word, float low, float high) {
+  const uint32_t u = rounded(low) >> 16 | (rounded(high) & 0xffff0000u);
+  std::memcpy(static_cast<void*>(p + 2 * word), &u, sizeof u);
+}
+
+FASTMPL_INLINE float canonical(float x) { return x != x ? float_of(0x7fc00000u) : x; }
+
 // e^x to 1 ulp or so: 2^n e^r with |r| <= ln(2)/2 and a polynomial of degree 6 (Cephes' expf). 0 below -87.3 (no
 // subnormals), infinity above 88.7, NaN for NaN.
 FASTMPL_INLINE float exponential(float x) {

@@ -30,35 +30,35 @@ FASTMPL_CLONES void step(const Step& s, float* __restrict p, const float* __rest
   }
 }
 
-// Squares are added in float32 over runs of kRun elements a lane, whose error is far below that of one rounding of the
+// Products are added in float32 over runs of kRun elements a lane, whose error is far below that of one rounding of the
 // norm, and the runs in float64: converting every element to float64 first would take longer than reading it.
 constexpr int64_t kLanes = 64, kRun = 16;
 
-FASTMPL_CLONES double sum_of_squares_in_runs(const float* g, int64_t n) {
+FASTMPL_CLONES double products_in_runs(const float* a, const float* b, int64_t n) {
   double lanes[kLanes] = {}, sum = 0.0;
   int64_t i = 0;
   for (; i + kLanes * kRun <= n; i += kLanes * kRun) {
     float run[kLanes] = {};
     for (int64_t r = 0; r < kRun; ++r)
-      for (int64_t j = 0; j < kLanes; ++j) run[j] += g[i + r * kLanes + j] * g[i + r * kLanes + j];
+      for (int64_t j = 0; j < kLanes; ++j) run[j] += a[i + r * kLanes + j] * b[i + r * kLanes + j];
     for (int64_t j = 0; j < kLanes; ++j) lanes[j] += run[j];
   }
-  for (; i < n; ++i) sum += static_cast<double>(g[i]) * g[i];
+  for (; i < n; ++i) sum += static_cast<double>(a[i]) * b[i];
   for (double lane : lanes) sum += lane;
   return sum;
 }
 
-FASTMPL_CLONES double sum_of_squares_in_float64(const float* g, int64_t n) {
+FASTMPL_CLONES double products_in_float64(const float* a, const float* b, int64_t n) {
   double sum = 0.0;
 #pragma omp simd reduction(+ : sum)
-  for (int64_t i = 0; i < n; ++i) sum += static_cast<double>(g[i]) * g[i];
+  for (int64_t i = 0; i < n; ++i) sum += static_cast<double>(a[i]) * b[i];
   return sum;
 }
 
-double sum_of_squares(const float* g, int64_t n) {
-  const double sum = sum_of_squares_in_runs(g, n);
-  const bool in_range = sum > 1e-20 && sum < 1e30;  // else a float32 square may have become 0 or infinite
-  return in_range ? sum : sum_of_squares_in_float64(g, n);
+double sum_of_products(const float* a, const float* b, int64_t n) {
+  const double sum = products_in_runs(a, b, n), size = std::abs(sum);
+  const bool in_range = size > 1e-20 && size < 1e30;  // else a float32 product may have become 0 or infinite
+  return in_range ? sum : products_in_float64(a, b, n);
 }
 
 // f(tensor, first element, number of elements) over pieces of at most kPiece elements that cover all tensors; small
@@ -102,14 +102,31 @@ FASTMPL_EXPORT void fastmpl_sgd_ema(int64_t tensors, const int64_t* sizes, float
   });
 }
 
-// The Euclidean norm of all tensors together, summed in float64 in an order that does not depend on the threads.
-FASTMPL_EXPORT void fastmpl_global_norm(int64_t tensors, const int64_t* sizes, const float* const* grads, float* out) {
+namespace {
+
+// <a, b> over two lists of tensors, summed in float64 in an order that does not depend on the threads.
+double inner_product(int64_t tensors, const int64_t* sizes, const float* const* a, const float* const* b) {
   const std::vector<Piece> all = pieces(tensors, sizes);
   std::vector<double> partial(all.size());
   parallel(static_cast<int64_t>(all.size()), 8, [&](int64_t begin, int64_t end) {
-    for (int64_t i = begin; i < end; ++i) partial[i] = sum_of_squares(grads[all[i].tensor] + all[i].first, all[i].count);
+    for (int64_t i = begin; i < end; ++i) {
+      const auto [t, first, count] = all[i];
+      partial[i] = sum_of_products(a[t] + first, b[t] + first, count);
+    }
   });
   double sum = 0.0;
   for (double value : partial) sum += value;
-  *out = static_cast<float>(std::sqrt(sum));
+  return sum;
+}
+
+}  // namespace
+
+// The Euclidean norm of all tensors together.
+FASTMPL_EXPORT void fastmpl_global_norm(int64_t tensors, const int64_t* sizes, const float* const* grads, float* out) {
+  *out = static_cast<float>(std::sqrt(inner_product(tensors, sizes, grads, grads)));
+}
+
+FASTMPL_EXPORT void fastmpl_inner_product(int64_t tensors, const int64_t* sizes, const float* const* a,
+                                          const float* const* b, float* out) {
+  *out = static_cast<float>(inner_product(tensors, sizes, a, b));
 }

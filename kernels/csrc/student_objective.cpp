@@ -13,7 +13,6 @@ struct StudentObjective {  // mirrored in student_objective/native.py
   int64_t rows, columns;
   const void *label_logits, *student_logits;
   const int64_t *key, *index;  // null unless targets are sampled
-  float* row_part;             // [2, rows], scratch: loss and confidence
   float* parts;                // [3]: loss, confidence, coverage
   int64_t* label;              // [rows]
   uint8_t* mask;               // [rows]
@@ -57,41 +56,52 @@ FASTMPL_INLINE int64_t draw(const float* weight, int64_t columns, uint64_t key, 
   return c;
 }
 
+struct Scratch {
+  float *loss, *confidence;         // [rows]
+  float *weight, *logits, *slope;  // one row
+};
+
 template <class T>
-FASTMPL_INLINE void student_row(const StudentObjective& o, int64_t row, float* weight, float* logits, float* slope) {
+FASTMPL_INLINE void student_row(const StudentObjective& o, int64_t row, const Scratch& s) {
   const int64_t K = o.columns, at = row * K;
   T* gradient = static_cast<T*>(o.gradient);
+  float *weight = s.weight, *logits = s.logits, *slope = s.slope;
   const float top = load_row(static_cast<const T*>(o.label_logits) + at, K, weight);
   int64_t label = o.targets == SAMPLED ? 0 : first(weight, K, top);
   const float total = exponentials(weight, K, top, 1.0f / o.temperature, weight);
   if (o.targets == SAMPLED)
     label = draw(weight, K, static_cast<uint64_t>(*o.key), static_cast<uint64_t>(o.index[row]));
   const bool keep = 1.0f / total >= o.threshold;
-  o.row_part[o.rows + row] = 1.0f / total;
+  s.confidence[row] = 1.0f / total;
   o.label[row] = label;
   o.mask[row] = keep;
   if (!keep) {
-    o.row_part[row] = 0.0f;
+    s.loss[row] = 0.0f;
     if (gradient != nullptr) store_zeros(gradient + at, K);
     return;
   }
   const Target target = o.targets == SOFT ? distribution(weight, 1.0f / total, 1.0f) : one_hot(label);
   const float peak = load_row(static_cast<const T*>(o.student_logits) + at, K, logits);
   const float scale = 1.0f / static_cast<float>(o.rows);
-  o.row_part[row] = cross_entropy(logits, peak, target, o.label_smoothing, scale, K, slope);
+  s.loss[row] = cross_entropy(logits, peak, target, o.label_smoothing, scale, K, slope);
   if (gradient != nullptr) store_row(gradient + at, K, slope);
 }
 
 template <class T>
-FASTMPL_INLINE void student_rows(const StudentObjective& o, int64_t begin, int64_t end) {
+FASTMPL_INLINE void student_rows(const StudentObjective& o, float* row_part, int64_t begin, int64_t end) {
   const size_t wide = static_cast<size_t>(padded(o.columns));
   std::vector<float> buffer(3 * wide);
-  float *weight = buffer.data(), *logits = weight + wide, *slope = logits + wide;
-  for (int64_t row = begin; row < end; ++row) student_row<T>(o, row, weight, logits, slope);
+  float* b = buffer.data();
+  const Scratch scratch{row_part, row_part + o.rows, b, b + wide, b + 2 * wide};
+  for (int64_t row = begin; row < end; ++row) student_row<T>(o, row, scratch);
 }
 
-FASTMPL_CLONES void student_float(const StudentObjective& o, int64_t b, int64_t e) { student_rows<float>(o, b, e); }
-FASTMPL_CLONES void student_bfloat16(const StudentObjective& o, int64_t b, int64_t e) { student_rows<bfloat16>(o, b, e); }
+FASTMPL_CLONES void student_float(const StudentObjective& o, float* row_part, int64_t b, int64_t e) {
+  student_rows<float>(o, row_part, b, e);
+}
+FASTMPL_CLONES void student_bfloat16(const StudentObjective& o, float* row_part, int64_t b, int64_t e) {
+  student_rows<bfloat16>(o, row_part, b, e);
+}
 
 }  // namespace
 }  // namespace fastmpl
@@ -100,11 +110,13 @@ FASTMPL_CLONES void student_bfloat16(const StudentObjective& o, int64_t b, int64
 FASTMPL_EXPORT int64_t fastmpl_student_objective(const fastmpl::StudentObjective* o, int32_t is_bfloat16) {
   using namespace fastmpl;
   const auto rows = is_bfloat16 ? student_bfloat16 : student_float;
-  parallel(o->rows, rows_per_thread(o->columns), [o, rows](int64_t begin, int64_t end) { rows(*o, begin, end); });
+  std::vector<float> row_part(static_cast<size_t>(2 * o->rows));
+  float* part = row_part.data();
+  parallel(o->rows, rows_per_thread(o->columns), [&](int64_t begin, int64_t end) { rows(*o, part, begin, end); });
   int64_t kept = 0;
   for (int64_t row = 0; row < o->rows; ++row) kept += o->mask[row];
-  o->parts[0] = mean(o->row_part, o->rows);
-  o->parts[1] = mean(o->row_part + o->rows, o->rows);
+  o->parts[0] = mean(part, o->rows);
+  o->parts[1] = mean(part + o->rows, o->rows);
   o->parts[2] = static_cast<float>(static_cast<double>(kept) / static_cast<double>(o->rows));
   return 0;
 }

@@ -59,16 +59,15 @@ FASTMPL_INLINE float feedback_row(const TeacherObjective& o, int64_t row, const 
   const float credit = o.credit_sign * o.credit[o.credit_a_row ? row : 0];
   const float scale = *o.feedback_weight * credit * inverse_temperature;
   if (o.feedback == EXACT) {
-    load_row(o.tangent + row * K, K, s.tangent);
-    pad(s.tangent, K, 0.0f);
+    widen(o.tangent + row * K, K, 0.0f, s.tangent);
     const float mean = dot(s.q, s.tangent, K) * inverse;
 #pragma omp simd
-    for (int64_t c = 0; c < K; ++c) s.gradient[c] += s.q[c] * inverse * (s.tangent[c] - mean) * scale;
+    for (int64_t c = 0; c < padded(K); ++c) s.gradient[c] += s.q[c] * inverse * (s.tangent[c] - mean) * scale;
     return credit * mean;
   }
   const int64_t label = o.drawn[row];
 #pragma omp simd
-  for (int64_t c = 0; c < K; ++c) s.gradient[c] -= s.q[c] * (inverse * scale);
+  for (int64_t c = 0; c < padded(K); ++c) s.gradient[c] -= s.q[c] * (inverse * scale);
   s.gradient[label] += scale;
   return credit * ((view[label] - top) * inverse_temperature - std::log(total));
 }

@@ -15,6 +15,7 @@ from torch import Tensor
 Choice = Literal["auto", "triton", "native", "reference"]
 Backend = Literal["triton", "native", "reference"]
 
+_NATIVE_FIRST = ("auto", "native")  # on tensors of a CPU, and of a type that the native kernels have
 _choice: Choice = "auto"
 _ran: dict[str, Backend] = {}
 
@@ -88,12 +89,13 @@ def select(op: str, tensors: tuple[Tensor, ...], native: Callable[[], bool] | No
     `native` says whether the native library is there; None for an op that has no native implementation.
     Raises BackendError where a backend asked for by name cannot run.
     """
+    if native is not None and _choice in _NATIVE_FIRST and _can_native(tensors, native) is None:
+        _ran[op] = "native"  # the common case on a CPU, where a call may take as long as a choice
+        return "native"
     chosen: Backend = "reference"
     if _choice == "auto":
         if any(t.is_cuda for t in tensors):
             chosen = "triton" if _can_triton(tensors) is None else "reference"
-        elif native is not None and _can_native(tensors, native) is None:
-            chosen = "native"
     elif _choice != "reference" and not all(t.dtype == torch.float64 for t in tensors if t.is_floating_point()):
         if _choice == "triton":
             reason = _can_triton(tensors)

@@ -1,10 +1,13 @@
 """The native library: finds it, loads it once, and lends it torch's threads.
 
 It may be absent (no C++ compiler at installation): `library()` is then None, the log says so once, and every op has its
-reference. What each function of the library takes is declared where it is bound, in the op's native.py.
+reference. One that was built from other sources than those beside this package is refused: its functions may take other
+arguments, and would read and write anywhere. What each function of the library takes is declared where it is bound, in
+the op's native.py.
 """
 
 import ctypes
+import hashlib
 import logging
 import os
 from functools import cache
@@ -15,6 +18,7 @@ import torch
 
 NAME = "libfastmpl_native.so"
 PATH_VARIABLE = "FASTMPL_NATIVE_LIBRARY"
+SOURCES = Path(__file__).parents[1] / "csrc"  # of a checkout; a wheel has none, and brings its own library
 
 log = logging.getLogger(__name__)
 
@@ -39,9 +43,31 @@ def _lend_threads(native: ctypes.CDLL) -> None:
         native.fastmpl_use(ctypes.cast(exported.torch_parallel_for, ctypes.c_void_p))
 
 
+class StaleLibraryError(RuntimeError):
+    """The native library was not built from the sources that lie here."""
+
+
+def _refuse_stale(native: ctypes.CDLL, path: Path) -> None:
+    if not SOURCES.is_dir():
+        return
+    built_from = ""
+    if hasattr(native, "fastmpl_sources"):
+        native.fastmpl_sources.argtypes, native.fastmpl_sources.restype = [], ctypes.c_char_p
+        built_from = native.fastmpl_sources().decode()
+    files = sorted(f for f in SOURCES.iterdir() if f.is_file() and not f.name.startswith("."))
+    hashes = "".join(hashlib.sha256(f.read_bytes()).hexdigest() for f in files)  # as in CMakeLists.txt
+    if built_from != hashlib.sha256(hashes.encode()).hexdigest():
+        raise StaleLibraryError(
+            f"The native library {path} was built from other sources than {SOURCES}: run `make .venv/.built`."
+        )
+
+
 @cache
 def library() -> ctypes.CDLL | None:
-    """The loaded native library, or None where it was not built or does not load."""
+    """The loaded native library, or None where it was not built or does not load.
+
+    Raises StaleLibraryError for one that was built from other sources.
+    """
     path = _path()
     if not path.is_file():
         log.info("no native kernels (%s was not built): the reference implementations serve on CPU", path)
@@ -51,6 +77,7 @@ def library() -> ctypes.CDLL | None:
     except OSError as error:
         log.warning("the native kernels do not load here (%s): the reference implementations serve on CPU", error)
         return None
+    _refuse_stale(native, path)
     _lend_threads(native)
     return native
 

@@ -9,7 +9,7 @@ than a small loss, and several times more again where a large kernel has just em
 """
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -29,10 +29,16 @@ def once(backward: Callable[..., Any]) -> Callable[..., Any]:
     return call
 
 
+def tangent_of(value: Tensor) -> Tensor | None:
+    """The tangent at the one level there is; half the time of forward_ad.unpack_dual."""
+    tangent: Tensor | None = torch._VF._unpack_dual(value, level=0)[1]
+    return tangent
+
+
 def _has_tangent(value: object) -> bool:
     if isinstance(value, list | tuple):
         return any(_has_tangent(item) for item in value)
-    return isinstance(value, Tensor) and forward_ad.unpack_dual(value, level=0).tangent is not None  # type: ignore[no-untyped-call]
+    return isinstance(value, Tensor) and tangent_of(value) is not None
 
 
 PLAIN = (Tensor, torch.nn.Parameter)
@@ -43,15 +49,19 @@ def transformed() -> bool:
     return forward_ad._current_level >= 0 or torch._C._are_functorch_transforms_active()
 
 
+def _is_seen() -> bool:
+    """Whether a dispatch mode, a profiler or a tracer must see every op."""
+    return bool(
+        torch._C._len_torch_dispatch_stack()
+        or torch._C._autograd._profiler_enabled()
+        or torch._C._get_tracing_state() is not None
+    )
+
+
 def _unwatched(args: tuple[Any, ...]) -> bool:
     """Whether a call may pass torch's dispatcher by: no dispatch mode, transform, profiler or tracer that would miss it,
     and no tensor (the first one stands for a list) that is a subclass, such as a fake tensor, or of a past transform."""
-    if (
-        torch._C._len_torch_dispatch_stack()
-        or transformed()
-        or torch._C._autograd._profiler_enabled()
-        or torch._C._get_tracing_state() is not None
-    ):
+    if _is_seen() or transformed():
         return False
     for value in args:
         first = value[0] if type(value) is list and value else value
@@ -63,10 +73,28 @@ def _unwatched(args: tuple[Any, ...]) -> bool:
     return True
 
 
-def define(schema: str, run: Callable[..., Any], fake: Callable[..., Any]) -> Callable[..., Any]:
+class Op(NamedTuple):
+    """A defined op. A call goes to the kernel itself where nothing watches."""
+
+    op: Callable[..., Any]
+    run: Callable[..., Any]
+
+    def __call__(self, *args: Any) -> Any:
+        return self.run(*args) if _unwatched(args) else self.op(*args)
+
+    def parted(self, *args: Any) -> Any:
+        """For a caller that has parted values from tangents itself: under forward mode alone there is nothing to lose,
+        and the guard, which looks at every argument anew, would cost more than a small kernel."""
+        if torch._C._are_functorch_transforms_active() or _is_seen():
+            return self.op(*args)
+        with torch._C._AutoDispatchBelowAutograd():
+            return self.run(*args)
+
+
+def define(schema: str, run: Callable[..., Any], fake: Callable[..., Any]) -> Op:
     """Defines `fastmpl::<schema>`, computed by `run` on every device and by `fake` where only shapes are known.
 
-    Returns a function that calls the op, or `run` itself where nothing watches. Called outside an `autograd.Function` on
+    Called outside an `autograd.Function` on
     a tensor that carries a tangent, the op raises NotImplementedError; called on a tensor that requires a gradient, its
     result has none.
     """
@@ -87,7 +115,4 @@ def define(schema: str, run: Callable[..., Any], fake: Callable[..., Any]) -> Ca
 
     LIBRARY.impl(name, guard, "Autograd")  # type: ignore[no-untyped-call]
 
-    def call(*args: Any) -> Any:
-        return run(*args) if _unwatched(args) else op(*args)
-
-    return call
+    return Op(op, run)

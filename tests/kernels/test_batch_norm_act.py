@@ -204,3 +204,21 @@ def test_result_does_not_depend_on_the_number_of_threads() -> None:
         with dispatch.use(kernel_backend()):
             results.append(run(c, "leaky_relu", False, ours=True))
     assert all(torch.equal(results[0][name], results[1][name]) for name in results[0])
+
+
+@pytest.mark.parametrize("place", ["x", "weight", "bias"])
+def test_every_nan_stays_one(place: str) -> None:
+    """bfloat16 is rounded in words of two, where a NaN that has all its bits set could carry into a number."""
+    x = torch.randn(4, 64, 3, 3).bfloat16().contiguous(memory_format=torch.channels_last)
+    given = {"x": x, "weight": torch.ones(64), "bias": torch.zeros(64)}
+    for nan in (0x7FFFFFFF, -1):
+        changed = given[place].clone()
+        values = torch.tensor(nan, dtype=torch.int32).view(torch.float32)
+        if place == "x":
+            changed[:, 5] = torch.tensor(nan >> 16, dtype=torch.int32).to(torch.int16).view(torch.bfloat16)
+        else:
+            changed[5] = values
+        with dispatch.use(kernel_backend()):
+            y = batch_norm_act(**(given | {place: changed}))
+        assert y[:, 5].isnan().all()
+        assert y[:, :5].isfinite().all()

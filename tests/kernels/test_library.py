@@ -62,3 +62,21 @@ def test_library_that_does_not_load_leaves_the_reference(tmp_path: Path, monkeyp
     finally:
         monkeypatch.undo()
         library.library.cache_clear()
+
+
+@native
+def test_library_of_other_sources_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for source in library.SOURCES.iterdir():
+        (tmp_path / source.name).write_bytes(source.read_bytes())
+    monkeypatch.setattr(library, "SOURCES", tmp_path)
+    library.library.cache_clear()
+    try:
+        assert library.library() is not None
+        library.library.cache_clear()
+        with (tmp_path / "parallel.hpp").open("a") as changed:
+            changed.write("// one more line")
+        with pytest.raises(library.StaleLibraryError, match=r"built from other sources.*run `make"):
+            library.library()
+    finally:
+        monkeypatch.undo()
+        library.library.cache_clear()

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from fastmpl_kernels import dispatch
-from fastmpl_kernels.sgd_ema import global_norm, sgd_ema
+from fastmpl_kernels.sgd_ema import global_norm, inner_product, sgd_ema
 from tests.kernels.three_way import kernel_backend
 
 SHAPES = [(3,), (5000,), (16, 4, 3, 3), (1024,), (), (0,), (70001,)]  # less than, exactly and more than a block
@@ -182,6 +182,30 @@ def test_global_norm_does_not_overflow_where_the_squares_would() -> None:
         assert math.isnan(global_norm([torch.tensor([1.0, math.nan])]).item())
 
 
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_inner_product_is_that_of_all_tensors_together(lists: Lists, layout: torch.memory_format) -> None:
+    a = [g.contiguous(memory_format=layout) if g.dim() == 4 else g for g in lists.grads]
+    found = inner_product(a, lists.params)  # of one layout, or of two
+    assert dispatch.ran("inner_product") == ("native" if layout is torch.contiguous_format else "reference")
+    exact = sum((x.double() * y.double()).sum().item() for x, y in zip(a, lists.params, strict=True))
+    size = sum((x.double() * y.double()).abs().sum().item() for x, y in zip(a, lists.params, strict=True))
+    assert found.shape == ()
+    assert abs(found.item() - exact) <= 1e-6 * size
+
+
+def test_inner_product_holds_where_products_leave_float32() -> None:
+    ones = torch.ones(5000)
+    assert inner_product([ones * 1e25], [ones * 1e-25]).item() == pytest.approx(5000)
+    assert (
+        inner_product([ones * 1e25, ones], [torch.cat([ones[:2500] * 1e20, ones[2500:] * -1e20]), ones]).item() == 5000
+    )
+
+
+def test_inner_product_refuses_lists_that_do_not_match(lists: Lists) -> None:
+    with pytest.raises(ValueError, match="7 and 6"):
+        inner_product(lists.grads, lists.grads[1:])
+
+
 def test_bare_ops_pass_opcheck(lists: Lists) -> None:
     small = Lists(*([t for t in tensors if 0 < t.numel() < 1000] for tensors in lists))
     rate = torch.tensor(0.1)
@@ -189,3 +213,4 @@ def test_bare_ops_pass_opcheck(lists: Lists) -> None:
     arguments = (*small.clone(), rate, rate, torch.tensor(0.0), rate, 0.9, 0.01, True)
     torch.library.opcheck(torch.ops.fastmpl.sgd_ema_.default, arguments, test_utils=utilities)
     torch.library.opcheck(torch.ops.fastmpl.global_norm.default, (small.grads,), test_utils=utilities)
+    torch.library.opcheck(torch.ops.fastmpl.inner_product.default, (small.grads, small.params), test_utils=utilities)

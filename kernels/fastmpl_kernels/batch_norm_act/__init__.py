@@ -19,8 +19,8 @@ from fastmpl_kernels.batch_norm_act.function import (
     dense,
     dual_batch_norm_act,
     is_dense,
+    parted,
     train,
-    wants_dual,
     wants_graph,
 )
 from fastmpl_kernels.batch_norm_act.reference import activate, move_running, reference
@@ -98,7 +98,11 @@ def _graphed(
     arguments = (x, weight, bias, residual, running_mean, running_var, settings)
     tensors = (x, weight, bias, residual)
     if transformed():
-        return dual_batch_norm_act(*arguments) if wants_dual(*tensors) else BatchNormAct.apply(*arguments)[0]
+        duals = parted(*tensors)
+        if duals is not None:
+            return dual_batch_norm_act(duals, running_mean, running_var, settings)
+        y: Tensor = BatchNormAct.apply(*arguments)[0]
+        return y
     return Recorded.apply(*arguments) if wants_graph(*tensors) else train(*arguments)[0]
 
 

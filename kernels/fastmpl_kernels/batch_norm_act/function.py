@@ -251,46 +251,41 @@ def wants_graph(*tensors: Tensor | None) -> bool:
     return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
 
 
-def wants_dual(*tensors: Tensor | None) -> bool:
-    """Whether a tangent is carried and no graph is recorded, on a backend that computes both values at once."""
-    if forward_ad._current_level < 0 or wants_graph(*tensors):
-        return False
-    given = [t for t in tensors if t is not None]
-    return any(_tangent(t) is not None for t in given) and _backend(given[0]) != "triton"
+Parted = tuple[Tensor | None, Tensor | None]
 
 
-def _tangent(t: Tensor) -> Tensor | None:
-    return forward_ad.unpack_dual(t).tangent  # type: ignore[no-untyped-call, no-any-return]
+def parted(x: Tensor, *rest: Tensor | None) -> list[Parted] | None:
+    """Values and their tangents; None where there is no tangent, a graph is recorded beside them, or the backend does not
+    compute both at once."""
+    if forward_ad._current_level < 0 or wants_graph(x, *rest):
+        return None
+    duals: list[Parted] = [(None, None) if t is None else torch._VF._unpack_dual(t, level=0) for t in (x, *rest)]
+    if all(tangent is None for _, tangent in duals) or _backend(x) == "triton":
+        return None
+    return duals
 
 
 def dual_batch_norm_act(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor,
-    residual: Tensor | None,
+    duals: list[Parted],
     running_mean: Tensor | None,
     running_var: Tensor | None,
     settings: Settings,
 ) -> Tensor:
     """y as a dual tensor: the sums of x and of its tangent in one pass, y and its tangent in another."""
     s = settings
-    duals = [(None, None) if t is None else _unpacked(t) for t in (x, weight, bias, residual)]
-    (value, of_x), (w, of_weight), (b, of_bias), (r, of_residual) = duals
-    assert value is not None
-    assert of_x is not None
+    (x, of_x), (w, of_weight), (b, of_bias), (r, of_residual) = (
+        (value, torch.zeros_like(value) if tangent is None and value is not None else tangent)
+        for value, tangent in duals
+    )
+    assert of_x is not None  # x is always there, and a missing tangent is zeros by now
     of_x = dense(of_x)
-    total = _over_ranks(bn_dual_sums(value, of_x), s.reduce)
-    y, tangent = bn_dual(
-        value, of_x, total, w, b, of_weight, of_bias, r, None if of_residual is None else dense(of_residual),
+    total = _over_ranks(bn_dual_sums.parted(x, of_x), s.reduce)
+    y, tangent = bn_dual.parted(
+        x, of_x, total, w, b, of_weight, of_bias, r, None if of_residual is None else dense(of_residual),
         running_mean, running_var, s.momentum, s.eps, s.activation, s.slope,
     )  # fmt: skip
     dual: Tensor = forward_ad.make_dual(y, tangent)  # type: ignore[no-untyped-call]
     return dual
-
-
-def _unpacked(t: Tensor) -> tuple[Tensor, Tensor]:
-    primal, tangent = forward_ad.unpack_dual(t)  # type: ignore[no-untyped-call]
-    return primal, torch.zeros_like(primal) if tangent is None else tangent
 
 
 # `apply` binds its arguments to forward's signature on every call; inspecting it anew costs as much as a small kernel.

@@ -15,9 +15,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from fastmpl_kernels.sgd_ema.function import global_norm_, sgd_ema_
+from fastmpl_kernels.sgd_ema.function import global_norm_, inner_product_, sgd_ema_
 
-__all__ = ["global_norm", "sgd_ema"]
+__all__ = ["global_norm", "inner_product", "sgd_ema"]
 
 
 def _check(lists: dict[str, Sequence[Tensor]], count: int) -> None:
@@ -70,3 +70,12 @@ def global_norm(grads: Sequence[Tensor]) -> Float[Tensor, ""]:
     with torch.no_grad():
         norm: Tensor = global_norm_(list(grads))
     return norm
+
+
+def inner_product(a: Sequence[Tensor], b: Sequence[Tensor]) -> Float[Tensor, ""]:
+    """<a, b> over two lists of tensors of equal shapes and one type, as a 0-D tensor; no gradient flows."""
+    if not a or len(a) != len(b):
+        raise ValueError(f"inner_product needs two lists of one length, at least 1: found {len(a)} and {len(b)}.")
+    with torch.no_grad():
+        product: Tensor = inner_product_(list(a), list(b))
+    return product

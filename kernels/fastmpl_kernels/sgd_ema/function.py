@@ -1,4 +1,4 @@
-"""sgd_ema and global_norm as library ops, each on whichever backend its tensors ask for."""
+"""sgd_ema, global_norm and inner_product as library ops, each on whichever backend its tensors ask for."""
 
 from collections.abc import Sequence
 from itertools import chain
@@ -66,6 +66,14 @@ def _global_norm(grads: list[Tensor]) -> Tensor:
     return norm
 
 
+def _inner_product(a: list[Tensor], b: list[Tensor]) -> Tensor:
+    """There is no Triton form: it would need a table of addresses, and those of a step's temporaries change."""
+    kernel = a[0].is_cpu and _module("inner_product", a, b) is native
+    if not kernel:
+        dispatch.note("inner_product", "reference")
+    return native.inner_product(a, b) if kernel else reference.inner_product(a, b)
+
+
 def _norm_like(grads: list[Tensor]) -> Tensor:
     return grads[0].new_empty((), dtype=torch.promote_types(grads[0].dtype, torch.float32))
 
@@ -77,3 +85,8 @@ sgd_ema_ = define(
     lambda *_: None,
 )
 global_norm_ = define("global_norm(Tensor[] grads) -> Tensor", _global_norm, _norm_like)
+inner_product_ = define(
+    "inner_product(Tensor[] a, Tensor[] b) -> Tensor",
+    _inner_product,
+    lambda a, _: a[0].new_empty(()),
+)

@@ -1,4 +1,4 @@
-"""sgd_ema and global_norm on the native library (csrc/sgd_ema.cpp): one call over lists of float32 tensors."""
+"""sgd_ema, global_norm and inner_product on the native library (csrc/sgd_ema.cpp): one call over lists of float32."""
 
 import ctypes
 from array import array
@@ -15,6 +15,7 @@ _P, _N, _F, _B = ctypes.c_void_p, ctypes.c_int64, ctypes.c_float, ctypes.c_bool
 _ARGUMENTS: dict[str, list[Any]] = {
     "sgd_ema": [_N, _P, _P, _P, _P, _P, _P, _P, _P, _P, _F, _F, _B],
     "global_norm": [_N, _P, _P, _P],
+    "inner_product": [_N, _P, _P, _P, _P],
 }
 
 
@@ -65,4 +66,11 @@ def global_norm(grads: list[Tensor]) -> Tensor:
     out = torch.empty((), dtype=torch.float32)
     addresses, sizes = _addresses(grads), _sizes(grads)
     _function("global_norm")(len(grads), _at(sizes), _at(addresses), pointer(out))
+    return out
+
+
+def inner_product(a: list[Tensor], b: list[Tensor]) -> Tensor:
+    first, second, sizes = _addresses(a), _addresses(b), _sizes(a)
+    out = torch.empty((), dtype=torch.float32)
+    _function("inner_product")(len(a), _at(sizes), _at(first), _at(second), pointer(out))
     return out

@@ -1,4 +1,4 @@
-"""sgd_ema and global_norm, tensor by tensor in plain torch; any floating type, any layout."""
+"""sgd_ema, global_norm and inner_product in plain torch; any floating type, any layout."""
 
 import torch
 from torch import Tensor
@@ -32,3 +32,17 @@ def sgd_ema(
 def global_norm(grads: list[Tensor]) -> Tensor:
     squares = [g.double().square().sum() for g in grads]
     return torch.stack(squares).sum().sqrt().to(torch.promote_types(grads[0].dtype, torch.float32))
+
+
+def inner_product(a: list[Tensor], b: list[Tensor]) -> Tensor:
+    """Two copies and one product, whatever the number of tensors: on a GPU their number is what costs."""
+    pairs = [_in_memory_order(x, y) for x, y in zip(a, b, strict=True)]
+    first, second = (torch.cat([pair[i].reshape(-1) for pair in pairs]) for i in (0, 1))
+    return torch.dot(first, second)
+
+
+def _in_memory_order(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+    """Both with their axes as `a` lies in memory: to flatten channels-last weights as they are would copy them twice."""
+    if a.dim() == 4 and not a.is_contiguous() and a.is_contiguous(memory_format=torch.channels_last):
+        return a.movedim(1, -1), b.movedim(1, -1)
+    return a, b

@@ -96,7 +96,7 @@ def soft_cross_entropy(
     if backend == "reference":
         return reference.soft_cross_entropy(logits, target, label_smoothing)
     loss: Tensor
-    target = target.detach()
+    target = target.detach() if target.requires_grad else target
     if ops.transformed():
         loss, _ = _SoftCrossEntropy.apply(logits, target, backend, label_smoothing)
         return loss

@@ -5,13 +5,13 @@ import ctypes
 import torch
 from torch import Tensor
 
-from fastmpl_kernels.rows import address, call_native, gradient_like, native_dtype, native_form
+from fastmpl_kernels.rows import address, as_type, call_native, gradient_like, native_dtype, native_form
 
 
 class _Arguments(ctypes.Structure):
     _fields_ = (
         *((name, ctypes.c_int64) for name in ("rows", "columns")),
-        *((name, ctypes.c_void_p) for name in ("logits", "label", "distribution", "row_loss", "loss", "gradient")),
+        *((name, ctypes.c_void_p) for name in ("logits", "label", "distribution", "loss", "gradient")),
         ("label_smoothing", ctypes.c_float),
     )
 
@@ -24,12 +24,12 @@ def run(logits: Tensor, target: Tensor, label_smoothing: float, with_gradient: b
     inputs = native_form(logits, dtype)
     label = target.contiguous() if hard else None
     distribution = None if hard else native_form(target, dtype)
-    row_loss, loss = torch.empty(rows), torch.empty(())
+    loss = torch.empty(())
     gradient = gradient_like(inputs, with_gradient)
     arguments = _Arguments(
-        rows, columns, address(inputs), address(label), address(distribution),
-        address(row_loss), address(loss), address(gradient), label_smoothing,
+        rows, columns, inputs.data_ptr(), address(label), address(distribution),
+        loss.data_ptr(), address(gradient), label_smoothing,
     )  # fmt: skip
     if bad := call_native("fastmpl_soft_cross_entropy", arguments, dtype):
         raise ValueError(f"soft_cross_entropy: the label of row {bad - 1} is not one of the {columns} classes.")
-    return loss, gradient.to(logits.dtype)
+    return loss, as_type(gradient, logits.dtype)

@@ -5,7 +5,7 @@ import ctypes
 import torch
 from torch import Tensor
 
-from fastmpl_kernels.rows import address, call_native, gradient_like, native_dtype, native_form
+from fastmpl_kernels.rows import address, as_type, call_native, gradient_like, native_dtype, native_form
 
 TARGETS = {"soft": 0, "sampled": 1, "argmax": 2}
 
@@ -14,7 +14,7 @@ class _Arguments(ctypes.Structure):
     _fields_ = (
         *((name, ctypes.c_int64) for name in ("rows", "columns")),
         *((name, ctypes.c_void_p) for name in ("label_logits", "student_logits", "key", "index")),
-        *((name, ctypes.c_void_p) for name in ("row_part", "parts", "label", "mask", "gradient")),
+        *((name, ctypes.c_void_p) for name in ("parts", "label", "mask", "gradient")),
         ("targets", ctypes.c_int32),
         *((name, ctypes.c_float) for name in ("temperature", "label_smoothing", "threshold")),
     )
@@ -36,13 +36,12 @@ def run(
     rows, columns = student_logits.shape
     labels, students = native_form(label_logits, dtype), native_form(student_logits, dtype)
     index = None if index is None else index.contiguous()
-    row_part, parts = torch.empty(2, rows), torch.empty(3)
-    label, mask = torch.empty(rows, dtype=torch.int64), torch.empty(rows, dtype=torch.bool)
+    parts, label, mask = torch.empty(3), torch.empty(rows, dtype=torch.int64), torch.empty(rows, dtype=torch.bool)
     gradient = gradient_like(students, with_gradient)
     arguments = _Arguments(
-        rows, columns, address(labels), address(students), address(key), address(index),
-        address(row_part), address(parts), address(label), address(mask), address(gradient),
+        rows, columns, labels.data_ptr(), students.data_ptr(), address(key), address(index),
+        parts.data_ptr(), label.data_ptr(), mask.data_ptr(), address(gradient),
         TARGETS[targets], temperature, label_smoothing, threshold,
     )  # fmt: skip
     call_native("fastmpl_student_objective", arguments, dtype)
-    return parts, label, mask, gradient.to(student_logits.dtype)
+    return parts, label, mask, as_type(gradient, student_logits.dtype)

@@ -5,7 +5,7 @@ import ctypes
 import torch
 from torch import Tensor
 
-from fastmpl_kernels.rows import address, call_native, gradient_like, native_dtype, native_form
+from fastmpl_kernels.rows import address, as_type, call_native, gradient_like, native_dtype, native_form
 
 KINDS = {"none": 0, "exact": 1, "per_example": 2, "scalar": 2}
 
@@ -70,5 +70,5 @@ def run(
     if bad := call_native("fastmpl_teacher_objective", arguments, dtype):
         kind, row = ("unlabelled", bad - 1 - labelled) if bad > labelled else ("labelled", bad - 1)
         raise ValueError(f"teacher_objective: the label of {kind} row {row} is not one of the {columns} classes.")
-    as_given = [g if x is None else g.to(x.dtype) for g, x in zip(gradients, views, strict=True)]
+    as_given = [g if x is None else as_type(g, x.dtype) for g, x in zip(gradients, views, strict=True)]
     return parts, as_given[0], as_given[1], as_given[2]
