@@ -55,7 +55,8 @@ def finetuned(task: Task) -> list[Tuned]:
         settings = {"lr": rate, "warmup": 0, "wait": 0, "schedule": "constant"}
         learner = PlainLearner(module, config.student.model_copy(update=settings), steps=max(lengths))
         step = finetune_step(learner, config, CPU)
-        following = batches(data.finetune("trusted", min(data.trusted_count, config.data.batch_labelled)), CPU)
+        stream = data.finetune("trusted", min(data.trusted_count, config.data.batch_labelled))
+        following = batches(stream, CPU, lambda replaced: None)
         for number in range(1, max(lengths) + 1):
             step(following())
             if number in lengths:
