@@ -8,6 +8,7 @@ which on a virtual machine costs more than the arithmetic and says nothing about
 import argparse
 import math
 from collections.abc import Callable
+from functools import partial
 from statistics import median
 
 import torch
@@ -68,13 +69,14 @@ def variants(shape: tuple[int, ...], dtype: torch.dtype) -> tuple[dict[str, Call
 
     def tangent(op: Op) -> object:  # as a learner calls it
         with torch.no_grad(), forward_ad.dual_level():
-            duals = (forward_ad.make_dual(p, t) for p, t in zip(plain, (d, plain[1], plain[2]), strict=True))
-            return forward_ad.unpack_dual(op(*duals))
+            tangents = (d, plain[1], plain[2])
+            duals = (forward_ad.make_dual(p, t) for p, t in zip(plain, tangents, strict=True))  # type: ignore[no-untyped-call]
+            return forward_ad.unpack_dual(op(*duals))  # type: ignore[no-untyped-call]
 
     passes = {"forward": forward, "forward and backward": both, "jvp": tangent}
     ops: dict[str, Op] = {"ours": ours, "torch": torch_s}
     made: dict[str, Callable[[], object]] = {
-        f"{name}, {who}": (lambda run=run, op=op: run(op)) for name, run in passes.items() for who, op in ops.items()
+        f"{name}, {who}": partial(run, op) for name, run in passes.items() for who, op in ops.items()
     }
     return made, leaves
 

@@ -177,7 +177,8 @@ def check(case: Case) -> None:
 
 def interleaved(variants: dict[str, Callable[[], Any]], rounds: int, repeats: int) -> dict[str, list[float]]:
     """Seconds of this thread a call; every round runs each variant once, in an order that rotates."""
-    names, seconds = list(variants), {name: [] for name in variants}
+    names = list(variants)
+    seconds: dict[str, list[float]] = {name: [] for name in names}
     for turn in range(-3, rounds):
         shift = turn % len(names)
         for name in names[shift:] + names[:shift]:

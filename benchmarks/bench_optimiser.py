@@ -65,7 +65,7 @@ def variants(shapes: list[tuple[int, ...]]) -> dict[str, Callable[[], object]]:
     def torch_s() -> None:
         optimiser.step()
         with torch.no_grad():
-            torch._foreach_lerp_(their_averages, theirs, 1 - DECAY)
+            torch._foreach_lerp_(their_averages, list[Tensor](theirs), 1 - DECAY)
 
     return {
         "sgd_ema": ours,

@@ -16,7 +16,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from benchmarks.environment import HEAP, keep_memory
 from benchmarks.harness import compare
-from benchmarks.records import Record, Row, save
+from benchmarks.records import Record, Row, Scalar, save
 from benchmarks.steps import RESNET50, Size, Step
 from fastmpl.config import NetworkConfig
 from fastmpl.learners.plain import PlainLearner
@@ -107,7 +107,13 @@ def main() -> None:
         rows = counted(RESNET50)
         for row in rows:
             print("  ".join(str(value) for value in row.values()))
-        config = {"labelled": 8, "unlabelled": 56, "pixels": 224, "precision": "float32", "tensors": "fake"}
+        config: dict[str, Scalar] = {
+            "labelled": 8,
+            "unlabelled": 56,
+            "pixels": 224,
+            "precision": "float32",
+            "tensors": "fake",
+        }
         record = Record("reduced_cost", "table", rows, config)
     print(save(record))
 

@@ -115,7 +115,8 @@ def name_of(stage: int | None) -> str:
 
 def counted(step: Callable[[], None]) -> Traffic:
     """The traffic of one step."""
-    with Traffic() as traffic:
+    traffic = Traffic()
+    with traffic:
         step()
     return traffic
 

@@ -59,6 +59,7 @@ def stored_teacher(config: Config, bias: str, folder: Path, *, steps: int, tell:
 def probabilities(config: Config, bias: str, steps: int) -> tuple[NDArray[np.float32], float]:
     """The distributions [N, K] of a teacher of `config`'s seed over all training images, and its test accuracy."""
     data = build_data(config.data.model_copy(update={"store": ""}), seed=config.run.seed)
+    assert data.test is not None
     infer = _trained(data, bias, config.run.seed, steps)
     parts = torch.split(torch.arange(len(data.truth)), 5000)
     rows = np.concatenate([infer(data.examples(part.numpy()).images) for part in parts])

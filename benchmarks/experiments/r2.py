@@ -66,7 +66,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     ablated = load(path, common)
     ablation.run(ablated, folder, asked.seeds, asked.jobs)
     arms = {f"MPL, {arm.name}": arm for arm in ablation.arms(ablated, folder / "config.toml")}
-    of_others = OTHERS | SAMPLED
+    of_others = {**OTHERS, **SAMPLED}
     arms |= {name: Arm(slug(name), path, {**common, **changes}) for name, changes in of_others.items()}
     outcomes = run_arms(list(arms.values()), asked.seeds, folder, tell, asked.jobs)
     rows: list[Row] = []

@@ -50,6 +50,7 @@ def draw_boundaries(folder: Path, seeds: int) -> Path:
             with torch.no_grad():
                 share = torch.softmax(network(points), -1)[:, 1].reshape(xs.shape).numpy()
             labelled = data.examples(data.split.labelled)
+            assert data.test is not None
             at.contourf(xs, ys, share, levels=[0, 0.5, 1], colors=["#c7dcf0", "#f6d3c3"])
             at.scatter(*data.test.images[::4].T.numpy(), c=data.test.labels[::4].numpy(), s=1, cmap="coolwarm")
             at.scatter(*labelled.images.T.numpy(), c="black", s=14, marker="x")

@@ -179,16 +179,17 @@ def trained_arms(
 def rivals(asked: argparse.Namespace, case: Case, noisy: Arm) -> list[Candidate]:
     """The arms that learn from both kinds of labels, at their best weights, chosen as the trainer's are."""
 
-    def trained(found: Sequence[tuple[str, float, Arm]], seeds: range) -> list[list[Outcome]]:
+    def trained(found: Sequence[tuple[str, float | None, Arm]], seeds: range) -> list[list[Outcome]]:
         tasks = [
             gold.Task(arm.of(s, asked.output), asked.output / f"{noisy.name}-{s}", BOTH[name], weight)
             for name, weight, arm in found
+            if weight is not None
             for s in seeds
         ]
         done = iter(parallel(gold.trained, tasks, asked.jobs))
         return [[next(done) for _ in seeds] for _ in found]
 
-    every = [
+    every: list[tuple[str, float | None, Arm]] = [
         (name, weight, noisy._replace(name=case.slug(name, weight))) for name in BOTH for weight in TRUSTED_WEIGHTS
     ]
     tried = trained(every, range(asked.choose_on))

@@ -5,7 +5,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from benchmarks.experiments import ablation, r1, r7
+from benchmarks.experiments import ablation, r1, r6, r7
 from benchmarks.experiments.finetuning import Tuned
 from benchmarks.experiments.gold import corrected_loss, corruption_of
 from benchmarks.records import load
@@ -83,3 +83,19 @@ def test_the_record_of_an_ablation_holds_its_table(tmp_path: r1.Path, monkeypatc
     arms = ["feedback off", "feedback exact", "feedback shuffled", "feedback flipped"]
     assert [row["arm"] for row in record.rows] == [arm for arm in arms for _ in range(2)]
     assert record.config["steps"] == 2
+
+
+@pytest.mark.slow
+def test_the_largest_experiments_go_through_on_runs_of_two_steps(tmp_path: r1.Path) -> None:
+    """Needs Fashion-MNIST. No other test makes the calls between these scripts and the trainer."""
+    short = ["--steps", "2", "--seeds", "2", "--output", str(tmp_path), "--results", str(tmp_path), "--jobs", "2"]
+    noisy = ["--noises", "symmetric:0.6", "--trusted", "20", "--weights", "1", "--finetune-steps", "1"]
+    assert r7.main([*short, *noisy]) == 0
+    assert {row["arm"] for row in load("r7", tmp_path).rows} >= {
+        r7.CLEAN,
+        r7.EXACT,
+        f"{r7.EXACT}, fine-tuned",
+        *r7.BOTH,
+    }
+    assert r6.main(short) == 0
+    assert {row["arm"] for row in load("r6", tmp_path).rows} == {"large teacher", *r6.ARMS}
