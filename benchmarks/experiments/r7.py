@@ -179,13 +179,12 @@ def trained_arms(
 def rivals(asked: argparse.Namespace, case: Case, noisy: Arm) -> list[Candidate]:
     """The arms that learn from both kinds of labels, at their best weights, chosen as the trainer's are."""
 
+    def task(name: str, weight: float | None, arm: Arm, seed: int) -> gold.Task:
+        assert weight is not None, "a rival has a weight"
+        return gold.Task(arm.of(seed, asked.output), asked.output / f"{noisy.name}-{seed}", BOTH[name], weight)
+
     def trained(found: Sequence[tuple[str, float | None, Arm]], seeds: range) -> list[list[Outcome]]:
-        tasks = [
-            gold.Task(arm.of(s, asked.output), asked.output / f"{noisy.name}-{s}", BOTH[name], weight)
-            for name, weight, arm in found
-            if weight is not None
-            for s in seeds
-        ]
+        tasks = [task(*each, s) for each in found for s in seeds]
         done = iter(parallel(gold.trained, tasks, asked.jobs))
         return [[next(done) for _ in seeds] for _ in found]
 

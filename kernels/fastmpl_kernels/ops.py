@@ -94,9 +94,8 @@ class Op(NamedTuple):
 def define(schema: str, run: Callable[..., Any], fake: Callable[..., Any]) -> Op:
     """Defines `fastmpl::<schema>`, computed by `run` on every device and by `fake` where only shapes are known.
 
-    Called outside an `autograd.Function` on
-    a tensor that carries a tangent, the op raises NotImplementedError; called on a tensor that requires a gradient, its
-    result has none.
+    Called outside an `autograd.Function` on a tensor that carries a tangent, the op raises NotImplementedError; called on
+    a tensor that requires a gradient, its result has none.
     """
     name = schema.partition("(")[0]
     LIBRARY.define(schema)  # type: ignore[no-untyped-call]
