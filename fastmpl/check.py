@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from fastmpl.config import Config, feeds_back, is_capturable
 from fastmpl.config.rules import NOT_CAPTURABLE
-from fastmpl.errors import StorageError
+from fastmpl.errors import ConfigError, StorageError
 
 if TYPE_CHECKING:
     from fastmpl.data.arrays import Problem
@@ -25,6 +25,16 @@ if TYPE_CHECKING:
 SAY_EVERY: Final = 10  # seconds
 SHOWN: Final = 10  # files of a reason, or classes, that are named
 LEAST_FREE: Final = 200 * 2**20  # bytes; two checkpoints of two small networks with their optimisers
+
+
+def require_kernels() -> None:
+    """Raises ConfigError where the native kernels were built from other sources than those that lie here."""
+    from fastmpl_kernels.library import StaleLibraryError, library
+
+    try:
+        library()
+    except StaleLibraryError as error:
+        raise ConfigError(str(error)) from error
 
 
 def require_trusted(config: Config, count: int) -> None:

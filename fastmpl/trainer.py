@@ -12,7 +12,7 @@ import torch
 
 from fastmpl import checkpoint, finetune
 from fastmpl.assemble import AnyLearner, assemble
-from fastmpl.check import require_same_data, require_trusted
+from fastmpl.check import require_kernels, require_same_data, require_trusted
 from fastmpl.checkpoint import Checkpoint
 from fastmpl.config import Config
 from fastmpl.data.batch import Batch
@@ -97,6 +97,7 @@ class Training:
     def __init__(self, config: Config, folder: Path, quiet: bool, group: Group, here: Place) -> None:
         self.config, self.folder = config, folder
         self.ranks, self.stops = group
+        require_kernels()
         dispatch.set_backend(config.system.kernels)
         if config.system.threads:
             torch.set_num_threads(config.system.threads)

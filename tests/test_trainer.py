@@ -16,6 +16,7 @@ from fastmpl.config import Config, load
 from fastmpl.errors import ConfigError, DivergedError, FastMPLError, StorageError
 from fastmpl.lifecycle import Stopper, claimed
 from fastmpl.metrics import read_lines
+from fastmpl_kernels import library
 
 CONFIGS = Path(__file__).parents[1] / "launch" / "configs"
 TIMINGS = ("seconds", "images_per_second", "waiting")
@@ -208,3 +209,18 @@ def test_every_method_has_a_config_that_runs_on_digits(name: str, tmp_path: Path
         changes = {"teacher__model": str(tmp_path / "teacher")}
     results = train(config(tmp_path, name, **changes))
     assert 0 <= results.last["student"]["test"] <= 1
+
+
+def test_kernels_of_other_sources_are_one_sentence_and_no_traceback(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "other.cpp").write_text("// what the library was not built from")
+    monkeypatch.setattr(library, "SOURCES", tmp_path)
+    if not library._path().is_file():
+        pytest.skip("the native library was not built: make .venv/.built")
+    library.library.cache_clear()
+    try:
+        with pytest.raises(ConfigError, match=r"built from other sources.*run `make"):
+            train(config(tmp_path))
+    finally:
+        library.library.cache_clear()
