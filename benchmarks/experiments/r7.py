@@ -2,7 +2,9 @@
 
     python -m benchmarks.experiments.r7                        pair noise 45 %, a perceptron, 20, 50 and 200 trusted
     python -m benchmarks.experiments.r7 --noises pair:0.45 pair:0.6 symmetric:0.6 brightness:0.45 \\
-        --networks perceptron conv --record r7_regimes         every noise and both networks
+        --record r7_regimes                                    every noise
+    python -m benchmarks.experiments.r7 --networks conv --trusted 50 --weights 1 3 --record r7_conv
+                                                               a small convolutional net, with augmentation
 
 Settings are chosen by case on validation images, and test accuracy is reported: on the first two seeds the weight of the
 exact feedback (the other kinds and the flipped control share it: 1 is the true gradient for every kind), and that of the
@@ -41,7 +43,7 @@ NETWORKS: Mapping[str, Mapping[str, Any]] = {
         **{
             f"{role}.{key}": value
             for role in ("teacher", "student")
-            for key, value in (("model", "conv"), ("width", 64))
+            for key, value in (("model", "conv"), ("width", 16))  # of a size for a CPU
         },
         "data.flip": True,
         "data.shift": 0.125,
