@@ -43,19 +43,22 @@ def _has_tangent(value: object) -> bool:
 
 PLAIN = (Tensor, torch.nn.Parameter)
 
+# Asked on every call, and each takes less than finding it in its module.
+_dispatch_modes = torch._C._len_torch_dispatch_stack
+_is_profiled = torch._C._autograd._profiler_enabled
+_tracing = torch._C._get_tracing_state
+_functorch_active = torch._C._are_functorch_transforms_active
+_is_wrapped = torch._C._functorch.is_functorch_wrapped_tensor
+
 
 def transformed() -> bool:
     """Whether a forward-mode level or a transform of torch.func is active, which a plain autograd graph cannot serve."""
-    return forward_ad._current_level >= 0 or torch._C._are_functorch_transforms_active()
+    return forward_ad._current_level >= 0 or _functorch_active()
 
 
 def _is_seen() -> bool:
     """Whether a dispatch mode, a profiler or a tracer must see every op."""
-    return bool(
-        torch._C._len_torch_dispatch_stack()
-        or torch._C._autograd._profiler_enabled()
-        or torch._C._get_tracing_state() is not None
-    )
+    return bool(_dispatch_modes() or _is_profiled() or _tracing() is not None)
 
 
 def _unwatched(args: tuple[Any, ...]) -> bool:
@@ -66,7 +69,7 @@ def _unwatched(args: tuple[Any, ...]) -> bool:
     for value in args:
         first = value[0] if type(value) is list and value else value
         if type(first) in PLAIN:
-            if torch._C._functorch.is_functorch_wrapped_tensor(first):
+            if _is_wrapped(first):
                 return False
         elif isinstance(first, Tensor):
             return False
@@ -85,7 +88,7 @@ class Op(NamedTuple):
     def parted(self, *args: Any) -> Any:
         """For a caller that has parted values from tangents itself: under forward mode alone there is nothing to lose,
         and the guard, which looks at every argument anew, would cost more than a small kernel."""
-        if torch._C._are_functorch_transforms_active() or _is_seen():
+        if _functorch_active() or _is_seen():
             return self.op(*args)
         with torch._C._AutoDispatchBelowAutograd():
             return self.run(*args)

@@ -101,12 +101,15 @@ def scaled(gradient: Tensor, upstream: Tensor) -> Tensor | None:
 
 
 class Recorded(torch.autograd.Function):
-    """(loss, its gradient by each of the logits, logits...) -> the loss, for a graph that autograd alone records."""
+    """([loss], its gradient by each of the logits, logits...) -> the loss, for a graph that autograd alone records.
+
+    The loss comes in a list: a tensor that is an input and an output becomes a view of itself, at the price of an op.
+    """
 
     @staticmethod
-    def forward(ctx: Any, loss: Tensor, gradients: Sequence[Tensor], *logits: Tensor | None) -> Tensor:
+    def forward(ctx: Any, loss: Sequence[Tensor], gradients: Sequence[Tensor], *logits: Tensor | None) -> Tensor:
         ctx.save_for_backward(*gradients)
-        return loss
+        return loss[0]
 
     @staticmethod
     @once

@@ -102,4 +102,4 @@ def soft_cross_entropy(
         return loss
     wanted = gradient_wanted(logits)
     loss, gradient = _op(backend, logits, target, label_smoothing, wanted)
-    return Recorded.apply(loss, [gradient], logits) if wanted else loss
+    return Recorded.apply([loss], [gradient], logits) if wanted else loss

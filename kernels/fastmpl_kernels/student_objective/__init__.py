@@ -128,5 +128,5 @@ def student_objective(
     parts, label, mask, gradient = _op(backend, label_logits, student_logits, key, index, *settings, wanted)
     loss, confidence, coverage = parts.unbind()
     if wanted:
-        loss = Recorded.apply(loss, [gradient], student_logits)
+        loss = Recorded.apply([loss], [gradient], student_logits)
     return StudentObjective(loss, label, mask, confidence, coverage)

@@ -199,5 +199,5 @@ def teacher_objective(
     parts, *gradients = _op(backend, labelled_logits, targets, strong_logits, weak_logits, *arguments)
     loss, *terms = parts.unbind()
     if wanted:
-        loss = Recorded.apply(loss, gradients, labelled_logits, strong_logits, weak_logits)
+        loss = Recorded.apply([loss], gradients, labelled_logits, strong_logits, weak_logits)
     return TeacherObjective(loss, *terms)
