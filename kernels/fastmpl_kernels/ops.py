@@ -85,6 +85,17 @@ class Op(NamedTuple):
     def __call__(self, *args: Any) -> Any:
         return self.run(*args) if _unwatched(args) else self.op(*args)
 
+    def among(self, tensors: tuple[Tensor, ...], *args: Any) -> Any:
+        """For a caller that has asked `transformed` and names the tensors among the arguments: looking at each argument
+        anew takes a tenth of a small loss."""
+        if not _is_seen():
+            for tensor in tensors:
+                if type(tensor) not in PLAIN or _is_wrapped(tensor):
+                    break
+            else:
+                return self.run(*args)
+        return self.op(*args)
+
     def parted(self, *args: Any) -> Any:
         """For a caller that has parted values from tangents itself: under forward mode alone there is nothing to lose,
         and the guard, which looks at every argument anew, would cost more than a small kernel."""

@@ -3,7 +3,9 @@
 import pytest
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
+from fastmpl.step.accounting import LiveBytes
 from fastmpl_kernels import dispatch
 from fastmpl_kernels.soft_cross_entropy import soft_cross_entropy
 from tests.kernels.three_way import (
@@ -117,6 +119,18 @@ def test_the_float64_reference_has_exact_gradients_and_tangents(kind: str) -> No
     assert torch.autograd.gradcheck(
         lambda x: soft_cross_entropy(x, same_precision(target, x), label_smoothing=0.1), (x,), check_forward_ad=True
     )
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_dispatch_mode_and_a_fake_tensor_see_the_op(kind: str) -> None:
+    x, target = logits(3, 5, torch.float32, 0), target_of(kind, 3, 5)
+    with dispatch.use(BACKEND), LiveBytes() as seen:
+        soft_cross_entropy(x, target)
+    assert "fastmpl.soft_cross_entropy" in seen.by_operator
+    mode = FakeTensorMode()
+    with dispatch.use(BACKEND):
+        loss = soft_cross_entropy(mode.from_tensor(x), mode.from_tensor(target))  # outside of the mode
+    assert isinstance(loss, FakeTensor)
 
 
 def test_empty_rows_and_other_shapes_are_refused() -> None:

@@ -101,5 +101,5 @@ def soft_cross_entropy(
         loss, _ = _SoftCrossEntropy.apply(logits, target, backend, label_smoothing)
         return loss
     wanted = gradient_wanted(logits)
-    loss, gradient = _op(backend, logits, target, label_smoothing, wanted)
+    loss, gradient = _op.among((logits, target), backend, logits, target, label_smoothing, wanted)
     return Recorded.apply([loss], [gradient], logits) if wanted else loss
