@@ -32,6 +32,7 @@ ARMS: Mapping[str, Mapping[str, Any]] = {
     "feedback, scalar": {**SAMPLED, "feedback.kind": "scalar"},
     "feedback, flipped": {**ALONE, "feedback.control": "flipped"},
 }
+LARGE = "large teacher"  # of every case, as it is: no arm
 UNBIASED = ("distillation", "feedback, exact")  # of a teacher without bias: off and on
 
 
@@ -50,6 +51,11 @@ def arms_of(bias: str, labels: int, stores: Path, steps: int, names: Sequence[st
 
 def _slug(bias: str, labels: int, name: str) -> str:
     return f"{bias}-{labels}-{name.replace(',', '').replace(' ', '-')}"
+
+
+def baseline_of(arms: Sequence[str]) -> str:
+    """What the arms are measured against: distillation, else the calibrator, else the large teacher that every case has."""
+    return next((name for name in ("distillation", "calibrator") if name in arms), LARGE)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -74,10 +80,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     rows: list[Row] = []
     for bias, labels in cases:
         case = f"{bias.replace('_', ' ')}, {labels:,} labels"
-        rows += [row(case, "large teacher", seed, test) for seed, test in enumerate(large[bias])]
+        rows += [row(case, LARGE, seed, test) for seed, test in enumerate(large[bias])]
         for name in names[bias, labels]:
             rows += run_rows(case, name, outcomes[_slug(bias, labels, name)])
-    record(asked, rows, baseline="distillation" if "distillation" in asked.arms else "calibrator")
+    record(asked, rows, baseline=baseline_of(asked.arms))
     return 0
 
 

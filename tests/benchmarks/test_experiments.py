@@ -49,6 +49,12 @@ def test_every_arm_of_r1_is_a_legal_configuration_with_its_seeds_store(arm: str,
     assert made.data.store == ("" if arm == "supervised" else str(tmp_path / "exchanged-3"))
 
 
+def test_a_record_of_r1_is_measured_against_something_it_holds() -> None:
+    assert r1.baseline_of(list(r1.ARMS)) == "distillation"
+    assert r1.baseline_of(["feedback, exact", "calibrator"]) == "calibrator"
+    assert r1.baseline_of(["feedback, scalar", "feedback, flipped"]) == "large teacher"
+
+
 def test_every_arm_of_r7_is_legal_and_the_trusted_arm_learns_from_the_trusted_images(tmp_path: r1.Path) -> None:
     from fastmpl.data.split import split
 
