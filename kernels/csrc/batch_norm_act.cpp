@@ -267,3 +267,17 @@ FASTMPL_EXPORT void fastmpl_batch_norm_dual(const void* x, const void* x_tangent
     write_any<kDual>(activation, m, t, v, slope, Activations());
   });
 }
+
+// Both passes of the dual.
+FASTMPL_EXPORT void fastmpl_batch_norm_dual_train(const void* x, const void* x_tangent, const void* residual,
+                                                  const void* residual_tangent, bool is_bfloat16, int64_t rows,
+                                                  int64_t channels, const float* weight, const float* bias,
+                                                  const float* weight_tangent, const float* bias_tangent, double eps,
+                                                  double momentum, float* running_mean, float* running_var,
+                                                  int32_t activation, float slope, void* y, void* y_tangent) {
+  std::vector<double> sums(static_cast<size_t>(4 * channels + 1));
+  fastmpl_batch_norm_sums(x, x_tangent, is_bfloat16, rows, channels, sums.data());
+  fastmpl_batch_norm_dual(x, x_tangent, residual, residual_tangent, is_bfloat16, rows, channels, sums.data(), weight,
+                          bias, weight_tangent, bias_tangent, eps, momentum, running_mean, running_var, activation,
+                          slope, y, y_tangent);
+}

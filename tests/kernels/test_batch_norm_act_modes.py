@@ -139,6 +139,7 @@ def bare_calls() -> dict[str, tuple[Any, ...]]:
             LEAKY,
             0.1,
         ),
+        "bn_dual_train": (x, x, weight, bias, weight, bias, residual, x, *running, 0.1, 1e-5, LEAKY, 0.1),
         "bn_tangent": (x, x, moments, gradient_sums, weight, bias, weight, bias, residual, x, LEAKY, 0.1),
     }
 
@@ -153,6 +154,7 @@ OPS = [
     "bn_tangent",
     "bn_dual_sums",
     "bn_dual",
+    "bn_dual_train",
 ]
 
 

@@ -1,4 +1,4 @@
-"""batch_norm_act's five phases as library ops, and the autograd function that composes them."""
+"""batch_norm_act's phases as library ops, and the autograd function that composes them."""
 
 import inspect
 from collections.abc import Callable
@@ -31,7 +31,7 @@ def _backend(x: Tensor) -> dispatch.Backend:
 
 
 def _module(x: Tensor) -> ModuleType:
-    """The implementation of all five phases for tensors like x."""
+    """The implementation of every phase for tensors like x."""
     backend = _backend(x)
     if backend == "triton":
         from fastmpl_kernels.batch_norm_act import triton_impl  # needs Triton: only where it was chosen
@@ -125,6 +125,13 @@ bn_dual = define(
     "Tensor bias_tangent, Tensor? residual, Tensor? residual_tangent, Tensor(a!)? running_mean, "
     "Tensor(b!)? running_var, float momentum, float eps, int activation, float slope) -> (Tensor, Tensor)",
     _runner("dual"),
+    lambda x, *_: (torch.empty_like(x), torch.empty_like(x)),
+)
+bn_dual_train = define(
+    "bn_dual_train(Tensor x, Tensor x_tangent, Tensor weight, Tensor bias, Tensor weight_tangent, Tensor bias_tangent, "
+    "Tensor? residual, Tensor? residual_tangent, Tensor(a!)? running_mean, Tensor(b!)? running_var, float momentum, "
+    "float eps, int activation, float slope) -> (Tensor, Tensor)",
+    _runner("dual_train"),
     lambda x, *_: (torch.empty_like(x), torch.empty_like(x)),
 )
 
@@ -279,11 +286,15 @@ def dual_batch_norm_act(
     )
     assert of_x is not None  # x is always there, and a missing tangent is zeros by now
     of_x = dense(of_x)
-    total = _over_ranks(bn_dual_sums.parted(x, of_x), s.reduce)
-    y, tangent = bn_dual.parted(
-        x, of_x, total, w, b, of_weight, of_bias, r, None if of_residual is None else dense(of_residual),
+    rest = (
+        w, b, of_weight, of_bias, r, None if of_residual is None else dense(of_residual),
         running_mean, running_var, s.momentum, s.eps, s.activation, s.slope,
     )  # fmt: skip
+    y, tangent = (
+        bn_dual_train.parted(x, of_x, *rest)
+        if s.reduce is None
+        else bn_dual.parted(x, of_x, _over_ranks(bn_dual_sums.parted(x, of_x), s.reduce), *rest)
+    )
     dual: Tensor = forward_ad.make_dual(y, tangent)  # type: ignore[no-untyped-call]
     return dual
 

@@ -24,6 +24,7 @@ _ARGUMENTS: dict[str, list[Any]] = {
     "gradient_sums": [_P, _P, _P, _B, _N, _N, _P, _P, _P, _I, _F, _P],
     "gradient": [_P, _P, _P, _B, _N, _N, _P, _P, _P, _P, _P, _I, _F, _P, _P, _P, _P],
     "dual": [_P, _P, _P, _P, _B, _N, _N, _P, _P, _P, _P, _P, _D, _D, _P, _P, _I, _F, _P, _P],
+    "dual_train": [_P, _P, _P, _P, _B, _N, _N, _P, _P, _P, _P, _D, _D, _P, _P, _I, _F, _P, _P],
     "train": [_P, _P, _B, _N, _N, _P, _P, _D, _D, _P, _P, _I, _F, _P, _P],
     "backward": [_P, _P, _P, _B, _N, _N, _P, _P, _P, _I, _F, _P, _P, _P, _P],
     "tangent": [_P, _P, _P, _P, _B, _N, _N, _P, _P, _P, _P, _P, _P, _I, _F, _P],
@@ -212,3 +213,28 @@ def backward(
         bias.data_ptr(), activation, slope, dx.data_ptr(), dresidual.data_ptr(), dweight.data_ptr(), dbias.data_ptr(),
     )  # fmt: skip
     return dx, dresidual, dweight, dbias
+
+
+def dual_train(
+    x: Tensor,
+    x_tangent: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    weight_tangent: Tensor,
+    bias_tangent: Tensor,
+    residual: Tensor | None,
+    residual_tangent: Tensor | None,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    momentum: float,
+    eps: float,
+    activation: int,
+    slope: float,
+) -> tuple[Tensor, Tensor]:
+    y, y_tangent = torch.empty_like(x), torch.empty_like(x)
+    _function("dual_train")(
+        x.data_ptr(), x_tangent.data_ptr(), pointer(residual), pointer(residual_tangent), *_shape(x),
+        weight.data_ptr(), bias.data_ptr(), weight_tangent.data_ptr(), bias_tangent.data_ptr(), eps, momentum,
+        pointer(running_mean), pointer(running_var), activation, slope, y.data_ptr(), y_tangent.data_ptr(),
+    )  # fmt: skip
+    return y, y_tangent

@@ -6,7 +6,8 @@
     gradient        dx, the residual's, the weight's and the bias's gradient
     tangent         the tangent of y (its sums are gradient_sums of the tangent of x, with no activation)
     dual_sums, dual y and its tangent together, where no graph is recorded: half the passes over memory
-    train, backward sums and forward, gradient_sums and gradient: one call where there are no other ranks
+    train, backward sums and forward, gradient_sums and gradient,
+    dual_train      dual_sums and dual: each one call where there are no other ranks
 
 Sums are [parts, columns] in float64: a kernel leaves one row a part, and whoever reads them adds the rows. `moments` is
 [4, C]: the mean rounded to its type, what that rounding left, 1 / sqrt(var + eps), 1 / count.
@@ -238,3 +239,25 @@ def backward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     total = gradient_sums(dy, x, moments, weight, bias, residual, activation, slope)
     return gradient(dy, x, moments, total, total, weight, bias, residual, activation, slope)
+
+
+def dual_train(
+    x: Tensor,
+    x_tangent: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    weight_tangent: Tensor,
+    bias_tangent: Tensor,
+    residual: Tensor | None,
+    residual_tangent: Tensor | None,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    momentum: float,
+    eps: float,
+    activation: int,
+    slope: float,
+) -> tuple[Tensor, Tensor]:
+    return dual(
+        x, x_tangent, dual_sums(x, x_tangent), weight, bias, weight_tangent, bias_tangent, residual, residual_tangent,
+        running_mean, running_var, momentum, eps, activation, slope,
+    )  # fmt: skip
