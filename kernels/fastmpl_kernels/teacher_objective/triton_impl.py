@@ -96,7 +96,7 @@ def _unlabelled_row(
             mean = _mean(view_ptr, tangent_ptr, top, inverse_temperature, total, K, BLOCK)
 
     agreed = tl.full((), 0.0, tl.float32)
-    log_q = tl.full((), 0.0, tl.float32)
+    label_logit = tl.full((), 0.0, tl.float32)
     for start in range(0, K, BLOCK):
         column = start + tl.arange(0, BLOCK)
         gradient = tl.zeros((BLOCK,), tl.float32)
@@ -113,9 +113,8 @@ def _unlabelled_row(
             if KIND == EXACT:
                 slope = q * (load_row(tangent_ptr, column, K, 0.0) - mean)
             else:
-                hit = tl.where(column == label, 1.0, 0.0)
-                slope = hit - q
-                log_q += agreement(hit * inverse_temperature, view, top, column, K)
+                slope = tl.where(column == label, 1.0 - q, -q)
+                label_logit += tl.sum(tl.where(column == label, view - top, 0.0), axis=0)
             slope *= weight * credit * inverse_temperature
             if not ON_WEAK:
                 gradient += slope
@@ -131,7 +130,7 @@ def _unlabelled_row(
         uda = tl.where(coverage > 0.0, share * (tl.log(strong_total) - agreed), 0.0)
         loss += uda_weight * uda
     if KIND != NONE:
-        feedback = credit * (mean if KIND == EXACT else log_q - tl.log(total))
+        feedback = credit * (mean if KIND == EXACT else label_logit * inverse_temperature - tl.log(total))
         loss += weight * feedback
     _store_parts(part_ptr, programs, loss, 0.0, uda, feedback, coverage)
 
