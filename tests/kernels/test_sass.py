@@ -31,7 +31,7 @@ def test_rows_of_1000_classes_are_read_and_written_once_in_128_bits(capability: 
         assert found.loads["16"] == 0, (case[:4], found)  # no column is read alone
 
 
-@pytest.mark.parametrize("capability", ARCHITECTURES)
+@pytest.mark.parametrize("capability", [80, 90, 100])
 def test_registers_stay_low_at_1000_classes(capability: int) -> None:
     for case, found in facts(1000, capability):
         assert found.registers <= REGISTERS[case.op], (case[:4], found)
