@@ -13,7 +13,7 @@ from torch.autograd import forward_ad
 
 from fastmpl.step.accounting import LiveBytes
 from fastmpl_kernels import dispatch
-from fastmpl_kernels.batch_norm_act import batch_norm_act, function
+from fastmpl_kernels.batch_norm_act import batch_norm_act, library_ops
 from fastmpl_kernels.batch_norm_act.reference import reference
 from fastmpl_kernels.batch_norm_act.settings import NUMBER
 
@@ -111,9 +111,9 @@ def test_second_derivative_raises_instead_of_being_zero() -> None:
 
 def bare_calls() -> dict[str, tuple[Any, ...]]:
     x, weight, bias, residual = inputs()
-    sums = function.bn_sums(x)
-    _, moments = function.bn_forward(x, sums, weight, bias, residual, None, None, 0.1, 1e-5, LEAKY, 0.1)
-    gradient_sums = function.bn_gradient_sums(x, x, moments, weight, bias, residual, LEAKY, 0.1)
+    sums = library_ops.bn_sums(x)
+    _, moments = library_ops.bn_forward(x, sums, weight, bias, residual, None, None, 0.1, 1e-5, LEAKY, 0.1)
+    gradient_sums = library_ops.bn_gradient_sums(x, x, moments, weight, bias, residual, LEAKY, 0.1)
     running = (torch.zeros(4), torch.ones(4))
     return {
         "bn_train": (x, weight, bias, residual, *running, 0.1, 1e-5, LEAKY, 0.1),
@@ -126,7 +126,7 @@ def bare_calls() -> dict[str, tuple[Any, ...]]:
         "bn_dual": (
             x,
             x,
-            function.bn_dual_sums(x, x),
+            library_ops.bn_dual_sums(x, x),
             weight,
             bias,
             weight,
@@ -161,7 +161,7 @@ OPS = [
 @pytest.mark.parametrize("name", OPS)
 def test_bare_op_raises_where_a_tangent_would_be_lost(name: str) -> None:
     x, *rest = bare_calls()[name]
-    op = getattr(function, name)
+    op = getattr(library_ops, name)
     with pytest.raises(NotImplementedError, match="tangent would be lost"):
         torch.func.jvp(lambda v: op(v, *rest), (x,), (x,))
     with forward_ad.dual_level():

@@ -13,7 +13,6 @@ from torch import Tensor
 
 from fastmpl_kernels import dispatch
 from fastmpl_kernels.batch_norm_act.function import (
-    OP,
     BatchNormAct,
     Recorded,
     dense,
@@ -23,6 +22,7 @@ from fastmpl_kernels.batch_norm_act.function import (
     train,
     wants_graph,
 )
+from fastmpl_kernels.batch_norm_act.library_ops import OP
 from fastmpl_kernels.batch_norm_act.reference import activate, move_running, reference
 from fastmpl_kernels.batch_norm_act.settings import NUMBER, Activation, Reduce, Settings
 from fastmpl_kernels.ops import transformed

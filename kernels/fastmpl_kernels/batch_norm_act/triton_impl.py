@@ -11,7 +11,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from fastmpl_kernels.batch_norm_act.function import parts
+from fastmpl_kernels.batch_norm_act.library_ops import parts
 from fastmpl_kernels.batch_norm_act.settings import NUMBER
 
 RELU = tl.constexpr(NUMBER["relu"])
