@@ -81,6 +81,21 @@ def variants(shape: tuple[int, ...], dtype: torch.dtype) -> tuple[dict[str, Call
     return made, leaves
 
 
+def bounds(shape: tuple[int, ...], dtype: torch.dtype, rounds: int) -> Row:
+    """What no kernel can go below: two passes over an activation (a copy), and a forward and backward over nothing once an
+    activation has emptied the caches, as a large kernel leaves them."""
+    x = variants(shape, dtype)[1][0].detach()
+    into = torch.empty_like(x)
+    tiny, _ = variants((1, shape[1], 1, 2), dtype)
+    after: dict[str, Callable[[], object]] = {
+        who: partial(lambda call: (x.sum(), call()), tiny[f"forward and backward, {who}"]) for who in ("ours", "torch")
+    }
+    found = sample({"copy": lambda: into.copy_(x), "sum": lambda: x.sum(), **after}, rounds=rounds, warmup=3)
+    took = {key: 1e3 * median(s.cpu for s in samples) for key, samples in found.items()}
+    alone: Row = {f"call alone, {who} (ms)": took[who] - took["sum"] for who in after}
+    return {"copy (ms)": took["copy"], **alone}
+
+
 def row(shape: tuple[int, ...], name: str, rounds: int) -> Row:
     calls, leaves = variants(shape, DTYPES[name])
 
@@ -104,6 +119,7 @@ def row(shape: tuple[int, ...], name: str, rounds: int) -> Row:
         "shape": "x".join(map(str, shape)),
         "n": rounds,
         **times,
+        **bounds(shape, DTYPES[name], rounds),
         "speedup": ratio(samples["forward and backward, torch"], samples["forward and backward, ours"]),
         "forward speedup": ratio(samples["forward, torch"], samples["forward, ours"]),
         "jvp speedup": ratio(jvps["jvp, torch"], jvps["jvp, ours"]),
