@@ -206,7 +206,7 @@ FASTMPL_CLONES void write_lines(const Columns& m, const Tables& t, const Views<X
       if constexpr (kIn<P>) load_table<X>(t.level, column, level);
       for (int64_t r = 0; r < lines; ++r) {
         const Views<X> v = all.at((begin + r) * m.width + column);
-        const auto made = [&](int word, int way) __attribute__((always_inline)) {
+        const auto made = [&](int word, int way) FASTMPL_ALWAYS {
           const int j = way * N + word;
           const Element e{load_word(v.x, word, way),
                           kIn<P> ? load_word(v.in, word, way) : 0.0f,

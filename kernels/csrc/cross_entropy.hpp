@@ -15,38 +15,39 @@ struct Target {
 FASTMPL_INLINE Target one_hot(int64_t label) { return {nullptr, 1.0f, 1.0f, label}; }
 FASTMPL_INLINE Target distribution(const float* row, float scale, float mass) { return {row, scale, mass, -1}; }
 
-// The loss -sum_c t_c log p_c with t = (1 - smoothing) * target + smoothing / K of one row of `logits` (-inf in the
-// padding) with the maximum `top`. `gradient` becomes scale * (sum(t) p - t), the gradient of scale times the loss, and
-// anything in its padding.
-FASTMPL_INLINE float cross_entropy(const float* logits, float top, const Target& target, float smoothing, float scale,
-                                   int64_t columns, float* gradient) {
-  const float total = exponentials(logits, columns, top, 1.0f, gradient);
+// A row of logits (-inf in the padding) with its maximum, and the powers e^(logits - top) with their sum.
+struct Powers {
+  const float *logits, *power;
+  float top, total;
+};
+
+FASTMPL_INLINE Powers powers(const float* logits, float top, int64_t columns, float* power) {
+  return {logits, power, top, exponentials(logits, columns, top, 1.0f, power)};
+}
+
+// The loss -sum_c t_c log p_c with t = (1 - smoothing) * target + smoothing / K of one row. `gradient` (unless null)
+// becomes scale * (sum(t) p - t), the gradient of scale times the loss: its first `written` columns, which may be the
+// padding's too, where it holds anything. It may lie where the powers do.
+template <class T>
+FASTMPL_INLINE float cross_entropy(const Powers& row, const Target& target, float smoothing, float scale,
+                                   int64_t columns, T* gradient, int64_t written) {
   const float uniform = smoothing / static_cast<float>(columns), kept = 1.0f - smoothing;
-  const float mass = kept * target.mass + smoothing, inverse = scale * mass / total;
-  Lanes agreement = lanes(0.0f);  // sum_c t_c (logit_c - top)
+  const float mass = kept * target.mass + smoothing, inverse = scale * mass / row.total;
+  const auto log_p = [&](int64_t c) FASTMPL_ALWAYS { return row.logits[c] - row.top; };  // but for -log(total)
   if (target.row != nullptr) {
     const float soft = kept * target.scale;
-    for (int64_t c = 0; c < columns; c += LANES) {
-      const int32_t here = static_cast<int32_t>(columns - c);
-#pragma omp simd
-      for (int32_t j = 0; j < LANES; ++j) {
-        const float t = target.row[c + j] * soft + uniform, log_p = logits[c + j] - top;
-        agreement.of[j] += j < here ? t * log_p : 0.0f;
-        gradient[c + j] = gradient[c + j] * inverse - t * scale;
-      }
-    }
-    return mass * std::log(total) - fold(agreement, add);
+    const auto t = [&](int64_t c) FASTMPL_ALWAYS { return target.row[c] * soft + uniform; };
+    if (gradient != nullptr)
+      store_each(gradient, written, [&](int64_t c) FASTMPL_ALWAYS { return row.power[c] * inverse - t(c) * scale; });
+    return mass * std::log(row.total) - sum_each(columns, [&](int64_t c) FASTMPL_ALWAYS { return t(c) * log_p(c); });
   }
-  for (int64_t c = 0; c < columns; c += LANES) {
-    const int32_t here = static_cast<int32_t>(columns - c), label = static_cast<int32_t>(target.label - c);
-#pragma omp simd
-    for (int32_t j = 0; j < LANES; ++j) {
-      agreement.of[j] += j < here ? logits[c + j] - top : 0.0f;
-      const float t = j == label ? uniform + kept : uniform;  // not subtracted afterwards: the next pass would wait for it
-      gradient[c + j] = gradient[c + j] * inverse - t * scale;
-    }
+  const int64_t label = target.label;
+  if (gradient != nullptr) {
+    const float level = uniform * scale, of_label = row.power[label] * inverse - (uniform + kept) * scale;
+    store_each(gradient, written, [&](int64_t c) FASTMPL_ALWAYS { return row.power[c] * inverse - level; });
+    store(gradient + label, of_label);
   }
-  return std::log(total) - (kept * (logits[target.label] - top) + uniform * fold(agreement, add));
+  return std::log(row.total) - (kept * log_p(label) + uniform * sum_each(columns, log_p));
 }
 
 // 0, or 1 + the first row whose label is no class: a label is an address here.

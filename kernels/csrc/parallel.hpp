@@ -13,7 +13,8 @@
 #else
 #define FASTMPL_CLONES
 #endif
-#define FASTMPL_INLINE inline __attribute__((always_inline))
+#define FASTMPL_ALWAYS __attribute__((always_inline))  // of a lambda that a loop calls
+#define FASTMPL_INLINE inline FASTMPL_ALWAYS
 
 namespace fastmpl {
 

@@ -128,12 +128,22 @@ FASTMPL_INLINE float load_row(const T* row, int64_t columns, float* x) {
   return maximum(x, columns);
 }
 
-template <class T>
-FASTMPL_INLINE void store_row(T* row, int64_t columns, const float* x) {
+// Writes f(0), ..., f(columns - 1); f can be computed in the padding too.
+template <class T, class F>
+FASTMPL_INLINE void store_each(T* row, int64_t columns, F f) {
   const int64_t whole = columns / LANES * LANES;
 #pragma omp simd
-  for (int64_t c = 0; c < whole; ++c) store(row + c, x[c]);
-  if (whole < columns) store_part(row + whole, static_cast<int32_t>(columns - whole), x + whole);
+  for (int64_t c = 0; c < whole; ++c) store(row + c, f(c));
+  if (whole == columns) return;
+  float part[LANES];
+#pragma omp simd
+  for (int64_t j = 0; j < LANES; ++j) part[j] = f(whole + j);
+  store_part(row + whole, static_cast<int32_t>(columns - whole), part);
+}
+
+template <class T>
+FASTMPL_INLINE void store_row(T* row, int64_t columns, const float* x) {
+  store_each(row, columns, [x](int64_t c) FASTMPL_ALWAYS { return x[c]; });
 }
 
 template <class T>
@@ -166,20 +176,30 @@ FASTMPL_INLINE float exponentials(const float* x, int64_t columns, float top, fl
   return fold(total, add);
 }
 
-FASTMPL_INLINE float total(const float* x, int64_t columns) {
+// f(0) + ... + f(columns - 1); f can be computed in the padding too.
+template <class F>
+FASTMPL_INLINE float sum_each(int64_t columns, F f) {
   Lanes sum = lanes(0.0f);
-  for (int64_t c = 0; c < columns; c += LANES)
+  const int64_t whole = columns / LANES * LANES;
+  for (int64_t c = 0; c < whole; c += LANES)
 #pragma omp simd
-    for (int j = 0; j < LANES; ++j) sum.of[j] += x[c + j];
+    for (int j = 0; j < LANES; ++j) sum.of[j] += f(c + j);
+  const int32_t here = static_cast<int32_t>(columns - whole);
+  if (here != 0)
+#pragma omp simd
+    for (int32_t j = 0; j < LANES; ++j) {
+      const float value = f(whole + j);
+      sum.of[j] += j < here ? value : 0.0f;
+    }
   return fold(sum, add);
 }
 
+FASTMPL_INLINE float total(const float* x, int64_t columns) {
+  return sum_each(padded(columns), [x](int64_t c) FASTMPL_ALWAYS { return x[c]; });
+}
+
 FASTMPL_INLINE float dot(const float* x, const float* y, int64_t columns) {
-  Lanes sum = lanes(0.0f);
-  for (int64_t c = 0; c < columns; c += LANES)
-#pragma omp simd
-    for (int j = 0; j < LANES; ++j) sum.of[j] += x[c + j] * y[c + j];
-  return fold(sum, add);
+  return sum_each(padded(columns), [x, y](int64_t c) FASTMPL_ALWAYS { return x[c] * y[c]; });
 }
 
 // The sum of the rows' values over their number, in double and in the rows' order.

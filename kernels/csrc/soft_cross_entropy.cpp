@@ -17,23 +17,34 @@ struct SoftCrossEntropy {  // mirrored in soft_cross_entropy/native.py
   float label_smoothing;
 };
 
+// Rows whose passes take turns, so that the arithmetic of one fills the wait for another's maximum or sum; as long as all
+// of them fit the first-level cache.
+constexpr int64_t kAbreast = 4, kAbreastColumns = 1024;
+
 template <class T>
 FASTMPL_INLINE void cross_entropy_rows(const SoftCrossEntropy& o, float* row_loss, int64_t begin, int64_t end) {
-  const int64_t K = o.columns;
-  const size_t wide = static_cast<size_t>(padded(K));
-  std::vector<float> buffer(3 * wide);
-  float *logits = buffer.data(), *slope = logits + wide, *row_target = slope + wide;
+  const int64_t K = o.columns, wide = padded(K);
+  const int64_t abreast = K <= kAbreastColumns ? kAbreast : 1;
+  std::vector<float> buffer(static_cast<size_t>((2 * abreast + 1) * wide));
+  float *logits = buffer.data(), *power = logits + abreast * wide, *distribution_row = power + abreast * wide;
   const float scale = 1.0f / static_cast<float>(o.rows);
-  for (int64_t row = begin; row < end; ++row) {
-    const int64_t at = row * K;
-    const float top = load_row(static_cast<const T*>(o.logits) + at, K, logits);
-    Target target = one_hot(o.label == nullptr ? 0 : o.label[row]);
-    if (o.distribution != nullptr) {
-      widen(static_cast<const T*>(o.distribution) + at, K, 0.0f, row_target);
-      target = distribution(row_target, 1.0f, total(row_target, K));
+  for (int64_t first = begin; first < end; first += abreast) {
+    const int64_t rows = std::min(abreast, end - first);
+    float top[kAbreast];
+    Powers made[kAbreast];
+    for (int64_t i = 0; i < rows; ++i)
+      top[i] = load_row(static_cast<const T*>(o.logits) + (first + i) * K, K, logits + i * wide);
+    for (int64_t i = 0; i < rows; ++i) made[i] = powers(logits + i * wide, top[i], K, power + i * wide);
+    for (int64_t i = 0; i < rows; ++i) {
+      const int64_t row = first + i, at = row * K;
+      Target target = one_hot(o.label == nullptr ? 0 : o.label[row]);
+      if (o.distribution != nullptr) {
+        widen(static_cast<const T*>(o.distribution) + at, K, 0.0f, distribution_row);
+        target = distribution(distribution_row, 1.0f, total(distribution_row, K));
+      }
+      T* gradient = o.gradient == nullptr ? nullptr : static_cast<T*>(o.gradient) + at;
+      row_loss[row] = cross_entropy(made[i], target, o.label_smoothing, scale, K, gradient, K);
     }
-    row_loss[row] = cross_entropy(logits, top, target, o.label_smoothing, scale, K, slope);
-    if (o.gradient != nullptr) store_row(static_cast<T*>(o.gradient) + at, K, slope);
   }
 }
 

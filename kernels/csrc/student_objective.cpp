@@ -58,14 +58,14 @@ FASTMPL_INLINE int64_t draw(const float* weight, int64_t columns, uint64_t key, 
 
 struct Scratch {
   float *loss, *confidence;         // [rows]
-  float *weight, *logits, *slope;  // one row
+  float *weight, *logits, *power;  // one row
 };
 
 template <class T>
 FASTMPL_INLINE void student_row(const StudentObjective& o, int64_t row, const Scratch& s) {
   const int64_t K = o.columns, at = row * K;
   T* gradient = static_cast<T*>(o.gradient);
-  float *weight = s.weight, *logits = s.logits, *slope = s.slope;
+  float *weight = s.weight, *logits = s.logits, *power = s.power;
   const float top = load_row(static_cast<const T*>(o.label_logits) + at, K, weight);
   int64_t label = o.targets == SAMPLED ? 0 : first(weight, K, top);
   const float total = exponentials(weight, K, top, 1.0f / o.temperature, weight);
@@ -83,8 +83,8 @@ FASTMPL_INLINE void student_row(const StudentObjective& o, int64_t row, const Sc
   const Target target = o.targets == SOFT ? distribution(weight, 1.0f / total, 1.0f) : one_hot(label);
   const float peak = load_row(static_cast<const T*>(o.student_logits) + at, K, logits);
   const float scale = 1.0f / static_cast<float>(o.rows);
-  s.loss[row] = cross_entropy(logits, peak, target, o.label_smoothing, scale, K, slope);
-  if (gradient != nullptr) store_row(gradient + at, K, slope);
+  T* to = gradient == nullptr ? nullptr : gradient + at;
+  s.loss[row] = cross_entropy(powers(logits, peak, K, power), target, o.label_smoothing, scale, K, to, K);
 }
 
 template <class T>

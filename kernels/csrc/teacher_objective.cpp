@@ -34,9 +34,10 @@ FASTMPL_INLINE void labelled_row(const TeacherObjective& o, int64_t row, const S
   const float scale = o.supervised_weight / static_cast<float>(o.labelled);
   const float top = load_row(static_cast<const T*>(o.labelled_logits) + at, K, s.strong);
   float* part = o.part + 4 * row;
-  part[0] = cross_entropy(s.strong, top, one_hot(o.target[row]), o.label_smoothing, scale, K, s.gradient);
+  T* to = o.labelled_gradient == nullptr ? nullptr : static_cast<T*>(o.labelled_gradient) + at;
+  const Powers p = powers(s.strong, top, K, s.q);
+  part[0] = cross_entropy(p, one_hot(o.target[row]), o.label_smoothing, scale, K, to, K);
   part[1] = part[2] = part[3] = 0.0f;
-  if (o.labelled_gradient != nullptr) store_row(static_cast<T*>(o.labelled_gradient) + at, K, s.gradient);
 }
 
 // Consistency of the strong view with the weak one: the loss, its gradient in s.gradient, whether the row counts.
@@ -46,7 +47,8 @@ FASTMPL_INLINE bool consistency_row(const TeacherObjective& o, float weak_top, f
   const float total = exponentials(s.weak, K, weak_top, 1.0f / o.uda_temperature, s.q);
   if (!(1.0f / total >= o.uda_threshold)) return false;
   const float scale = *o.uda_weight / static_cast<float>(o.unlabelled);
-  *loss = cross_entropy(s.strong, strong_top, distribution(s.q, 1.0f / total, 1.0f), 0.0f, scale, K, s.gradient);
+  const Powers p = powers(s.strong, strong_top, K, s.gradient);
+  *loss = cross_entropy(p, distribution(s.q, 1.0f / total, 1.0f), 0.0f, scale, K, s.gradient, padded(K));
   return true;
 }
 
