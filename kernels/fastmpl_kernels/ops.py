@@ -61,9 +61,20 @@ def _is_seen() -> bool:
     return bool(_dispatch_modes() or _is_profiled() or _tracing() is not None)
 
 
+def plain(*tensors: Tensor | None) -> bool:
+    """Whether a call on these tensors may pass torch's dispatcher by: no dispatch mode, profiler or tracer would miss it,
+    and none of them is a subclass, such as a fake tensor, or of a past transform. For a caller that has asked
+    `transformed`."""
+    if _is_seen():
+        return False
+    for tensor in tensors:  # noqa: SIM110 - a generator takes longer than the rest
+        if tensor is not None and (type(tensor) not in PLAIN or _is_wrapped(tensor)):
+            return False
+    return True
+
+
 def _unwatched(args: tuple[Any, ...]) -> bool:
-    """Whether a call may pass torch's dispatcher by: no dispatch mode, transform, profiler or tracer that would miss it,
-    and no tensor (the first one stands for a list) that is a subclass, such as a fake tensor, or of a past transform."""
+    """The same of all arguments of a call (the first tensor stands for a list), where no transform is active."""
     if _is_seen() or transformed():
         return False
     for value in args:
@@ -88,13 +99,7 @@ class Op(NamedTuple):
     def among(self, tensors: tuple[Tensor, ...], *args: Any) -> Any:
         """For a caller that has asked `transformed` and names the tensors among the arguments: looking at each argument
         anew takes a tenth of a small loss."""
-        if not _is_seen():
-            for tensor in tensors:
-                if type(tensor) not in PLAIN or _is_wrapped(tensor):
-                    break
-            else:
-                return self.run(*args)
-        return self.op(*args)
+        return self.run(*args) if plain(*tensors) else self.op(*args)
 
     def parted(self, *args: Any) -> Any:
         """For a caller that has parted values from tangents itself: under forward mode alone there is nothing to lose,

@@ -13,7 +13,7 @@ from torch.autograd import forward_ad
 
 from fastmpl.step.accounting import LiveBytes
 from fastmpl_kernels import dispatch
-from fastmpl_kernels.batch_norm_act import batch_norm_act, library_ops
+from fastmpl_kernels.batch_norm_act import batch_norm_act, library_ops, native
 from fastmpl_kernels.batch_norm_act.reference import reference
 from fastmpl_kernels.batch_norm_act.settings import NUMBER
 
@@ -192,10 +192,24 @@ def test_a_profile_names_the_ops_and_a_plain_call_passes_the_dispatcher_by(monke
     with torch.profiler.profile() as profile:
         batch_norm_act(x, weight, bias)
     assert "fastmpl::bn_train" in {event.name for event in profile.events()}
+    loss = batch_norm_act(x.requires_grad_(), weight, bias).sum()
+    with torch.profiler.profile() as profile:
+        loss.backward()
+    assert "fastmpl::bn_backward" in {event.name for event in profile.events()}
     dispatched = []
     monkeypatch.setattr(torch._C, "_AutoDispatchBelowAutograd", lambda: dispatched.append(1))
-    batch_norm_act(x, weight, bias)
+    batch_norm_act(x, weight, bias).sum().backward()
     assert not dispatched
+
+
+def test_backward_runs_on_the_backend_that_forward_chose(monkeypatch: pytest.MonkeyPatch) -> None:
+    x, weight, bias, _ = inputs()
+    with dispatch.use("reference"):
+        loss = batch_norm_act(x.requires_grad_(), weight, bias).square().sum()
+    for name in ("train", "backward"):
+        monkeypatch.delattr(native, name)
+    loss.backward()
+    assert x.grad is not None and x.grad.abs().max() > 0
 
 
 def test_compiled_call_traces_the_reference_and_keeps_the_tangent() -> None:

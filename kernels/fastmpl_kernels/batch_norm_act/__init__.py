@@ -22,10 +22,10 @@ from fastmpl_kernels.batch_norm_act.function import (
     train,
     wants_graph,
 )
-from fastmpl_kernels.batch_norm_act.library_ops import OP
+from fastmpl_kernels.batch_norm_act.library_ops import OP, kernels_for
 from fastmpl_kernels.batch_norm_act.reference import activate, move_running, reference
 from fastmpl_kernels.batch_norm_act.settings import NUMBER, Activation, Reduce, Settings
-from fastmpl_kernels.ops import transformed
+from fastmpl_kernels.ops import plain, transformed
 
 __all__ = ["Activation", "Reduce", "batch_norm_act"]
 
@@ -103,7 +103,8 @@ def _graphed(
             return dual_batch_norm_act(duals, running_mean, running_var, settings)
         y: Tensor = BatchNormAct.apply(*arguments)[0]
         return y
-    return Recorded.apply(*arguments) if wants_graph(*tensors) else train(*arguments)[0]
+    kernels = kernels_for(x) if settings.reduce is None and plain(*tensors) else None
+    return Recorded.apply(kernels, *arguments) if wants_graph(*tensors) else train(kernels, *arguments)[0]
 
 
 def _torch(

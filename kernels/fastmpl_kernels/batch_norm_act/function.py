@@ -1,6 +1,7 @@
 """batch_norm_act's library ops composed: with no graph, in autograd's, and in forward mode."""
 
 import inspect
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -22,7 +23,7 @@ from fastmpl_kernels.batch_norm_act.library_ops import (
     bn_train,
 )
 from fastmpl_kernels.batch_norm_act.settings import NUMBER, Reduce, Settings
-from fastmpl_kernels.ops import once
+from fastmpl_kernels.ops import once, plain, transformed
 
 
 def is_dense(x: Tensor) -> bool:
@@ -42,6 +43,7 @@ def _over_ranks(partial: Tensor, reduce: Reduce | None) -> Tensor:
 
 
 def train(
+    kernels: ModuleType | None,
     x: Tensor,
     weight: Tensor,
     bias: Tensor,
@@ -50,29 +52,43 @@ def train(
     running_var: Tensor | None,
     s: Settings,
 ) -> tuple[Tensor, Tensor]:
-    """y and moments, with no graph."""
+    """y and moments, with no graph: by `kernels` themselves, or where that is None by the library ops."""
     rest = (weight, bias, residual, running_mean, running_var, s.momentum, s.eps, s.activation, s.slope)
-    outputs: tuple[Tensor, Tensor] = (
-        bn_train(x, *rest) if s.reduce is None else bn_forward(x, _over_ranks(bn_sums(x), s.reduce), *rest)
-    )
+    outputs: tuple[Tensor, Tensor]
+    if kernels is not None:
+        outputs = kernels.train(x, *rest)
+    elif s.reduce is None:
+        outputs = bn_train(x, *rest)
+    else:
+        outputs = bn_forward(x, _over_ranks(bn_sums(x), s.reduce), *rest)
     return outputs
 
 
 def backward(
-    dy: Tensor, x: Tensor, moments: Tensor, weight: Tensor, bias: Tensor, residual: Tensor | None, s: Settings
+    kernels: ModuleType | None,
+    dy: Tensor,
+    x: Tensor,
+    moments: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    residual: Tensor | None,
+    s: Settings,
 ) -> tuple[Tensor | None, ...]:
-    """The gradients of train's arguments."""
+    """The gradients of x, weight, bias and residual; by `kernels` themselves unless something watches by now."""
     dy, rest = dense(dy), (weight, bias, residual, s.activation, s.slope)
-    if s.reduce is None:
+    if kernels is not None and plain(dy) and not transformed():
+        dx, dresidual, dweight, dbias = kernels.backward(dy, x, moments, *rest)
+    elif s.reduce is None:
         dx, dresidual, dweight, dbias = bn_backward(dy, x, moments, *rest)
     else:
         local = bn_gradient_sums(dy, x, moments, *rest)
         dx, dresidual, dweight, dbias = bn_gradient(dy, x, moments, _over_ranks(local, s.reduce), local, *rest)
-    return dx, dweight, dbias, None if residual is None else dresidual, None, None, None
+    return dx, dweight, dbias, None if residual is None else dresidual
 
 
 class Recorded(torch.autograd.Function):
-    """(x, weight, bias, residual, running_mean, running_var, settings) -> y, for a graph that autograd alone records.
+    """(kernels, x, weight, bias, residual, running_mean, running_var, settings) -> y, for a graph that autograd alone
+    records; `kernels` as `train` and `backward` take them.
 
     Keeps x, the parameters and moments, and the residual where there is one (it is as a rule alive anyway, as the input
     of the block). Once differentiable: a second derivative raises.
@@ -80,7 +96,7 @@ class Recorded(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, *arguments: Any) -> Tensor:
-        x, weight, bias, residual, _, _, ctx.settings = arguments
+        ctx.kernels, x, weight, bias, residual, _, _, ctx.settings = arguments
         y, moments = train(*arguments)
         ctx.save_for_backward(x, weight, bias, residual, moments)
         return y
@@ -89,7 +105,8 @@ class Recorded(torch.autograd.Function):
     @once
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
         x, weight, bias, residual, moments = ctx.saved_tensors
-        return backward(dy, x, moments, weight, bias, residual, ctx.settings)
+        gradients = backward(ctx.kernels, dy, x, moments, weight, bias, residual, ctx.settings)
+        return None, *gradients, None, None, None
 
 
 class BatchNormAct(torch.autograd.Function):
@@ -105,7 +122,7 @@ class BatchNormAct(torch.autograd.Function):
         running_var: Tensor | None,
         settings: Settings,
     ) -> tuple[Tensor, Tensor]:
-        return train(x, weight, bias, residual, running_mean, running_var, settings)
+        return train(None, x, weight, bias, residual, running_mean, running_var, settings)
 
     @staticmethod
     def setup_context(ctx: FunctionCtx, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
@@ -122,7 +139,7 @@ class BatchNormAct(torch.autograd.Function):
         if dy is None:
             return (None,) * 7
         x, weight, bias, residual, moments = ctx.saved_tensors
-        return backward(dy, x, moments, weight, bias, residual, ctx.settings)
+        return *backward(None, dy, x, moments, weight, bias, residual, ctx.settings), None, None, None
 
     @staticmethod
     def jvp(ctx: Any, *tangents: Tensor | None) -> tuple[Tensor, None]:
@@ -144,7 +161,11 @@ class BatchNormAct(torch.autograd.Function):
 
 def wants_graph(*tensors: Tensor | None) -> bool:
     """Whether a graph is to be recorded."""
-    return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
+    if torch.is_grad_enabled():
+        for t in tensors:  # not any() of a generator, which takes longer than the rest
+            if t is not None and t.requires_grad:
+                return True
+    return False
 
 
 Parted = tuple[Tensor | None, Tensor | None]

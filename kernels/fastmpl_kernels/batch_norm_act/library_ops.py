@@ -26,8 +26,8 @@ def backend_of(x: Tensor) -> dispatch.Backend:
     return dispatch.select(OP, (x,), available if x.dtype in native.DTYPES else None)
 
 
-def _module(x: Tensor) -> ModuleType:
-    """The implementation of every phase for tensors like x."""
+def kernels_for(x: Tensor) -> ModuleType:
+    """The implementation of every phase for tensors like x, as functions of phases.py's names."""
     backend = backend_of(x)
     if backend == "triton":
         from fastmpl_kernels.batch_norm_act import triton_impl  # needs Triton: only where it was chosen
@@ -44,7 +44,7 @@ def _runner(phase: str) -> Callable[..., Any]:
     """A phase on whichever backend its first tensor asks for."""
 
     def run(x: Tensor, *rest: Any) -> Any:
-        return getattr(_module(x), phase)(x, *rest)
+        return getattr(kernels_for(x), phase)(x, *rest)
 
     return run
 
