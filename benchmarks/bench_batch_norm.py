@@ -20,7 +20,8 @@ from benchmarks.environment import HEAP, keep_memory
 from benchmarks.harness import Sample, sample
 from benchmarks.records import Record, Row, save
 from fastmpl_kernels import dispatch
-from fastmpl_kernels.batch_norm_act import batch_norm_act
+from fastmpl_kernels.batch_norm_act import batch_norm_act, native
+from fastmpl_kernels.batch_norm_act.settings import NUMBER
 
 SHAPES = [(128, 16, 32, 32), (128, 32, 32, 32), (128, 64, 16, 16), (128, 128, 8, 8)]
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -50,7 +51,7 @@ def saved_bytes(op: Op, leaves: list[Tensor]) -> int:
 
 
 def variants(shape: tuple[int, ...], dtype: torch.dtype) -> tuple[dict[str, Callable[[], object]], list[Tensor]]:
-    """The three passes of both, on the same tensors."""
+    """The three passes of both, on the same tensors; and our kernels for forward and backward with no autograd."""
     generator = torch.Generator().manual_seed(0)
     x, d = (
         torch.randn(shape, generator=generator).to(dtype).contiguous(memory_format=torch.channels_last)
@@ -73,12 +74,18 @@ def variants(shape: tuple[int, ...], dtype: torch.dtype) -> tuple[dict[str, Call
             duals = (forward_ad.make_dual(p, t) for p, t in zip(plain, tangents, strict=True))  # type: ignore[no-untyped-call]
             return forward_ad.unpack_dual(op(*duals))  # type: ignore[no-untyped-call]
 
+    def kernels() -> object:
+        how = (NUMBER["leaky_relu"], SLOPE)
+        x, weight, bias = plain
+        _, moments = native.train(x, weight, bias, None, None, None, 0.1, 1e-5, *how)
+        return native.backward(d, x, moments, weight, bias, None, *how)
+
     passes = {"forward": forward, "forward and backward": both, "jvp": tangent}
     ops: dict[str, Op] = {"ours": ours, "torch": torch_s}
     made: dict[str, Callable[[], object]] = {
         f"{name}, {who}": partial(run, op) for name, run in passes.items() for who, op in ops.items()
     }
-    return made, leaves
+    return {**made, "kernels alone": kernels}, leaves
 
 
 def bounds(shape: tuple[int, ...], dtype: torch.dtype, rounds: int) -> Row:
@@ -105,7 +112,7 @@ def row(shape: tuple[int, ...], name: str, rounds: int) -> Row:
     # Not all in one rotation, where a call always follows the same other one: torch's JVP in bfloat16 leaves the caches and
     # the heap in a state that half again as long a forward pays for.
     both = [f"{name}, {who}" for name in ("forward", "forward and backward") for who in ("ours", "torch")]
-    samples = interleaved(*both)
+    samples = interleaved(*both, "kernels alone")
     jvps = interleaved("jvp, ours", "jvp, torch")
     beside = interleaved("forward, ours", "jvp, ours")
     assert dispatch.ran("batch_norm_act") == "native", "build the native library first: pip install ."
