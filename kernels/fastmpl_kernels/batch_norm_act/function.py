@@ -23,7 +23,7 @@ from fastmpl_kernels.batch_norm_act.library_ops import (
     bn_train,
 )
 from fastmpl_kernels.batch_norm_act.settings import NUMBER, Reduce, Settings
-from fastmpl_kernels.ops import once, plain, transformed
+from fastmpl_kernels.ops import dual_of, once, plain, transformed
 
 
 def is_dense(x: Tensor) -> bool:
@@ -205,8 +205,7 @@ def dual_batch_norm_act(
         if s.reduce is None
         else bn_dual.parted(x, of_x, _over_ranks(bn_dual_sums.parted(x, of_x), s.reduce), *rest)
     )
-    dual: Tensor = forward_ad.make_dual(y, tangent)  # type: ignore[no-untyped-call]
-    return dual
+    return dual_of(y, tangent)
 
 
 # `apply` binds its arguments to forward's signature on every call; inspecting it anew costs as much as a small kernel.
