@@ -88,21 +88,6 @@ def variants(shape: tuple[int, ...], dtype: torch.dtype) -> tuple[dict[str, Call
     return {**made, "kernels alone": kernels}, leaves
 
 
-def bounds(shape: tuple[int, ...], dtype: torch.dtype, rounds: int) -> Row:
-    """What no kernel can go below: two passes over an activation (a copy), and a forward and backward over nothing once an
-    activation has emptied the caches, as a large kernel leaves them."""
-    x = variants(shape, dtype)[1][0].detach()
-    into = torch.empty_like(x)
-    tiny, _ = variants((1, shape[1], 1, 2), dtype)
-    after: dict[str, Callable[[], object]] = {
-        who: partial(lambda call: (x.sum(), call()), tiny[f"forward and backward, {who}"]) for who in ("ours", "torch")
-    }
-    found = sample({"copy": lambda: into.copy_(x), "sum": lambda: x.sum(), **after}, rounds=rounds, warmup=3)
-    took = {key: 1e3 * median(s.cpu for s in samples) for key, samples in found.items()}
-    alone: Row = {f"call alone, {who} (ms)": took[who] - took["sum"] for who in after}
-    return {"copy (ms)": took["copy"], **alone}
-
-
 def row(shape: tuple[int, ...], name: str, rounds: int) -> Row:
     calls, leaves = variants(shape, DTYPES[name])
 
@@ -113,6 +98,8 @@ def row(shape: tuple[int, ...], name: str, rounds: int) -> Row:
     # the heap in a state that half again as long a forward pays for.
     both = [f"{name}, {who}" for name in ("forward", "forward and backward") for who in ("ours", "torch")]
     samples = interleaved(*both, "kernels alone")
+    x = leaves[0].detach()
+    copies = sample({"copy": partial(torch.empty_like(x).copy_, x)}, rounds=rounds, warmup=3)
     jvps = interleaved("jvp, ours", "jvp, torch")
     beside = interleaved("forward, ours", "jvp, ours")
     assert dispatch.ran("batch_norm_act") == "native", "build the native library first: pip install ."
@@ -120,13 +107,12 @@ def row(shape: tuple[int, ...], name: str, rounds: int) -> Row:
     def ratio(a: list[Sample], b: list[Sample]) -> float:
         return median(p.cpu / q.cpu for p, q in zip(a, b, strict=True))
 
-    times = {f"{call} (ms)": 1e3 * median(s.cpu for s in found) for call, found in (samples | jvps).items()}
+    times = {f"{call} (ms)": 1e3 * median(s.cpu for s in found) for call, found in (samples | copies | jvps).items()}
     return {
         "dtype": name,
         "shape": "x".join(map(str, shape)),
         "n": rounds,
         **times,
-        **bounds(shape, DTYPES[name], rounds),
         "speedup": ratio(samples["forward and backward, torch"], samples["forward and backward, ours"]),
         "forward speedup": ratio(samples["forward, torch"], samples["forward, ours"]),
         "jvp speedup": ratio(jvps["jvp, torch"], jvps["jvp, ours"]),
