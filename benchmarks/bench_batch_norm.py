@@ -94,28 +94,26 @@ def row(shape: tuple[int, ...], name: str, rounds: int) -> Row:
     def interleaved(*names: str) -> dict[str, list[Sample]]:
         return sample({name: calls[name] for name in names}, rounds=rounds, warmup=3)
 
-    # Not all in one rotation, where a call always follows the same other one: torch's JVP in bfloat16 leaves the caches and
-    # the heap in a state that half again as long a forward pays for.
-    both = [f"{name}, {who}" for name in ("forward", "forward and backward") for who in ("ours", "torch")]
-    samples = interleaved(*both, "kernels alone")
-    x = leaves[0].detach()
-    copies = sample({"copy": partial(torch.empty_like(x).copy_, x)}, rounds=rounds, warmup=3)
-    jvps = interleaved("jvp, ours", "jvp, torch")
+    # Every comparison in a rotation of its own: what else ran between the two would leave caches and heap in a state that
+    # one of them pays more for (after torch's JVP in bfloat16, a forward takes half as long again).
+    against = [interleaved(f"{call}, ours", f"{call}, torch") for call in ("forward", "forward and backward", "jvp")]
     beside = interleaved("forward, ours", "jvp, ours")
+    x = leaves[0].detach()
+    alone = interleaved("kernels alone") | sample({"copy": partial(torch.empty_like(x).copy_, x)}, rounds, warmup=3)
     assert dispatch.ran("batch_norm_act") == "native", "build the native library first: pip install ."
 
     def ratio(a: list[Sample], b: list[Sample]) -> float:
         return median(p.cpu / q.cpu for p, q in zip(a, b, strict=True))
 
-    times = {f"{call} (ms)": 1e3 * median(s.cpu for s in found) for call, found in (samples | copies | jvps).items()}
+    samples = alone | against[0] | against[1] | against[2]
     return {
         "dtype": name,
         "shape": "x".join(map(str, shape)),
         "n": rounds,
-        **times,
+        **{f"{call} (ms)": 1e3 * median(s.cpu for s in found) for call, found in samples.items()},
         "speedup": ratio(samples["forward and backward, torch"], samples["forward and backward, ours"]),
         "forward speedup": ratio(samples["forward, torch"], samples["forward, ours"]),
-        "jvp speedup": ratio(jvps["jvp, torch"], jvps["jvp, ours"]),
+        "jvp speedup": ratio(samples["jvp, torch"], samples["jvp, ours"]),
         "jvp with its forward, over a forward": ratio(beside["jvp, ours"], beside["forward, ours"]),
         "saved bytes, of torch's": saved_bytes(ours, leaves) / saved_bytes(torch_s, leaves),
     }
