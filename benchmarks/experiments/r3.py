@@ -65,7 +65,7 @@ def draw_boundaries(folder: Path, seeds: int) -> Path:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    asked = options("r3", __doc__.splitlines()[0], steps=2000, seeds=20).parse_args(arguments)
+    asked = options("r3", __doc__.splitlines()[0], steps=4000, seeds=20).parse_args(arguments)
     torch.set_num_threads(1)
     common = {"run.steps": asked.steps, "run.evaluate_every": asked.steps, "run.checkpoint_every": asked.steps}
     arms = [Arm(slug(name), CONFIG, {**common, **changes}) for name, changes in ARMS.items()]
