@@ -5,7 +5,8 @@
 
 namespace fastmpl {
 
-// What a row is to learn: the class `label`, or, where `row` is not null, the distribution row * scale, whose sum is `mass`: a distribution that was rounded to bfloat16 does not sum to one.
+// What a row is to learn: the class `label`, or, where `row` is not null, the distribution row * scale, whose sum is `mass`
+// (a distribution that was rounded to bfloat16 does not sum to one).
 struct Target {
   const float* row;
   float scale, mass;
