@@ -1,4 +1,4 @@
-"""batch_norm_act's library ops composed: with no graph, in autograd's, and in forward mode."""
+"""batch_norm_act's phases composed: with no graph, in autograd's, and in forward mode."""
 
 import inspect
 from types import ModuleType
