@@ -1,32 +1,18 @@
-"""How batch_norm_act behaves in torch: derivatives of every kind, guards, compilation, memory, ranks."""
+"""How batch_norm_act behaves in torch: derivatives of every kind, compilation, memory, ranks."""
 
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 from torch import Tensor
-from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.autograd import forward_ad
 
-from fastmpl.step.accounting import LiveBytes
 from fastmpl_kernels import dispatch
-from fastmpl_kernels.batch_norm_act import batch_norm_act, library_ops, native
+from fastmpl_kernels.batch_norm_act import batch_norm_act
 from fastmpl_kernels.batch_norm_act.reference import reference
-from fastmpl_kernels.batch_norm_act.settings import NUMBER
-
-LEAKY = NUMBER["leaky_relu"]
-
-
-def inputs(dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    generator = torch.Generator().manual_seed(0)
-    x, r = (
-        torch.randn(3, 4, 2, 2, generator=generator, dtype=dtype).contiguous(memory_format=torch.channels_last)
-        for _ in range(2)
-    )
-    return x, torch.rand(4, generator=generator, dtype=dtype) + 0.5, torch.randn(4, generator=generator, dtype=dtype), r
+from tests.kernels.batch_norm_inputs import inputs
 
 
 @pytest.mark.parametrize("activation", ["none", "relu", "leaky_relu", "silu"])
@@ -107,109 +93,6 @@ def test_second_derivative_raises_instead_of_being_zero() -> None:
     (first,) = torch.autograd.grad(y, leaf, create_graph=True)
     with pytest.raises(RuntimeError, match="once_differentiable"):
         first.sum().backward()
-
-
-def bare_calls() -> dict[str, tuple[Any, ...]]:
-    x, weight, bias, residual = inputs()
-    sums = library_ops.bn_sums(x)
-    _, moments = library_ops.bn_forward(x, sums, weight, bias, residual, None, None, 0.1, 1e-5, LEAKY, 0.1)
-    gradient_sums = library_ops.bn_gradient_sums(x, x, moments, weight, bias, residual, LEAKY, 0.1)
-    running = (torch.zeros(4), torch.ones(4))
-    return {
-        "bn_train": (x, weight, bias, residual, *running, 0.1, 1e-5, LEAKY, 0.1),
-        "bn_backward": (x, x, moments, weight, bias, residual, LEAKY, 0.1),
-        "bn_sums": (x,),
-        "bn_forward": (x, sums, weight, bias, residual, *running, 0.1, 1e-5, LEAKY, 0.1),
-        "bn_gradient_sums": (x, x, moments, weight, bias, None, LEAKY, 0.1),
-        "bn_gradient": (x, x, moments, gradient_sums, gradient_sums, weight, bias, residual, LEAKY, 0.1),
-        "bn_dual_sums": (x, x),
-        "bn_dual": (
-            x,
-            x,
-            library_ops.bn_dual_sums(x, x),
-            weight,
-            bias,
-            weight,
-            bias,
-            residual,
-            x,
-            *running,
-            0.1,
-            1e-5,
-            LEAKY,
-            0.1,
-        ),
-        "bn_dual_train": (x, x, weight, bias, weight, bias, residual, x, *running, 0.1, 1e-5, LEAKY, 0.1),
-        "bn_tangent": (x, x, moments, gradient_sums, weight, bias, weight, bias, residual, x, LEAKY, 0.1),
-    }
-
-
-OPS = [
-    "bn_train",
-    "bn_backward",
-    "bn_sums",
-    "bn_forward",
-    "bn_gradient_sums",
-    "bn_gradient",
-    "bn_tangent",
-    "bn_dual_sums",
-    "bn_dual",
-    "bn_dual_train",
-]
-
-
-@pytest.mark.parametrize("name", OPS)
-def test_bare_op_raises_where_a_tangent_would_be_lost(name: str) -> None:
-    x, *rest = bare_calls()[name]
-    op = getattr(library_ops, name)
-    with pytest.raises(NotImplementedError, match="tangent would be lost"):
-        torch.func.jvp(lambda v: op(v, *rest), (x,), (x,))
-    with forward_ad.dual_level():
-        dual = forward_ad.make_dual(x, x)
-        with pytest.raises(NotImplementedError, match="tangent would be lost"):
-            op(dual, *rest)
-
-
-@pytest.mark.parametrize("name", OPS)
-def test_bare_op_passes_opcheck(name: str) -> None:
-    torch.library.opcheck(
-        getattr(torch.ops.fastmpl, name).default, bare_calls()[name], test_utils=("test_schema", "test_faketensor")
-    )
-
-
-def test_a_dispatch_mode_and_a_fake_tensor_see_every_op() -> None:
-    leaves = [t.requires_grad_() for t in inputs()[:3]]
-    with LiveBytes() as seen:
-        batch_norm_act(*leaves).sum().backward()
-    assert {"fastmpl.bn_train", "fastmpl.bn_backward"} <= set(seen.by_operator)
-    with FakeTensorMode() as mode:
-        y = batch_norm_act(*(mode.from_tensor(t) for t in inputs()[:3]))
-    assert isinstance(y, FakeTensor)
-
-
-def test_a_profile_names_the_ops_and_a_plain_call_passes_the_dispatcher_by(monkeypatch: pytest.MonkeyPatch) -> None:
-    x, weight, bias, _ = inputs()
-    with torch.profiler.profile() as profile:
-        batch_norm_act(x, weight, bias)
-    assert "fastmpl::bn_train" in {event.name for event in profile.events()}
-    loss = batch_norm_act(x.requires_grad_(), weight, bias).sum()
-    with torch.profiler.profile() as profile:
-        loss.backward()
-    assert "fastmpl::bn_backward" in {event.name for event in profile.events()}
-    dispatched = []
-    monkeypatch.setattr(torch._C, "_AutoDispatchBelowAutograd", lambda: dispatched.append(1))
-    batch_norm_act(x, weight, bias).sum().backward()
-    assert not dispatched
-
-
-def test_backward_runs_on_the_backend_that_forward_chose(monkeypatch: pytest.MonkeyPatch) -> None:
-    x, weight, bias, _ = inputs()
-    with dispatch.use("reference"):
-        loss = batch_norm_act(x.requires_grad_(), weight, bias).square().sum()
-    for name in ("train", "backward"):
-        monkeypatch.delattr(native, name)
-    loss.backward()
-    assert x.grad is not None and x.grad.abs().max() > 0
 
 
 def test_compiled_call_traces_the_reference_and_keeps_the_tangent() -> None:
