@@ -117,3 +117,12 @@ def test_backward_runs_on_the_backend_that_forward_chose(monkeypatch: pytest.Mon
         monkeypatch.delattr(native, name)
     loss.backward()
     assert x.grad is not None and x.grad.abs().max() > 0
+
+
+def test_backward_of_a_gradient_with_a_tangent_raises_instead_of_losing_it() -> None:
+    x, weight, bias, _ = inputs()
+    y = batch_norm_act(x.requires_grad_(), weight, bias)
+    with forward_ad.dual_level():
+        dual = forward_ad.make_dual(torch.ones_like(y), y.detach())
+        with pytest.raises(NotImplementedError, match="tangent would be lost"):
+            torch.autograd.grad(y, x, dual)
