@@ -28,8 +28,8 @@ from benchmarks.records import Record, Row, save
 from benchmarks.steps import NESTEROV, Size
 from fastmpl.config import SystemConfig
 from fastmpl.data.batch import Batch
+from fastmpl.distributed.ranks import Ranks
 from fastmpl.learners.plain import PlainLearner
-from fastmpl.learners.ranks import Ranks
 from fastmpl.learners.zero.learner import ZeroLearner
 from fastmpl.methods.feedback import Kind
 from fastmpl.methods.mpl import Feedback, MetaPseudoLabels

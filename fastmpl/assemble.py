@@ -9,8 +9,8 @@ from torch import Tensor, nn
 
 from fastmpl.config import Config, NetworkConfig, names_run
 from fastmpl.data.batch import Batch
+from fastmpl.distributed.ranks import ALONE, Ranks
 from fastmpl.learners.plain import PlainLearner
-from fastmpl.learners.ranks import ALONE, Ranks
 from fastmpl.learners.zero.learner import ZeroLearner
 from fastmpl.methods.alone import Alone
 from fastmpl.methods.distillation import distillation

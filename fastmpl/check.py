@@ -20,7 +20,7 @@ from fastmpl.errors import ConfigError, StorageError
 if TYPE_CHECKING:
     from fastmpl.data.arrays import Problem
     from fastmpl.data.prepare import Prepared
-    from fastmpl.learners.ranks import Ranks
+    from fastmpl.distributed.ranks import Ranks
 
 SAY_EVERY: Final = 10  # seconds
 SHOWN: Final = 10  # files of a reason, or classes, that are named

@@ -24,8 +24,8 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
+from fastmpl.distributed.ranks import ALONE, Ranks
 from fastmpl.errors import StorageError
-from fastmpl.learners.ranks import ALONE, Ranks
 from fastmpl.manifest import (
     FACTS,
     MANIFEST,

@@ -10,7 +10,7 @@ from torch import Tensor
 from fastmpl.assemble import AnyLearner
 from fastmpl.data.build import Data
 from fastmpl.data.memory.held import Evaluated
-from fastmpl.learners.ranks import ALONE, Ranks
+from fastmpl.distributed.ranks import ALONE, Ranks
 
 Network = Literal["student", "average", "teacher"]
 Split = Literal["validation", "test"]

@@ -11,7 +11,7 @@ from typing import Any, Final, Protocol
 
 from fastmpl.data.errors import shown
 from fastmpl.data.stream import Replacement
-from fastmpl.learners.ranks import Ranks
+from fastmpl.distributed.ranks import Ranks
 
 FILE: Final = "replaced.jsonl"
 

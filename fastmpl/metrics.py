@@ -20,7 +20,7 @@ from typing import Any, Final, Literal, NamedTuple, Self
 
 import torch
 
-from fastmpl.learners.ranks import ALONE, Ranks
+from fastmpl.distributed.ranks import ALONE, Ranks
 from fastmpl.loggers import Line as Written
 from fastmpl.loggers import Logger, Loggers, TensorBoard, Warn
 from fastmpl.step.moment import Report

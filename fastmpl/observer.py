@@ -14,9 +14,9 @@ from fastmpl.clock import Clock
 from fastmpl.config import Config
 from fastmpl.data.batch import Batch
 from fastmpl.data.build import Data
+from fastmpl.distributed.ranks import Ranks
 from fastmpl.errors import DivergedError
 from fastmpl.evaluate import Judge, Network, Split, inferences
-from fastmpl.learners.ranks import Ranks
 from fastmpl.lost import Lost, LostImages, NoneLost
 from fastmpl.metrics import Evaluation, Log, Meter, lines_a_read
 from fastmpl.progress import Progress, Silent

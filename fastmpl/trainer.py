@@ -19,6 +19,7 @@ from fastmpl.data.batch import Batch
 from fastmpl.data.build import Data
 from fastmpl.data.build import build as build_data
 from fastmpl.data.stream import Replacement
+from fastmpl.distributed.process_group import Group, Place, joined, place
 from fastmpl.errors import StorageError
 from fastmpl.evaluate import Network, Split
 from fastmpl.execution import executed, loaded_dtype
@@ -27,7 +28,6 @@ from fastmpl.learners.zero.engine import logged
 from fastmpl.lifecycle import State, Stopper, write_status
 from fastmpl.networks import fixed_teacher, save_network
 from fastmpl.observer import Observer
-from fastmpl.processes import Group, Place, joined, place
 from fastmpl.step.eager import EagerStep
 from fastmpl.step.graphed import GraphedStep
 from fastmpl.tenancy import taken

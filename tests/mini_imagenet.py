@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from fastmpl.threads import cores
+from fastmpl.distributed.threads import cores
 
 CLASSES: Final = tuple(f"n{1440764 + 2773 * number:08d}" for number in range(10))
 SIZES: Final = ((500, 375), (500, 375), (500, 375), (375, 500), (500, 333), (333, 500), (400, 300), (640, 480))

@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 from fastmpl.data.stream import Replacement
-from fastmpl.learners.ranks import ALONE
+from fastmpl.distributed.ranks import ALONE
 from fastmpl.lost import FILE, LostImages
 
 NAMES = ["a.jpg", "<b>.jpg", "c\x1b.jpg"]

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from fastmpl.learners.ranks import Ranks
+from fastmpl.distributed.ranks import Ranks
 from fastmpl.loggers import Line, Loggers, TensorBoard
 from fastmpl.metrics import FILE, Evaluation, Log, Meter, lines_a_read, read_lines
 from fastmpl.step.moment import Report, nothing

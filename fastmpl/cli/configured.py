@@ -7,8 +7,8 @@ from tyro.conf import FlagCreatePairsOff, Positional
 
 from fastmpl.config.load import difference, to_toml
 from fastmpl.config.schema import Config
+from fastmpl.distributed.threads import limit_threads
 from fastmpl.errors import ConfigError
-from fastmpl.threads import limit_threads
 
 
 @dataclass(frozen=True)

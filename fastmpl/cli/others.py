@@ -7,8 +7,8 @@ from typing import Literal
 
 from tyro.conf import FlagCreatePairsOff, Positional
 
+from fastmpl.distributed.threads import limit_threads
 from fastmpl.errors import ConfigError, StorageError
-from fastmpl.threads import limit_threads
 
 
 @dataclass(frozen=True)

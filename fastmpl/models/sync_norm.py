@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 
 class Together(Protocol):
-    """The ranks, as far as a norm needs them (`fastmpl.learners.ranks.Ranks`)."""
+    """The ranks, as far as a norm needs them (`fastmpl.distributed.ranks.Ranks`)."""
 
     @property
     def size(self) -> int: ...

@@ -13,7 +13,7 @@ from fastmpl import cli, errors
 from fastmpl.config import Config
 from fastmpl.config.load import KEYS
 from fastmpl.config.options import parse
-from fastmpl.threads import cores, limit_threads
+from fastmpl.distributed.threads import cores, limit_threads
 
 ROOT = Path(__file__).parents[2]
 EXAMPLE = ROOT / "launch/configs/digits.toml"

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from fastmpl.config import SystemConfig
-from fastmpl.learners.ranks import Ranks
+from fastmpl.distributed.ranks import Ranks
 from fastmpl.learners.zero.learner import ZeroLearner
 from fastmpl.models import build
 from fastmpl.models.reduced_teacher import ReducedTeacher

@@ -14,8 +14,8 @@ import torch
 from fastmpl import trainer
 from fastmpl.config import Config
 from fastmpl.data.errors import DataError
+from fastmpl.distributed.ranks import Ranks
 from fastmpl.errors import FastMPLError
-from fastmpl.learners.ranks import Ranks
 from tests.test_trainer import config
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from fastmpl.learners.ranks import Ranks
+from fastmpl.distributed.ranks import Ranks
 
 SLOW_IMPORTS = ("torch", "torch._decomp.decompositions_for_jvp", "sklearn.datasets", "fastmpl.data.memory.pipeline")
 SECONDS = 60  # until a rank that does not answer is given up

@@ -11,7 +11,7 @@ import pytest
 from fastmpl.check import check_data
 from fastmpl.config import Config
 from fastmpl.data.files import listing
-from fastmpl.learners.ranks import Ranks
+from fastmpl.distributed.ranks import Ranks
 from tests.pictures import BAD, make, spoil
 from tests.ranks.runs import Ended, Job
 from tests.ranks.spawned import on_ranks

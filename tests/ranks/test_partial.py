@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from fastmpl.learners.ranks import Ranks
+from fastmpl.distributed.ranks import Ranks
 from fastmpl.step.partial import PartialGraphs
 from tests.ranks import parity
 from tests.ranks.spawned import on_ranks

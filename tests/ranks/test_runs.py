@@ -10,7 +10,7 @@ import safetensors.torch
 import torch
 
 from fastmpl import checkpoint, manifest
-from fastmpl.learners.ranks import ALONE, Ranks
+from fastmpl.distributed.ranks import ALONE, Ranks
 from fastmpl.metrics import read_lines
 from tests.ranks.runs import Ended, Job, conv
 from tests.ranks.spawned import on_ranks

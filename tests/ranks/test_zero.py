@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from fastmpl.learners.ranks import ALONE
+from fastmpl.distributed.ranks import ALONE
 from tests.ranks.parity import OFFLOADED, R5, SHARDED, STAGES, Every, Poisoned, counted_traffic, sharded, trained
 from tests.ranks.spawned import on_ranks
 

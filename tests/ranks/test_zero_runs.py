@@ -9,7 +9,7 @@ import torch
 
 from fastmpl import checkpoint
 from fastmpl.config import Config
-from fastmpl.learners.ranks import ALONE, Ranks
+from fastmpl.distributed.ranks import ALONE, Ranks
 from fastmpl.networks import load_classifier
 from tests.ranks.runs import Ended, Job, conv
 from tests.ranks.spawned import on_ranks

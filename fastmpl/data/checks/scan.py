@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from fastmpl.data.files.decode import decode_whole, reason_of
 from fastmpl.data.files.encoded import Encoded
-from fastmpl.threads import cores
+from fastmpl.distributed.threads import cores
 
 CHUNK: Final = 64  # images a message
 CRASHED: Final = "its decoder crashed"

@@ -25,8 +25,8 @@ from fastmpl.data.errors import DataError
 from fastmpl.data.files.encoded import Files, Names
 from fastmpl.data.packing.pack_shard import How, Job, pack_shard, write_whole
 from fastmpl.data.readers.streamed_sources import CLASSES, read_files
+from fastmpl.distributed.threads import cores
 from fastmpl.errors import StorageError
-from fastmpl.threads import cores
 
 FORMAT: Final = "fastmpl pack 1"
 PLAN, MANIFEST = "plan.json", "manifest.json"

@@ -18,7 +18,7 @@ import numpy as np
 from fastmpl.data.errors import DataError
 from fastmpl.data.files.encoded import Index, Names, Pieces
 from fastmpl.data.readers.cache import cache_folder
-from fastmpl.threads import cores
+from fastmpl.distributed.threads import cores
 
 VERSION: Final = 1  # of what an index holds
 

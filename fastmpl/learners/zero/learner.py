@@ -16,12 +16,12 @@ from torch.autograd import forward_ad
 from torch.func import functional_call
 
 from fastmpl.config import NetworkConfig, SystemConfig
+from fastmpl.distributed.ranks import ALONE, Ranks
 from fastmpl.learners.average import Average
 from fastmpl.learners.blocks import last_parameters
 from fastmpl.learners.optimisers import Optimiser, matrices, sum_of_products
 from fastmpl.learners.passes import autocast, difference_step, dual, full, tangent_of
 from fastmpl.learners.protocol import Gradient, Loss, Update
-from fastmpl.learners.ranks import ALONE, Ranks
 from fastmpl.learners.recompute import Recomputation
 from fastmpl.learners.statistics import RunningStatistics
 from fastmpl.learners.zero import engine as deepspeed

@@ -14,8 +14,8 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor, nn
 
+from fastmpl.distributed.ranks import Ranks
 from fastmpl.learners.protocol import Gradient
-from fastmpl.learners.ranks import Ranks
 
 Parameters = Mapping[str, nn.Parameter]
 

@@ -6,7 +6,7 @@ feedback's second gradient g' comes from `autograd.grad` on a functional call, w
 mean serves both; there are no hooks beside forward mode, nor buffers sent before each pass; and a captured step is the
 same code. What is given up is overlap with the backward pass: about 1 ms of 100 MB of gradients over NVLink, against a
 step of two ResNet-50 of some 300 ms (both estimated, not measured here). Leaves out how the processes find each other
-(`fastmpl.processes`) and sharded networks.
+(`fastmpl.distributed.process_group`) and sharded networks.
 """
 
 from collections.abc import Sequence

@@ -13,8 +13,8 @@ import time
 from pathlib import Path
 from typing import Final, NamedTuple, Protocol, Self
 
+from fastmpl.distributed.parent_process import Launcher
 from fastmpl.errors import FastMPLError, PeerLostError, ToldByPeer
-from fastmpl.launcher import Launcher
 from fastmpl.lifecycle import Stopper
 
 EVERY: Final = 0.2  # seconds between two looks

@@ -2,8 +2,8 @@
 
 A launcher (`deepspeed`, `torchrun`) starts one process a device and says to each, in its environment, which it is. Here
 they become a group. Nothing of DeepSpeed is imported: its launcher is a program of its own, and copies of whole
-networks need no engine. Leaves out what ranks tell each other in a step (`fastmpl.learners.ranks`) and when they stop
-(`fastmpl.guard`, `fastmpl.launcher`).
+networks need no engine. Leaves out what ranks tell each other in a step (`fastmpl.distributed.ranks`) and when they stop
+(`fastmpl.distributed.stop_agreement`, `fastmpl.distributed.parent_process`).
 """
 
 import json
@@ -19,10 +19,10 @@ import torch
 import torch.distributed as dist
 from torch.distributed import PrefixStore, TCPStore  # type: ignore[attr-defined]
 
+from fastmpl.distributed.parent_process import Launcher, end_with_parent, identity
+from fastmpl.distributed.ranks import ALONE, Ranks
+from fastmpl.distributed.stop_agreement import Guard, Store, first_line
 from fastmpl.errors import FastMPLError, PeerLostError
-from fastmpl.guard import Guard, Store, first_line
-from fastmpl.launcher import Launcher, end_with_parent, identity
-from fastmpl.learners.ranks import ALONE, Ranks
 from fastmpl.lifecycle import Stopper
 
 START: Final = 300  # seconds in which all ranks must have come
