@@ -28,7 +28,7 @@ from fastmpl.config.load import build as configured
 from fastmpl.data.batch import Batch
 from fastmpl.data.build import build as data
 from fastmpl.metrics import read_lines
-from fastmpl.step.moment import nothing
+from fastmpl.step.step_keys import nothing
 
 Item = TypeVar("Item")
 CLASSES, MAGNITUDE = 10, 17

@@ -34,9 +34,9 @@ from fastmpl.learners.zero.learner import ZeroLearner
 from fastmpl.methods.feedback import Kind
 from fastmpl.methods.mpl import Feedback, MetaPseudoLabels
 from fastmpl.methods.uda import Consistency
-from fastmpl.step.meta import meta_step
-from fastmpl.step.moment import moment
+from fastmpl.step.mpl_step import meta_step
 from fastmpl.step.order import split
+from fastmpl.step.step_keys import moment
 
 SCALARS: Final = 4  # numbers up to which a message is a scalar reduction
 COPIES: Final = "copies"

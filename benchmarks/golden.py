@@ -14,7 +14,7 @@ import torch
 
 from benchmarks.bench_step import unfused
 from benchmarks.steps import Size, Step
-from fastmpl.step.moment import Report
+from fastmpl.step.step_keys import Report
 from fastmpl_kernels import dispatch
 
 PATH = Path(__file__).parent / "golden.json"

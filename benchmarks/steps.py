@@ -17,10 +17,10 @@ from fastmpl.methods.uda import Consistency
 from fastmpl.methods.views import by_view, images
 from fastmpl.models import build
 from fastmpl.models.layout import channels_last
-from fastmpl.step.alone import alone_step
-from fastmpl.step.meta import meta_step
-from fastmpl.step.moment import LABEL, STUDENT, TEACHER, VALIDATION, moment
+from fastmpl.step.mpl_step import meta_step
 from fastmpl.step.order import Order, joint, split
+from fastmpl.step.single_network_step import alone_step
+from fastmpl.step.step_keys import LABEL, STUDENT, TEACHER, VALIDATION, moment
 
 NESTEROV = NetworkConfig(optimiser="nesterov", lr=0.05, warmup=0, schedule="constant")
 
@@ -175,7 +175,7 @@ def graph_pairs(device: torch.device) -> Iterator[Paired]:
     from fastmpl.assemble import assemble
     from fastmpl.capture import fake_batch
     from fastmpl.config import Config
-    from fastmpl.step.graphed import GraphedStep
+    from fastmpl.step.step_graph import GraphedStep
 
     for labelled, kind in ((8, "exact"), (64, "exact"), (64, "scalar")):
         changes = {

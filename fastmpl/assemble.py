@@ -12,20 +12,20 @@ from fastmpl.data.batch import Batch
 from fastmpl.distributed.ranks import ALONE, Ranks
 from fastmpl.learners.plain import PlainLearner
 from fastmpl.learners.zero.learner import ZeroLearner
-from fastmpl.methods.alone import Alone
 from fastmpl.methods.distillation import distillation
 from fastmpl.methods.mpl import Feedback, MetaPseudoLabels
 from fastmpl.methods.pseudo_label import PseudoLabel
+from fastmpl.methods.single_network import Alone
 from fastmpl.methods.supervised import Supervised
 from fastmpl.methods.uda import Consistency, Uda
 from fastmpl.models import build
 from fastmpl.models.layout import channels_last
 from fastmpl.models.reduced_teacher import ReducedTeacher, StoredTeacher
-from fastmpl.step.alone import alone_step
 from fastmpl.step.eager import EagerStep, Ramp, Run
-from fastmpl.step.meta import meta_step
-from fastmpl.step.moment import Moment, Report
+from fastmpl.step.mpl_step import meta_step
 from fastmpl.step.order import joint, split
+from fastmpl.step.single_network_step import alone_step
+from fastmpl.step.step_keys import Moment, Report
 
 AnyLearner = PlainLearner | ZeroLearner
 STUDENT_SEED, TEACHER_SEED = 1, 2  # the two networks start apart, and as in every run of this seed

@@ -211,7 +211,7 @@ def _differing_steps(device: torch.device) -> list[int]:
     from fastmpl.assemble import Trainee, assemble
     from fastmpl.capture import fake_batch
     from fastmpl.config import Config, DataConfig, StudentConfig, TeacherConfig
-    from fastmpl.step.graphed import WARMUP, GraphedStep
+    from fastmpl.step.step_graph import WARMUP, GraphedStep
 
     shape, network = (3, 8, 8), {"model": "conv", "width": 32}
     config = Config(

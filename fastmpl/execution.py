@@ -9,8 +9,8 @@ from fastmpl.config import Config, is_capturable
 from fastmpl.config.rules import NOT_CAPTURABLE
 from fastmpl.errors import ConfigError
 from fastmpl.step.eager import EagerStep
-from fastmpl.step.graphed import GraphedStep
-from fastmpl.step.partial import replay_passes
+from fastmpl.step.pass_graphs import replay_passes
+from fastmpl.step.step_graph import GraphedStep
 
 
 def is_graphed(config: Config, device: torch.device) -> bool:

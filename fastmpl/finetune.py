@@ -13,9 +13,9 @@ from fastmpl.data.batch import Batch
 from fastmpl.data.loader import Labelled
 from fastmpl.data.stream import Replacement
 from fastmpl.methods.supervised import Supervised
-from fastmpl.step.alone import alone_step
 from fastmpl.step.eager import EagerStep, Ramp
-from fastmpl.step.moment import Moment, Report
+from fastmpl.step.single_network_step import alone_step
+from fastmpl.step.step_keys import Moment, Report
 
 
 def finetuned_learner(student: AnyLearner, config: Config) -> AnyLearner:

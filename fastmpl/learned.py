@@ -10,7 +10,7 @@ from fastmpl.assemble import AnyLearner, Trainee, below
 from fastmpl.config import Config
 from fastmpl.evaluate import Network
 from fastmpl.step.eager import EagerStep
-from fastmpl.step.moment import Report
+from fastmpl.step.step_keys import Report
 
 
 class Learned:

@@ -23,7 +23,7 @@ import torch
 from fastmpl.distributed.ranks import ALONE, Ranks
 from fastmpl.loggers import Line as Written
 from fastmpl.loggers import Logger, Loggers, TensorBoard, Warn
-from fastmpl.step.moment import Report
+from fastmpl.step.step_keys import Report
 
 FILE: Final = "metrics.jsonl"
 READ_EVERY: Final = 100  # steps between two reads of a GPU, at least; to read is to wait for all that was asked of it

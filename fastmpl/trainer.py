@@ -29,7 +29,7 @@ from fastmpl.lifecycle import State, Stopper, write_status
 from fastmpl.networks import fixed_teacher, save_network
 from fastmpl.observer import Observer
 from fastmpl.step.eager import EagerStep
-from fastmpl.step.graphed import GraphedStep
+from fastmpl.step.step_graph import GraphedStep
 from fastmpl.tenancy import taken
 from fastmpl_kernels import dispatch
 

@@ -12,7 +12,7 @@ import torch
 from fastmpl.distributed.ranks import Ranks
 from fastmpl.loggers import Line, Loggers, TensorBoard
 from fastmpl.metrics import FILE, Evaluation, Log, Meter, lines_a_read, read_lines
-from fastmpl.step.moment import Report, nothing
+from fastmpl.step.step_keys import Report, nothing
 
 
 def report(value: float, **fields: float) -> Report:

@@ -98,7 +98,7 @@ def test_check_tells_whether_the_step_can_be_one_graph_and_what_stands_in_the_wa
     def reads(values: list[torch.Tensor]) -> torch.Tensor:
         return values[0] * float(values[0])
 
-    monkeypatch.setattr("fastmpl.step.meta.mean", reads)
+    monkeypatch.setattr("fastmpl.step.mpl_step.mean", reads)
     assert "test_verbs.py" in said(capsys, *asked).splitlines()[-1]
     assert "host read" in said(capsys, *asked).splitlines()[-1]
 

@@ -16,7 +16,7 @@ from fastmpl.data.stream import Views
 from fastmpl.data.streaming.encoded_pipeline import EncodedStream
 from fastmpl.metrics import read_lines
 from fastmpl.progress import State, facts
-from fastmpl.step.moment import nothing
+from fastmpl.step.step_keys import nothing
 from tests import mini_imagenet
 
 CONFIGS = Path(__file__).parents[1] / "launch" / "configs"

@@ -20,7 +20,7 @@ from fastmpl.learners.optimisers import Optimiser, sum_of_products
 from fastmpl.learners.passes import Precision, autocast, difference_step, dual, full, tangent_of
 from fastmpl.learners.protocol import Gradient, Loss, Update
 from fastmpl.learners.recompute import Recomputation
-from fastmpl.learners.statistics import RunningStatistics
+from fastmpl.learners.running_statistics import RunningStatistics
 from fastmpl.models.norms import frozen_statistics
 from fastmpl.models.stochastic import set_draw
 from fastmpl.models.sync_norm import synchronise

@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from fastmpl.methods.alone import Labeller, Learnt
+from fastmpl.methods.single_network import Labeller, Learnt
 from fastmpl.methods.targets import Labels
 from fastmpl.methods.views import Logits, View
 from fastmpl_kernels.soft_cross_entropy import soft_cross_entropy

@@ -11,7 +11,7 @@ from typing import Any, Final, NamedTuple
 
 from fastmpl.config import Config, ConfigError, difference, load
 from fastmpl.metrics import Evaluation, read_lines
-from fastmpl.step.moment import Report
+from fastmpl.step.step_keys import Report
 
 NETWORKS: Final = ("student", "average", "teacher")
 SPLITS: Final = ("validation", "test")

@@ -18,8 +18,8 @@ from fastmpl.methods.feedback import controlled
 from fastmpl.methods.mpl import MetaPseudoLabels
 from fastmpl.methods.targets import Lesson
 from fastmpl.methods.views import by_view, images
-from fastmpl.step.moment import CONTROL, STUDENT, VALIDATION, Moment
 from fastmpl.step.order import Order
+from fastmpl.step.step_keys import CONTROL, STUDENT, VALIDATION, Moment
 
 
 class Learnt(NamedTuple):

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from fastmpl.data.batch import Batch
 from fastmpl.learners.rates import ramp
-from fastmpl.step.moment import Moment, Report, moment
+from fastmpl.step.step_keys import Moment, Report, moment
 from fastmpl_kernels import keyed
 
 Watch = Callable[[Report], object]

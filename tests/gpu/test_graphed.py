@@ -6,7 +6,7 @@ import torch
 from fastmpl.capture import FakeRun
 from fastmpl.metrics import Meter
 from fastmpl.step.accounting import predicted
-from fastmpl.step.graphed import WARMUP, GraphedStep
+from fastmpl.step.step_graph import WARMUP, GraphedStep
 from tests.step.captured import FORMS, SHAPE, batches, config, trainee
 
 pytestmark = [

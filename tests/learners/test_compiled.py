@@ -12,9 +12,9 @@ from fastmpl.methods.mpl import Feedback, MetaPseudoLabels
 from fastmpl.methods.uda import Consistency
 from fastmpl.models import build
 from fastmpl.models.layout import channels_last
-from fastmpl.step.meta import meta_step
-from fastmpl.step.moment import Report, moment
+from fastmpl.step.mpl_step import meta_step
 from fastmpl.step.order import split
+from fastmpl.step.step_keys import Report, moment
 from tests.step.captured import batches, config
 from tests.step.worlds import optimiser
 

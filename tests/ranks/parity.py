@@ -20,9 +20,9 @@ from fastmpl.methods.uda import Consistency
 from fastmpl.models import build
 from fastmpl.models.norms import Norm
 from fastmpl.models.reduced_teacher import ReducedTeacher
-from fastmpl.step.meta import meta_step
-from fastmpl.step.moment import moment
+from fastmpl.step.mpl_step import meta_step
 from fastmpl.step.order import split
+from fastmpl.step.step_keys import moment
 from tests.step.worlds import optimiser
 
 CLASSES, SHAPE = 3, (3, 4, 4)

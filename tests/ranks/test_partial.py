@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from fastmpl.distributed.ranks import Ranks
-from fastmpl.step.partial import PartialGraphs
+from fastmpl.step.pass_graphs import PartialGraphs
 from tests.ranks import parity
 from tests.ranks.spawned import on_ranks
 from tests.step.pooled_cuda import Pooled

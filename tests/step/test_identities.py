@@ -27,10 +27,10 @@ from fastmpl.methods.views import Logits
 from fastmpl.models.norms import frozen_statistics
 from fastmpl.models.stochastic import set_draw
 from fastmpl.step import credit as step_credit
-from fastmpl.step import meta
-from fastmpl.step.alone import alone_step
-from fastmpl.step.moment import STUDENT, TEACHER, VALIDATION
+from fastmpl.step import mpl_step as meta
 from fastmpl.step.order import Order, joint, split
+from fastmpl.step.single_network_step import alone_step
+from fastmpl.step.step_keys import STUDENT, TEACHER, VALIDATION
 from fastmpl_kernels.teacher_objective.reference import PerExampleFeedback, credited
 from tests.learners import fake_apex
 from tests.step.worlds import CLASSES, World, optimiser, relative

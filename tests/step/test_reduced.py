@@ -15,7 +15,7 @@ from fastmpl.methods.distillation import distillation
 from fastmpl.methods.mpl import Feedback, MetaPseudoLabels
 from fastmpl.methods.supervised import Supervised
 from fastmpl.models.reduced_teacher import FLOOR, ReducedTeacher, StoredTeacher
-from fastmpl.step.alone import alone_step
+from fastmpl.step.single_network_step import alone_step
 from tests.step.test_identities import updated
 from tests.step.worlds import CLASSES, World, batch, optimiser, relative
 

@@ -11,9 +11,9 @@ from fastmpl.data.batch import Batch
 from fastmpl.learners.plain import PlainLearner
 from fastmpl.methods.mpl import MetaPseudoLabels
 from fastmpl.models.stochastic import KeyedDropout, replace_dropout
-from fastmpl.step.meta import meta_step
-from fastmpl.step.moment import Moment, Report, moment
+from fastmpl.step.mpl_step import meta_step
 from fastmpl.step.order import Order, split
+from fastmpl.step.step_keys import Moment, Report, moment
 
 CLASSES, FEATURES, HIDDEN = 3, 5, 7
 

@@ -23,7 +23,7 @@ from fastmpl.learners.optimisers import Optimiser, matrices, sum_of_products
 from fastmpl.learners.passes import autocast, difference_step, dual, full, tangent_of
 from fastmpl.learners.protocol import Gradient, Loss, Update
 from fastmpl.learners.recompute import Recomputation
-from fastmpl.learners.statistics import RunningStatistics
+from fastmpl.learners.running_statistics import RunningStatistics
 from fastmpl.learners.zero import engine as deepspeed
 from fastmpl.learners.zero.layerwise import layer_by_layer
 from fastmpl.learners.zero.settings import settings

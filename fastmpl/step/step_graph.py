@@ -18,7 +18,7 @@ from torch import Tensor
 from fastmpl.data.batch import IMAGES, Batch
 from fastmpl.errors import ConfigError
 from fastmpl.step.eager import EagerStep
-from fastmpl.step.moment import Report
+from fastmpl.step.step_keys import Report
 
 WARMUP: Final = 11  # eager steps before the capture: libraries choose their algorithms, all-reduces their buckets
 

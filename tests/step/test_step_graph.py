@@ -7,7 +7,7 @@ import torch
 
 from fastmpl.data.batch import Batch
 from fastmpl.metrics import Meter
-from fastmpl.step.graphed import WARMUP, CaptureError, GraphedStep
+from fastmpl.step.step_graph import WARMUP, CaptureError, GraphedStep
 from tests.step.captured import FORMS, batches, config, trainee
 from tests.step.emulated_cuda import Cuda
 

@@ -8,10 +8,10 @@ from torch import Tensor
 
 from fastmpl.data.batch import Batch
 from fastmpl.learners.protocol import Learner
-from fastmpl.methods.alone import Alone
+from fastmpl.methods.single_network import Alone
 from fastmpl.methods.views import by_view, images
-from fastmpl.step.meta import share
-from fastmpl.step.moment import LABEL, OBSERVER, STUDENT, Moment, Report, nothing
+from fastmpl.step.mpl_step import share
+from fastmpl.step.step_keys import LABEL, OBSERVER, STUDENT, Moment, Report, nothing
 
 
 def alone_step(

@@ -17,8 +17,8 @@ from fastmpl.methods.mpl import MetaPseudoLabels, Taught
 from fastmpl.methods.targets import Labels, Lesson
 from fastmpl.methods.views import Logits, by_view, images
 from fastmpl.step.credit import Learnt, credit, mean, needs_gradient, validation_loss
-from fastmpl.step.moment import LABEL, OBSERVER, STUDENT, TEACHER, Moment, Report
 from fastmpl.step.order import Order
+from fastmpl.step.step_keys import LABEL, OBSERVER, STUDENT, TEACHER, Moment, Report
 
 
 class Seen(NamedTuple):
