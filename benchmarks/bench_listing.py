@@ -76,7 +76,7 @@ def measure(source: str, root: str) -> list[Row]:
     from fastmpl.config.load import build as config
     from fastmpl.data.build import build
     from fastmpl.data.draws import Stream
-    from fastmpl.data.order import Order
+    from fastmpl.data.sampler import Order
 
     note("and fastmpl")
     keys = {"data.source": source, "data.root": root, "data.labels": 0, "data.validation": CLASSES}

@@ -19,7 +19,7 @@ from torchvision.transforms import v2
 from fastmpl.data.draws import Stream
 from fastmpl.data.files.encoded import Files, Names
 from fastmpl.data.normalise import IMAGENET
-from fastmpl.data.order import Order
+from fastmpl.data.sampler import Order
 from fastmpl.data.streaming.crops import Crops
 from fastmpl.data.streaming.encoded_pipeline import EncodedStream, Machine
 from fastmpl.data.streaming.reading import Reader

@@ -18,7 +18,7 @@ from fastmpl.config.rules import NOT_CAPTURABLE
 from fastmpl.errors import ConfigError, StorageError
 
 if TYPE_CHECKING:
-    from fastmpl.data.arrays import Problem
+    from fastmpl.data.dataset import Problem
     from fastmpl.data.prepare import Prepared
     from fastmpl.distributed.ranks import Ranks
 
@@ -108,8 +108,8 @@ def _checked(config: Config) -> "tuple[Prepared, list[str], NDArray[np.uint64], 
 
 def _copies(prepared: "Prepared", train: NDArray[np.uint64], test: NDArray[np.uint64]) -> Iterator[str]:
     """A warning for each kind of picture that is in two places where it should be in one."""
-    from fastmpl.data.arrays import name_of
     from fastmpl.data.checks.copies import copies
+    from fastmpl.data.dataset import name_of
     from fastmpl.data.errors import shown
 
     arrays = prepared.arrays

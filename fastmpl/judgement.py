@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 
-from fastmpl.data.arrays import chosen
+from fastmpl.data.dataset import chosen
 from fastmpl.data.errors import DataError
 from fastmpl.data.evaluated import evaluated, shown_side
 from fastmpl.data.memory.held import Evaluated

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Final, Protocol
 
 from fastmpl.data.errors import shown
-from fastmpl.data.stream import Replacement
+from fastmpl.data.view_stream import Replacement
 from fastmpl.distributed.ranks import Ranks
 
 FILE: Final = "replaced.jsonl"

@@ -18,7 +18,7 @@ from fastmpl.config import Config
 from fastmpl.data.batch import Batch
 from fastmpl.data.build import Data
 from fastmpl.data.build import build as build_data
-from fastmpl.data.stream import Replacement
+from fastmpl.data.view_stream import Replacement
 from fastmpl.distributed.process_group import Group, Place, joined, place
 from fastmpl.errors import StorageError
 from fastmpl.evaluate import Network, Split

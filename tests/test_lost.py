@@ -3,7 +3,7 @@
 import json
 from pathlib import Path
 
-from fastmpl.data.stream import Replacement
+from fastmpl.data.view_stream import Replacement
 from fastmpl.distributed.ranks import ALONE
 from fastmpl.lost import FILE, LostImages
 

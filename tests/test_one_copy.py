@@ -18,7 +18,7 @@ from fastmpl.data.draws import Stream
 from fastmpl.data.files.encoded import Files, Names
 from fastmpl.data.loader import Loader
 from fastmpl.data.normalise import IMAGENET
-from fastmpl.data.order import Order
+from fastmpl.data.sampler import Order
 from fastmpl.data.streaming.crops import Crops
 from fastmpl.data.streaming.encoded_pipeline import EncodedStream, Machine
 from fastmpl.data.streaming.reading import Reader

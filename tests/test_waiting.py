@@ -12,8 +12,8 @@ pytest.importorskip("nvidia.dali", reason="install nvidia-dali-cuda130 to train 
 from fastmpl import trainer
 from fastmpl.config import Config, load
 from fastmpl.data.batch import Batch
-from fastmpl.data.stream import Views
 from fastmpl.data.streaming.encoded_pipeline import EncodedStream
+from fastmpl.data.view_stream import Views
 from fastmpl.metrics import read_lines
 from fastmpl.progress import State, facts
 from fastmpl.step.step_keys import nothing

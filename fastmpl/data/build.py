@@ -11,19 +11,19 @@ from jaxtyping import Int
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fastmpl.data.ahead import Ahead
-from fastmpl.data.arrays import Problem, chosen, digest, digest_of
+from fastmpl.data.dataset import Problem, chosen, digest, digest_of
 from fastmpl.data.draws import Stream
 from fastmpl.data.loader import Labelled, LabelledStream, Loader
 from fastmpl.data.memory.held import Evaluated
 from fastmpl.data.normalise import Normalisation
-from fastmpl.data.order import Order
+from fastmpl.data.open_streams import Streams
+from fastmpl.data.prefetch import Ahead
 from fastmpl.data.prepare import Prepared, fingerprint, prepare
+from fastmpl.data.sampler import Order
 from fastmpl.data.settings import DataSettings
 from fastmpl.data.split import Split
 from fastmpl.data.stores.store import Store, open_store
-from fastmpl.data.stream import Replacement, ViewStream
-from fastmpl.data.streams import Streams
+from fastmpl.data.view_stream import Replacement, ViewStream
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ import numpy as np
 import torch
 
 from fastmpl.config.rules import decodes_always
-from fastmpl.data.arrays import Images, Labels
+from fastmpl.data.dataset import Images, Labels
 from fastmpl.data.memory.held import Evaluated, Held
 from fastmpl.data.normalise import Normalisation
 from fastmpl.data.settings import DataSettings

@@ -10,11 +10,11 @@ from typing import NamedTuple
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from fastmpl.data.ahead import Ahead
 from fastmpl.data.batch import Batch
 from fastmpl.data.draws import Stream
 from fastmpl.data.errors import DataError
-from fastmpl.data.stream import Replacement, ViewStream
+from fastmpl.data.prefetch import Ahead
+from fastmpl.data.view_stream import Replacement, ViewStream
 
 Open = Callable[[Stream, int], ViewStream]
 # a stream's stored distributions [n, K] at a step, in which some images stand in for others

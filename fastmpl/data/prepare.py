@@ -10,7 +10,7 @@ from typing import NamedTuple, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from fastmpl.data.arrays import UNKNOWN, Arrays, Images, chosen, digest, digest_of
+from fastmpl.data.dataset import UNKNOWN, Arrays, Images, chosen, digest, digest_of
 from fastmpl.data.errors import DataError
 from fastmpl.data.noise import add_noise
 from fastmpl.data.normalise import IMAGENET, Normalisation, measure

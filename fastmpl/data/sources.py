@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 
 from fastmpl.config.rules import decodes_always
 from fastmpl.data import draws
-from fastmpl.data.arrays import Arrays, Labels
 from fastmpl.data.checks.checked import left_out
+from fastmpl.data.dataset import Arrays, Labels
 from fastmpl.data.errors import DataError
 from fastmpl.data.readers import published, streamed_sources
 from fastmpl.data.readers.folder import read_folder

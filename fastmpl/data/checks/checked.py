@@ -15,8 +15,8 @@ from typing import Any, Final, Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from fastmpl.data.arrays import Arrays, Labels, Problem
 from fastmpl.data.checks.scan import Scan, scan
+from fastmpl.data.dataset import Arrays, Labels, Problem
 from fastmpl.data.files.encoded import Chosen, Encoded, Pieces
 from fastmpl.data.readers.cache import cache_folder
 

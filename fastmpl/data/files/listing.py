@@ -11,7 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import Final, NamedTuple
 
-from fastmpl.data.arrays import Problem
+from fastmpl.data.dataset import Problem
 from fastmpl.data.files.decode import SUFFIXES
 from fastmpl.data.files.encoded import Names
 

@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 from fastmpl.data.dali import Node, fn, normalise, pipeline_def, rand_augment, select, signed_bin, tensor, types
 from fastmpl.data.memory import views
 from fastmpl.data.normalise import Normalisation
-from fastmpl.data.order import Order
-from fastmpl.data.stream import Views
+from fastmpl.data.sampler import Order
+from fastmpl.data.view_stream import Views
 
 _ALIAS = re.compile(r"WARNING: `nvidia\.dali\.fn\.experimental\.(filter|equalize)` is now deprecated")
 _TRANSLATION = 100 / 224  # RandAugment's largest shift as a fraction of the side

@@ -4,8 +4,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from fastmpl.data.order import Order
-from fastmpl.data.stream import Views
+from fastmpl.data.sampler import Order
+from fastmpl.data.view_stream import Views
 
 JITTER = 0.2  # standard deviation, in the units of the points
 

@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 
 from fastmpl.data.memory.views import Augmentation
 from fastmpl.data.normalise import Normalisation
-from fastmpl.data.order import Order
-from fastmpl.data.stream import Views
+from fastmpl.data.sampler import Order
+from fastmpl.data.view_stream import Views
 
 
 def is_still(how: Augmentation, images: NDArray[np.uint8], *, two_views: bool) -> bool:

@@ -20,7 +20,7 @@ from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
-from fastmpl.data.arrays import Arrays
+from fastmpl.data.dataset import Arrays
 from fastmpl.data.errors import DataError
 from fastmpl.data.files.encoded import Files, Names
 from fastmpl.data.packing.pack_shard import How, Job, pack_shard, write_whole

@@ -15,7 +15,7 @@ from typing import Any, Final, NamedTuple
 
 from PIL import Image
 
-from fastmpl.data.arrays import Labels
+from fastmpl.data.dataset import Labels
 from fastmpl.data.files.decode import decode_whole, reason_of
 from fastmpl.data.files.encoded import Files
 

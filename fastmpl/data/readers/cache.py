@@ -19,7 +19,7 @@ from typing import Final, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from fastmpl.data.arrays import Problem
+from fastmpl.data.dataset import Problem
 from fastmpl.data.errors import shown
 from fastmpl.data.files.decode import Decoded, decode_all
 from fastmpl.errors import StorageError

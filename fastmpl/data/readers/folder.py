@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 
-from fastmpl.data.arrays import Arrays, Labels, Problem
+from fastmpl.data.dataset import Arrays, Labels, Problem
 from fastmpl.data.errors import DataError, shown
 from fastmpl.data.files.encoded import Names
 from fastmpl.data.readers.cache import decoded

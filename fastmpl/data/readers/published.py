@@ -10,7 +10,7 @@ from typing import Any, Final, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from fastmpl.data.arrays import Arrays, Labels
+from fastmpl.data.dataset import Arrays, Labels
 from fastmpl.data.errors import DataError
 
 DEFAULT: Final = "datasets"  # where data.root = "" looks and downloads go

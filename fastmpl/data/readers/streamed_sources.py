@@ -18,7 +18,7 @@ from typing import Final, NamedTuple, TextIO
 
 import numpy as np
 
-from fastmpl.data.arrays import UNKNOWN, Arrays, Labels, Problem
+from fastmpl.data.dataset import UNKNOWN, Arrays, Labels, Problem
 from fastmpl.data.errors import DataError, shown
 from fastmpl.data.files.encoded import Encoded, Files, Names
 from fastmpl.data.files.listing import visible

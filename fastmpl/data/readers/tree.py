@@ -13,7 +13,7 @@ from typing import Final, NamedTuple
 
 import numpy as np
 
-from fastmpl.data.arrays import UNKNOWN, Labels, Problem
+from fastmpl.data.dataset import UNKNOWN, Labels, Problem
 from fastmpl.data.errors import DataError, shown
 from fastmpl.data.files.encoded import Names
 from fastmpl.data.files.listing import image_files, visible

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fastmpl.data.memory import views
-from fastmpl.data.order import Order, Rows
+from fastmpl.data.sampler import Order, Rows
 from fastmpl.data.settings import DataSettings
 from fastmpl.data.streaming.rand_augment import Layer, layers
 

@@ -12,13 +12,13 @@ from numpy.typing import NDArray
 
 from fastmpl.data.dali import Node, fn, normalise, pipeline_def, tensor, types
 from fastmpl.data.normalise import Normalisation
-from fastmpl.data.order import Order
+from fastmpl.data.sampler import Order
 from fastmpl.data.settings import DataSettings
-from fastmpl.data.stream import Views
 from fastmpl.data.streaming.crops import Crops, Drawn, bounds, draw
 from fastmpl.data.streaming.rand_augment_dali import apply_layer
 from fastmpl.data.streaming.reading import Pictures, Reader
 from fastmpl.data.streaming.windows import Resizer
+from fastmpl.data.view_stream import Views
 
 
 class Machine(NamedTuple):

@@ -7,7 +7,7 @@ built when its first batch is made.
 from collections.abc import Callable
 from typing import Final, NamedTuple
 
-from fastmpl.data.stream import Views, ViewStream
+from fastmpl.data.view_stream import Views, ViewStream
 
 STRIDE: Final = 32  # pixels; what most networks divide their input by
 

@@ -15,8 +15,8 @@ from fastmpl.data.errors import DataError, shown
 from fastmpl.data.files.decode import reason_of
 from fastmpl.data.files.encoded import Encoded, Index
 from fastmpl.data.files.portable import BadImage, Picture, portable
-from fastmpl.data.order import Rows
-from fastmpl.data.stream import Replacement
+from fastmpl.data.sampler import Rows
+from fastmpl.data.view_stream import Replacement
 
 READERS: Final = 4  # threads of a stream, at least: each waits for a disk
 TRIALS: Final = 20  # images tried in a place before it is the disk that must be wrong

@@ -15,8 +15,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from fastmpl.data.arrays import chosen
 from fastmpl.data.dali import Node, fn, normalise, pipeline_def, tensor, types
+from fastmpl.data.dataset import chosen
 from fastmpl.data.files.encoded import Bytes, Encoded
 from fastmpl.data.files.portable import BadImage, Picture, portable
 from fastmpl.data.normalise import Normalisation

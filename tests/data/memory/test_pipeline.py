@@ -15,7 +15,7 @@ from fastmpl.data.errors import DataError
 from fastmpl.data.memory import views
 from fastmpl.data.memory.still import StillStream, is_still
 from fastmpl.data.normalise import Normalisation, centre_view, measure
-from fastmpl.data.order import Order
+from fastmpl.data.sampler import Order
 
 pytest.importorskip("nvidia.dali", reason="install nvidia-dali-cuda130 to test the image pipeline")
 from fastmpl.data.memory.pipeline import ImageStream

@@ -13,8 +13,8 @@ import pytest
 from PIL import Image
 
 from fastmpl.cli import main
-from fastmpl.data.arrays import Arrays
 from fastmpl.data.build import build
+from fastmpl.data.dataset import Arrays
 from fastmpl.data.errors import DataError
 from fastmpl.data.packing import pack as pack_module
 from fastmpl.data.packing.pack import MANIFEST, Packed, pack, verify

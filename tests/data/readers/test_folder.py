@@ -15,7 +15,7 @@ import pytest
 from PIL import Image
 
 from fastmpl.data import sources
-from fastmpl.data.arrays import UNKNOWN, Arrays
+from fastmpl.data.dataset import UNKNOWN, Arrays
 from fastmpl.data.errors import DataError
 from fastmpl.data.prepare import prepare
 from fastmpl.data.readers import cache as cache_module

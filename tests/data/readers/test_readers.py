@@ -12,7 +12,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from fastmpl.data.arrays import UNKNOWN, Arrays
+from fastmpl.data.dataset import UNKNOWN, Arrays
 from fastmpl.data.errors import DataError
 from fastmpl.data.files.encoded import Chosen
 from fastmpl.data.readers import shards, streamed_sources

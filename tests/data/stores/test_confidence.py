@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from fastmpl.data.arrays import digest_of
+from fastmpl.data.dataset import digest_of
 from fastmpl.data.errors import DataError
 from fastmpl.data.prepare import fingerprint, prepare
 from fastmpl.data.sources import load

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from fastmpl.data.draws import Stream
-from fastmpl.data.order import Order
+from fastmpl.data.sampler import Order
 from fastmpl.data.streaming.crops import Crops, draw, windows
 from fastmpl.data.streaming.growth import Growth
 

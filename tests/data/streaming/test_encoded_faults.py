@@ -13,11 +13,11 @@ from fastmpl.data.errors import DataError
 from fastmpl.data.files import jpeg
 from fastmpl.data.files.encoded import Files, Names
 from fastmpl.data.normalise import Normalisation
-from fastmpl.data.order import Order
-from fastmpl.data.stream import Views
+from fastmpl.data.sampler import Order
 from fastmpl.data.streaming.crops import Crops
 from fastmpl.data.streaming.encoded_pipeline import EncodedStream, Machine
 from fastmpl.data.streaming.reading import Reader
+from fastmpl.data.view_stream import Views
 from tests import mini_imagenet
 
 COUNT, BATCH, SEED = 12, 4, 5

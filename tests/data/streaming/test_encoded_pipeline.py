@@ -18,7 +18,7 @@ from fastmpl.data.draws import Stream
 from fastmpl.data.evaluated import evaluated
 from fastmpl.data.files.encoded import Files, Names
 from fastmpl.data.normalise import IMAGENET, Normalisation
-from fastmpl.data.order import Order
+from fastmpl.data.sampler import Order
 from fastmpl.data.streaming import encoded_pipeline
 from fastmpl.data.streaming.crops import Crops, draw
 from fastmpl.data.streaming.encoded_pipeline import EncodedStream, Machine

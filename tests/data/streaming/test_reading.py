@@ -12,7 +12,7 @@ from PIL import Image
 from fastmpl.data.draws import Stream
 from fastmpl.data.errors import DataError
 from fastmpl.data.files.encoded import Bytes, Files, Names
-from fastmpl.data.order import Order, Rows
+from fastmpl.data.sampler import Order, Rows
 from fastmpl.data.streaming.reading import Pictures, Reader
 
 COUNT, BATCH = 24, 8

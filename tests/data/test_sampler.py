@@ -5,7 +5,7 @@ import pytest
 
 from fastmpl.data.draws import Stream
 from fastmpl.data.errors import DataError
-from fastmpl.data.order import Order
+from fastmpl.data.sampler import Order
 
 MEMBERS = np.arange(100, 130)
 

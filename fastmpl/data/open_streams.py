@@ -9,7 +9,7 @@ from jaxtyping import Int
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fastmpl.data.arrays import Images
+from fastmpl.data.dataset import Images
 from fastmpl.data.draws import Stream
 from fastmpl.data.evaluated import evaluated
 from fastmpl.data.files.encoded import Encoded
@@ -17,13 +17,13 @@ from fastmpl.data.memory.held import Evaluated
 from fastmpl.data.memory.points import PointStream
 from fastmpl.data.memory.still import StillStream, is_still
 from fastmpl.data.memory.views import augmentation
-from fastmpl.data.order import Order
 from fastmpl.data.prepare import Prepared
+from fastmpl.data.sampler import Order
 from fastmpl.data.settings import DataSettings
-from fastmpl.data.stream import ViewStream
 from fastmpl.data.streaming.crops import crops
 from fastmpl.data.streaming.growth import Growing, Growth
 from fastmpl.data.streaming.reading import Reader
+from fastmpl.data.view_stream import ViewStream
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ import weakref
 import pytest
 import torch
 
-from fastmpl.data.ahead import Ahead
+from fastmpl.data.prefetch import Ahead
 
 CPU = torch.device("cpu")
 
