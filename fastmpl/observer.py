@@ -10,16 +10,16 @@ from torch import Tensor
 
 from fastmpl.assemble import AnyLearner
 from fastmpl.checkpoint import Checkpoint
-from fastmpl.clock import Clock
 from fastmpl.config import Config
 from fastmpl.data.batch import Batch
 from fastmpl.data.build import Data
 from fastmpl.distributed.ranks import Ranks
 from fastmpl.errors import DivergedError
 from fastmpl.evaluate import Judge, Network, Split, inferences
-from fastmpl.lost import Lost, LostImages, NoneLost
-from fastmpl.metrics import Evaluation, Log, Meter, lines_a_read
-from fastmpl.progress import Progress, Silent
+from fastmpl.telemetry.metrics import Evaluation, Log, Meter, lines_a_read
+from fastmpl.telemetry.progress import Progress, Silent
+from fastmpl.telemetry.replaced_images import Lost, LostImages, NoneLost
+from fastmpl.telemetry.step_timer import Clock
 
 SKIPPED_AT_MOST = 10  # updates that were not finite, in 100 steps
 

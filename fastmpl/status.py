@@ -9,7 +9,7 @@ from typing import Any
 
 from fastmpl.config import load
 from fastmpl.errors import ConfigError
-from fastmpl.metrics import read_lines
+from fastmpl.telemetry.metrics import read_lines
 
 CONTINUE = "The same command continues it."
 

@@ -15,7 +15,7 @@ from fastmpl import checkpoint, observer, trainer
 from fastmpl.config import Config, load
 from fastmpl.errors import ConfigError, DivergedError, FastMPLError, StorageError
 from fastmpl.lifecycle import Stopper, claimed
-from fastmpl.metrics import read_lines
+from fastmpl.telemetry.metrics import read_lines
 from fastmpl_kernels import library
 
 CONFIGS = Path(__file__).parents[1] / "launch" / "configs"

@@ -14,9 +14,9 @@ from fastmpl.config import Config, load
 from fastmpl.data.batch import Batch
 from fastmpl.data.streaming.encoded_pipeline import EncodedStream
 from fastmpl.data.view_stream import Views
-from fastmpl.metrics import read_lines
-from fastmpl.progress import State, facts
 from fastmpl.step.step_keys import nothing
+from fastmpl.telemetry.metrics import read_lines
+from fastmpl.telemetry.progress import State, facts
 from tests import mini_imagenet
 
 CONFIGS = Path(__file__).parents[1] / "launch" / "configs"

@@ -1,6 +1,6 @@
 """What came out, as one HTML file that needs nothing else: a run (`write_report`), an experiment (`write_comparison`).
 
-No scripts and nothing from elsewhere; every text is escaped. Leaves out what a run measures (`fastmpl.metrics`).
+No scripts and nothing from elsewhere; every text is escaped. Leaves out what a run measures (`fastmpl.telemetry.metrics`).
 """
 
 from fastmpl.report.dots import Arm, Table

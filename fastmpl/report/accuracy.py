@@ -5,9 +5,9 @@ from collections.abc import Sequence
 
 from matplotlib.axes import Axes
 
-from fastmpl.metrics import Evaluation
 from fastmpl.report.drawing import COLOUR, DASHES, PERCENT, Key, Picture, draw, step_axis
 from fastmpl.report.reading import NETWORKS, SPLITS, Run
+from fastmpl.telemetry.metrics import Evaluation
 
 
 def spread(heights: Sequence[float], gap: float) -> list[float]:

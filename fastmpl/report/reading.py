@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 from fastmpl.config import Config, ConfigError, difference, load
-from fastmpl.metrics import Evaluation, read_lines
 from fastmpl.step.step_keys import Report
+from fastmpl.telemetry.metrics import Evaluation, read_lines
 
 NETWORKS: Final = ("student", "average", "teacher")
 SPLITS: Final = ("validation", "test")

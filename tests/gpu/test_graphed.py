@@ -4,9 +4,9 @@ import pytest
 import torch
 
 from fastmpl.capture import FakeRun
-from fastmpl.metrics import Meter
 from fastmpl.step.accounting import predicted
 from fastmpl.step.step_graph import WARMUP, GraphedStep
+from fastmpl.telemetry.metrics import Meter
 from tests.step.captured import FORMS, SHAPE, batches, config, trainee
 
 pytestmark = [

@@ -11,7 +11,7 @@ import torch
 
 from fastmpl import checkpoint, manifest
 from fastmpl.distributed.ranks import ALONE, Ranks
-from fastmpl.metrics import read_lines
+from fastmpl.telemetry.metrics import read_lines
 from tests.ranks.runs import Ended, Job, conv
 from tests.ranks.spawned import on_ranks
 from tests.test_trainer import config, lines, train

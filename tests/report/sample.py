@@ -6,8 +6,8 @@ import random
 from pathlib import Path
 
 from fastmpl.config import Config, save
-from fastmpl.metrics import Evaluation, Log
 from fastmpl.report import Arm, Table
+from fastmpl.telemetry.metrics import Evaluation, Log
 
 HOSTILE = "<script>alert(1)</script>"
 FOLDER = "<script>alert(1)"  # a folder's name has no slash

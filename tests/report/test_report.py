@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 
 from fastmpl.config import Config, save
-from fastmpl.metrics import FILE, Evaluation, Log
 from fastmpl.report import Arm, Table, write_comparison, write_report
 from fastmpl.report.accuracy import spread
 from fastmpl.report.curves import thinned
 from fastmpl.report.drawing import COLOUR, ROLES, draw
+from fastmpl.telemetry.metrics import FILE, Evaluation, Log
 from tests.report.sample import FEW, FOLDER, HOSTILE, NOISY, write_sample
 
 STYLE = (Path(__file__).parents[2] / "fastmpl/report/templates/style.css").read_text()

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from fastmpl.data.batch import Batch
-from fastmpl.metrics import Meter
 from fastmpl.step.step_graph import WARMUP, CaptureError, GraphedStep
+from fastmpl.telemetry.metrics import Meter
 from tests.step.captured import FORMS, batches, config, trainee
 from tests.step.emulated_cuda import Cuda
 

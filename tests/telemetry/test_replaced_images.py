@@ -5,7 +5,7 @@ from pathlib import Path
 
 from fastmpl.data.view_stream import Replacement
 from fastmpl.distributed.ranks import ALONE
-from fastmpl.lost import FILE, LostImages
+from fastmpl.telemetry.replaced_images import FILE, LostImages
 
 NAMES = ["a.jpg", "<b>.jpg", "c\x1b.jpg"]
 

@@ -10,9 +10,9 @@ import pytest
 import torch
 
 from fastmpl.distributed.ranks import Ranks
-from fastmpl.loggers import Line, Loggers, TensorBoard
-from fastmpl.metrics import FILE, Evaluation, Log, Meter, lines_a_read, read_lines
 from fastmpl.step.step_keys import Report, nothing
+from fastmpl.telemetry.loggers import Line, Loggers, TensorBoard
+from fastmpl.telemetry.metrics import FILE, Evaluation, Log, Meter, lines_a_read, read_lines
 
 
 def report(value: float, **fields: float) -> Report:

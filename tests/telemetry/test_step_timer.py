@@ -2,7 +2,7 @@
 
 import pytest
 
-from fastmpl.clock import Clock
+from fastmpl.telemetry.step_timer import Clock
 
 
 class Seconds:

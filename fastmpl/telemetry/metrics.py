@@ -21,9 +21,9 @@ from typing import Any, Final, Literal, NamedTuple, Self
 import torch
 
 from fastmpl.distributed.ranks import ALONE, Ranks
-from fastmpl.loggers import Line as Written
-from fastmpl.loggers import Logger, Loggers, TensorBoard, Warn
 from fastmpl.step.step_keys import Report
+from fastmpl.telemetry.loggers import Line as Written
+from fastmpl.telemetry.loggers import Logger, Loggers, TensorBoard, Warn
 
 FILE: Final = "metrics.jsonl"
 READ_EVERY: Final = 100  # steps between two reads of a GPU, at least; to read is to wait for all that was asked of it

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from types import TracebackType
 from typing import TYPE_CHECKING, Final, NamedTuple, Self
 
-from fastmpl.metrics import Evaluation
+from fastmpl.telemetry.metrics import Evaluation
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType

@@ -6,8 +6,8 @@ import re
 import pytest
 from rich.console import Console
 
-from fastmpl.metrics import Evaluation
-from fastmpl.progress import Progress, duration
+from fastmpl.telemetry.metrics import Evaluation
+from fastmpl.telemetry.progress import Progress, duration
 
 VALUES = {
     "images_per_second": 1412.0, "student_loss": 0.5312, "supervised_loss": 0.2131, "pseudo_loss": 0.0,
