@@ -2,7 +2,7 @@
 
 Two networks at 224 px (WRN-28-2: 32 px), B = 8, U = 56, float32, channels-last, scalar feedback unless said otherwise,
 labels and feedback on the strong view. Nothing is computed: the bytes are those of every storage a real step would hold
-(see fastmpl.step.accounting).
+(see fastmpl.analysis.accounting).
 """
 
 import argparse
@@ -11,7 +11,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from benchmarks.records import Record, Row, Scalar, save
 from benchmarks.steps import EFFICIENTNET_B7, RESNET50, WRN, Size, Step
-from fastmpl.step.accounting import Account, arithmetic, measure
+from fastmpl.analysis.accounting import Account, arithmetic, measure
 
 ARMS: dict[str, dict[str, object]] = {
     "published order": {"schedule": "published"},

@@ -13,9 +13,9 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 
 from benchmarks.records import Record, Row, save
-from fastmpl.capture import FakeRun
+from fastmpl.analysis.accounting import measure, predicted
+from fastmpl.analysis.fake_run import FakeRun
 from fastmpl.config import Config, load
-from fastmpl.step.accounting import measure, predicted
 
 CONFIGS = Path(__file__).parents[1] / "launch" / "configs"
 

@@ -18,10 +18,10 @@ from benchmarks.environment import HEAP, keep_memory
 from benchmarks.harness import compare
 from benchmarks.records import Record, Row, Scalar, save
 from benchmarks.steps import RESNET50, Size, Step
+from fastmpl.analysis.accounting import Account, arithmetic, measure
 from fastmpl.config import NetworkConfig
 from fastmpl.learners.plain import PlainLearner
 from fastmpl.models.reduced_teacher import ReducedTeacher
-from fastmpl.step.accounting import Account, arithmetic, measure
 
 SMALL = Size("timm:resnet50", 112, 4, 28, classes=1000)  # the same network and shares, a step of seconds on a core
 TEACHER = NetworkConfig(optimiser="adamw", lr=3e-3, weight_decay=0.0, warmup=0, schedule="constant")

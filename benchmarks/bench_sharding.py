@@ -9,8 +9,8 @@ import argparse
 
 from benchmarks.environment import ROOT
 from benchmarks.records import Record, Row, save
+from fastmpl.analysis.planner import Plan, plan
 from fastmpl.config import load
-from fastmpl.planner import Plan, plan
 
 CONFIG = ROOT / "launch/configs/imagenet_efficientnet_l2_zero.toml"
 SCHEDULE = "split, deferred, recomputed"

@@ -3,7 +3,7 @@
 Every round runs each variant once, in an order that rotates from round to round. Ratios against the baseline are taken
 within a round, and their median and quartiles are the result; absolute times are reported beside it. On a CPU the clock
 of the comparison is CPU seconds (all threads of this process), which a shared machine disturbs least; wall time stands
-beside it. Bytes and operators are counted, not timed (`fastmpl.step.accounting`), in one further call.
+beside it. Bytes and operators are counted, not timed (`fastmpl.analysis.accounting`), in one further call.
 """
 
 import gc
@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from benchmarks.records import Record, RecordError, Row, Scalar
-from fastmpl.step.accounting import measure
+from fastmpl.analysis.accounting import measure
 
 Variant = Callable[[], object]
 Clock = Literal["cpu", "wall"]

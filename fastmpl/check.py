@@ -166,7 +166,7 @@ def check_data(config: Config) -> Generator[str, None, "Prepared"]:
 
 def check_capture(config: Config, prepared: "Prepared") -> Iterator[str]:
     """Runs the step on fake tensors, with no arithmetic and no GPU: each reason why it cannot be one CUDA graph."""
-    from fastmpl.capture import capture_faults
+    from fastmpl.analysis.fake_run import capture_faults
 
     if config.system.graph == "off":
         yield 'graph   none: system.graph = "off"'

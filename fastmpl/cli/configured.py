@@ -77,7 +77,7 @@ class Plan:
 
 
 def plan(asked: Plan, config: Config) -> None:
-    from fastmpl import planner
+    from fastmpl.analysis import planner
 
     if asked.ranks < 1 or asked.memory <= 0:
         raise ConfigError("fastmpl plan needs --ranks of at least 1, and --memory above 0.")

@@ -7,7 +7,7 @@ from benchmarks.bench_memory import account, work
 from benchmarks.bench_prediction import CASES, Case, row
 from benchmarks.bench_step import unfused
 from benchmarks.steps import RESNET50, WRN, Size, Step
-from fastmpl.step.accounting import Account, measure
+from fastmpl.analysis.accounting import Account, measure
 from fastmpl_kernels import dispatch
 
 SMALL = Size("wrn_28_2", 32, 2, 4)  # operators do not depend on the number of images

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from fastmpl.capture import FakeRun
-from fastmpl.step.accounting import predicted
+from fastmpl.analysis.accounting import predicted
+from fastmpl.analysis.fake_run import FakeRun
 from fastmpl.step.step_graph import WARMUP, GraphedStep
 from fastmpl.telemetry.metrics import Meter
 from tests.step.captured import FORMS, SHAPE, batches, config, trainee

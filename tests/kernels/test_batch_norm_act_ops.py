@@ -7,7 +7,7 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.autograd import forward_ad
 
-from fastmpl.step.accounting import LiveBytes
+from fastmpl.analysis.accounting import LiveBytes
 from fastmpl_kernels import dispatch
 from fastmpl_kernels.batch_norm_act import batch_norm_act, library_ops, native
 from fastmpl_kernels.batch_norm_act.settings import NUMBER

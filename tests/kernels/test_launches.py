@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from fastmpl.step.accounting import LiveBytes
+from fastmpl.analysis.accounting import LiveBytes
 from fastmpl_kernels import dispatch
 from fastmpl_kernels.rows import constant, unit
 from fastmpl_kernels.soft_cross_entropy import soft_cross_entropy

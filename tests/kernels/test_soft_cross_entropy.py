@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
-from fastmpl.step.accounting import LiveBytes
+from fastmpl.analysis.accounting import LiveBytes
 from fastmpl_kernels import dispatch
 from fastmpl_kernels.soft_cross_entropy import soft_cross_entropy
 from tests.kernels.three_way import (

@@ -4,8 +4,8 @@ from typing import Any
 
 import pytest
 
+from fastmpl.analysis.planner.state import state_bytes
 from fastmpl.config.optimisers import ABILITIES
-from fastmpl.planner.state import state_bytes
 from tests.ranks.holdings import Holdings, networks
 from tests.ranks.spawned import on_ranks
 

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import torch
 
+from fastmpl.analysis.fake_run import fake_batch
 from fastmpl.assemble import Trainee, assemble
-from fastmpl.capture import fake_batch
 from fastmpl.config import Config, load
 from fastmpl.data.batch import Batch
 from fastmpl.models import build

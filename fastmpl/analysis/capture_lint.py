@@ -24,8 +24,8 @@ from torch._subclasses.fake_tensor import (
     UnsupportedOperatorException,
 )
 
-from fastmpl.step.accounting import LiveBytes
-from fastmpl.step.trace import Call, Fault, Host, Trace, is_ours, place
+from fastmpl.analysis.accounting import LiveBytes
+from fastmpl.analysis.capture_trace import Call, Fault, Host, Trace, is_ours, place
 
 S = TypeVar("S")
 

@@ -12,13 +12,13 @@ from typing import Final, Literal, NamedTuple
 
 from torch import nn
 
+from fastmpl.analysis.planner.cost import BATCHES, Cost, Shape, cost
+from fastmpl.analysis.planner.state import Gathered, Stage, State, gathered_bytes, state_bytes
 from fastmpl.assemble import network
 from fastmpl.config import Config, NetworkConfig, feeds_back, trained
 from fastmpl.config.optimisers import ABILITIES
 from fastmpl.errors import ConfigError
 from fastmpl.models.reduced_teacher import ReducedTeacher
-from fastmpl.planner.cost import BATCHES, Cost, Shape, cost
-from fastmpl.planner.state import Gathered, Stage, State, gathered_bytes, state_bytes
 
 Sharding = Literal["copies", "ZeRO 1", "ZeRO 2", "ZeRO 3", "ZeRO 1, offload", "ZeRO 2, offload", "ZeRO 3, offload"]
 SHARDINGS: Final[Mapping[Sharding, tuple[Stage, bool]]] = {

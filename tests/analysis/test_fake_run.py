@@ -7,16 +7,16 @@ import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from fastmpl.analysis.capture_lint import lint
+from fastmpl.analysis.fake_run import FakeRun, capture_faults
 from fastmpl.assemble import Trainee
-from fastmpl.capture import FakeRun, capture_faults
 from fastmpl.config import load
 from fastmpl.config.optimisers import ABILITIES
-from fastmpl.step.lint import lint
 from fastmpl_kernels import rows
 from tests.examples import EXAMPLES
 from tests.learners import fake_apex
 
-CONFIGS = Path(__file__).parents[1] / "launch" / "configs"
+CONFIGS = Path(__file__).parents[2] / "launch" / "configs"
 SHAPES: dict[str, tuple[int, tuple[int, ...]]] = {
     "two_moons": (2, (2,)),
     "digits": (10, (3, 8, 8)),

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 
-from fastmpl.planner.plan import Choice, Plan
+from fastmpl.analysis.planner.plan import Choice, Plan
 
 GIB = 2**30
 NOTE = (

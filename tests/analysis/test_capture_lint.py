@@ -11,8 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from fastmpl.analysis.capture_lint import lint
 from fastmpl.models import build, frozen_statistics, set_draw
-from fastmpl.step.lint import lint
 
 library = torch.library.Library("lint_test", "DEF")
 for name in ("twice", "unknown"):

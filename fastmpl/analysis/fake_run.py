@@ -3,11 +3,11 @@
 import torch
 from torch import Tensor
 
+from fastmpl.analysis.capture_lint import lint
+from fastmpl.analysis.capture_trace import Fault
 from fastmpl.assemble import assemble, network
 from fastmpl.config import Config
 from fastmpl.data.batch import Batch
-from fastmpl.step.lint import lint
-from fastmpl.step.trace import Fault
 
 
 class FakeRun:

@@ -1,16 +1,16 @@
 """What a step costs beside its state, found by running it on fake tensors: activations, and arithmetic.
 
 The bytes of a step are those of its activations, which grow with the images, and of temporaries of the parameters' size,
-which do not. Two sizes of the batch tell them apart. The counts are those of `fastmpl.step.accounting`.
+which do not. Two sizes of the batch tell them apart. The counts are those of `fastmpl.analysis.accounting`.
 """
 
 from typing import NamedTuple
 
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from fastmpl.capture import FakeRun, fake_batch
+from fastmpl.analysis.accounting import arithmetic, measure
+from fastmpl.analysis.fake_run import FakeRun, fake_batch
 from fastmpl.config import Config, feeds_back
-from fastmpl.step.accounting import arithmetic, measure
 
 BATCHES = ("batch_labelled", "batch_unlabelled", "batch_trusted")
 

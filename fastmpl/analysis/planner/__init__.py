@@ -4,8 +4,8 @@
 for every sharding and schedule, and says what fits; `text` prints it. No data is read, nothing is computed.
 """
 
-from fastmpl.planner.plan import Plan, plan
-from fastmpl.planner.state import Gathered, State, gathered_bytes, state_bytes
-from fastmpl.planner.text import lines
+from fastmpl.analysis.planner.plan import Plan, plan
+from fastmpl.analysis.planner.state import Gathered, State, gathered_bytes, state_bytes
+from fastmpl.analysis.planner.text import lines
 
 __all__ = ["Gathered", "Plan", "State", "gathered_bytes", "lines", "plan", "state_bytes"]

@@ -7,8 +7,8 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.checkpoint import checkpoint
 
+from fastmpl.analysis.accounting import LiveBytes, arithmetic, measure, tensors_of
 from fastmpl.models import build
-from fastmpl.step.accounting import LiveBytes, arithmetic, measure, tensors_of
 
 KB = 1024
 BLOCK = (16, 16)  # 1 KB of float32

@@ -3,11 +3,11 @@
 import pytest
 import torch
 
+from fastmpl.analysis.accounting import measure
+from fastmpl.analysis.planner.state import State, gathered_bytes, state_bytes
 from fastmpl.config import NetworkConfig
 from fastmpl.config.optimisers import ABILITIES
 from fastmpl.learners.plain import PlainLearner
-from fastmpl.planner.state import State, gathered_bytes, state_bytes
-from fastmpl.step.accounting import measure
 
 EFFICIENTNET_L2 = 480_309_308
 

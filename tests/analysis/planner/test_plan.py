@@ -6,14 +6,14 @@ from typing import Any
 import pytest
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from fastmpl import planner
-from fastmpl.capture import FakeRun
+from fastmpl.analysis import planner
+from fastmpl.analysis.accounting import measure
+from fastmpl.analysis.fake_run import FakeRun
+from fastmpl.analysis.planner.plan import size_of
 from fastmpl.cli import main
 from fastmpl.config import Config, ConfigError, load
-from fastmpl.planner.plan import size_of
-from fastmpl.step.accounting import measure
 
-DIGITS = Path(__file__).parents[2] / "launch/configs/digits.toml"
+DIGITS = Path(__file__).parents[3] / "launch/configs/digits.toml"
 GIB = 2**30
 
 
