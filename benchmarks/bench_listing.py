@@ -72,7 +72,7 @@ def measure(source: str, root: str) -> list[Row]:
 
     note("and DALI")
     import fastmpl.data.streaming.encoded_pipeline
-    import fastmpl.trainer  # noqa: F401
+    import fastmpl.run.trainer  # noqa: F401
     from fastmpl.config.load import build as config
     from fastmpl.data.build import build
     from fastmpl.data.draws import Stream

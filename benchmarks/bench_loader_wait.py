@@ -20,12 +20,13 @@ import torch
 
 from benchmarks.bench_loader import AHEAD, jpegs
 from benchmarks.records import Record, Row, save
-from fastmpl import observer, trainer
-from fastmpl.assemble import Trainee
 from fastmpl.config import Config
 from fastmpl.config.load import build as configured
 from fastmpl.data.batch import Batch
 from fastmpl.data.build import build as data
+from fastmpl.run import monitor as observer
+from fastmpl.run import trainer
+from fastmpl.run.build import Trainee
 from fastmpl.step.step_keys import nothing
 from fastmpl.telemetry.metrics import read_lines
 from fastmpl.telemetry.step_timer import Clock

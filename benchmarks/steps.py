@@ -173,8 +173,8 @@ class Paired(NamedTuple):
 def graph_pairs(device: torch.device) -> Iterator[Paired]:
     """WRN-28-2's step at the sizes of CIFAR-10, one operator after another and as one CUDA graph."""
     from fastmpl.analysis.fake_run import fake_batch
-    from fastmpl.assemble import assemble
     from fastmpl.config import Config
+    from fastmpl.run.build import assemble
     from fastmpl.step.step_graph import GraphedStep
 
     for labelled, kind in ((8, "exact"), (64, "exact"), (64, "scalar")):

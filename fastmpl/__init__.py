@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from fastmpl.trainer import Results
+    from fastmpl.run.trainer import Results
 
 __version__ = "0.1.0"
 
@@ -17,7 +17,7 @@ def train(
 
     overrides: dotted keys over the file's, such as `{"student.lr": 0.1}`. Raises fastmpl.errors.FastMPLError's family.
     """
-    from fastmpl import trainer  # torch takes seconds to import
     from fastmpl.config import load
+    from fastmpl.run import trainer  # torch takes seconds to import
 
     return trainer.train(load(config, overrides), resume=resume, quiet=quiet)

@@ -13,57 +13,17 @@ from typing import TYPE_CHECKING, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from fastmpl.config import Config, feeds_back, is_capturable
+from fastmpl.config import Config, is_capturable
 from fastmpl.config.rules import NOT_CAPTURABLE
-from fastmpl.errors import ConfigError, StorageError
+from fastmpl.errors import StorageError
 
 if TYPE_CHECKING:
     from fastmpl.data.dataset import Problem
     from fastmpl.data.prepare import Prepared
-    from fastmpl.distributed.ranks import Ranks
 
 SAY_EVERY: Final = 10  # seconds
 SHOWN: Final = 10  # files of a reason, or classes, that are named
 LEAST_FREE: Final = 200 * 2**20  # bytes; two checkpoints of two small networks with their optimisers
-
-
-def require_kernels() -> None:
-    """Raises ConfigError where the native kernels were built from other sources than those that lie here."""
-    from fastmpl_kernels.library import StaleLibraryError, library
-
-    try:
-        library()
-    except StaleLibraryError as error:
-        raise ConfigError(str(error)) from error
-
-
-def require_trusted(config: Config, count: int) -> None:
-    """Raises DataError where trusted images are asked for and the data set aside none."""
-    from fastmpl.data.errors import DataError
-
-    asked = {
-        "feedback": feeds_back(config) and config.feedback.images == "trusted",
-        "finetune": config.finetune.steps > 0 and config.finetune.images == "trusted",
-    }
-    for section, used in asked.items():
-        if used and not count:
-            raise DataError(
-                f'{section}.images = "trusted", and {config.data.root} has no folder trusted: '
-                "put clean images into trusted/<class>/, or set data.trusted above 0 to take some of the labelled ones."
-            )
-
-
-def require_same_data(fingerprint: object, ranks: "Ranks") -> None:
-    """Raises DataError, on all ranks, where not all of them found the same data and split it alike."""
-    from fastmpl.data.errors import DataError
-
-    every = ranks.facts(fingerprint)
-    differing = [rank for rank, found in enumerate(every) if found != every[0]]
-    if differing:
-        raise DataError(
-            f"rank {differing[0]} found other images than rank 0: see that all machines have the same files and the same "
-            "list of `fastmpl check` (in XDG_CACHE_HOME, else ~/.cache), or check the data on each of them."
-        )
 
 
 class _Progress:
@@ -153,6 +113,8 @@ def check_data(config: Config) -> Generator[str, None, "Prepared"]:
     """
     prepared, said, train, test = _checked(config)
     arrays, parts = prepared.arrays, prepared.split
+    from fastmpl.run.preconditions import require_trusted
+
     require_trusted(config, len(parts.trusted))
     counts = ", ".join(f"{len(index)} {name}" for name, index in parts._asdict().items())
     yield f"data    {config.data.source}: {len(arrays.classes)} classes, {counts}, {len(arrays.test_labels)} test images"

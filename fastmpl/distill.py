@@ -25,7 +25,8 @@ from fastmpl.data.stores.store import Header, checksum
 from fastmpl.data.stores.store_writer import Plan, Writer
 from fastmpl.data.stores.tables import read_table
 from fastmpl.errors import ConfigError
-from fastmpl.networks import WEIGHTS, fixed_teacher
+from fastmpl.run.build import load_fixed_teacher
+from fastmpl.run.student_file import WEIGHTS
 
 IMAGES = 256  # a pass
 UNFILTERED = {"store": "", "filter_store": "", "minimum_confidence": 0.0, "per_class": 0}  # what a store decides
@@ -104,7 +105,7 @@ def _rows(config: Config, source: Source, data: Data, scratch: Path) -> Callable
     if source.probabilities is not None:
         return read_table(source.probabilities, data.names, classes, scratch).rows
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    network = fixed_teacher(source.teacher, classes=classes, image_shape=data.image_shape).to(device).eval()
+    network = load_fixed_teacher(source.teacher, classes=classes, image_shape=data.image_shape).to(device).eval()
     if source.views == 1:
         return lambda first, last: _centre_views(network, data, first, last, device)
     return lambda first, last: _mean_of_views(network, data, first, last, source.views, device)

@@ -209,8 +209,8 @@ CASES: Final[dict[str, Callable[[torch.device], list[Tensor]]]] = {
 def _differing_steps(device: torch.device) -> list[int]:
     """Steps of two equal trainees, one of them captured, whose reports are not the same."""
     from fastmpl.analysis.fake_run import fake_batch
-    from fastmpl.assemble import Trainee, assemble
     from fastmpl.config import Config, DataConfig, StudentConfig, TeacherConfig
+    from fastmpl.run.build import Trainee, assemble
     from fastmpl.step.step_graph import WARMUP, GraphedStep
 
     shape, network = (3, 8, 8), {"model": "conv", "width": 32}

@@ -55,7 +55,7 @@ def run_arms(
 def _run(config: Config) -> Outcome:
     import torch
 
-    from fastmpl import trainer
+    from fastmpl.run import trainer
 
     torch.set_num_threads(1)
     return trainer.train(config, quiet=True, report=False)._asdict()

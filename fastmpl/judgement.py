@@ -17,7 +17,7 @@ from fastmpl.data.normalise import centre
 from fastmpl.data.prepare import prepare
 from fastmpl.data.readers.folder import read_labelled
 from fastmpl.errors import ConfigError
-from fastmpl.networks import Classifier, load_classifier
+from fastmpl.run.student_file import Classifier, load_classifier
 
 
 class Judgement(NamedTuple):

@@ -16,7 +16,7 @@ from fastmpl.data.files.decode import Decoded, decode_all
 from fastmpl.data.normalise import centre, centre_view
 from fastmpl.data.readers.tree import images_below
 from fastmpl.errors import ConfigError
-from fastmpl.networks import Classifier, load_classifier
+from fastmpl.run.student_file import Classifier, load_classifier
 
 Format = Literal["csv", "json"]
 PASS = 64  # images a pass

@@ -9,14 +9,14 @@ import numpy as np
 import pytest
 import torch
 
-from fastmpl import trainer
 from fastmpl.config import Config, load
 from fastmpl.data.build import build as build_data
 from fastmpl.data.errors import DataError
 from fastmpl.data.stores.store import open_store
 from fastmpl.distill import Source, distill
 from fastmpl.errors import ConfigError
-from fastmpl.networks import load_network
+from fastmpl.run import trainer
+from fastmpl.run.student_file import load_network
 
 DIGITS = Path(__file__).parents[1] / "launch" / "configs" / "digits.toml"
 IMAGES, CLASSES = 1297, 10

@@ -15,12 +15,13 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from fastmpl import cli, trainer
+from fastmpl import cli
 from fastmpl.config import load
 from fastmpl.judgement import evaluate
-from fastmpl.lifecycle import claimed, write_status
-from fastmpl.networks import load_classifier
 from fastmpl.predict import predict
+from fastmpl.run import trainer
+from fastmpl.run.folder import lock_folder, write_status
+from fastmpl.run.student_file import load_classifier
 from fastmpl.status import status
 from tests.pictures import BAD, COLOURS, make, spoil
 
@@ -207,7 +208,7 @@ def test_status_tells_a_running_run_from_a_lost_one(here: Path, tmp_path: Path) 
     run = shutil.copytree(here / "runs/my_pictures", tmp_path / "run")
     write_status(run, "running", 6)
     assert "lost, saved at step 6 of 12" in list(status(run))[1]
-    with claimed(run):
+    with lock_folder(run):
         assert f"running, saved at step 6 of 12 (process {os.getpid()} on " in list(status(run))[1]
 
 

@@ -12,10 +12,10 @@ import torch
 
 from fastmpl.config import Config
 from fastmpl.data.build import build as build_data
-from fastmpl.evaluate import Judge
-from fastmpl.finetune import batches, finetune_step
 from fastmpl.learners.plain import PlainLearner
-from fastmpl.networks import load_network
+from fastmpl.run.finetune import batches, finetune_step
+from fastmpl.run.scores import Judge
+from fastmpl.run.student_file import load_network
 
 RATES = (0.01, 0.03)
 LENGTHS = (50, 200, 800)

@@ -20,14 +20,15 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from fastmpl.assemble import STUDENT_SEED, network
 from fastmpl.config import Config, difference, load, save
 from fastmpl.data.build import Data
 from fastmpl.data.build import build as build_data
-from fastmpl.evaluate import Judge
 from fastmpl.experiment import Outcome
 from fastmpl.learners.plain import PlainLearner
-from fastmpl.networks import load_network, save_network
+from fastmpl.models import build_network
+from fastmpl.run.build import STUDENT_SEED
+from fastmpl.run.scores import Judge
+from fastmpl.run.student_file import load_network, save_network
 from fastmpl_kernels import keyed
 
 SMALLEST = 1e-7  # of a probability, before its logarithm
@@ -99,7 +100,7 @@ def _corruption(data: Data, noisy: Path) -> Float[Tensor, "K K"]:
 def _learned(config: Config, data: Data, corruption: Float[Tensor, "K K"], weight: float) -> PlainLearner:
     """A student trained on the noisy labels through C and on the trusted ones; it starts as every arm's of this seed."""
     seed = config.run.seed * 1009 + STUDENT_SEED
-    module = network(config.student, classes=len(data.classes), image_shape=data.image_shape, seed=seed)
+    module = build_network(config.student, classes=len(data.classes), image_shape=data.image_shape, seed=seed)
     learner = PlainLearner(module, config.student, steps=config.run.steps, average=config.student.average)
     noisy = data.finetune("labelled", config.data.batch_labelled)
     trusted = data.finetune("trusted", min(data.trusted_count, config.data.batch_labelled))

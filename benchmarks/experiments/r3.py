@@ -16,7 +16,7 @@ from benchmarks.experiments.common import CONFIGS, options, record, row, run_row
 from benchmarks.records import Row
 from fastmpl.data.build import build as build_data
 from fastmpl.experiment import Arm, run_arms
-from fastmpl.networks import load_network
+from fastmpl.run.student_file import load_network
 
 CONFIG = CONFIGS / "two_moons.toml"
 SOLVED = 95.0  # % of the points

@@ -19,11 +19,11 @@ import torch
 
 from benchmarks.experiments.common import CONFIGS, options, record, run_rows, tell
 from benchmarks.records import Row
-from fastmpl import trainer
 from fastmpl.data.errors import DataError
 from fastmpl.data.stores.store import open_store
 from fastmpl.distill import Source, distill
 from fastmpl.experiment import Arm, run_arms
+from fastmpl.run import trainer
 
 CONFIG = CONFIGS / "fashion_mnist_reduced.toml"
 CASE = "all labels"

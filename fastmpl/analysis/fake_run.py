@@ -5,9 +5,10 @@ from torch import Tensor
 
 from fastmpl.analysis.capture_lint import lint
 from fastmpl.analysis.capture_trace import Fault
-from fastmpl.assemble import assemble, network
 from fastmpl.config import Config
 from fastmpl.data.batch import Batch
+from fastmpl.models import build_network
+from fastmpl.run.build import assemble
 
 
 class FakeRun:
@@ -19,7 +20,7 @@ class FakeRun:
         config = config.model_copy(update={"system": config.system.model_copy(update=simple)})
 
         def stand_in() -> torch.nn.Module:
-            return network(config.student, classes=classes, image_shape=image_shape, seed=0)
+            return build_network(config.student, classes=classes, image_shape=image_shape, seed=0)
 
         self.trainee = assemble(
             config,

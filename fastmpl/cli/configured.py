@@ -30,7 +30,7 @@ def train(asked: Train, config: Config) -> None:
         print(to_toml(config), end="")
         return
     limit_threads(config.system.threads)
-    from fastmpl import trainer
+    from fastmpl.run import trainer
 
     trainer.train(config, resume=asked.resume)
 

@@ -21,9 +21,9 @@ from torch.distributed import PrefixStore, TCPStore  # type: ignore[attr-defined
 
 from fastmpl.distributed.parent_process import Launcher, end_with_parent, identity
 from fastmpl.distributed.ranks import ALONE, Ranks
+from fastmpl.distributed.signals import Stopper
 from fastmpl.distributed.stop_agreement import Guard, Store, first_line
 from fastmpl.errors import FastMPLError, PeerLostError
-from fastmpl.lifecycle import Stopper
 
 START: Final = 300  # seconds in which all ranks must have come
 MEETING: Final = ".meeting.json"

@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Final, NamedTuple, Protocol, Self
 
 from fastmpl.distributed.parent_process import Launcher
+from fastmpl.distributed.signals import Stopper
 from fastmpl.errors import FastMPLError, PeerLostError, ToldByPeer
-from fastmpl.lifecycle import Stopper
 
 EVERY: Final = 0.2  # seconds between two looks
 BEATS: Final = 1.5  # seconds after which a rank whose thread did not look again is silent

@@ -4,7 +4,7 @@ Three things are asked: random draws that can be repeated (`stochastic`), batch 
 being recorded (`norms`), and a forward-mode derivative through every layer.
 """
 
-from fastmpl.models.build import build
+from fastmpl.models.build import build, build_network
 from fastmpl.models.errors import ModelError
 from fastmpl.models.norms import frozen_statistics
 from fastmpl.models.stochastic import KeyedDropout, KeyedDropPath, replace_dropout, set_draw
@@ -16,6 +16,7 @@ __all__ = [
     "KeyedDropout",
     "ModelError",
     "build",
+    "build_network",
     "frozen_statistics",
     "replace_dropout",
     "set_draw",

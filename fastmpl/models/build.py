@@ -7,6 +7,7 @@ import re
 import torch
 from torch import nn
 
+from fastmpl.config import NetworkConfig
 from fastmpl.models.conv import ConvNet
 from fastmpl.models.errors import ModelError
 from fastmpl.models.norms import Norm
@@ -68,3 +69,17 @@ def build(
         network = _own(model, classes, image_shape, dropout, norm, width, depth)
     replace_dropout(network)  # numbers the layers
     return network
+
+
+def build_network(config: NetworkConfig, *, classes: int, image_shape: tuple[int, ...], seed: int) -> nn.Module:
+    """The network of a section of the configuration."""
+    return build(
+        config.model,
+        classes=classes,
+        image_shape=image_shape,
+        dropout=config.dropout,
+        norm=config.norm,
+        width=config.width,
+        depth=config.depth,
+        seed=seed,
+    )

@@ -2,7 +2,7 @@
 
 A step of two small networks is a thousand launches and more; replayed, it is one. What varies from step to step is on
 the device already (rates, ramps, keys, the step's number), so that a replay is the step that eager execution would have
-taken, bit for bit. `fastmpl.analysis.fake_run` tells on a machine with no GPU whether a configuration's step can be captured.
+taken, bit for bit. `fastmpl.analysis.fake_run` tells without a GPU whether a configuration's step can be captured.
 
 Three streams. The loader's work and its transfers run on one of their own (`loaded`), beside the replay of the step
 before; the warm-up and the capture run on a second, as captures must; the caller's stream replays, and fills the static

@@ -9,9 +9,9 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from fastmpl.analysis.capture_lint import lint
 from fastmpl.analysis.fake_run import FakeRun, capture_faults
-from fastmpl.assemble import Trainee
 from fastmpl.config import load
 from fastmpl.config.optimisers import ABILITIES
+from fastmpl.run.build import Trainee
 from fastmpl_kernels import rows
 from tests.examples import EXAMPLES
 from tests.learners import fake_apex

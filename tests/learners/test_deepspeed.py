@@ -11,7 +11,7 @@ ROOT = Path(__file__).parents[2]
 PLAIN = """
 import sys
 from pathlib import Path
-from fastmpl import trainer
+from fastmpl.run import trainer
 from fastmpl.config import load
 changes = {"run.output": sys.argv[1], "run.steps": 2, "data.batch_unlabelled": 20}
 trainer.train(load(Path("launch/configs/digits.toml"), changes), quiet=True, report=False)

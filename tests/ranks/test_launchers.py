@@ -13,8 +13,8 @@ from socket import socket
 
 import pytest
 
-from fastmpl import checkpoint
-from fastmpl.lifecycle import claimed
+from fastmpl.run import checkpoint
+from fastmpl.run.folder import lock_folder
 
 pytest.importorskip("deepspeed", reason="the sharded extra brings its launcher: pip install fastmpl[sharded]")
 ROOT = Path(__file__).parents[2]
@@ -106,7 +106,7 @@ def test_a_mistake_is_one_sentence_and_its_code_on_any_number_of_ranks(tmp_path:
 
 @pytest.mark.slow
 def test_a_folder_in_use_is_said_once_and_nobody_waits_for_the_first_rank(tmp_path: Path) -> None:
-    with claimed(tmp_path / "two"), launched(tmp_path) as process:
+    with lock_folder(tmp_path / "two"), launched(tmp_path) as process:
         output, _ = process.communicate(timeout=SECONDS)
     assert process.returncode == 5, output
     assert output.count(f"in use by process {os.getpid()}") == 1

@@ -8,13 +8,14 @@ from typing import NamedTuple
 import pytest
 import safetensors.torch
 import torch
+from tests.test_trainer import config, lines, train
 
-from fastmpl import checkpoint, manifest
 from fastmpl.distributed.ranks import ALONE, Ranks
+from fastmpl.run import checkpoint
+from fastmpl.run import checkpoint_files as manifest
 from fastmpl.telemetry.metrics import read_lines
 from tests.ranks.runs import Ended, Job, conv
 from tests.ranks.spawned import on_ranks
-from tests.test_trainer import config, lines, train
 
 
 def last(folder: Path, rank: int = 0, size: int = 2, step: int = 20) -> dict[str, torch.Tensor]:

@@ -5,10 +5,10 @@ from pathlib import Path
 import torch
 
 from fastmpl.analysis.fake_run import fake_batch
-from fastmpl.assemble import Trainee, assemble
 from fastmpl.config import Config, load
 from fastmpl.data.batch import Batch
 from fastmpl.models import build
+from fastmpl.run.build import Trainee, assemble
 
 CONFIGS = Path(__file__).parents[2] / "launch" / "configs"
 SHAPE = (3, 8, 8)

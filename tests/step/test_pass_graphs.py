@@ -7,8 +7,8 @@ import torch
 from torch import nn
 
 from fastmpl.analysis.capture_lint import lint
-from fastmpl.assemble import Trainee
 from fastmpl.models import set_draw
+from fastmpl.run.build import Trainee
 from fastmpl.step.pass_graphs import WARMUP, PartialGraphs, replay_passes
 from tests.step.captured import batches, config, trainee
 from tests.step.pooled_cuda import Pooled

@@ -14,10 +14,10 @@ from torch import nn
 
 from fastmpl.analysis.planner.cost import BATCHES, Cost, Shape, cost
 from fastmpl.analysis.planner.state import Gathered, Stage, State, gathered_bytes, state_bytes
-from fastmpl.assemble import network
 from fastmpl.config import Config, NetworkConfig, feeds_back, trained
 from fastmpl.config.optimisers import ABILITIES
 from fastmpl.errors import ConfigError
+from fastmpl.models import build_network
 from fastmpl.models.reduced_teacher import ReducedTeacher
 
 Sharding = Literal["copies", "ZeRO 1", "ZeRO 2", "ZeRO 3", "ZeRO 1, offload", "ZeRO 2, offload", "ZeRO 3, offload"]
@@ -116,7 +116,7 @@ def _network(config: Config, role: str, shape: Shape) -> nn.Module:
     with FakeTensorMode():
         if role == "teacher" and config.method.name == "reduced_mpl":
             return ReducedTeacher(shape.classes, section.width, section.depth, 0)
-        return network(section, classes=shape.classes, image_shape=shape.image, seed=0)
+        return build_network(section, classes=shape.classes, image_shape=shape.image, seed=0)
 
 
 def _possible(config: Config) -> Iterator[tuple[Sharding, tuple[Stage, bool]]]:

@@ -9,17 +9,17 @@ import pytest
 
 pytest.importorskip("nvidia.dali", reason="install nvidia-dali-cuda130 to train on encoded images")
 
-from fastmpl import trainer
 from fastmpl.config import Config, load
 from fastmpl.data.batch import Batch
 from fastmpl.data.streaming.encoded_pipeline import EncodedStream
 from fastmpl.data.view_stream import Views
+from fastmpl.run import trainer
 from fastmpl.step.step_keys import nothing
 from fastmpl.telemetry.metrics import read_lines
 from fastmpl.telemetry.progress import State, facts
 from tests import mini_imagenet
 
-CONFIGS = Path(__file__).parents[1] / "launch" / "configs"
+CONFIGS = Path(__file__).parents[2] / "launch" / "configs"
 STEPS = 6
 
 

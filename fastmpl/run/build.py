@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -10,6 +11,7 @@ from torch import Tensor, nn
 from fastmpl.config import Config, NetworkConfig, names_run
 from fastmpl.data.batch import Batch
 from fastmpl.distributed.ranks import ALONE, Ranks
+from fastmpl.errors import ConfigError
 from fastmpl.learners.plain import PlainLearner
 from fastmpl.learners.zero.learner import ZeroLearner
 from fastmpl.methods.distillation import distillation
@@ -18,9 +20,10 @@ from fastmpl.methods.pseudo_label import PseudoLabel
 from fastmpl.methods.single_network import Alone
 from fastmpl.methods.supervised import Supervised
 from fastmpl.methods.uda import Consistency, Uda
-from fastmpl.models import build
+from fastmpl.models import build_network
 from fastmpl.models.layout import channels_last
 from fastmpl.models.reduced_teacher import ReducedTeacher, StoredTeacher
+from fastmpl.run.student_file import load_network
 from fastmpl.step.eager import EagerStep, Ramp, Run
 from fastmpl.step.mpl_step import meta_step
 from fastmpl.step.order import joint, split
@@ -67,20 +70,6 @@ class Trainee(NamedTuple):
                 holder.load(below(state, part))
 
 
-def network(config: NetworkConfig, *, classes: int, image_shape: tuple[int, ...], seed: int) -> nn.Module:
-    """The network of a section of the configuration."""
-    return build(
-        config.model,
-        classes=classes,
-        image_shape=image_shape,
-        dropout=config.dropout,
-        norm=config.norm,
-        width=config.width,
-        depth=config.depth,
-        seed=seed,
-    )
-
-
 def assemble(
     config: Config,
     *,
@@ -95,7 +84,7 @@ def assemble(
     def trained(section: NetworkConfig, seed: int) -> nn.Module:
         if section is config.teacher and config.method.name == "reduced_mpl":
             return ReducedTeacher(classes, section.width, section.depth, seed)
-        return network(section, classes=classes, image_shape=image_shape, seed=seed)
+        return build_network(section, classes=classes, image_shape=image_shape, seed=seed)
 
     def learner(section: NetworkConfig, seed: int, average: float) -> AnyLearner:
         module = _placed(trained(section, config.run.seed * 1009 + seed), config, device)
@@ -207,3 +196,19 @@ def _placed(module: nn.Module, config: Config, device: torch.device) -> nn.Modul
     if device.type != "cpu":
         module = module.to(device)
     return channels_last(module) if config.system.channels_last else module
+
+
+def load_fixed_teacher(model: str, *, classes: int, image_shape: tuple[int, ...]) -> nn.Module:
+    """A teacher that does not learn: the student of a run, or a pretrained network of timm with these classes."""
+    if not model.startswith("timm:"):
+        return load_network(Path(model), classes=classes, image_shape=image_shape)
+    import timm
+
+    try:
+        module: nn.Module = timm.create_model(model.removeprefix("timm:"), pretrained=True)
+    except (RuntimeError, OSError) as error:
+        raise ConfigError(f'teacher.model = "{model}" cannot be loaded: {error}.') from error
+    held_classes = getattr(module, "num_classes", None)
+    if held_classes != classes:
+        raise ConfigError(f'teacher.model = "{model}" has {held_classes} classes; the data has {classes}.')
+    return module

@@ -11,7 +11,6 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 pytest.importorskip("nvidia.dali", reason="install nvidia-dali-cuda130 to test streams of encoded images")
 
-from fastmpl.assemble import Trainee
 from fastmpl.config import Config, load
 from fastmpl.data.batch import IMAGES, Batch
 from fastmpl.data.draws import Stream
@@ -22,11 +21,12 @@ from fastmpl.data.sampler import Order
 from fastmpl.data.streaming.crops import Crops
 from fastmpl.data.streaming.encoded_pipeline import EncodedStream, Machine
 from fastmpl.data.streaming.reading import Reader
-from fastmpl.execution import executed, loaded_dtype
+from fastmpl.run.build import Trainee
+from fastmpl.run.graph_choice import executed, loaded_dtype
 from tests import mini_imagenet
 from tests.step.emulated_cuda import Cuda
 
-CONFIGS = Path(__file__).parents[1] / "launch" / "configs"
+CONFIGS = Path(__file__).parents[2] / "launch" / "configs"
 SIZE, BATCH, COUNT = 32, 4, 8
 COPIES = {torch.ops.aten.copy_.default, torch.ops.aten._to_copy.default, torch.ops.aten.clone.default}
 

@@ -8,14 +8,14 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from fastmpl.assemble import AnyLearner
-from fastmpl.checkpoint import Checkpoint
 from fastmpl.config import Config
 from fastmpl.data.batch import Batch
 from fastmpl.data.build import Data
 from fastmpl.distributed.ranks import Ranks
 from fastmpl.errors import DivergedError
-from fastmpl.evaluate import Judge, Network, Split, inferences
+from fastmpl.run.build import AnyLearner
+from fastmpl.run.checkpoint import Checkpoint
+from fastmpl.run.scores import Judge, Network, Split, inferences
 from fastmpl.telemetry.metrics import Evaluation, Log, Meter, lines_a_read
 from fastmpl.telemetry.progress import Progress, Silent
 from fastmpl.telemetry.replaced_images import Lost, LostImages, NoneLost

@@ -7,10 +7,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fastmpl.assemble import AnyLearner
 from fastmpl.data.build import Data
 from fastmpl.data.memory.held import Evaluated
 from fastmpl.distributed.ranks import ALONE, Ranks
+from fastmpl.run.build import AnyLearner
 
 Network = Literal["student", "average", "teacher"]
 Split = Literal["validation", "test"]

@@ -10,9 +10,10 @@ from typing import Any
 import pytest
 import torch
 
-from fastmpl import checkpoint, manifest
-from fastmpl.checkpoint import Checkpoint
 from fastmpl.errors import StorageError
+from fastmpl.run import checkpoint
+from fastmpl.run import checkpoint_files as manifest
+from fastmpl.run.checkpoint import Checkpoint
 
 
 def made(step: int) -> Checkpoint:

@@ -6,13 +6,13 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from fastmpl.assemble import AnyLearner
 from fastmpl.config import Config
 from fastmpl.data.batch import Batch
 from fastmpl.data.loader import Labelled
 from fastmpl.data.prefetch import Ahead
 from fastmpl.data.view_stream import Replacement
 from fastmpl.methods.supervised import Supervised
+from fastmpl.run.build import AnyLearner
 from fastmpl.step.eager import EagerStep, Ramp
 from fastmpl.step.single_network_step import alone_step
 from fastmpl.step.step_keys import Moment, Report

@@ -11,14 +11,16 @@ from typing import Any
 import pytest
 import torch
 
-from fastmpl import checkpoint, observer, trainer
 from fastmpl.config import Config, load
+from fastmpl.distributed.signals import Stopper
 from fastmpl.errors import ConfigError, DivergedError, FastMPLError, StorageError
-from fastmpl.lifecycle import Stopper, claimed
+from fastmpl.run import checkpoint, trainer
+from fastmpl.run import monitor as observer
+from fastmpl.run.folder import lock_folder
 from fastmpl.telemetry.metrics import read_lines
 from fastmpl_kernels import library
 
-CONFIGS = Path(__file__).parents[1] / "launch" / "configs"
+CONFIGS = Path(__file__).parents[2] / "launch" / "configs"
 TIMINGS = ("seconds", "images_per_second", "waiting")
 
 
@@ -176,7 +178,7 @@ def test_starting_over_keeps_the_old_folder(tmp_path: Path) -> None:
 
 
 def test_a_second_run_in_one_folder_is_refused_with_the_first_ones_process(tmp_path: Path) -> None:
-    with claimed(tmp_path / "small"), pytest.raises(StorageError, match=f"in use by process {os.getpid()} on "):
+    with lock_folder(tmp_path / "small"), pytest.raises(StorageError, match=f"in use by process {os.getpid()} on "):
         train(config(tmp_path))
 
 
@@ -187,7 +189,7 @@ def test_a_run_that_diverges_says_what_to_do(tmp_path: Path) -> None:
 
 def test_a_second_interrupt_ends_at_once() -> None:
     program = (
-        "import os, signal, sys\nfrom fastmpl.lifecycle import Stopper\n"
+        "import os, signal, sys\nfrom fastmpl.distributed.signals import Stopper\n"
         "with Stopper():\n    os.kill(os.getpid(), signal.SIGINT)\n    os.kill(os.getpid(), signal.SIGINT)\nsys.exit(0)"
     )
     assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 130

@@ -5,10 +5,10 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor
 
-from fastmpl import finetune
-from fastmpl.assemble import AnyLearner, Trainee, below
 from fastmpl.config import Config
-from fastmpl.evaluate import Network
+from fastmpl.run import finetune
+from fastmpl.run.build import AnyLearner, Trainee, below
+from fastmpl.run.scores import Network
 from fastmpl.step.eager import EagerStep
 from fastmpl.step.step_keys import Report
 

@@ -4,10 +4,10 @@ from collections.abc import Callable
 
 import torch
 
-from fastmpl.assemble import Trainee
 from fastmpl.config import Config, is_capturable
 from fastmpl.config.rules import NOT_CAPTURABLE
 from fastmpl.errors import ConfigError
+from fastmpl.run.build import Trainee
 from fastmpl.step.eager import EagerStep
 from fastmpl.step.pass_graphs import replay_passes
 from fastmpl.step.step_graph import GraphedStep

@@ -10,15 +10,15 @@ import torch
 
 pytest.importorskip("nvidia.dali", reason="install nvidia-dali-cuda130 to train on encoded images")
 
-from fastmpl import checkpoint
 from fastmpl.config import Config, load
 from fastmpl.distill import Source, distill
 from fastmpl.judgement import evaluate
 from fastmpl.predict import predict
-from fastmpl.trainer import Results, train
+from fastmpl.run import checkpoint
+from fastmpl.run.trainer import Results, train
 from tests import mini_imagenet
 
-CONFIGS = Path(__file__).parents[1] / "launch" / "configs"
+CONFIGS = Path(__file__).parents[2] / "launch" / "configs"
 STORAGES = ("folder", "webdataset", "tfrecord")
 SMALL: dict[str, Any] = {
     "run.steps": 4, "run.evaluate_every": 4, "run.log_every": 2, "run.checkpoint_every": 2,

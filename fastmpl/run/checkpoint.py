@@ -26,7 +26,7 @@ from torch import Tensor
 
 from fastmpl.distributed.ranks import ALONE, Ranks
 from fastmpl.errors import StorageError
-from fastmpl.manifest import (
+from fastmpl.run.checkpoint_files import (
     FACTS,
     MANIFEST,
     SCHEMA,

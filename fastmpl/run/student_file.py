@@ -1,4 +1,4 @@
-"""The network of a finished run, for evaluation and as a teacher that does not learn."""
+"""student.safetensors: the network that a finished run leaves, written and read with what it needs to be used."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -8,10 +8,10 @@ import safetensors
 import safetensors.torch
 from torch import Tensor, nn
 
-from fastmpl.assemble import network
 from fastmpl.config import Config, load
 from fastmpl.data.normalise import Normalisation
 from fastmpl.errors import ConfigError
+from fastmpl.models import build_network
 
 WEIGHTS = "student.safetensors"
 
@@ -56,7 +56,7 @@ def load_classifier(folder: Path) -> Classifier:
         classes = tuple(facts["classes"].split("\n"))
         image_shape = tuple(map(int, facts["image_shape"].split()))
         mean, std = (tuple(map(float, facts.get(name, "").split())) for name in Normalisation._fields)
-        module = network(config.student, classes=len(classes), image_shape=image_shape, seed=0)
+        module = build_network(config.student, classes=len(classes), image_shape=image_shape, seed=0)
         module.load_state_dict(state)
     except (safetensors.SafetensorError, TypeError, KeyError, ValueError, RuntimeError) as error:
         raise ConfigError(
@@ -75,19 +75,3 @@ def load_network(folder: Path, *, classes: int, image_shape: tuple[int, ...]) ->
             f"this run has {image_shape} and {classes}."
         )
     return held.module
-
-
-def fixed_teacher(model: str, *, classes: int, image_shape: tuple[int, ...]) -> nn.Module:
-    """A teacher that does not learn: the student of a run, or a pretrained network of timm with these classes."""
-    if not model.startswith("timm:"):
-        return load_network(Path(model), classes=classes, image_shape=image_shape)
-    import timm
-
-    try:
-        module: nn.Module = timm.create_model(model.removeprefix("timm:"), pretrained=True)
-    except (RuntimeError, OSError) as error:
-        raise ConfigError(f'teacher.model = "{model}" cannot be loaded: {error}.') from error
-    held_classes = getattr(module, "num_classes", None)
-    if held_classes != classes:
-        raise ConfigError(f'teacher.model = "{model}" has {held_classes} classes; the data has {classes}.')
-    return module

@@ -10,27 +10,27 @@ from typing import Any, Literal, NamedTuple
 
 import torch
 
-from fastmpl import checkpoint, finetune
-from fastmpl.assemble import AnyLearner, assemble
-from fastmpl.check import require_kernels, require_same_data, require_trusted
-from fastmpl.checkpoint import Checkpoint
 from fastmpl.config import Config
 from fastmpl.data.batch import Batch
 from fastmpl.data.build import Data
 from fastmpl.data.build import build as build_data
 from fastmpl.data.view_stream import Replacement
 from fastmpl.distributed.process_group import Group, Place, joined, place
+from fastmpl.distributed.signals import Stopper
 from fastmpl.errors import StorageError
-from fastmpl.evaluate import Network, Split
-from fastmpl.execution import executed, loaded_dtype
-from fastmpl.learned import Learned
 from fastmpl.learners.zero.engine import logged
-from fastmpl.lifecycle import State, Stopper, write_status
-from fastmpl.networks import fixed_teacher, save_network
-from fastmpl.observer import Observer
+from fastmpl.run import checkpoint, finetune
+from fastmpl.run.build import AnyLearner, assemble, load_fixed_teacher
+from fastmpl.run.checkpoint import Checkpoint
+from fastmpl.run.folder import State, claim_folder, write_status
+from fastmpl.run.graph_choice import executed, loaded_dtype
+from fastmpl.run.monitor import Observer
+from fastmpl.run.preconditions import require_kernels, require_same_data, require_trusted
+from fastmpl.run.scores import Network, Split
+from fastmpl.run.student_file import save_network
+from fastmpl.run.trained_networks import Learned
 from fastmpl.step.eager import EagerStep
 from fastmpl.step.step_graph import GraphedStep
-from fastmpl.tenancy import taken
 from fastmpl_kernels import dispatch
 
 # torch's own forward-mode rules are scripted; no user can change that
@@ -67,7 +67,7 @@ def train(config: Config, *, resume: str = "auto", quiet: bool = False, report: 
     folder, here = Path(config.run.output) / config.run.name, place()
     with ExitStack() as held:
         if here.is_first:
-            held.enter_context(taken(folder, config, resume))
+            held.enter_context(claim_folder(folder, config, resume))
             if config.system.engine == "zero":
                 held.enter_context(logged(folder / "deepspeed.log"))
         run: Training | None = None
@@ -120,7 +120,7 @@ class Training:
             config,
             device=self.device,
             ranks=self.ranks,
-            fixed_teacher=lambda: fixed_teacher(config.teacher.model, **kind),  # type: ignore[arg-type]
+            fixed_teacher=lambda: load_fixed_teacher(config.teacher.model, **kind),  # type: ignore[arg-type]
             **kind,  # type: ignore[arg-type]
         )
         self.learned = Learned(trainee, config, self.device, self.observer.meter.add)

@@ -1,0 +1,40 @@
+"""What must hold before a run starts; each function raises where it does not."""
+
+from fastmpl.config import Config, feeds_back
+from fastmpl.data.errors import DataError
+from fastmpl.distributed.ranks import Ranks
+from fastmpl.errors import ConfigError
+from fastmpl_kernels.library import StaleLibraryError, library
+
+
+def require_kernels() -> None:
+    """Raises ConfigError where the native kernels were built from other sources than those that lie here."""
+    try:
+        library()
+    except StaleLibraryError as error:
+        raise ConfigError(str(error)) from error
+
+
+def require_trusted(config: Config, count: int) -> None:
+    """Raises DataError where trusted images are asked for and the data set aside none."""
+    asked = {
+        "feedback": feeds_back(config) and config.feedback.images == "trusted",
+        "finetune": config.finetune.steps > 0 and config.finetune.images == "trusted",
+    }
+    for section, used in asked.items():
+        if used and not count:
+            raise DataError(
+                f'{section}.images = "trusted", and {config.data.root} has no folder trusted: '
+                "put clean images into trusted/<class>/, or set data.trusted above 0 to take some of the labelled ones."
+            )
+
+
+def require_same_data(fingerprint: object, ranks: Ranks) -> None:
+    """Raises DataError, on all ranks, where not all of them found the same data and split it alike."""
+    every = ranks.facts(fingerprint)
+    differing = [rank for rank, found in enumerate(every) if found != every[0]]
+    if differing:
+        raise DataError(
+            f"rank {differing[0]} found other images than rank 0: see that all machines have the same files and the same "
+            "list of `fastmpl check` (in XDG_CACHE_HOME, else ~/.cache), or check the data on each of them."
+        )
