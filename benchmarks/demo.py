@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from benchmarks.records import Record, Row, Scalar, save
-from fastmpl import demo
+from fastmpl.study import demo
 
 
 def main() -> None:

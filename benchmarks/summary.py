@@ -1,13 +1,13 @@
 """The rows of an experiment's record by arm: the mean over seeds, and the paired difference of two arms.
 
 Arms that share a seed share their data split and random draws, so their difference is taken seed by seed. The
-arithmetic is `fastmpl.statistics`; here is what belongs to rows.
+arithmetic is `fastmpl.paired_statistics`; here is what belongs to rows.
 """
 
 from typing import NamedTuple
 
 from benchmarks.records import RecordError, Row
-from fastmpl import statistics
+from fastmpl import paired_statistics
 
 
 class Mean(NamedTuple):
@@ -45,7 +45,7 @@ def values(rows: list[Row], arm: str, case: str | None = None) -> dict[int, floa
 
 
 def mean(sample: list[float]) -> Mean:
-    return Mean(statistics.mean(sample), statistics.standard_error(sample), len(sample))
+    return Mean(paired_statistics.mean(sample), paired_statistics.standard_error(sample), len(sample))
 
 
 def paired(rows: list[Row], arm: str, against: str, case: str | None = None) -> Difference:
@@ -54,5 +54,5 @@ def paired(rows: list[Row], arm: str, against: str, case: str | None = None) -> 
     seeds = sorted(ours.keys() & theirs.keys())
     if not seeds:
         raise RecordError(f"Arms {arm!r} and {against!r} share no seed.")
-    found = statistics.paired_interval([ours[s] for s in seeds], [theirs[s] for s in seeds])
+    found = paired_statistics.paired_interval([ours[s] for s in seeds], [theirs[s] for s in seeds])
     return Difference(*found, len(seeds))

@@ -14,7 +14,7 @@ from typing import TypeVar
 
 from benchmarks.environment import ROOT
 from benchmarks.records import RESULTS, Record, Row, Scalar, save
-from fastmpl.experiment import Outcome
+from fastmpl.study.arms import Outcome
 
 T = TypeVar("T")
 R = TypeVar("R")

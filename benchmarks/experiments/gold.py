@@ -23,12 +23,12 @@ from torch import Tensor
 from fastmpl.config import Config, difference, load, save
 from fastmpl.data.build import Data
 from fastmpl.data.build import build as build_data
-from fastmpl.experiment import Outcome
 from fastmpl.learners.plain import PlainLearner
 from fastmpl.models import build_network
 from fastmpl.run.build import STUDENT_SEED
 from fastmpl.run.scores import Judge
 from fastmpl.run.student_file import load_network, save_network
+from fastmpl.study.arms import Outcome
 from fastmpl_kernels import keyed
 
 SMALLEST = 1e-7  # of a probability, before its logarithm

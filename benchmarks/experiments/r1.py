@@ -17,7 +17,7 @@ import torch
 from benchmarks.experiments.common import CONFIGS, options, record, row, run_rows, tell
 from benchmarks.experiments.large_teacher import BIASES, STEPS, stored_teacher
 from benchmarks.records import Row
-from fastmpl.experiment import Arm, run_arms
+from fastmpl.study.arms import Arm, run_arms
 
 CONFIG = CONFIGS / "fashion_mnist_reduced.toml"
 ALONE = {"method.supervised_weight": 0.0}  # the feedback, and no supervised loss of the teacher

@@ -15,9 +15,9 @@ import torch
 
 from benchmarks.experiments.common import CONFIGS, options, record, row, run_rows, tell
 from benchmarks.records import Row
-from fastmpl import ablation
 from fastmpl.config import load
-from fastmpl.experiment import Arm, run_arms
+from fastmpl.study import ablation
+from fastmpl.study.arms import Arm, run_arms
 
 CPU_SIZED: Mapping[str, Any] = {
     **{

@@ -15,8 +15,8 @@ import torch
 from benchmarks.experiments.common import CONFIGS, options, record, row, run_rows, tell
 from benchmarks.records import Row
 from fastmpl.data.build import build as build_data
-from fastmpl.experiment import Arm, run_arms
 from fastmpl.run.student_file import load_network
+from fastmpl.study.arms import Arm, run_arms
 
 CONFIG = CONFIGS / "two_moons.toml"
 SOLVED = 95.0  # % of the points

@@ -22,8 +22,8 @@ from benchmarks.records import Row
 from fastmpl.data.errors import DataError
 from fastmpl.data.stores.store import open_store
 from fastmpl.distill import Source, distill
-from fastmpl.experiment import Arm, run_arms
 from fastmpl.run import trainer
+from fastmpl.study.arms import Arm, run_arms
 
 CONFIG = CONFIGS / "fashion_mnist_reduced.toml"
 CASE = "all labels"

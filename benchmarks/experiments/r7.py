@@ -21,7 +21,7 @@ import torch
 from benchmarks.experiments import finetuning, gold
 from benchmarks.experiments.common import CONFIGS, options, parallel, record, row, tell
 from benchmarks.records import Row
-from fastmpl.experiment import Arm, Outcome, run_arms
+from fastmpl.study.arms import Arm, Outcome, run_arms
 
 NOISY, TRUSTED, OFF, EXACT = "noisy", "trusted", "MPL, off", "MPL, exact"
 CLEAN = "the same labels without noise"  # the ceiling: nobody has them

@@ -141,7 +141,7 @@ class Ablate:
 
 
 def ablate(asked: Ablate, config: Config) -> None:
-    from fastmpl import ablation
+    from fastmpl.study import ablation
 
     folder = asked.output or Path(config.run.output) / f"ablate-{config.run.name}"
     print(f"\nreport: {ablation.run(config, folder, asked.seeds, asked.jobs or None)}")

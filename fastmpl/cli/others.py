@@ -186,6 +186,6 @@ class Demo:
 
 
 def demo(asked: Demo) -> None:
-    from fastmpl import demo
+    from fastmpl.study import demo
 
     print(f"\nreport: {demo.run(asked.output)}")

@@ -3,9 +3,9 @@
 No scripts and nothing from elsewhere; every text is escaped. Leaves out what a run measures (`fastmpl.telemetry.metrics`).
 """
 
+from fastmpl.paired_statistics import Interval, mean, paired_interval, standard_error
 from fastmpl.report.dots import Arm, Table
 from fastmpl.report.pages import points, versions, write_comparison, write_report
-from fastmpl.statistics import Interval, mean, paired_interval, standard_error
 
 __all__ = [
     "Arm",

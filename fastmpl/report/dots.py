@@ -7,8 +7,8 @@ from typing import NamedTuple
 from markupsafe import Markup
 from matplotlib.axes import Axes
 
+from fastmpl.paired_statistics import Interval, mean, paired_interval, standard_error
 from fastmpl.report.drawing import COLOUR, PERCENT, draw
-from fastmpl.statistics import Interval, mean, paired_interval, standard_error
 
 
 class Arm(NamedTuple):

@@ -11,11 +11,11 @@ from typing import Any, Final
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from fastmpl import __version__
+from fastmpl.paired_statistics import Interval
 from fastmpl.report.accuracy import accuracy_pictures
 from fastmpl.report.curves import step_pictures, unanswered
 from fastmpl.report.dots import Table, baseline, dot_plot, rows
 from fastmpl.report.reading import Result, Run, read_run
-from fastmpl.statistics import Interval
 from fastmpl.telemetry.progress import duration
 
 PACKAGES: Final = ("torch", "torchvision", "timm", "nvidia-dali-cuda130", "deepspeed")

@@ -9,7 +9,7 @@ from benchmarks.experiments import ablation, r1, r6, r7
 from benchmarks.experiments.finetuning import Tuned
 from benchmarks.experiments.gold import corrected_loss, corruption_of
 from benchmarks.records import load
-from fastmpl.experiment import Arm
+from fastmpl.study.arms import Arm
 
 
 def test_gold_loss_is_cross_entropy_of_the_corrupted_distribution() -> None:

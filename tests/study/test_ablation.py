@@ -7,12 +7,12 @@ from typing import Any
 import pytest
 from scipy.stats import ttest_rel
 
-from fastmpl import ablation
 from fastmpl.config import Config, load
 from fastmpl.errors import ConfigError
-from fastmpl.statistics import Interval, paired_p
+from fastmpl.paired_statistics import Interval, paired_p
+from fastmpl.study import ablation
 
-DIGITS = Path(__file__).parents[1] / "launch" / "configs" / "digits.toml"
+DIGITS = Path(__file__).parents[2] / "launch" / "configs" / "digits.toml"
 
 
 def config(folder: Path, **changes: Any) -> Config:

@@ -12,8 +12,8 @@ from typing import Any, NamedTuple
 
 from fastmpl.config import Config, ConfigError, FeedbackKind, save
 from fastmpl.config.rules import IMPOSSIBLE
-from fastmpl.experiment import Arm, Outcome, run_arms
-from fastmpl.statistics import Interval, mean, paired_interval, paired_p, standard_error
+from fastmpl.paired_statistics import Interval, mean, paired_interval, paired_p, standard_error
+from fastmpl.study.arms import Arm, Outcome, run_arms
 
 OFF = "off"
 KINDS: tuple[FeedbackKind, ...] = ("exact", "per_example", "scalar")

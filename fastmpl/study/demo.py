@@ -10,11 +10,11 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from fastmpl.experiment import Arm, Outcome, run_arms
-from fastmpl.statistics import mean, paired_interval, standard_error
+from fastmpl.paired_statistics import mean, paired_interval, standard_error
+from fastmpl.study.arms import Arm, Outcome, run_arms
 
 SEEDS = 3
-CONFIGS = Path(__file__).parents[1] / "launch" / "configs"
+CONFIGS = Path(__file__).parents[2] / "launch" / "configs"
 FEW, NOISY = CONFIGS / "digits.toml", CONFIGS / "digits_noisy.toml"
 SUPERVISED = {"method.name": "supervised", "feedback.kind": "off"}
 
