@@ -21,12 +21,12 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 
 from benchmarks.experiments.common import CONFIGS
+from fastmpl.commands.distill import Source, distill
 from fastmpl.config import Config, load
 from fastmpl.data import draws
 from fastmpl.data.build import Data
 from fastmpl.data.build import build as build_data
 from fastmpl.data.stores.store import HEADER
-from fastmpl.distill import Source, distill
 from fastmpl.models import build
 
 TRAINED_ON, BATCH, RATE, STEPS = 10_000, 128, 1e-3, 600

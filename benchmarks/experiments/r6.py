@@ -19,9 +19,9 @@ import torch
 
 from benchmarks.experiments.common import CONFIGS, options, record, run_rows, tell
 from benchmarks.records import Row
+from fastmpl.commands.distill import Source, distill
 from fastmpl.data.errors import DataError
 from fastmpl.data.stores.store import open_store
-from fastmpl.distill import Source, distill
 from fastmpl.run import trainer
 from fastmpl.study.arms import Arm, run_arms
 

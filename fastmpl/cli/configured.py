@@ -48,7 +48,7 @@ class Check:
 
 
 def check(asked: Check, config: Config) -> None:
-    from fastmpl.check import check as lines
+    from fastmpl.commands.check import check as lines
 
     changed = len(difference(config, Config()))
     print(f"config  {asked.config}: {config.method.name}, {changed} keys differ from their defaults")
@@ -108,8 +108,8 @@ class Distill:
 
 def distill(asked: Distill, config: Config) -> None:
     limit_threads(config.system.threads)
-    from fastmpl.distill import Source
-    from fastmpl.distill import distill as write
+    from fastmpl.commands.distill import Source
+    from fastmpl.commands.distill import distill as write
 
     source = Source(asked.teacher, asked.from_probabilities, asked.views)
     header = write(config, source, output=asked.output, top_k=asked.top_k, tell=lambda line: print(line, flush=True))

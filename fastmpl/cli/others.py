@@ -24,7 +24,7 @@ class Init:
 
 
 def init(asked: Init) -> None:
-    from fastmpl.begin import begin
+    from fastmpl.commands.init import begin
 
     path = begin(asked.folder, asked.output)
     print(f"{path} is written. Look through it, then: fastmpl check {path}; fastmpl train {path}")
@@ -44,10 +44,10 @@ class Evaluate:
 
 def evaluate(asked: Evaluate) -> None:
     limit_threads()
-    from fastmpl import judgement
+    from fastmpl.commands.evaluate import as_text, evaluate
 
-    classes, found = judgement.evaluate(asked.run, asked.data)
-    print("\n\n".join(judgement.as_text(classes, one) for one in found))
+    classes, found = evaluate(asked.run, asked.data)
+    print("\n\n".join(as_text(classes, one) for one in found))
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,7 @@ class Predict:
 
 def predict(asked: Predict) -> None:
     limit_threads()
-    from fastmpl import predict
+    from fastmpl.commands import predict
 
     if not asked.images:
         raise ConfigError("fastmpl predict needs image files, or folders of them, after the run.")
@@ -112,7 +112,7 @@ class Status:
 
 
 def status(asked: Status) -> None:
-    from fastmpl.status import status as lines
+    from fastmpl.commands.status import status as lines
 
     for line in lines(asked.run):
         print(line)
@@ -169,7 +169,7 @@ class Doctor:
 
 def doctor(asked: Doctor) -> None:
     limit_threads()
-    from fastmpl.doctor import lines
+    from fastmpl.commands.doctor import lines
 
     for line in lines():
         print(line, flush=True)

@@ -10,10 +10,10 @@ import torch
 
 pytest.importorskip("nvidia.dali", reason="install nvidia-dali-cuda130 to train on encoded images")
 
+from fastmpl.commands.distill import Source, distill
+from fastmpl.commands.evaluate import evaluate
+from fastmpl.commands.predict import predict
 from fastmpl.config import Config, load
-from fastmpl.distill import Source, distill
-from fastmpl.judgement import evaluate
-from fastmpl.predict import predict
 from fastmpl.run import checkpoint
 from fastmpl.run.trainer import Results, train
 from tests import mini_imagenet

@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 import torch
 
-from fastmpl import doctor
 from fastmpl.cli import main
+from fastmpl.commands import doctor
 from fastmpl_kernels import dispatch
 from tests.learners import fake_apex
 

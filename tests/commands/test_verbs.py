@@ -16,16 +16,16 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from fastmpl import cli
+from fastmpl.commands.evaluate import evaluate
+from fastmpl.commands.predict import predict
+from fastmpl.commands.status import status
 from fastmpl.config import load
-from fastmpl.judgement import evaluate
-from fastmpl.predict import predict
 from fastmpl.run import trainer
 from fastmpl.run.folder import lock_folder, write_status
 from fastmpl.run.student_file import load_classifier
-from fastmpl.status import status
 from tests.pictures import BAD, COLOURS, make, spoil
 
-CONFIGS = Path(__file__).parents[1] / "launch" / "configs"
+CONFIGS = Path(__file__).parents[2] / "launch" / "configs"
 SHORT = [
     *("--run.steps", "12", "--run.evaluate_every", "6", "--run.log_every", "4", "--data.image_size", "16"),
     *("--teacher.width", "16", "--student.width", "16", "--student.average", "0.8", "--data.batch_unlabelled", "24"),

@@ -9,16 +9,16 @@ import numpy as np
 import pytest
 import torch
 
+from fastmpl.commands.distill import Source, distill
 from fastmpl.config import Config, load
 from fastmpl.data.build import build as build_data
 from fastmpl.data.errors import DataError
 from fastmpl.data.stores.store import open_store
-from fastmpl.distill import Source, distill
 from fastmpl.errors import ConfigError
 from fastmpl.run import trainer
 from fastmpl.run.student_file import load_network
 
-DIGITS = Path(__file__).parents[1] / "launch" / "configs" / "digits.toml"
+DIGITS = Path(__file__).parents[2] / "launch" / "configs" / "digits.toml"
 IMAGES, CLASSES = 1297, 10
 
 
@@ -92,7 +92,7 @@ def test_views_are_averaged_and_do_not_depend_on_the_number_of_processes(
     assert np.abs(two - one).max() > 0.01
     assert np.abs(three - two).max() > 0.01
     monkeypatch.setattr("fastmpl.data.stores.store_writer.SHARD_ROWS", 700)
-    monkeypatch.setattr("fastmpl.distill.Plan.__new__.__defaults__", (700,))
+    monkeypatch.setattr("fastmpl.commands.distill.Plan.__new__.__defaults__", (700,))
     monkeypatch.setenv("WORLD_SIZE", "2")
     headers = []
     for rank in ("1", "0"):
