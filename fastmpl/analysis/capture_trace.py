@@ -41,7 +41,7 @@ class Fault(NamedTuple):
 
 
 _TORCH = str(Path(torch.__file__).parent)
-_MACHINERY = {str(Path(__file__).with_name(name)) for name in ("accounting.py", "lint.py", "trace.py")}
+_MACHINERY = {str(Path(__file__).with_name(name)) for name in ("accounting.py", "capture_lint.py", "capture_trace.py")}
 
 
 @functools.cache

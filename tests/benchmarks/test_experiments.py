@@ -5,7 +5,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from benchmarks.experiments import ablation, r1, r6, r7
+from benchmarks.experiments import ablation, all_labels, biased_teacher, noisy_labels
 from benchmarks.experiments.finetuning import Tuned
 from benchmarks.experiments.gold import corrected_loss, corruption_of
 from benchmarks.records import load
@@ -29,37 +29,39 @@ def test_the_corruption_of_a_perfect_judge_of_noisy_labels_is_the_noise() -> Non
     torch.testing.assert_close(corruption_of(noise[labels[:2]], labels[:2])[1:], torch.eye(3)[1:])
 
 
-def candidate(arm: str, weight: float, validation: float, test: float) -> r7.Candidate:
+def candidate(arm: str, weight: float, validation: float, test: float) -> noisy_labels.Candidate:
     outcome = {"last": {"student": {"validation": validation, "test": test}}}
-    return r7.Candidate(arm, weight, Arm(f"{arm}-{weight}", r7.CONFIG), [outcome, outcome])
+    return noisy_labels.Candidate(arm, weight, Arm(f"{arm}-{weight}", noisy_labels.CONFIG), [outcome, outcome])
 
 
 def test_settings_are_chosen_on_validation_images_and_never_on_test_images() -> None:
-    case = r7.Case("pair", 0.45, 50, "perceptron")
-    best = r7.best_of([candidate("a", 1.0, 0.7, 0.9), candidate("a", 3.0, 0.8, 0.6)])
-    assert [(row["value"], row["weight"]) for row in r7.rows_of(case, best)] == [(60.0, 3.0)] * 2
-    rows = r7.rows_finetuned(case, best, [[Tuned(0.01, 50, 0.85, 0.5), Tuned(0.03, 50, 0.1, 0.99)]] * 2)
+    case = noisy_labels.Case("pair", 0.45, 50, "perceptron")
+    best = noisy_labels.best_of([candidate("a", 1.0, 0.7, 0.9), candidate("a", 3.0, 0.8, 0.6)])
+    assert [(row["value"], row["weight"]) for row in noisy_labels.rows_of(case, best)] == [(60.0, 3.0)] * 2
+    rows = noisy_labels.rows_finetuned(case, best, [[Tuned(0.01, 50, 0.85, 0.5), Tuned(0.03, 50, 0.1, 0.99)]] * 2)
     assert [(row["value"], row["weight"], row["rate"]) for row in rows] == [(50.0, 3.0, 0.01)] * 2
 
 
-@pytest.mark.parametrize("arm", list(r1.ARMS))
-def test_every_arm_of_r1_is_a_legal_configuration_with_its_seeds_store(arm: str, tmp_path: r1.Path) -> None:
-    made = r1.arms_of("exchanged", 20, tmp_path, 10, [arm])[0].of(3, tmp_path)
+@pytest.mark.parametrize("arm", list(biased_teacher.ARMS))
+def test_every_arm_of_r1_is_a_legal_configuration_with_its_seeds_store(arm: str, tmp_path: biased_teacher.Path) -> None:
+    made = biased_teacher.arms_of("exchanged", 20, tmp_path, 10, [arm])[0].of(3, tmp_path)
     assert made.data.labels == made.data.batch_labelled == 20
     assert made.data.store == ("" if arm == "supervised" else str(tmp_path / "exchanged-3"))
 
 
 def test_a_record_of_r1_is_measured_against_something_it_holds() -> None:
-    assert r1.baseline_of(list(r1.ARMS)) == "distillation"
-    assert r1.baseline_of(["feedback, exact", "calibrator"]) == "calibrator"
-    assert r1.baseline_of(["feedback, scalar", "feedback, flipped"]) == "large teacher"
+    assert biased_teacher.baseline_of(list(biased_teacher.ARMS)) == "distillation"
+    assert biased_teacher.baseline_of(["feedback, exact", "calibrator"]) == "calibrator"
+    assert biased_teacher.baseline_of(["feedback, scalar", "feedback, flipped"]) == "large teacher"
 
 
-def test_every_arm_of_r7_is_legal_and_the_trusted_arm_learns_from_the_trusted_images(tmp_path: r1.Path) -> None:
+def test_every_arm_of_r7_is_legal_and_the_trusted_arm_learns_from_the_trusted_images(
+    tmp_path: biased_teacher.Path,
+) -> None:
     from fastmpl.data.split import split
 
-    case = r7.Case("pair", 0.45, 50, "conv")
-    made = {name: arm.of(0, tmp_path) for name, _, arm in r7.mpl_arms(case, {"run.steps": 5}, [1.0])}
+    case = noisy_labels.Case("pair", 0.45, 50, "conv")
+    made = {name: arm.of(0, tmp_path) for name, _, arm in noisy_labels.mpl_arms(case, {"run.steps": 5}, [1.0])}
     labels = np.random.default_rng(0).integers(0, 10, 40_000)
     splits = {
         name: split(
@@ -79,8 +81,10 @@ def test_every_arm_of_r7_is_legal_and_the_trusted_arm_learns_from_the_trusted_im
 
 
 @pytest.mark.slow
-def test_the_record_of_an_ablation_holds_its_table(tmp_path: r1.Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    config = r7.CONFIG.with_name("digits.toml").resolve()
+def test_the_record_of_an_ablation_holds_its_table(
+    tmp_path: biased_teacher.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = noisy_labels.CONFIG.with_name("digits.toml").resolve()
     monkeypatch.chdir(tmp_path)
     brief = ["--run.steps", "2", "--student.model", "perceptron", "--teacher.model", "perceptron"]
     asked = [str(config), "--record", "few", "--seeds", "2", "--results", str(tmp_path)]
@@ -92,16 +96,16 @@ def test_the_record_of_an_ablation_holds_its_table(tmp_path: r1.Path, monkeypatc
 
 
 @pytest.mark.slow
-def test_the_largest_experiments_go_through_on_runs_of_two_steps(tmp_path: r1.Path) -> None:
+def test_the_largest_experiments_go_through_on_runs_of_two_steps(tmp_path: biased_teacher.Path) -> None:
     """Needs Fashion-MNIST. No other test makes the calls between these scripts and the trainer."""
     short = ["--steps", "2", "--seeds", "2", "--output", str(tmp_path), "--results", str(tmp_path), "--jobs", "2"]
     noisy = ["--noises", "symmetric:0.6", "--trusted", "20", "--weights", "1", "--finetune-steps", "1"]
-    assert r7.main([*short, *noisy]) == 0
-    assert {row["arm"] for row in load("r7", tmp_path).rows} >= {
-        r7.CLEAN,
-        r7.EXACT,
-        f"{r7.EXACT}, fine-tuned",
-        *r7.BOTH,
+    assert noisy_labels.main([*short, *noisy]) == 0
+    assert {row["arm"] for row in load("noisy_labels", tmp_path).rows} >= {
+        noisy_labels.CLEAN,
+        noisy_labels.EXACT,
+        f"{noisy_labels.EXACT}, fine-tuned",
+        *noisy_labels.BOTH,
     }
-    assert r6.main(short) == 0
-    assert {row["arm"] for row in load("r6", tmp_path).rows} == {"large teacher", *r6.ARMS}
+    assert all_labels.main(short) == 0
+    assert {row["arm"] for row in load("all_labels", tmp_path).rows} == {"large teacher", *all_labels.ARMS}

@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tests.test_trainer import config
 
 from fastmpl.config import Config
 from fastmpl.data.errors import DataError
 from fastmpl.distributed.ranks import Ranks
 from fastmpl.errors import FastMPLError
 from fastmpl.run import trainer
+from tests.run.test_trainer import config
 
 
 @dataclass(frozen=True)

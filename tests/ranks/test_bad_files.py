@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from tests.test_trainer import config, train
 
 from fastmpl.commands.check import check_data
 from fastmpl.config import Config
@@ -17,6 +16,7 @@ from tests.pictures import BAD, make, spoil
 from tests.ranks.runs import Ended, Job
 from tests.ranks.spawned import on_ranks
 from tests.ranks.test_runs import last
+from tests.run.test_trainer import config, train
 
 SPOILT = ("labelled/red", "unlabelled", "test/red")
 OPENED = {name for name in BAD if name.endswith((".jpg", ".png"))}

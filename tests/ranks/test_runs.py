@@ -8,7 +8,6 @@ from typing import NamedTuple
 import pytest
 import safetensors.torch
 import torch
-from tests.test_trainer import config, lines, train
 
 from fastmpl.distributed.ranks import ALONE, Ranks
 from fastmpl.run import checkpoint
@@ -16,6 +15,7 @@ from fastmpl.run import checkpoint_files as manifest
 from fastmpl.telemetry.metrics import read_lines
 from tests.ranks.runs import Ended, Job, conv
 from tests.ranks.spawned import on_ranks
+from tests.run.test_trainer import config, lines, train
 
 
 def last(folder: Path, rank: int = 0, size: int = 2, step: int = 20) -> dict[str, torch.Tensor]:

@@ -6,7 +6,6 @@ from pathlib import Path
 import pytest
 import safetensors.torch
 import torch
-from tests.test_trainer import config, lines
 
 from fastmpl.config import Config
 from fastmpl.distributed.ranks import ALONE, Ranks
@@ -14,6 +13,7 @@ from fastmpl.run import checkpoint
 from fastmpl.run.student_file import load_classifier
 from tests.ranks.runs import Ended, Job, conv
 from tests.ranks.spawned import on_ranks
+from tests.run.test_trainer import config, lines
 
 pytest.importorskip("deepspeed", reason="pip install fastmpl[sharded]")
 pytestmark = pytest.mark.timeout(600)

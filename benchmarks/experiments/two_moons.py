@@ -1,4 +1,4 @@
-"""Two moons with three labels each (the toy of Pham et al. 2021, CVPR): `python -m benchmarks.experiments.r3`.
+"""Two moons with three labels each (the toy of Pham et al. 2021, CVPR): `python -m benchmarks.experiments.two_moons`.
 
 20 draws of the labels; a draw is solved where 95 % of the other points are right. The decision boundaries of the first
 draws are drawn to <output>/boundaries.png.
@@ -65,7 +65,7 @@ def draw_boundaries(folder: Path, seeds: int) -> Path:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    asked = options("r3", __doc__.splitlines()[0], steps=4000, seeds=20).parse_args(arguments)
+    asked = options("two_moons", __doc__.splitlines()[0], steps=4000, seeds=20).parse_args(arguments)
     torch.set_num_threads(1)
     common = {"run.steps": asked.steps, "run.evaluate_every": asked.steps, "run.checkpoint_every": asked.steps}
     arms = [Arm(slug(name), CONFIG, {**common, **changes}) for name, changes in ARMS.items()]

@@ -12,7 +12,7 @@ import pytest
 from benchmarks import tables
 from benchmarks.records import RESULTS
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 README = ROOT / "README.md"
 BLOCK = re.compile(r"```(bash|python)\n(.*?)```", re.DOTALL)
 SHORT = {"run.steps": 4, "run.evaluate_every": 4, "data.batch_unlabelled": 16}

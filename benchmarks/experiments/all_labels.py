@@ -1,4 +1,4 @@
-"""All labels of Fashion-MNIST, no other images: `python -m benchmarks.experiments.r6`.
+"""All labels of Fashion-MNIST, no other images: `python -m benchmarks.experiments.all_labels`.
 
 Supervised, label smoothing, distillation from a larger network, the same calibrated, and ReducedMPL; the large teacher
 is trained with the same labels, once a seed, and its distributions over the training images are stored. Every student
@@ -88,7 +88,7 @@ def measure(asked: argparse.Namespace, stores: Path) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = options("r6", __doc__.splitlines()[0], steps=4000)
+    parser = options("all_labels", __doc__.splitlines()[0], steps=4000)
     parser.add_argument("--measure", action="store_true", help="measure the arms' paces, train nothing else")
     asked = parser.parse_args(arguments)
     torch.set_num_threads(1)

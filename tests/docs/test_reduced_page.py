@@ -11,14 +11,14 @@ import pytest
 from fastmpl.data.errors import DataError
 from fastmpl.data.sources import fashion_mnist
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 TRAINING = "--run.steps 4 --run.evaluate_every 4 --run.checkpoint_every 4"
 SHORT = {
     "fastmpl train": TRAINING,
     "fastmpl ablate": "--help",  # eight runs; tests of its own run it on digits
     "fastmpl distill": "",
     "python -m benchmarks.experiments.large_teacher": "--steps 4",
-    "python -m benchmarks.experiments.r1": "--help",  # it was run whole for its record
+    "python -m benchmarks.experiments.biased_teacher": "--help",  # it was run whole for its record
 }
 
 

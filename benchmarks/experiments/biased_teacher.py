@@ -1,8 +1,9 @@
 """A biased large teacher on Fashion-MNIST, corrected by ReducedMPL, by a calibrator, by both, and what each is worth.
 
-    python -m benchmarks.experiments.r1                                     1,000 clean labels, exchanged classes and none
-    python -m benchmarks.experiments.r1 --labels 50 1000 --biases exchanged many_to_one prior_shift --record r1_regimes \\
-        --arms "calibrator" "feedback, exact" "calibrator and feedback"     where feedback beats the calibrator, or not
+    python -m benchmarks.experiments.biased_teacher            1,000 clean labels, exchanged classes and none
+    python -m benchmarks.experiments.biased_teacher --labels 50 1000 --biases exchanged many_to_one prior_shift \\
+        --record biased_teacher_regimes --arms "calibrator" "feedback, exact" "calibrator and feedback"
+                                                               where feedback beats the calibrator, or not
 
 Every arm of a case and seed sees the same split, images, stored rows and initial weights.
 """
@@ -59,7 +60,7 @@ def baseline_of(arms: Sequence[str]) -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = options("r1", __doc__.splitlines()[0], steps=2000)
+    parser = options("biased_teacher", __doc__.splitlines()[0], steps=2000)
     parser.add_argument("--labels", type=int, nargs="+", default=[1000])
     parser.add_argument("--biases", nargs="+", choices=BIASES, default=["exchanged", "none"])
     parser.add_argument("--arms", nargs="+", choices=list(ARMS), default=list(ARMS))

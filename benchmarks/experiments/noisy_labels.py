@@ -1,9 +1,9 @@
 """Noisy labels and a few trusted ones: feedback from the trusted images, and everything it should be compared with.
 
-    python -m benchmarks.experiments.r7                        pair noise 45 %, a perceptron, 20, 50 and 200 trusted
-    python -m benchmarks.experiments.r7 --noises pair:0.45 pair:0.6 symmetric:0.6 brightness:0.45 \\
-        --record r7_regimes                                    every noise
-    python -m benchmarks.experiments.r7 --networks conv --trusted 50 --record r7_conv
+    python -m benchmarks.experiments.noisy_labels              pair noise 45 %, a perceptron, 20, 50 and 200 trusted
+    python -m benchmarks.experiments.noisy_labels --noises pair:0.45 pair:0.6 symmetric:0.6 brightness:0.45 \\
+        --record noisy_labels_regimes                          every noise
+    python -m benchmarks.experiments.noisy_labels --networks conv --trusted 50 --record noisy_labels_conv
                                                                a small convolutional net, with augmentation
 
 Settings are chosen by case on validation images, and test accuracy is reported: on the first two seeds the weight of the
@@ -202,7 +202,7 @@ def rivals(asked: argparse.Namespace, case: Case, noisy: Arm) -> list[Candidate]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = options("r7", __doc__.splitlines()[0], steps=2000)
+    parser = options("noisy_labels", __doc__.splitlines()[0], steps=2000)
     parser.add_argument("--noises", nargs="+", default=["pair:0.45"], help="KIND:RATE")
     parser.add_argument("--trusted", type=int, nargs="+", default=[20, 50, 200])
     parser.add_argument("--networks", nargs="+", choices=list(NETWORKS), default=["perceptron"])

@@ -1,7 +1,7 @@
 """Does feedback matter with few labels? Every method, and feedback off, on, shuffled and flipped, on identical draws.
 
-    python -m benchmarks.experiments.r2                                   digits, 20 labels
-    python -m benchmarks.experiments.r2 --data fashion --record r2_fashion        Fashion-MNIST, 500 labels
+    python -m benchmarks.experiments.few_labels                                   digits, 20 labels
+    python -m benchmarks.experiments.few_labels --data fashion --record few_labels_fashion        Fashion-MNIST, 500 labels
 
 Each before and after fine-tuning on the labelled images. The feedback of whole distributions is `fastmpl ablate`, which
 prints its tables on the way. Fashion-MNIST's networks are perceptrons without RandAugment, of a size for 45 runs on a CPU.
@@ -55,7 +55,7 @@ def slug(name: str) -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = options("r2", __doc__.splitlines()[0], steps=0)
+    parser = options("few_labels", __doc__.splitlines()[0], steps=0)
     parser.add_argument("--data", choices=list(DATA), default="digits")
     asked = parser.parse_args(arguments)
     config, steps, changes = DATA[asked.data]
