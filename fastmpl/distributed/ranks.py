@@ -1,12 +1,12 @@
-"""What data-parallel ranks tell each other: means of tensors, rows of all, and facts of the host.
+"""The collectives of data-parallel ranks: means of tensors, gathered rows, and small objects of the host.
 
-Each rank holds the whole network, takes its part of every global batch, and applies the mean gradient; so all hold the
-same parameters at all times. The mean is one flat all-reduce after the backward pass, and not DistributedDataParallel:
-feedback's second gradient g' comes from `autograd.grad` on a functional call, which the hooks of DDP do not see, so one
-mean serves both; there are no hooks beside forward mode, nor buffers sent before each pass; and a captured step is the
-same code. What is given up is overlap with the backward pass: about 1 ms of 100 MB of gradients over NVLink, against a
-step of two ResNet-50 of some 300 ms (both estimated, not measured here). Leaves out how the processes find each other
-(`fastmpl.distributed.process_group`) and sharded networks.
+Each rank holds the whole network, takes its part of every global batch, and applies the mean gradient. So all ranks hold
+the same parameters at all times. The mean is one flat all-reduce after the backward pass. DistributedDataParallel is not
+used for four reasons: the second gradient g' of feedback comes from `autograd.grad` on a functional call, which the hooks
+of DDP do not see; DDP has no forward mode; it broadcasts buffers before each pass; and a captured step needs the same
+code. The price is that communication does not overlap with the backward pass: about 1 ms for 100 MB of gradients over
+NVLink, in a step of two ResNet-50 of some 300 ms (both are estimates, not measurements). Leaves out how the processes
+find each other (`fastmpl.distributed.process_group`) and sharded networks (`fastmpl.learners.zero`).
 """
 
 from collections.abc import Sequence
@@ -18,29 +18,29 @@ import torch.distributed as dist
 from jaxtyping import Float
 from torch import Tensor
 
-Fact = TypeVar("Fact")
-LARGEST: Final = 1 << 24  # elements of a message: bounds the copy, and lets one message travel while the next is made
+Item = TypeVar("Item")
+LARGEST: Final = 1 << 24  # elements of a message: bounds the copy, and one message travels while the next is made
 
 
 @dataclass(frozen=True)
 class Ranks:
-    """The processes that train together. Every method is called by all of them, in the same order."""
+    """The processes that train together. Every rank calls every method, in the same order."""
 
     rank: int = 0
     size: int = 1
 
-    def mean_(self, tensors: Sequence[Tensor]) -> None:
+    def all_reduce_mean_(self, tensors: Sequence[Tensor]) -> None:
         """Replaces each tensor by its mean over ranks, bit-equal on all of them."""
-        self.sum_(tensors)
+        self.all_reduce_sum_(tensors)
         if self.size > 1 and tensors:
             torch._foreach_div_(list(tensors), self.size)
 
-    def sum_(self, tensors: Sequence[Tensor]) -> None:
+    def all_reduce_sum_(self, tensors: Sequence[Tensor]) -> None:
         """Replaces each tensor by its sum over ranks, in few messages."""
         if self.size == 1:
             return
         sent = []
-        for part in _messages(tensors):
+        for part in _split_messages(tensors):
             flat = torch.cat([tensor.reshape(-1) for tensor in part])
             sent.append((part, flat, dist.all_reduce(flat, async_op=True)))
         for part, flat, work in sent:
@@ -49,37 +49,37 @@ class Ranks:
             for tensor, total in zip(part, torch.split(flat, [tensor.numel() for tensor in part]), strict=True):
                 tensor.copy_(total.view_as(tensor))
 
-    def rows(self, mine: Float[Tensor, "n *rest"]) -> Float[Tensor, "ranks*n *rest"]:
-        """The rows of all ranks, one rank after another: the rows of one process. All ranks have as many."""
+    def all_gather(self, mine: Float[Tensor, "n *rest"]) -> Float[Tensor, "ranks*n *rest"]:
+        """The rows of all ranks, in the order of ranks. Every rank gives the same number of rows."""
         if self.size == 1:
             return mine
-        every = mine.new_empty(self.size, *mine.shape)
-        dist.all_gather(list(every.unbind()), mine.contiguous())
-        return every.flatten(0, 1)
+        gathered = mine.new_empty(self.size, *mine.shape)
+        dist.all_gather(list(gathered.unbind()), mine.contiguous())
+        return gathered.flatten(0, 1)
 
-    def mean_part(self, whole: Float[Tensor, "ranks*n"]) -> Float[Tensor, "n"]:
-        """This rank's part of the mean over ranks: half of what `mean_` sends."""
+    def reduce_scatter_mean(self, whole: Float[Tensor, "ranks*n"]) -> Float[Tensor, "n"]:
+        """This rank's part of the mean over ranks. It sends half of what `all_reduce_mean_` sends."""
         if self.size == 1:
             return whole
         part = torch.empty_like(whole.chunk(self.size)[0])
         dist.reduce_scatter(part, list(whole.chunk(self.size)))
         return part.div_(self.size)
 
-    def of(self, every: Float[Tensor, "ranks*n *rest"]) -> Float[Tensor, "n *rest"]:
-        """This rank's part of the rows of all."""
-        return every.chunk(self.size)[self.rank]
+    def take_own_rows(self, gathered: Float[Tensor, "ranks*n *rest"]) -> Float[Tensor, "n *rest"]:
+        """This rank's rows of those that `all_gather` gave; no communication."""
+        return gathered.chunk(self.size)[self.rank]
 
-    def facts(self, mine: Fact) -> list[Fact]:
-        """A small fact of the host from each rank, in their order. It waits for the device: not for inside a step."""
+    def all_gather_object(self, mine: Item) -> list[Item]:
+        """A small Python object of each rank, in the order of ranks. It waits for the device: do not call it in a step."""
         if self.size == 1:
             return [mine]
-        every: list[Any] = [None] * self.size
-        dist.all_gather_object(every, mine)
-        return every
+        gathered: list[Any] = [None] * self.size
+        dist.all_gather_object(gathered, mine)
+        return gathered
 
 
-def _messages(tensors: Sequence[Tensor]) -> list[list[Tensor]]:
-    """The tensors in their order, cut where the type changes or a message would exceed `LARGEST`."""
+def _split_messages(tensors: Sequence[Tensor]) -> list[list[Tensor]]:
+    """The tensors in their order, in a new message where the dtype changes or a message would exceed `LARGEST`."""
     parts: list[list[Tensor]] = []
     room = 0
     for tensor in tensors:

@@ -87,7 +87,7 @@ class PlainLearner:
     @torch.no_grad()
     def apply(self, step: Int[Tensor, ""], *, keep: bool = False) -> Update:
         gradients = {n: p.grad if p.grad is not None else torch.zeros_like(p) for n, p in self.parameters.items()}
-        self.ranks.mean_(list(gradients.values()))
+        self.ranks.all_reduce_mean_(list(gradients.values()))
         update = self.optimiser.step(gradients, step, keep=keep, average=self.average)
         self.statistics.settle(update.applied)
         if self.average is not None:
@@ -102,7 +102,7 @@ class PlainLearner:
             value = loss(full(functional_call(self.module, held, (images,))))
         moving = {name: p for name, p in held.items() if name in self.moving}
         gradients = dict(zip(moving, torch.autograd.grad(value, list(moving.values()), unit(value)), strict=True))
-        self.ranks.mean_(list(gradients.values()))
+        self.ranks.all_reduce_mean_(list(gradients.values()))
         return gradients
 
     @torch.no_grad()
@@ -142,11 +142,11 @@ class PlainLearner:
         if self.ranks.size == 1:
             return value
         value = value.clone()
-        self.ranks.mean_([value])
+        self.ranks.all_reduce_mean_([value])
         return value
 
     def permuted(self, rows: Float[Tensor, "U *K"], order: Callable[[Tensor], Tensor]) -> Float[Tensor, "U *K"]:
-        return self.ranks.of(order(self.ranks.rows(rows)))
+        return self.ranks.take_own_rows(order(self.ranks.all_gather(rows)))
 
     def own(self) -> set[str]:
         """The names in `state()` that may differ between ranks: statistics that each takes of its own images."""
@@ -164,7 +164,7 @@ class PlainLearner:
         own = self.own() if self.ranks.size > 1 else set()
         mine = {name: value for name, value in self.state().items() if name in own}
         kept = {name: value.clone() for name, value in mine.items()}
-        self.ranks.mean_(list(mine.values()))
+        self.ranks.all_reduce_mean_(list(mine.values()))
         try:
             yield
         finally:

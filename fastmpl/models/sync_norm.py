@@ -20,8 +20,8 @@ class Together(Protocol):
 
     @property
     def size(self) -> int: ...
-    def mean_(self, tensors: list[Tensor]) -> None: ...
-    def rows(self, mine: Tensor) -> Tensor: ...
+    def all_reduce_mean_(self, tensors: list[Tensor]) -> None: ...
+    def all_gather(self, mine: Tensor) -> Tensor: ...
 
 
 class _Normalise(torch.autograd.Function):
@@ -35,7 +35,7 @@ class _Normalise(torch.autograd.Function):
     def forward(x: Tensor, eps: float, ranks: Together) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         axes = [0, *range(2, x.ndim)]
         variance, mean = torch.var_mean(x, axes, correction=0)
-        every = ranks.rows(torch.stack([mean, variance]).unsqueeze(0))  # [ranks, 2, C]
+        every = ranks.all_gather(torch.stack([mean, variance]).unsqueeze(0))  # [ranks, 2, C]
         mean = every[:, 0].mean(0)
         # by the ranks' own deviations: E[x^2] - E[x]^2 would cancel
         variance = every[:, 1].mean(0) + (every[:, 0] - mean).square().mean(0)
@@ -69,7 +69,7 @@ def _wide(channels: Float[Tensor, "C"], x: Float[Tensor, "N C *space"]) -> Tenso
 def _derivative(v: Tensor, normalised: Tensor, inverse: Tensor, ranks: Together) -> Tensor:
     axes = [0, *range(2, v.ndim)]
     means = torch.stack([v.mean(axes), (v * normalised).mean(axes)])
-    ranks.mean_([means])
+    ranks.all_reduce_mean_([means])
     return (v - _wide(means[0], v) - normalised * _wide(means[1], v)) * _wide(inverse, v)
 
 

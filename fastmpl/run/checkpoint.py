@@ -60,7 +60,7 @@ def save(folder: Path, checkpoint: Checkpoint, ranks: Ranks = ALONE) -> Path:
     what was half written is removed.
     """
     final = folder / f"step-{checkpoint.step}"
-    draft = folder / f"{final.name}.tmp-{ranks.facts(os.getpid())[0]}"
+    draft = folder / f"{final.name}.tmp-{ranks.all_gather_object(os.getpid())[0]}"
     first = ranks.rank == 0
     contents = {tensors_of(ranks.rank): _encoded(checkpoint, first)}
     if first:
@@ -74,7 +74,7 @@ def save(folder: Path, checkpoint: Checkpoint, ranks: Ranks = ALONE) -> Path:
         with _together(ranks, final, size):
             for name, data in contents.items():
                 _write(draft / name, data)
-        every = ranks.facts({name: fingerprint(data) for name, data in contents.items()})
+        every = ranks.all_gather_object({name: fingerprint(data) for name, data in contents.items()})
         files = {name: found for part in every for name, found in part.items()}
         manifest = {"schema": SCHEMA, "step": checkpoint.step, "ranks": ranks.size, "files": files}
         manifest |= {"sharded": sorted(checkpoint.sharded)}
@@ -118,7 +118,9 @@ def _together(ranks: Ranks, path: Path, size: int) -> Iterator[None]:
         fault = error
     except OSError as error:
         fault = _explained(error, path, size)
-    sentences = [sentence for sentence in ranks.facts(None if fault is None else str(fault.args[0])) if sentence]
+    sentences = [
+        sentence for sentence in ranks.all_gather_object(None if fault is None else str(fault.args[0])) if sentence
+    ]
     if sentences:
         raise StorageError(sentences[0]) from fault
 
@@ -144,7 +146,7 @@ def newest(folder: Path, complain: Callable[[str], None], ranks: Ranks = ALONE) 
             break
         except StorageError as error:
             complain(f"{error} The one before it is used.")
-    chosen = ranks.facts(found)[0]
+    chosen = ranks.all_gather_object(found)[0]
     return None if chosen is None else read(folder / f"step-{chosen}", ranks)
 
 

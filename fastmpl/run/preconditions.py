@@ -31,7 +31,7 @@ def require_trusted(config: Config, count: int) -> None:
 
 def require_same_data(fingerprint: object, ranks: Ranks) -> None:
     """Raises DataError, on all ranks, where not all of them found the same data and split it alike."""
-    every = ranks.facts(fingerprint)
+    every = ranks.all_gather_object(fingerprint)
     differing = [rank for rank, found in enumerate(every) if found != every[0]]
     if differing:
         raise DataError(

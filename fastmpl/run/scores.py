@@ -43,7 +43,7 @@ def score(infer: Infer, held: Evaluated, device: torch.device, count: int | None
             passes += 1
     for _ in range(passes, held.passes(-(-count // ranks.size))):  # shards are gathered by all ranks together
         infer(held.blank(device))
-    ranks.sum_([sums])
+    ranks.all_reduce_sum_([sums])
     right, loss_sum, count = sums.tolist()
     return Score(right / max(count, 1), loss_sum / max(count, 1), int(count))
 

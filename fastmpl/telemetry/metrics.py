@@ -90,7 +90,7 @@ class Meter:
         if not steps:
             return []
         rows = self._ring[: len(steps)].clone()
-        self.ranks.mean_([rows])
+        self.ranks.all_reduce_mean_([rows])
         return [Line(step, _means(*row)) for step, row in zip(steps, rows.tolist(), strict=True)]
 
 

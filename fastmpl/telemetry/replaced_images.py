@@ -39,7 +39,7 @@ class LostImages:
 
     def gather(self, tell: Callable[[str], None]) -> None:
         """Brings together what all ranks added since the last call; all of them call it."""
-        found = [line for lines in self._ranks.facts(self._mine) for line in lines]
+        found = [line for lines in self._ranks.all_gather_object(self._mine) for line in lines]
         self._mine = []
         if self._ranks.rank or not found:
             return

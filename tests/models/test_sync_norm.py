@@ -17,9 +17,9 @@ class Twins:
 
     size: int = 2
 
-    def mean_(self, tensors: list[Tensor]) -> None: ...
+    def all_reduce_mean_(self, tensors: list[Tensor]) -> None: ...
 
-    def rows(self, mine: Tensor) -> Tensor:
+    def all_gather(self, mine: Tensor) -> Tensor:
         return torch.cat([mine, mine])
 
 

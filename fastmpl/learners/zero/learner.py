@@ -232,11 +232,11 @@ class ZeroLearner:
     @torch.no_grad()
     def mean(self, value: Float[Tensor, ""]) -> Float[Tensor, ""]:
         value = value.clone()
-        self.ranks.mean_([value])
+        self.ranks.all_reduce_mean_([value])
         return value
 
     def permuted(self, rows: Float[Tensor, "U *K"], order: Callable[[Tensor], Tensor]) -> Float[Tensor, "U *K"]:
-        return self.ranks.of(order(self.ranks.rows(rows)))
+        return self.ranks.take_own_rows(order(self.ranks.all_gather(rows)))
 
     def own(self) -> set[str]:
         """The names in `state()` that may differ between ranks: statistics that each takes of its own images."""
@@ -258,7 +258,7 @@ class ZeroLearner:
         own = self.own() if self.ranks.size > 1 else set()
         mine = {name: value for name, value in self.state().items() if name in own}
         kept = {name: value.clone() for name, value in mine.items()}
-        self.ranks.mean_(list(mine.values()))
+        self.ranks.all_reduce_mean_(list(mine.values()))
         try:
             yield
         finally:
@@ -341,7 +341,7 @@ class ZeroLearner:
         if self.stage == 0 or self.ranks.size == 1:
             return value
         total = value.to(self.device, copy=True)
-        self.ranks.sum_([total])
+        self.ranks.all_reduce_sum_([total])
         return total.to(value.device)
 
     def _parameter(self, name: str) -> str:

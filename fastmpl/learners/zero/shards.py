@@ -67,7 +67,7 @@ class Replicated:
         return {name: torch.zeros_like(p) if p.grad is None else p.grad for name, p in self.parameters.items()}
 
     def mean(self, gradients: Gradient) -> Gradient:
-        self.ranks.mean_(list(gradients.values()))
+        self.ranks.all_reduce_mean_(list(gradients.values()))
         return gradients
 
     def whole(self, pieces: Mapping[str, Tensor], device: torch.device) -> dict[str, Tensor]:
@@ -111,7 +111,7 @@ class Row:
         row = self.row.new_zeros(self.row.numel())
         for name, gradient in gradients.items():
             self._of(row, name).copy_(gradient)
-        part = self._cut(self.ranks.mean_part(row).to(self.part.device))
+        part = self._cut(self.ranks.reduce_scatter_mean(row).to(self.part.device))
         return {name: piece for name, piece in part.items() if name in gradients}
 
     def whole(self, pieces: Mapping[str, Tensor], device: torch.device) -> dict[str, Tensor]:
@@ -119,11 +119,11 @@ class Row:
         for name, piece in self._cut(part).items():
             if name in pieces:
                 piece.copy_(pieces[name])
-        row = self.ranks.rows(part)
+        row = self.ranks.all_gather(part)
         return {name: self._of(row, name) for name in self.shapes}
 
     def spread(self) -> None:
-        self.row.copy_(self.ranks.rows(self.part.detach().to(self.row.device)))
+        self.row.copy_(self.ranks.all_gather(self.part.detach().to(self.row.device)))
 
     def cut(self, name: str, whole: Tensor) -> Tensor:
         return _taken(whole, self.pieces[name])
@@ -184,7 +184,7 @@ class Slices:
                 if name in pieces:
                     mine[: self.pieces[name].length].copy_(pieces[name])
                 slices.append(mine)
-        rows = self.ranks.rows(torch.cat(slices).unsqueeze(0))  # [N, slices]
+        rows = self.ranks.all_gather(torch.cat(slices).unsqueeze(0))  # [N, slices]
         columns = iter(torch.split(rows, [len(mine) for mine in slices], dim=1))
         return {
             name: [next(columns).reshape(-1)[: self.shapes[name].numel()].view(self.shapes[name]) for _ in sets]
