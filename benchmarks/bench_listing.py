@@ -75,18 +75,18 @@ def measure(source: str, root: str) -> list[Row]:
     import fastmpl.run.trainer  # noqa: F401
     from fastmpl.config.load import build as config
     from fastmpl.data.build import build
-    from fastmpl.data.draws import Stream
-    from fastmpl.data.sampler import Order
+    from fastmpl.data.draws import StreamName
+    from fastmpl.data.sampler import Sampler
 
     note("and fastmpl")
     keys = {"data.source": source, "data.root": root, "data.labels": 0, "data.validation": CLASSES}
     keys |= {"data.decode": "always"} if source == "folder" else {}
     data = build(config(keys, dict.fromkeys(keys, "benchmark")).data, seed=0)
     note("data set")
-    order = Order(data.split.unlabelled, BATCH, Stream.UNLABELLED, 0)
-    order.rows(0)
+    sampler = Sampler(data.split.unlabelled, BATCH, StreamName.UNLABELLED, 0)
+    sampler.samples(0)
     note("an epoch's order")
-    order.rows(len(data.split.unlabelled) // BATCH + 1)
+    sampler.samples(len(data.split.unlabelled) // BATCH + 1)
     note("the next epoch's")
     return rows
 

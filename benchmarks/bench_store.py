@@ -17,7 +17,7 @@ from benchmarks.harness import compare
 from benchmarks.records import Record, Row, save
 from fastmpl.data.stores.distributions import Probabilities
 from fastmpl.data.stores.store import Store, open_store
-from fastmpl.data.stores.store_writer import Plan, Writer
+from fastmpl.data.stores.store_writer import StorePlan, StoreWriter
 
 CLASSES, KEPT, BATCH, PART, REPEATS = 1000, 16, 1024, 8192, 50
 FAR = 64  # batches, 262 MB: far beyond a core's own caches
@@ -32,8 +32,8 @@ def peaked(rows: int, seed: int) -> Probabilities:
 
 def stored(folder: Path, rows: int) -> Store:
     """The synthetic table; every part of it repeats the same rows, since what they hold does not change the time."""
-    plan = Plan(rows, CLASSES, KEPT, images="synthetic", teacher="noise")
-    writer, part = Writer(folder, plan), peaked(PART, seed=0)
+    plan = StorePlan(rows, CLASSES, KEPT, images="synthetic", teacher="noise")
+    writer, part = StoreWriter(folder, plan), peaked(PART, seed=0)
     for shard in writer.missing():
         first, last = plan.range(shard)
         writer.write(shard, (part[: min(PART, last - start)] for start in range(first, last, PART)))

@@ -16,10 +16,10 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from torchvision.io import decode_jpeg, read_file
 from torchvision.transforms import v2
 
-from fastmpl.data.draws import Stream
+from fastmpl.data import sampler
+from fastmpl.data.draws import StreamName
 from fastmpl.data.files.encoded import Files, Names
 from fastmpl.data.normalise import IMAGENET
-from fastmpl.data.sampler import Order
 from fastmpl.data.streaming.crops import Crops
 from fastmpl.data.streaming.encoded_pipeline import EncodedStream, Machine
 from fastmpl.data.streaming.reading import Reader
@@ -110,7 +110,7 @@ class Ours:
         how = Crops(SIZE, (0.08, 1.0), (3 / 4, 4 / 3), True, operations, MAGNITUDE, CUT)
         self._stream = EncodedStream(
             Reader(images, members, 0),
-            Order(members, batch, Stream.UNLABELLED, 0),
+            sampler.Sampler(members, batch, StreamName.UNLABELLED, 0),
             how,
             IMAGENET,
             Machine(threads=threads),

@@ -37,7 +37,7 @@ WITHIN_DATA: dict[str, set[str]] = {  # what a folder of fastmpl.data may import
     "checks": {"files", "readers"},
     "packing": {"files", "readers"},
 }
-ABOVE = {"build", "evaluated", "loader", "prepare", "sources", "open_streams"}  # what combines these folders for a run
+ABOVE = {"build", "evaluation", "loader", "prepare", "sources", "open_streams"}  # what combines these folders for a run
 WITHOUT_TORCH = (
     "cli",
     "config",

@@ -22,7 +22,7 @@ from fastmpl.data.build import build as build_data
 from fastmpl.data.errors import DataError
 from fastmpl.data.stores.distributions import Probabilities
 from fastmpl.data.stores.store import Header, checksum
-from fastmpl.data.stores.store_writer import Plan, Writer
+from fastmpl.data.stores.store_writer import StorePlan, StoreWriter
 from fastmpl.data.stores.tables import read_table
 from fastmpl.errors import ConfigError
 from fastmpl.run.build import load_fixed_teacher
@@ -70,7 +70,7 @@ def distill(
         threads=torch.get_num_threads(),
     )
     classes = len(data.classes)
-    plan = Plan(
+    plan = StorePlan(
         rows=len(data.truth),
         classes=classes,
         kept=min(top_k, classes) or classes,
@@ -78,7 +78,7 @@ def distill(
         teacher=_words(source),
     )
     rank, world = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
-    writer = Writer(folder, plan, rank=rank, world=world)
+    writer = StoreWriter(folder, plan, rank=rank, world=world)
     missing = list(writer.missing())
     with tempfile.TemporaryDirectory(dir=folder, prefix="reading-") as scratch:
         rows = _rows(config, source, data, Path(scratch)) if missing else None

@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 
 from fastmpl.data.dataset import chosen
 from fastmpl.data.errors import DataError
-from fastmpl.data.evaluated import evaluated, shown_side
-from fastmpl.data.memory.held import Evaluated
+from fastmpl.data.evaluation import make_evaluation_set, shown_side
+from fastmpl.data.memory.evaluation_set import EvaluationSet
 from fastmpl.data.normalise import centre
 from fastmpl.data.prepare import prepare
 from fastmpl.data.readers.folder import read_labelled
@@ -33,7 +33,7 @@ class Judgement(NamedTuple):
 
 
 @torch.no_grad()
-def _judged(student: Classifier, name: str, held: Evaluated) -> Judgement:
+def _judged(student: Classifier, name: str, held: EvaluationSet) -> Judgement:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     module, count = student.module.to(device), len(student.classes)
     pairs, loss = torch.zeros(count * count, dtype=torch.int64, device=device), torch.zeros((), device=device)
@@ -44,7 +44,7 @@ def _judged(student: Classifier, name: str, held: Evaluated) -> Judgement:
     return Judgement(name, float(loss / pairs.sum()), pairs.reshape(count, count).cpu().numpy())
 
 
-def _sets(student: Classifier, data: Path | None) -> Iterator[tuple[str, Evaluated]]:
+def _sets(student: Classifier, data: Path | None) -> Iterator[tuple[str, EvaluationSet]]:
     """The run's validation and test images, or those of the folder `data`."""
     settings, size = student.config.data, student.image_shape[-1]
     if data is not None:
@@ -52,7 +52,7 @@ def _sets(student: Classifier, data: Path | None) -> Iterator[tuple[str, Evaluat
             raise ConfigError("The run classifies points, not images: leave --data out.")
         arrays = read_labelled(data, student.classes, shown_side(settings))
         images = centre(np.asarray(arrays.test_images), size)
-        yield str(data), evaluated(images, arrays.test_labels, settings, student.normalisation)
+        yield str(data), make_evaluation_set(images, arrays.test_labels, settings, student.normalisation)
         return
     prepared = prepare(student.config.data, student.config.run.seed)
     if prepared.arrays.classes != student.classes:
@@ -64,7 +64,7 @@ def _sets(student: Classifier, data: Path | None) -> Iterator[tuple[str, Evaluat
     held["test"] = prepared.test()
     for name, (of, labels) in held.items():
         if len(labels):
-            yield name, evaluated(of, labels, settings, student.normalisation, torch.get_num_threads())
+            yield name, make_evaluation_set(of, labels, settings, student.normalisation, torch.get_num_threads())
     if not any(len(labels) for _, labels in held.values()):
         raise DataError("The run has neither validation nor test images. Name some by --data FOLDER.")
 

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from fastmpl.data.errors import DataError, shown
-from fastmpl.data.evaluated import shown_side
+from fastmpl.data.evaluation import shown_side
 from fastmpl.data.files.decode import Decoded, decode_all
 from fastmpl.data.normalise import centre, centre_view
 from fastmpl.data.readers.tree import images_below

@@ -12,14 +12,14 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fastmpl.data.dataset import Problem, chosen, digest, digest_of
-from fastmpl.data.draws import Stream
-from fastmpl.data.loader import Labelled, LabelledStream, Loader
-from fastmpl.data.memory.held import Evaluated
+from fastmpl.data.draws import StreamName
+from fastmpl.data.loader import LabelledImages, LabelledStream, Loader
+from fastmpl.data.memory.evaluation_set import EvaluationSet
 from fastmpl.data.normalise import Normalisation
-from fastmpl.data.open_streams import Streams
-from fastmpl.data.prefetch import Ahead
+from fastmpl.data.open_streams import StreamOpener
+from fastmpl.data.prefetch import Prefetcher
 from fastmpl.data.prepare import Prepared, fingerprint, prepare
-from fastmpl.data.sampler import Order
+from fastmpl.data.sampler import Sampler
 from fastmpl.data.settings import DataSettings
 from fastmpl.data.split import Split
 from fastmpl.data.stores.store import Store, open_store
@@ -31,15 +31,15 @@ class Data:
     """All the data of a run; made by `build`."""
 
     train: Loader
-    validation: Evaluated | None
-    test: Evaluated | None
+    validation: EvaluationSet | None
+    test: EvaluationSet | None
     classes: tuple[str, ...]
     image_shape: tuple[int, ...]  # (3 or 1, size, size), or (2,) for points
     split: Split
     truth: Int[
         Tensor, "N"
     ]  # the true label of every training image, -1 where nobody knows it: for reports alone, by a Batch's indices
-    _streams: Streams
+    _streams: StreamOpener
 
     @property
     def normalisation(self) -> Normalisation | None:
@@ -73,10 +73,10 @@ class Data:
     def unlabelled_count(self) -> int:
         return len(self.split.unlabelled)
 
-    def examples(self, index: NDArray[np.int64]) -> Evaluated:
+    def examples(self, index: NDArray[np.int64]) -> EvaluationSet:
         """The training images `index` as they are evaluated, with their true labels."""
         arrays = self._streams.prepared.arrays
-        return self._streams.held(chosen(arrays.train_images, index), arrays.train_labels[index])
+        return self._streams.evaluation_set(chosen(arrays.train_images, index), arrays.train_labels[index])
 
     @property
     def names(self) -> Sequence[str]:
@@ -91,17 +91,17 @@ class Data:
     def weak_views(self, members: NDArray[np.int64], batch: int) -> ViewStream:
         """Weak views of the training images `members`, each once an epoch, drawn by the image and the epoch."""
         streams = self._streams
-        order = Order(members, batch, Stream.DISTIL, streams.seed)
-        return streams.open(order, 0, Stream.DISTIL)
+        sampler = Sampler(members, batch, StreamName.DISTIL, streams.seed)
+        return streams.open(sampler, 0, StreamName.DISTIL)
 
-    def finetune(self, images: Literal["labelled", "trusted"], batch: int, step: int = 0) -> Ahead[Labelled]:
+    def finetune(self, images: Literal["labelled", "trusted"], batch: int, step: int = 0) -> Prefetcher[LabelledImages]:
         """This rank's part of global batches of labelled (perhaps noisy) or trusted images, from `step` on."""
         streams = self._streams
-        order = streams.order(
-            Stream.FINETUNE, self.split.labelled if images == "labelled" else self.split.trusted, batch
+        sampler = streams.sampler(
+            StreamName.FINETUNE, self.split.labelled if images == "labelled" else self.split.trusted, batch
         )
-        labelled = LabelledStream(streams.open(order, step, Stream.FINETUNE), streams.targets())
-        return Ahead(labelled.next, streams.ahead, streams.place)
+        labelled = LabelledStream(streams.open(sampler, step, StreamName.FINETUNE), streams.targets())
+        return Prefetcher(labelled.next, streams.ahead, streams.torch_device)
 
 
 def build(
@@ -124,13 +124,15 @@ def build(
     prepared = prepare(settings, seed)
     if prepared.normalisation is not None:
         import_module("fastmpl.data.memory.pipeline")  # a missing DALI is told now, not at the first batch
-    streams = Streams(prepared, settings, seed, rank, world, channels_last, max(threads, 1), device, dtype)
+    streams = StreamOpener(prepared, settings, seed, rank, world, channels_last, max(threads, 1), device, dtype)
     with_trusted = prepared.split.trusted.size > 0
-    used = [Stream.LABELLED, Stream.UNLABELLED] + [Stream.TRUSTED] * with_trusted
-    orders = {stream: streams.order(stream, *streams.members(stream)) for stream in used}  # refuses impossible batches
+    used = [StreamName.LABELLED, StreamName.UNLABELLED] + [StreamName.TRUSTED] * with_trusted
+    orders = {
+        stream: streams.sampler(stream, *streams.members(stream)) for stream in used
+    }  # refuses impossible batches
 
-    def open_stream(stream: Stream, step: int) -> ViewStream:
-        return streams.open(orders[stream], step, stream, two_views=stream is Stream.UNLABELLED)
+    def open_stream(stream: StreamName, step: int) -> ViewStream:
+        return streams.open(orders[stream], step, stream, two_views=stream is StreamName.UNLABELLED)
 
     arrays, validation = prepared.arrays, prepared.split.validation
     side = settings.image_size
@@ -140,10 +142,10 @@ def build(
     if store is not None:
         known["store"] = digest(*(np.frombuffer(shard.blake2b.encode(), np.uint8) for shard in store.header.shards))
 
-    def stored(stream: Stream, step: int, replaced: Sequence[Replacement]) -> Tensor:
-        """Rows of the images that the stream gives at that step: an order is known ahead, and no device is asked."""
+    def stored(stream: StreamName, step: int, replaced: Sequence[Replacement]) -> Tensor:
+        """Samples of the images that the stream gives at that step: an sampler is known ahead, and no device is asked."""
         assert store is not None
-        index = orders[stream].rows(step).index
+        index = orders[stream].samples(step).index
         index[[one.place for one in replaced]] = [one.by for one in replaced]
         rows = torch.from_numpy(store.probabilities(index))
         return rows if device is None else rows.pin_memory().to(f"cuda:{device}", non_blocking=True)
@@ -158,11 +160,11 @@ def build(
             ahead=streams.ahead,
         ),
         validation=(
-            streams.held(chosen(arrays.train_images, validation), arrays.train_labels[validation])
+            streams.evaluation_set(chosen(arrays.train_images, validation), arrays.train_labels[validation])
             if validation.size
             else None
         ),
-        test=streams.held(test_images, test_labels) if len(test_labels) else None,
+        test=streams.evaluation_set(test_images, test_labels) if len(test_labels) else None,
         classes=arrays.classes,
         image_shape=(2,) if prepared.normalisation is None else (settings.channels, side, side),
         split=prepared.split,

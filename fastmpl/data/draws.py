@@ -30,7 +30,7 @@ class Purpose(IntEnum):
     REPLACE = 108
 
 
-class Stream(IntEnum):
+class StreamName(IntEnum):
     """Which stream of images an order or a view is drawn for."""
 
     LABELLED = 1

@@ -1,4 +1,4 @@
-"""Streams of views and their labels -> the batches of a run, and the state that resumes them.
+"""StreamOpener of views and their labels -> the batches of a run, and the state that resumes them.
 
 The state is a step and a fingerprint of everything that decides what a step's batch is. It is the same on every rank,
 and does not name the number of ranks: each takes its part of the same global batches.
@@ -11,17 +11,17 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from fastmpl.data.batch import Batch
-from fastmpl.data.draws import Stream
+from fastmpl.data.draws import StreamName
 from fastmpl.data.errors import DataError
-from fastmpl.data.prefetch import Ahead
+from fastmpl.data.prefetch import Prefetcher
 from fastmpl.data.view_stream import Replacement, ViewStream
 
-Open = Callable[[Stream, int], ViewStream]
+Open = Callable[[StreamName, int], ViewStream]
 # a stream's stored distributions [n, K] at a step, in which some images stand in for others
-Stored = Callable[[Stream, int, Sequence[Replacement]], Tensor]
+Stored = Callable[[StreamName, int, Sequence[Replacement]], Tensor]
 
 
-class Labelled(NamedTuple):
+class LabelledImages(NamedTuple):
     """Weak views with the labels to learn from."""
 
     images: Float[Tensor, "n *image"]
@@ -37,32 +37,32 @@ class LabelledStream:
         self._views = views
         self._targets = targets
 
-    def next(self) -> Labelled:
+    def next(self) -> LabelledImages:
         """The next step's images."""
         views = self._views.next()
-        return Labelled(views.weak, self._targets[views.index], views.index, views.replaced)
+        return LabelledImages(views.weak, self._targets[views.index], views.index, views.replaced)
 
 
-class _Streams(NamedTuple):
+class _OpenStreams(NamedTuple):
     labelled: LabelledStream
     unlabelled: ViewStream
     trusted: LabelledStream | None
 
 
-class _Made(NamedTuple):
+class _MadeBatch(NamedTuple):
     """A batch, and the images that it lacks."""
 
     batch: Batch
     replaced: tuple[Replacement, ...]
 
 
-class _Maker:
+class _BatchMaker:
     """Makes one batch after another, from `step` on. Knows nothing of the loader, which may end before its thread."""
 
-    def __init__(self, streams: _Streams, stored: Stored | None, step: int) -> None:
+    def __init__(self, streams: _OpenStreams, stored: Stored | None, step: int) -> None:
         self._streams, self._stored, self._step = streams, stored, step
 
-    def __call__(self) -> _Made:
+    def __call__(self) -> _MadeBatch:
         labelled = self._streams.labelled.next()
         trusted = self._streams.trusted.next() if self._streams.trusted else None
         views = self._streams.unlabelled.next()
@@ -78,14 +78,14 @@ class _Maker:
             unlabelled_index=views.index,
             trusted=trusted.images if trusted else None,
             trusted_targets=trusted.targets if trusted else None,
-            stored_labelled=stored(Stream.LABELLED, step, labelled.replaced) if stored else None,
-            stored_unlabelled=stored(Stream.UNLABELLED, step, views.replaced) if stored else None,
+            stored_labelled=stored(StreamName.LABELLED, step, labelled.replaced) if stored else None,
+            stored_unlabelled=stored(StreamName.UNLABELLED, step, views.replaced) if stored else None,
         )
-        return _Made(batch, labelled.replaced + (trusted.replaced if trusted else ()) + views.replaced)
+        return _MadeBatch(batch, labelled.replaced + (trusted.replaced if trusted else ()) + views.replaced)
 
 
 class Loader(Iterator[Batch]):
-    """This rank's batches, without end. Streams are opened at the first batch, and again after `restore`.
+    """This rank's batches, without end. StreamOpener are opened at the first batch, and again after `restore`.
 
     ahead: batches that a thread makes before they are asked for. `replaced`: the images of the latest batch that could
     not be read, and those in their places.
@@ -108,7 +108,7 @@ class Loader(Iterator[Batch]):
         self._fingerprint = dict(fingerprint)
         self._ahead = ahead
         self._step = 0
-        self._made: Ahead[_Made] | None = None
+        self._made: Prefetcher[_MadeBatch] | None = None
         self.replaced: tuple[Replacement, ...] = ()
 
     def __next__(self) -> Batch:
@@ -117,7 +117,9 @@ class Loader(Iterator[Batch]):
     def next(self) -> Batch:
         """The batch of the next step. On a GPU its tensors are the caller's until the next call; else for ever."""
         if self._made is None:
-            self._made = Ahead(_Maker(self._opened(), self._stored, self._step), self._ahead, self._targets.device)
+            self._made = Prefetcher(
+                _BatchMaker(self._opened(), self._stored, self._step), self._ahead, self._targets.device
+            )
         batch, self.replaced = self._made.next()
         self._step += 1
         return batch
@@ -128,12 +130,12 @@ class Loader(Iterator[Batch]):
             self._made.close()
         self._made = None
 
-    def _opened(self) -> _Streams:
-        def labels(stream: Stream) -> LabelledStream:
+    def _opened(self) -> _OpenStreams:
+        def labels(stream: StreamName) -> LabelledStream:
             return LabelledStream(self._open(stream, self._step), self._targets)
 
-        trusted = labels(Stream.TRUSTED) if self._has_trusted else None
-        return _Streams(labels(Stream.LABELLED), self._open(Stream.UNLABELLED, self._step), trusted)
+        trusted = labels(StreamName.TRUSTED) if self._has_trusted else None
+        return _OpenStreams(labels(StreamName.LABELLED), self._open(StreamName.UNLABELLED, self._step), trusted)
 
     def state(self) -> dict[str, object]:
         """What `restore` needs, as JSON can hold it: the next batch's step and the fingerprint."""

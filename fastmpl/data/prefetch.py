@@ -44,7 +44,7 @@ def _end(stop: threading.Event, thread: threading.Thread) -> None:
     thread.join(timeout=60)
 
 
-class Ahead(Generic[Item]):
+class Prefetcher(Generic[Item]):
     """Gives what `make` makes, in order; up to `depth` items wait, and 0 makes each when it is asked for.
 
     An error of `make` is raised in its place, and ends it. `close` (or the end of the program) ends the thread.

@@ -17,7 +17,7 @@ from fastmpl.data.normalise import IMAGENET, Normalisation, measure
 from fastmpl.data.settings import DataSettings
 from fastmpl.data.sources import load
 from fastmpl.data.split import Split, split
-from fastmpl.data.stores.confidence import confident
+from fastmpl.data.stores.confidence import select_confident
 from fastmpl.data.stores.store import open_store
 
 Word = int | float | str | list[int] | list[float]
@@ -112,7 +112,7 @@ def _usable(arrays: Arrays, settings: DataSettings) -> Callable[[NDArray[np.int6
     key = "filter_store" if settings.filter_store else "store"
     store = open_store(getattr(settings, key))
     store.check_fits(images=digest_of(arrays.train_images), classes=len(arrays.classes), key=f"data.{key}")
-    return partial(confident, store, minimum=settings.minimum_confidence, per_class=settings.per_class)
+    return partial(select_confident, store, minimum=settings.minimum_confidence, per_class=settings.per_class)
 
 
 def _targets(arrays: Arrays, parts: Split, settings: DataSettings, seed: int) -> NDArray[np.int64]:

@@ -1,6 +1,6 @@
-"""Which image stands where: position t of a stream's global order -> image, a pure function.
+"""Which image stands where: position t of a stream's global sampler -> image, a pure function.
 
-The order is a chain of seeded permutations, one an epoch, without gaps: a set smaller than a batch is simply passed
+The sampler is a chain of seeded permutations, one an epoch, without gaps: a set smaller than a batch is simply passed
 through more often, and no image is left out at an epoch's end. Step s of a global batch of B rows takes positions
 [sB, (s+1)B); rank r of w takes rows [rB/w, (r+1)B/w) of these. So the ranks' rows, one after another, are the rows of
 one process, and resuming needs the step and nothing else.
@@ -15,18 +15,18 @@ from fastmpl.data import draws
 from fastmpl.data.errors import DataError
 
 
-class Rows(NamedTuple):
+class Samples(NamedTuple):
     """The images of one rank's batch, and how many times each of them came before (its epoch). Both [n]."""
 
     index: NDArray[np.int64]  # type: ignore[assignment]  # hides tuple.index, which nobody needs
     epoch: NDArray[np.int64]
 
 
-class Order:
+class Sampler:
     """The order of one stream over `members` [N], positions in the data set, for one rank."""
 
     def __init__(
-        self, members: NDArray[np.int64], batch: int, stream: draws.Stream, seed: int, rank: int = 0, world: int = 1
+        self, members: NDArray[np.int64], batch: int, stream: draws.StreamName, seed: int, rank: int = 0, world: int = 1
     ) -> None:
         if not members.size:
             raise DataError(f"There are no {stream.name.lower()} images to train on: check the counts in [data].")
@@ -50,7 +50,7 @@ class Order:
             self._epochs = kept
         return self._epochs[epoch]
 
-    def rows(self, step: int) -> Rows:
+    def samples(self, step: int) -> Samples:
         """The images of this rank at `step` (0 for the first)."""
         position = step * self._global_batch + self._offset + np.arange(self.batch)
         epoch, place = np.divmod(position, len(self.members))
@@ -58,12 +58,12 @@ class Order:
         for e in range(int(epoch[0]), int(epoch[-1]) + 1):
             here = epoch == e
             index[here] = self._epoch(e)[place[here]]
-        return Rows(index, epoch)
+        return Samples(index, epoch)
 
-    def uniform(self, rows: Rows, columns: int) -> NDArray[np.float32]:
+    def uniform(self, rows: Samples, columns: int) -> NDArray[np.float32]:
         """Draws [n, columns] that belong to the images of `rows` in their epochs, wherever in a batch they stand."""
         return draws.uniform(draws.extend(self._views_key, rows.epoch), rows.index, columns)
 
-    def normal(self, rows: Rows, columns: int) -> NDArray[np.float32]:
+    def normal(self, rows: Samples, columns: int) -> NDArray[np.float32]:
         """As `uniform`, standard normal."""
         return draws.normal(draws.extend(self._views_key, rows.epoch), rows.index, columns)

@@ -8,8 +8,8 @@ from torch import Tensor
 
 from fastmpl.config import Config
 from fastmpl.data.batch import Batch
-from fastmpl.data.loader import Labelled
-from fastmpl.data.prefetch import Ahead
+from fastmpl.data.loader import LabelledImages
+from fastmpl.data.prefetch import Prefetcher
 from fastmpl.data.view_stream import Replacement
 from fastmpl.methods.supervised import Supervised
 from fastmpl.run.build import AnyLearner
@@ -33,7 +33,7 @@ def finetune_step(learner: AnyLearner, config: Config, device: torch.device) -> 
 
 
 def batches(
-    stream: Ahead[Labelled], device: torch.device, note: Callable[[Sequence[Replacement]], None]
+    stream: Prefetcher[LabelledImages], device: torch.device, note: Callable[[Sequence[Replacement]], None]
 ) -> Callable[[], Batch]:
     """The stream's images as batches in which nothing is unlabelled; `note` is told which had to be replaced."""
 

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fastmpl.data.build import Data
-from fastmpl.data.memory.held import Evaluated
+from fastmpl.data.memory.evaluation_set import EvaluationSet
 from fastmpl.distributed.ranks import ALONE, Ranks
 from fastmpl.run.build import AnyLearner
 
@@ -26,7 +26,9 @@ class Score(NamedTuple):
 
 
 @torch.no_grad()
-def score(infer: Infer, held: Evaluated, device: torch.device, count: int | None = None, ranks: Ranks = ALONE) -> Score:
+def score(
+    infer: Infer, held: EvaluationSet, device: torch.device, count: int | None = None, ranks: Ranks = ALONE
+) -> Score:
     """The score of `infer`, images -> logits on `device`, over labelled images; one read of the device.
 
     held: this rank's part of `count` images, all of them for one process; those that cannot be read do not count.
@@ -41,8 +43,8 @@ def score(infer: Infer, held: Evaluated, device: torch.device, count: int | None
             sums[:2] += torch.stack([(logits.argmax(-1) == targets).sum(), loss])
             sums[2] += len(targets)
             passes += 1
-    for _ in range(passes, held.passes(-(-count // ranks.size))):  # shards are gathered by all ranks together
-        infer(held.blank(device))
+    for _ in range(passes, held.batch_count(-(-count // ranks.size))):  # shards are gathered by all ranks together
+        infer(held.dummy_image(device))
     ranks.all_reduce_sum_([sums])
     right, loss_sum, count = sums.tolist()
     return Score(right / max(count, 1), loss_sum / max(count, 1), int(count))
@@ -62,11 +64,11 @@ class Judge:
     """Scores networks on the validation and test images, where there are any; each rank sees its part of them."""
 
     def __init__(self, data: Data, device: torch.device, ranks: Ranks = ALONE) -> None:
-        held: dict[Split, Evaluated | None] = {"validation": data.validation, "test": data.test}
+        held: dict[Split, EvaluationSet | None] = {"validation": data.validation, "test": data.test}
         self.ranks, self.device = ranks, device
         self.counts = {name: len(split) for name, split in held.items() if split is not None}
         self.splits = {
-            name: split.part(ranks.rank, ranks.size).placed(device) for name, split in held.items() if split is not None
+            name: split.part(ranks.rank, ranks.size).to(device) for name, split in held.items() if split is not None
         }
 
     def scores(self, infer: Infer) -> dict[Split, Score]:

@@ -92,7 +92,7 @@ def test_views_are_averaged_and_do_not_depend_on_the_number_of_processes(
     assert np.abs(two - one).max() > 0.01
     assert np.abs(three - two).max() > 0.01
     monkeypatch.setattr("fastmpl.data.stores.store_writer.SHARD_ROWS", 700)
-    monkeypatch.setattr("fastmpl.commands.distill.Plan.__new__.__defaults__", (700,))
+    monkeypatch.setattr("fastmpl.commands.distill.StorePlan.__new__.__defaults__", (700,))
     monkeypatch.setenv("WORLD_SIZE", "2")
     headers = []
     for rank in ("1", "0"):

@@ -8,7 +8,7 @@ import weakref
 import pytest
 import torch
 
-from fastmpl.data.prefetch import Ahead
+from fastmpl.data.prefetch import Prefetcher
 
 CPU = torch.device("cpu")
 
@@ -28,14 +28,14 @@ class Counter:
 
 @pytest.mark.parametrize("depth", [0, 1, 3])
 def test_items_come_in_order(depth: int) -> None:
-    ahead = Ahead(Counter(), depth, CPU)
+    ahead = Prefetcher(Counter(), depth, CPU)
     assert [ahead.next() for _ in range(10)] == list(range(10))
     ahead.close()
 
 
 def test_the_next_items_are_made_while_one_is_in_use() -> None:
     counter = Counter()
-    ahead = Ahead(counter, 2, CPU)
+    ahead = Prefetcher(counter, 2, CPU)
     ahead.next()
     assert counter.enough.wait(20)  # two more, though nobody asked
     ahead.close()
@@ -43,7 +43,7 @@ def test_the_next_items_are_made_while_one_is_in_use() -> None:
 
 def test_no_more_is_made_than_there_is_room_for() -> None:
     counter = Counter()
-    ahead = Ahead(counter, 2, CPU)
+    ahead = Prefetcher(counter, 2, CPU)
     assert counter.enough.wait(20)
     time.sleep(0.3)
     assert counter.made == 3  # two that wait, and one in the maker's hands
@@ -52,7 +52,7 @@ def test_no_more_is_made_than_there_is_room_for() -> None:
 
 def test_without_a_thread_nothing_is_made_ahead() -> None:
     counter = Counter()
-    ahead = Ahead(counter, 0, CPU)
+    ahead = Prefetcher(counter, 0, CPU)
     ahead.next()
     assert counter.made == 1
 
@@ -65,7 +65,7 @@ def test_an_error_is_raised_where_its_item_is_asked_for_and_again_after() -> Non
             raise ValueError("no third one")
         return counter()
 
-    ahead = Ahead(failing, 4, CPU)
+    ahead = Prefetcher(failing, 4, CPU)
     assert [ahead.next(), ahead.next()] == [0, 1]
     for _ in range(2):
         with pytest.raises(ValueError, match="no third one"):
@@ -74,7 +74,7 @@ def test_an_error_is_raised_where_its_item_is_asked_for_and_again_after() -> Non
 
 
 def test_a_forgotten_one_takes_its_thread_with_it() -> None:
-    ahead = Ahead(Counter(), 2, CPU)
+    ahead = Prefetcher(Counter(), 2, CPU)
     ahead.next()
     gone = weakref.ref(ahead)
     del ahead

@@ -13,11 +13,11 @@ pytest.importorskip("nvidia.dali", reason="install nvidia-dali-cuda130 to test s
 
 from fastmpl.config import Config, load
 from fastmpl.data.batch import IMAGES, Batch
-from fastmpl.data.draws import Stream
+from fastmpl.data.draws import StreamName
 from fastmpl.data.files.encoded import Files, Names
 from fastmpl.data.loader import Loader
 from fastmpl.data.normalise import IMAGENET
-from fastmpl.data.sampler import Order
+from fastmpl.data.sampler import Sampler
 from fastmpl.data.streaming.crops import Crops
 from fastmpl.data.streaming.encoded_pipeline import EncodedStream, Machine
 from fastmpl.data.streaming.reading import Reader
@@ -56,10 +56,10 @@ def loader(images: Files, dtype: torch.dtype) -> Loader:
     """Batches that are made in this thread."""
     members, how = np.arange(COUNT), Crops(SIZE, (0.08, 1.0), (3 / 4, 4 / 3), True, 1, 10, 8)
 
-    def opened(stream: Stream, step: int) -> EncodedStream:
-        reader, order = Reader(images, members, 0), Order(members, BATCH, stream, 0)
-        two_views = stream is Stream.UNLABELLED
-        return EncodedStream(reader, order, how, IMAGENET, Machine(), two_views=two_views, step=step, dtype=dtype)
+    def opened(stream: StreamName, step: int) -> EncodedStream:
+        reader, sampler = Reader(images, members, 0), Sampler(members, BATCH, stream, 0)
+        two_views = stream is StreamName.UNLABELLED
+        return EncodedStream(reader, sampler, how, IMAGENET, Machine(), two_views=two_views, step=step, dtype=dtype)
 
     return Loader(opened, torch.zeros(COUNT, dtype=torch.int64), trusted=False, fingerprint={})
 

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from fastmpl.data.dali import Node, fn, normalise, pipeline_def, rand_augment, select, signed_bin, tensor, types
 from fastmpl.data.memory import views
 from fastmpl.data.normalise import Normalisation
-from fastmpl.data.sampler import Order
+from fastmpl.data.sampler import Sampler
 from fastmpl.data.view_stream import Views
 
 _ALIAS = re.compile(r"WARNING: `nvidia\.dali\.fn\.experimental\.(filter|equalize)` is now deprecated")
@@ -25,7 +25,7 @@ _TRANSLATION = 100 / 224  # RandAugment's largest shift as a fraction of the sid
 
 
 class ImageStream:
-    """A ViewStream over `images` uint8 [N, H, W, 3 or 1] in `order`, from `step` on; float32.
+    """A ViewStream over `images` uint8 [N, H, W, 3 or 1] in `sampler`, from `step` on; float32.
 
     Images of another size than `how.size` are resized; grey ones get as many channels as `normalisation` has.
     `channels_last` gives tensors [n, C, size, size] of torch's channels-last memory format. `device` is a CUDA device's
@@ -35,7 +35,7 @@ class ImageStream:
     def __init__(
         self,
         images: NDArray[np.uint8],
-        order: Order,
+        sampler: Sampler,
         how: views.Augmentation,
         normalisation: Normalisation,
         *,
@@ -46,7 +46,7 @@ class ImageStream:
         device: int | None = None,
     ) -> None:
         self._images = images
-        self._order = order
+        self._sampler = sampler
         self._how = how
         self._normalisation = normalisation
         self._two_views = two_views
@@ -57,11 +57,11 @@ class ImageStream:
         augments = two_views and how.operations > 0  # conditionals cost time, even unused
         with _without_alias_warnings():
             define = pipeline_def(self._define, enable_conditionals=augments, exec_dynamic=True)
-            self._pipeline = define(batch_size=order.batch, num_threads=threads, device_id=device, seed=0)
+            self._pipeline = define(batch_size=sampler.batch, num_threads=threads, device_id=device, seed=0)
             self._pipeline.build()
 
     def next(self) -> Views:
-        index = self._order.rows(self._step).index
+        index = self._sampler.samples(self._step).index
         self._step += 1
         outputs = [tensor(output, channels_last=self._channels_last) for output in self._pipeline.run()]
         where = torch.device("cpu" if self._device is None else f"cuda:{self._device}")
@@ -69,12 +69,12 @@ class ImageStream:
 
     def _source(self, iteration: int) -> tuple[NDArray[Any], ...]:
         """The inputs of one run: DALI asks ahead of time, so this depends on the iteration's number alone."""
-        rows = self._order.rows(self._first + iteration)
-        u = self._order.uniform(rows, self._how.columns)
-        inputs = (self._images[rows.index], *views.weak(u, self._how))
+        rows = self._sampler.samples(self._first + iteration)
+        u = self._sampler.uniform(rows, self._how.columns)
+        inputs = (self._images[rows.index], *views.draw_weak(u, self._how))
         if not self._two_views:
             return inputs
-        drawn = views.strong(u, self._how)
+        drawn = views.draw_strong(u, self._how)
         cut = (drawn.cut_start, drawn.cut_shape) if self._how.cut > 0 else ()
         return (*inputs, drawn.start, drawn.mirror, *drawn.operation, *drawn.sign, *cut)
 
@@ -98,13 +98,13 @@ class ImageStream:
         strong = self._window(image, start)
         if operations > 0:
             strong = _rand_augment(strong, chosen[:operations], chosen[operations : 2 * operations], how)
-        strong = self._normalise(strong, mirror)  # flips last: RandAugment's signs make the order indifferent
+        strong = self._normalise(strong, mirror)  # flips last: RandAugment's signs make the sampler indifferent
         if how.cut > 0:  # after normalising, where 0 is the data set's mean
             strong = fn.erase(strong, anchor=chosen[-2], shape=chosen[-1], axis_names="HW", fill_value=0.0)
         return weak, strong
 
     def _prepare(self, image: Node) -> Node:
-        """To the device, to the network's channels, to its size: in the order that moves the fewest bytes."""
+        """To the device, to the network's channels, to its size: in the sampler that moves the fewest bytes."""
         if self._device is not None:
             image = image.gpu()
         if self._images.shape[1:3] != (self._how.size, self._how.size):

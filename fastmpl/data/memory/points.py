@@ -4,30 +4,36 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from fastmpl.data.sampler import Order
+from fastmpl.data.sampler import Sampler
 from fastmpl.data.view_stream import Views
 
 JITTER = 0.2  # standard deviation, in the units of the points
 
 
 class PointStream:
-    """A ViewStream over `points` [N, 2] in `order`, from `step` on; no DALI."""
+    """A ViewStream over `points` [N, 2] in `sampler`, from `step` on; no DALI."""
 
     def __init__(
-        self, points: NDArray[np.float32], order: Order, *, two_views: bool, step: int = 0, device: int | None = None
+        self,
+        points: NDArray[np.float32],
+        sampler: Sampler,
+        *,
+        two_views: bool,
+        step: int = 0,
+        device: int | None = None,
     ) -> None:
         self._points = points
-        self._order = order
+        self._sampler = sampler
         self._two_views = two_views
         self._step = step
         self._device = torch.device("cpu" if device is None else f"cuda:{device}")
 
     def next(self) -> Views:
-        rows = self._order.rows(self._step)
+        rows = self._sampler.samples(self._step)
         self._step += 1
         index = torch.from_numpy(rows.index).to(self._device)
         weak = torch.from_numpy(self._points[rows.index]).to(self._device)
         if not self._two_views:
             return Views(weak, None, index)
-        jitter = torch.from_numpy(self._order.normal(rows, self._points.shape[1])).to(self._device)
+        jitter = torch.from_numpy(self._sampler.normal(rows, self._points.shape[1])).to(self._device)
         return Views(weak, weak + JITTER * jitter, index)

@@ -72,15 +72,15 @@ def rectangle(u: NDArray[np.float32], size: int, cut: int) -> tuple[NDArray[np.f
     return start.astype(np.float32), (end - start).astype(np.float32)
 
 
-def weak(u: NDArray[np.float32], how: Augmentation) -> Weak:
+def draw_weak(u: NDArray[np.float32], how: Augmentation) -> Weak:
     """The weak view's draws from uniform numbers u [n, 3 or more]."""
     mirror = _below(u[:, 0], 2) if how.flip else np.zeros(len(u), np.int32)
     return Weak(_below(u[:, 1:3], 2 * how.shift + 1) - how.shift, mirror)
 
 
-def strong(u: NDArray[np.float32], how: Augmentation) -> Strong:
+def draw_strong(u: NDArray[np.float32], how: Augmentation) -> Strong:
     """The strong view's draws from the same uniform numbers u [n, how.columns], of which it has its own columns."""
-    base = weak(u[:, _WEAK_COLUMNS:], how)
+    base = draw_weak(u[:, _WEAK_COLUMNS:], how)
     first = 2 * _WEAK_COLUMNS + _CUT_COLUMNS
     cut_start, cut_shape = rectangle(u[:, first - _CUT_COLUMNS : first], how.size, how.cut)
     # DALI takes contiguous rows only

@@ -14,7 +14,7 @@ from fastmpl.data.stores.store import Store
 Index = NDArray[np.int64]
 
 
-def confident(store: Store, index: Index, *, minimum: float, per_class: int) -> Index:
+def select_confident(store: Store, index: Index, *, minimum: float, per_class: int) -> Index:
     """Those of images `index` whose likeliest class has a probability of at least `minimum`, in their order.
 
     per_class: at most so many of one likeliest class, the surest, the lower number first where two are equally sure; 0:

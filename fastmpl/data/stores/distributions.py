@@ -20,7 +20,7 @@ Probabilities = NDArray[np.float32]
 SHORT_NUMBERS = 1 << 16  # classes that a word can number
 
 
-class Form(NamedTuple):
+class RowFormat(NamedTuple):
     """`kept` classes of each row of `classes`; all of them where the two are equal."""
 
     classes: int
@@ -60,12 +60,12 @@ class Form(NamedTuple):
     def unpack(self, packed: Words) -> Probabilities:
         """[n, words] -> [n, K], rows summing to 1 but for half precision."""
         if self.whole:
-            return _single(packed)
+            return _to_float32(packed)
         k, width = self.kept, self.number_words
         numbers = np.ascontiguousarray(packed[:, : width * k])
         if width == 2:
             numbers = numbers.view(np.uint32)
-        tail = _single(np.ascontiguousarray(packed[:, width * k :]))
+        tail = _to_float32(np.ascontiguousarray(packed[:, width * k :]))
         rows = np.empty((len(packed), self.classes), np.float32)
         rows[:] = tail[:, -1:] / np.float32(self.classes - k)
         place = numbers.astype(np.int64) + np.arange(0, rows.size, self.classes)[:, None]
@@ -75,19 +75,19 @@ class Form(NamedTuple):
     def top(self, packed: Words) -> tuple[NDArray[np.int64], Probabilities]:
         """The likeliest class of each row [n, words] and its probability, [n] both."""
         if self.whole:
-            rows = _single(packed)
+            rows = _to_float32(packed)
             number = rows.argmax(1)
             return number, np.take_along_axis(rows, number[:, None], 1)[:, 0]
         numbers = np.ascontiguousarray(packed[:, : self.number_words])
         number = numbers.view(np.uint32 if self.number_words == 2 else np.uint16)[:, 0].astype(np.int64)
-        return number, _single(np.ascontiguousarray(packed[:, self.number_words * self.kept]))
+        return number, _to_float32(np.ascontiguousarray(packed[:, self.number_words * self.kept]))
 
 
-def _single(words: Words) -> Probabilities:
+def _to_float32(words: Words) -> Probabilities:
     """Half-precision bits as float32; torch converts vectors of them, numpy one by one."""
     return np.asarray(torch.from_numpy(words.view(np.float16)).float().numpy())
 
 
-def distance(a: Probabilities, b: Probabilities) -> NDArray[np.float64]:
+def total_variation(a: Probabilities, b: Probabilities) -> NDArray[np.float64]:
     """Total variation of each row, 1/2 sum_c |a_c - b_c|: from 0, the same, to 1, nothing in common."""
     return np.asarray(0.5 * np.abs(a.astype(np.float64) - b).sum(1))

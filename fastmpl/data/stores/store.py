@@ -16,14 +16,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fastmpl.data.errors import DataError
-from fastmpl.data.stores.distributions import Form, Probabilities, Words
+from fastmpl.data.stores.distributions import Probabilities, RowFormat, Words
 
 HEADER = "header.json"
 FORMAT = "fastmpl distributions 1"
 TOP_ROWS = 1 << 15
 
 
-class Shard(NamedTuple):
+class StoreShard(NamedTuple):
     """One file of the store; rows are implied by its place."""
 
     file: str
@@ -31,7 +31,7 @@ class Shard(NamedTuple):
     blake2b: str
 
 
-class Error(NamedTuple):
+class PackingChange(NamedTuple):
     """What packing changed, measured when the rows were written: total variation, and the top class."""
 
     mean_total_variation: float
@@ -48,12 +48,12 @@ class Header(NamedTuple):
     shard_rows: int  # of every shard but the last
     images: str  # digest of the images that the rows belong to
     teacher: str  # in words
-    error: Error
-    shards: tuple[Shard, ...]
+    error: PackingChange
+    shards: tuple[StoreShard, ...]
 
     @property
-    def form(self) -> Form:
-        return Form(self.classes, self.kept)
+    def form(self) -> RowFormat:
+        return RowFormat(self.classes, self.kept)
 
     def to_json(self) -> str:
         parts = self._asdict() | {"error": self.error._asdict(), "shards": [s._asdict() for s in self.shards]}
@@ -65,7 +65,7 @@ class Header(NamedTuple):
         parts: dict[str, Any] = json.loads(text)
         if parts.pop("format") != FORMAT:
             raise ValueError("another format")
-        error, shards = Error(**parts.pop("error")), tuple(Shard(**shard) for shard in parts.pop("shards"))
+        error, shards = PackingChange(**parts.pop("error")), tuple(StoreShard(**shard) for shard in parts.pop("shards"))
         return cls(**parts, error=error, shards=shards)
 
 

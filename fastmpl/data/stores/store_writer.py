@@ -14,14 +14,14 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from fastmpl.data.errors import DataError
-from fastmpl.data.stores.distributions import Form, Probabilities, distance
-from fastmpl.data.stores.store import HEADER, Error, Header, Shard, checksum
+from fastmpl.data.stores.distributions import Probabilities, RowFormat, total_variation
+from fastmpl.data.stores.store import HEADER, Header, PackingChange, StoreShard, checksum
 
 PLAN = "plan.json"
 SHARD_ROWS = 1 << 17
 
 
-class Plan(NamedTuple):
+class StorePlan(NamedTuple):
     """What a store will be. `images` is the digest of the data set, `teacher` says in words whose rows they are."""
 
     rows: int
@@ -40,10 +40,10 @@ class Plan(NamedTuple):
         return shard * self.shard_rows, min((shard + 1) * self.shard_rows, self.rows)
 
 
-class Writer:
+class StoreWriter:
     """Writes the shards of rank `rank` of `world`."""
 
-    def __init__(self, folder: Path, plan: Plan, *, rank: int = 0, world: int = 1) -> None:
+    def __init__(self, folder: Path, plan: StorePlan, *, rank: int = 0, world: int = 1) -> None:
         """Starts a store, or continues one. Raises DataError where the folder holds a store of another plan."""
         self.folder, self.plan, self.rank, self.world = folder, plan, rank, world
         folder.mkdir(parents=True, exist_ok=True)
@@ -66,7 +66,7 @@ class Writer:
     def write(self, shard: int, parts: Iterable[Probabilities]) -> None:
         """Writes a shard, whose rows [n, K] come in parts."""
         first, last = self.plan.range(shard)
-        form, path = Form(self.plan.classes, self.plan.kept), self._path(shard)
+        form, path = RowFormat(self.plan.classes, self.plan.kept), self._path(shard)
         draft = path.with_suffix(f".{os.getpid()}.tmp")
         total, largest, changed, written = 0.0, 0.0, 0, 0
         with draft.open("wb") as file:
@@ -74,7 +74,7 @@ class Writer:
                 packed = form.pack(rows)
                 file.write(packed.tobytes())
                 again = form.unpack(packed)
-                apart = distance(again, rows)
+                apart = total_variation(again, rows)
                 total, largest = total + float(apart.sum()), max(largest, float(apart.max()))
                 changed += int((again.argmax(1) != rows.argmax(1)).sum())
                 written += len(rows)
@@ -91,12 +91,12 @@ class Writer:
         if any(not self._note(shard).is_file() for shard in range(self.plan.shards)):
             return None
         notes: list[dict[str, Any]] = [json.loads(self._note(s).read_text()) for s in range(self.plan.shards)]
-        error = Error(
+        error = PackingChange(
             mean_total_variation=float(np.sum([note["total"] for note in notes])) / self.plan.rows,
             largest_total_variation=max(note["largest"] for note in notes),
             changed_top=sum(note["changed"] for note in notes),
         )
-        shards = tuple(Shard(self._path(s).name, note["bytes"], note["blake2b"]) for s, note in enumerate(notes))
+        shards = tuple(StoreShard(self._path(s).name, note["bytes"], note["blake2b"]) for s, note in enumerate(notes))
         header = Header(**self.plan._asdict(), error=error, shards=shards)
         _write(self.folder / HEADER, header.to_json())
         return header

@@ -25,7 +25,7 @@ Line = tuple[str, Sequence[Any]]  # an image's name, its probabilities
 
 
 @dataclass(frozen=True)
-class Table:
+class ProbabilityTable:
     """Probabilities of every image: image i is row `order[i]` of `array`, after `skip` columns."""
 
     path: Path
@@ -38,10 +38,10 @@ class Table:
         for start in range(first, last, PART):
             part = np.arange(start, min(start + PART, last))
             rows = self.array[part if self.order is None else self.order[part], self.skip :].astype(np.float32)
-            yield _checked(rows, start, self.path)
+            yield _normalise_rows(rows, start, self.path)
 
 
-def _checked(rows: Probabilities, first: int, path: Path) -> Probabilities:
+def _normalise_rows(rows: Probabilities, first: int, path: Path) -> Probabilities:
     """The rows divided by their sums, which are nearly 1."""
     sums = rows.sum(1, dtype=np.float64)
     wrong = np.flatnonzero(~(np.abs(sums - 1) <= SUM_WITHIN) | (rows < 0).any(1))
@@ -55,7 +55,7 @@ def _checked(rows: Probabilities, first: int, path: Path) -> Probabilities:
     return np.asarray(rows / sums[:, None], np.float32)
 
 
-def read_table(path: Path, names: Sequence[str], classes: int, scratch: Path) -> Table:
+def read_table(path: Path, names: Sequence[str], classes: int, scratch: Path) -> ProbabilityTable:
     """The table in `path` for images of these `names`. Raises DataError, one sentence, for what cannot be used.
 
     scratch: a folder for the array that a file of text is turned into; who calls may delete it afterwards.
@@ -68,10 +68,10 @@ def read_table(path: Path, names: Sequence[str], classes: int, scratch: Path) ->
     if kind not in (".csv", ".parquet"):
         raise DataError(f"{path}: probabilities are read from .npy, .csv or .parquet, not {kind or 'a nameless kind'}.")
     lines = _csv(path, classes) if kind == ".csv" else _parquet(path, classes)
-    return Table(path, _filled(lines, path, names, classes, scratch), None, 0)
+    return ProbabilityTable(path, _fill_array(lines, path, names, classes, scratch), None, 0)
 
 
-def _array(path: Path, names: Sequence[str], classes: int) -> Table:
+def _array(path: Path, names: Sequence[str], classes: int) -> ProbabilityTable:
     try:
         array = np.load(path, mmap_mode="r", allow_pickle=False)
     except (ValueError, EOFError) as error:
@@ -84,13 +84,13 @@ def _array(path: Path, names: Sequence[str], classes: int) -> Table:
     if array.shape[1] == classes:
         if len(array) != len(names):
             raise DataError(f"{path} has {len(array)} rows, and the data {len(names)} images: one row each is needed.")
-        return Table(path, array, None, 0)
+        return ProbabilityTable(path, array, None, 0)
     place = _Places(path, names)
     order = np.empty(len(names), np.int64)
     for row, name in enumerate(array[:, 0]):
         order[place.of(f"{name:g}" if name != int(name) else str(int(name)))] = row
     place.check_all()
-    return Table(path, array, order, 1)
+    return ProbabilityTable(path, array, order, 1)
 
 
 class _Places:
@@ -124,7 +124,7 @@ class _Places:
             )
 
 
-def _filled(lines: Iterable[Line], path: Path, names: Sequence[str], classes: int, scratch: Path) -> NDArray[Any]:
+def _fill_array(lines: Iterable[Line], path: Path, names: Sequence[str], classes: int, scratch: Path) -> NDArray[Any]:
     """The lines as an array on disk, image i in row i."""
     array = np.lib.format.open_memmap(
         scratch / "probabilities.npy", mode="w+", dtype=np.float32, shape=(len(names), classes)

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fastmpl.data.memory import views
-from fastmpl.data.sampler import Order, Rows
+from fastmpl.data.sampler import Sampler, Samples
 from fastmpl.data.settings import DataSettings
 from fastmpl.data.streaming.rand_augment import Layer, layers
 
@@ -104,9 +104,9 @@ def _view(u: Float, height: NDArray[np.int64], width: NDArray[np.int64], how: Cr
     return View(windows(u, height, width, how), mirror)
 
 
-def draw(order: Order, rows: Rows, height: NDArray[np.int64], width: NDArray[np.int64], how: Crops) -> Drawn:
+def draw(sampler: Sampler, rows: Samples, height: NDArray[np.int64], width: NDArray[np.int64], how: Crops) -> Drawn:
     """The views of `rows`, whose pictures have those sizes. The draws belong to an image and its epoch."""
-    u = order.uniform(rows, how.columns)
+    u = sampler.uniform(rows, how.columns)
     start, shape = views.rectangle(u[:, 2 * _VIEW : 2 * _VIEW + _CUT], how.size, how.cut)
     chosen = layers(u[:, 2 * _VIEW + _CUT :], how.operations, how.magnitude, how.size)
     strong = Strong(_view(u[:, _VIEW:], height, width, how), chosen, start, shape)

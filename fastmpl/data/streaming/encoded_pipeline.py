@@ -1,6 +1,6 @@
 """The DALI pipeline of encoded images: decoded once, cropped twice, augmented at crop size, normalised; CPU or GPU.
 
-As with arrays every draw is an input made by us, and so are the bytes: a thread reads them, in our order, from wherever
+As with arrays every draw is an input made by us, and so are the bytes: a thread reads them, in our sampler, from wherever
 they are stored. What differs between CPU and GPU is where the pictures lie, and whose resize is used.
 """
 
@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from fastmpl.data.dali import Node, fn, normalise, pipeline_def, tensor, types
 from fastmpl.data.normalise import Normalisation
-from fastmpl.data.sampler import Order
+from fastmpl.data.sampler import Sampler
 from fastmpl.data.settings import DataSettings
 from fastmpl.data.streaming.crops import Crops, Drawn, bounds, draw
 from fastmpl.data.streaming.rand_augment_dali import apply_layer
@@ -31,7 +31,7 @@ class Machine(NamedTuple):
     decoder_padding: tuple[int, int] = (16, 8)  # MiB of a GPU's and of the host's memory, of each thread
 
     @property
-    def place(self) -> torch.device:
+    def torch_device(self) -> torch.device:
         return torch.device("cpu" if self.device is None else f"cuda:{self.device}")
 
 
@@ -90,7 +90,7 @@ def resize(image: Node, windows: list[Node], size: int, where: Machine) -> list[
 
 
 class EncodedStream:
-    """A ViewStream of the pictures that `reader` reads in `order`, from `step` on; channels-last [n, 3, size, size].
+    """A ViewStream of the pictures that `reader` reads in `sampler`, from `step` on; channels-last [n, 3, size, size].
 
     Every picture reaches DALI in a form that it accepts. Should it refuse one nevertheless, which ends its pipeline,
     another is built at the same step, and gets those pictures already decoded.
@@ -99,7 +99,7 @@ class EncodedStream:
     def __init__(
         self,
         reader: Reader,
-        order: Order,
+        sampler: Sampler,
         how: Crops,
         normalisation: Normalisation,
         where: Machine,
@@ -108,12 +108,12 @@ class EncodedStream:
         step: int = 0,
         dtype: torch.dtype = torch.float32,
     ) -> None:
-        self._reader, self._order, self._how = reader, order, how
+        self._reader, self._sampler, self._how = reader, sampler, how
         self._normalisation, self._where = normalisation, where
         self._two_views, self._dtype = two_views, dtype
         self._step = step
         self._given: dict[int, Pictures] = {}  # by step, of those that DALI makes ahead
-        self._pipeline = self._built()
+        self._pipeline = self._build()
 
     def next(self) -> Views:
         """The next step's views. Raises DataError where images cannot be read and nor can any in their place."""
@@ -125,12 +125,12 @@ class EncodedStream:
         index = torch.from_numpy(given.rows.index)
         self._step += 1
         made = [tensor(output, channels_last=True, dtype=self._dtype) for output in outputs]
-        return Views(made[0], made[1] if self._two_views else None, index.to(self._where.place), given.replaced)
+        return Views(made[0], made[1] if self._two_views else None, index.to(self._where.torch_device), given.replaced)
 
-    def _built(self) -> Node:
+    def _build(self) -> Node:
         self._first = self._step
         pipeline = pipeline_def(self._define, enable_conditionals=True, exec_dynamic=True)(
-            batch_size=self._order.batch,
+            batch_size=self._sampler.batch,
             num_threads=self._where.threads,
             device_id=self._where.device,
             prefetch_queue_depth=self._where.ahead,
@@ -144,15 +144,15 @@ class EncodedStream:
         for given in self._given.values():
             self._reader.distrust(given.rows.index)
         self._given.clear()
-        self._pipeline = self._built()
+        self._pipeline = self._build()
         return self._pipeline.run()
 
     def _source(self, iteration: int) -> tuple[Any, ...]:
         """The inputs of one run: DALI asks ahead of time, so this depends on the iteration's number alone."""
         step = self._first + iteration
-        pictures, rows, _ = self._given[step] = self._reader.read(self._order.rows(step))
+        pictures, rows, _ = self._given[step] = self._reader.read(self._sampler.samples(step))
         sizes = np.array([(picture.height, picture.width) for picture in pictures])
-        drawn = draw(self._order, rows, sizes[:, 0], sizes[:, 1], self._how)
+        drawn = draw(self._sampler, rows, sizes[:, 0], sizes[:, 1], self._how)
         return [picture.content for picture in pictures], *self._decoded_parts(drawn), *self._numbers(drawn)
 
     def _decoded_parts(self, drawn: Drawn) -> list[NDArray[Any]]:

@@ -26,7 +26,7 @@ class Growth(NamedTuple):
         return self.start + STRIDE * ((self.end - self.start) * step // (self.steps * STRIDE))
 
 
-class Growing:
+class GrowingStream:
     """A ViewStream whose images grow: `open_stream` gives the stream of a size from a step on."""
 
     def __init__(self, open_stream: Callable[[int, int], ViewStream], growth: Growth, step: int = 0) -> None:

@@ -15,7 +15,7 @@ from fastmpl.data.errors import DataError, shown
 from fastmpl.data.files.decode import reason_of
 from fastmpl.data.files.encoded import Encoded, Index
 from fastmpl.data.files.portable import BadImage, Picture, portable
-from fastmpl.data.sampler import Rows
+from fastmpl.data.sampler import Samples
 from fastmpl.data.view_stream import Replacement
 
 READERS: Final = 4  # threads of a stream, at least: each waits for a disk
@@ -26,7 +26,7 @@ class Pictures(NamedTuple):
     """What DALI decodes for one rank's batch, the images that these are, and which of them stand in for others."""
 
     pictures: list[Picture]
-    rows: Rows
+    rows: Samples
     replaced: tuple[Replacement, ...]
 
 
@@ -45,31 +45,31 @@ class Reader:
         self._distrusted: set[int] = set()
         self._pool = ThreadPoolExecutor(max(threads, READERS), thread_name_prefix="reader")
 
-    def read(self, rows: Rows) -> Pictures:
+    def read(self, rows: Samples) -> Pictures:
         """The pictures of `rows`. Raises DataError where no other image can be read either."""
-        found = list(self._pool.map(self._usable, rows.index.tolist()))
+        found = list(self._pool.map(self._find_usable, rows.index.tolist()))
         replaced = [
             Replacement(place, int(rows.index[place]), used, reason)
             for place, (_, used, reason) in enumerate(found)
             if reason
         ]
         index = np.array([used for _, used, _ in found], np.int64)
-        return Pictures([picture for picture, _, _ in found], Rows(index, rows.epoch), tuple(replaced))
+        return Pictures([picture for picture, _, _ in found], Samples(index, rows.epoch), tuple(replaced))
 
     def distrust(self, index: Index) -> None:
         """Images of which some ended a pipeline: from now on they are decoded here, and that one found."""
         self._distrusted.update(index.tolist())
 
-    def _usable(self, index: int) -> tuple[Picture, int, str]:
+    def _find_usable(self, index: int) -> tuple[Picture, int, str]:
         """The image or the first of its substitutes that can be used, which one that is, and why not the image."""
-        picture, reason = self._tried(index)
+        picture, reason = self._try(index)
         if picture is not None:
             return picture, index, ""
-        candidates = self._members if self._classes is None else self._alike(index, self._classes)
+        candidates = self._members if self._classes is None else self._of_same_class(index, self._classes)
         for trial in range(TRIALS):
             word = draws.extend(draws.extend(self._key, index), trial)
             by = int(candidates[int(word) % len(candidates)])
-            picture, _ = self._tried(by)
+            picture, _ = self._try(by)
             if picture is not None:
                 return picture, by, reason
         raise DataError(
@@ -77,10 +77,10 @@ class Reader:
             "see whether the disk with the images is still there, and run `fastmpl check`."
         )
 
-    def _alike(self, index: int, classes: Index) -> Index:
+    def _of_same_class(self, index: int, classes: Index) -> Index:
         return np.asarray(self._members[classes[self._members] == classes[index]])
 
-    def _tried(self, index: int) -> tuple[Picture | None, str]:
+    def _try(self, index: int) -> tuple[Picture | None, str]:
         try:
             return portable(self._images.read(index), trusted=index not in self._distrusted), ""
         except BadImage as error:

@@ -20,14 +20,14 @@ Image = NDArray[np.uint8]
 Window = NDArray[np.int32]  # y, x, height, width
 
 
-def scaled(image: Image, height: int, width: int) -> Image:
+def resize_image(image: Image, height: int, width: int) -> Image:
     """`image` [H, W, 3] at another size, whatever becomes of its shape."""
     planes = torch.from_numpy(image).permute(2, 0, 1)[None]
     made = torch.nn.functional.interpolate(planes, (height, width), mode="bilinear", antialias=True)
     return np.asarray(made[0].permute(1, 2, 0).numpy())
 
 
-class _Threads:
+class _ThreadMap:
     """Applies a function to many things, with as many threads as asked."""
 
     def __init__(self, threads: int) -> None:
@@ -41,31 +41,31 @@ class Resizer:
     """Resizes one or more windows of each image of a batch."""
 
     def __init__(self, size: int, threads: int) -> None:
-        self._size, self._threads = size, _Threads(threads)
+        self._size, self._threads = size, _ThreadMap(threads)
 
     def __call__(self, images: Sequence[Image], *windows: Sequence[Window]) -> tuple[list[Image], ...] | list[Image]:
         """For each sequence of windows the resized images; a list where there is one sequence, as DALI wants it."""
         every = [window for chosen in windows for window in chosen]
-        made = self._threads.map(self._resized, list(images) * len(windows), every)
+        made = self._threads.map(self._resize_one, list(images) * len(windows), every)
         parts = tuple(made[first : first + len(images)] for first in range(0, len(made), len(images)))
         return parts if len(parts) > 1 else parts[0]
 
-    def _resized(self, image: Image, window: Window) -> Image:
+    def _resize_one(self, image: Image, window: Window) -> Image:
         y, x, height, width = window.tolist()
-        return scaled(image[y : y + height, x : x + width], self._size, self._size)
+        return resize_image(image[y : y + height, x : x + width], self._size, self._size)
 
 
-class Centred:
+class CentreCrop:
     """The middle square of images whose shorter side is resized first, as everybody evaluates on ImageNet."""
 
     def __init__(self, size: int, shorter: int, threads: int) -> None:
-        self._size, self._shorter, self._threads = size, shorter, _Threads(threads)
+        self._size, self._shorter, self._threads = size, shorter, _ThreadMap(threads)
 
     def __call__(self, images: Sequence[Image]) -> list[Image]:
-        return self._threads.map(self._centred, images)
+        return self._threads.map(self._crop_one, images)
 
-    def _centred(self, image: Image) -> Image:
+    def _crop_one(self, image: Image) -> Image:
         least = min(image.shape[:2])
         height, width = (int(self._shorter * side / least) for side in image.shape[:2])
         y, x = (round((side - self._size) / 2) for side in (height, width))
-        return np.ascontiguousarray(scaled(image, height, width)[y : y + self._size, x : x + self._size])
+        return np.ascontiguousarray(resize_image(image, height, width)[y : y + self._size, x : x + self._size])

@@ -10,12 +10,12 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from fastmpl.data.draws import Stream
+from fastmpl.data.draws import StreamName
 from fastmpl.data.errors import DataError
 from fastmpl.data.memory import views
-from fastmpl.data.memory.still import StillStream, is_still
+from fastmpl.data.memory.unaltered import UnalteredStream, leaves_unaltered
 from fastmpl.data.normalise import Normalisation, centre_view, measure
-from fastmpl.data.sampler import Order
+from fastmpl.data.sampler import Sampler
 
 pytest.importorskip("nvidia.dali", reason="install nvidia-dali-cuda130 to test the image pipeline")
 from fastmpl.data.memory.pipeline import ImageStream
@@ -25,8 +25,8 @@ Images = NDArray[np.uint8]
 
 
 def stream(images: Images, how: views.Augmentation = HOW, batch: int = 24, **options: Any) -> ImageStream:
-    order = Order(np.arange(len(images)), batch, Stream.UNLABELLED, seed=5)
-    return ImageStream(images, order, how, measure(images), **{"two_views": True, **options})
+    sampler = Sampler(np.arange(len(images)), batch, StreamName.UNLABELLED, seed=5)
+    return ImageStream(images, sampler, how, measure(images), **{"two_views": True, **options})
 
 
 def window(image: Images, start: NDArray[np.int32], mirror: int) -> Images:
@@ -38,10 +38,10 @@ def window(image: Images, start: NDArray[np.int32], mirror: int) -> Images:
 
 
 def expected(images: Images, step: int, batch: int = 24) -> tuple[torch.Tensor, torch.Tensor]:
-    order = Order(np.arange(len(images)), batch, Stream.UNLABELLED, seed=5)
-    rows = order.rows(step)
-    u = order.uniform(rows, HOW.columns)
-    weak, strong = views.weak(u, HOW), views.strong(u, HOW)
+    sampler = Sampler(np.arange(len(images)), batch, StreamName.UNLABELLED, seed=5)
+    rows = sampler.samples(step)
+    u = sampler.uniform(rows, HOW.columns)
+    weak, strong = views.draw_weak(u, HOW), views.draw_strong(u, HOW)
     constants = measure(images)
     both = []
     for drawn in (weak, strong):
@@ -86,12 +86,12 @@ def test_images_that_nothing_is_done_to_are_bit_for_bit_the_pipeline_s(
 ) -> None:
     how = views.Augmentation(size=16, flip=False, operations=0, magnitude=0, cut=0, shift=0)
     images = np.ascontiguousarray(coloured[..., :stored])
-    order, constants = Order(np.arange(50), 24, Stream.UNLABELLED, seed=5), measure(images, channels)
+    sampler, constants = Sampler(np.arange(50), 24, StreamName.UNLABELLED, seed=5), measure(images, channels)
     options: dict[str, Any] = {"two_views": True, "step": 1, "channels_last": channels_last}
     form = torch.channels_last if channels_last else torch.contiguous_format
-    still = StillStream(images, order, constants, **options)
-    opened = ImageStream(images, order, how, constants, **options)
-    assert is_still(how, images, two_views=True)
+    still = UnalteredStream(images, sampler, constants, **options)
+    opened = ImageStream(images, sampler, how, constants, **options)
+    assert leaves_unaltered(how, images, two_views=True)
     for _ in range(3):
         mine, theirs = still.next(), opened.next()
         torch.testing.assert_close(mine, theirs, atol=0, rtol=0)
@@ -101,19 +101,19 @@ def test_images_that_nothing_is_done_to_are_bit_for_bit_the_pipeline_s(
 @pytest.mark.parametrize("change", [{"flip": True}, {"shift": 1}, {"size": 8}, {"cut": 2}, {"operations": 1}])
 def test_what_changes_a_view_goes_through_the_pipeline(coloured: Images, change: dict[str, int]) -> None:
     how = views.Augmentation(size=16, flip=False, operations=0, magnitude=0, cut=0, shift=0)._replace(**change)
-    assert not is_still(how, coloured, two_views=True)
-    assert is_still(how, coloured, two_views=False) == (change.keys() <= {"cut", "operations"})
+    assert not leaves_unaltered(how, coloured, two_views=True)
+    assert leaves_unaltered(how, coloured, two_views=False) == (change.keys() <= {"cut", "operations"})
 
 
 def test_every_operation_of_rand_augment_is_the_one_drawn(coloured: Images) -> None:
     """Identity, posterise, solarise and inversion-like point operations can be recomputed from the draw alone."""
     how = views.Augmentation(size=7, flip=False, operations=1, magnitude=30, cut=0, shift=0)
     tiny = np.ascontiguousarray(coloured[:, :7, :7])
-    order = Order(np.arange(len(tiny)), 400, Stream.UNLABELLED, seed=5)
+    sampler = Sampler(np.arange(len(tiny)), 400, StreamName.UNLABELLED, seed=5)
     constants = Normalisation((0.0,) * 3, (1.0,) * 3)
-    seen = ImageStream(tiny, order, how, constants, two_views=True).next()
+    seen = ImageStream(tiny, sampler, how, constants, two_views=True).next()
     assert seen.strong is not None
-    operation = views.strong(order.uniform(order.rows(0), how.columns), how).operation[0]
+    operation = views.draw_strong(sampler.uniform(sampler.samples(0), how.columns), how).operation[0]
     weak, strong = seen.weak.numpy(), seen.strong.numpy()
     unchanged = (weak == strong).all((1, 2, 3))
     assert unchanged[operation == 13].all()  # identity, the suite's last
@@ -127,10 +127,10 @@ def test_every_operation_of_rand_augment_is_the_one_drawn(coloured: Images) -> N
 def test_a_translation_never_leaves_the_image(coloured: Images) -> None:
     """The library's largest shift is 100 pixels whatever the size, which would leave nothing of a small image."""
     how = views.Augmentation(size=16, flip=False, operations=1, magnitude=30, cut=0, shift=2)
-    order = Order(np.arange(len(coloured)), 200, Stream.UNLABELLED, seed=5)
-    seen = ImageStream(coloured, order, how, Normalisation((128.0,) * 3, (1.0,) * 3), two_views=True).next()
+    sampler = Sampler(np.arange(len(coloured)), 200, StreamName.UNLABELLED, seed=5)
+    seen = ImageStream(coloured, sampler, how, Normalisation((128.0,) * 3, (1.0,) * 3), two_views=True).next()
     assert seen.strong is not None
-    operation = views.strong(order.uniform(order.rows(0), how.columns), how).operation[0]
+    operation = views.draw_strong(sampler.uniform(sampler.samples(0), how.columns), how).operation[0]
     shifted = seen.strong[torch.from_numpy(operation < 2)]
     assert ((shifted != 0).float().mean((1, 2, 3)) > 0.4).all()  # filled with 128, here 0
 
@@ -145,8 +145,8 @@ def test_grey_images_become_three_equal_channels(coloured: Images) -> None:
 
 def test_grey_images_may_stay_one_channel(coloured: Images) -> None:
     grey = np.ascontiguousarray(coloured[..., :1])
-    order = Order(np.arange(len(grey)), 24, Stream.UNLABELLED, seed=5)
-    one = ImageStream(grey, order, HOW, measure(grey, channels=1), two_views=True).next()
+    sampler = Sampler(np.arange(len(grey)), 24, StreamName.UNLABELLED, seed=5)
+    one = ImageStream(grey, sampler, HOW, measure(grey, channels=1), two_views=True).next()
     three = stream(grey).next()
     assert one.weak.shape == (24, 1, 16, 16)
     torch.testing.assert_close(one.weak, three.weak[:, :1], atol=0, rtol=0)
@@ -166,10 +166,12 @@ def test_a_resized_training_image_is_the_resized_evaluated_one(size: int) -> Non
     smooth = np.indices((16, 16)).sum(0)[None, ..., None] * np.arange(1, 6)[:, None, None, None]
     images = smooth.astype(np.uint8)
     how = views.Augmentation(size=size, flip=False, operations=0, magnitude=0, cut=0, shift=size // 8)
-    order = Order(np.arange(5), 200, Stream.UNLABELLED, seed=5)
+    sampler = Sampler(np.arange(5), 200, StreamName.UNLABELLED, seed=5)
     unscaled = Normalisation((0.0,) * 3, (1.0,) * 3)
-    seen = ImageStream(images, order, how, unscaled, two_views=False).next()
-    unmoved = torch.from_numpy((views.weak(order.uniform(order.rows(0), how.columns), how).start == 0).all(1))
+    seen = ImageStream(images, sampler, how, unscaled, two_views=False).next()
+    unmoved = torch.from_numpy(
+        (views.draw_weak(sampler.uniform(sampler.samples(0), how.columns), how).start == 0).all(1)
+    )
     whole = centre_view(images[seen.index[unmoved].numpy()], size, unscaled)
     assert unmoved.sum() >= 3
     assert (seen.weak[unmoved] - whole).abs().max() <= 1  # of 255: rounding

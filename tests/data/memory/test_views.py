@@ -20,7 +20,7 @@ def test_a_shift_reaches_as_far_as_asked_both_ways_and_no_further(
     u: NDArray[np.float32], size: int, shift: int
 ) -> None:
     how = HOW._replace(size=size, shift=shift)
-    for start in (views.weak(u, how).start, views.strong(u, how).start):
+    for start in (views.draw_weak(u, how).start, views.draw_strong(u, how).start):
         assert start.shape == (4000, 2)
         assert start.min(0).tolist() == [-shift, -shift]
         assert start.max(0).tolist() == [shift, shift]
@@ -28,20 +28,20 @@ def test_a_shift_reaches_as_far_as_asked_both_ways_and_no_further(
 
 
 def test_weak_and_strong_view_are_drawn_independently(u: NDArray[np.float32]) -> None:
-    weak, strong = views.weak(u, HOW), views.strong(u, HOW)
+    weak, strong = views.draw_weak(u, HOW), views.draw_strong(u, HOW)
     assert abs(np.corrcoef(weak.mirror, strong.mirror)[0, 1]) < 0.05
     assert abs(np.corrcoef(weak.start[:, 0], strong.start[:, 0])[0, 1]) < 0.05
 
 
 def test_flip_off_never_flips_and_on_flips_half(u: NDArray[np.float32]) -> None:
-    assert not views.weak(u, HOW._replace(flip=False)).mirror.any()
-    assert not views.strong(u, HOW._replace(flip=False)).mirror.any()
-    assert abs(views.weak(u, HOW).mirror.mean() - 0.5) < 0.03
-    assert abs(views.strong(u, HOW).mirror.mean() - 0.5) < 0.03
+    assert not views.draw_weak(u, HOW._replace(flip=False)).mirror.any()
+    assert not views.draw_strong(u, HOW._replace(flip=False)).mirror.any()
+    assert abs(views.draw_weak(u, HOW).mirror.mean() - 0.5) < 0.03
+    assert abs(views.draw_strong(u, HOW).mirror.mean() - 0.5) < 0.03
 
 
 def test_the_cut_square_is_clipped_at_the_border_and_centred_uniformly(u: NDArray[np.float32]) -> None:
-    drawn = views.strong(u, HOW)
+    drawn = views.draw_strong(u, HOW)
     end = drawn.cut_start + drawn.cut_shape
     assert drawn.cut_start.min() >= 0
     assert end.max() <= 32
@@ -52,7 +52,7 @@ def test_the_cut_square_is_clipped_at_the_border_and_centred_uniformly(u: NDArra
 
 
 def test_operations_and_signs_are_uniform(u: NDArray[np.float32]) -> None:
-    drawn = views.strong(u, HOW)
+    drawn = views.draw_strong(u, HOW)
     assert drawn.operation.shape == drawn.sign.shape == (2, 4000)
     counts = np.bincount(drawn.operation.ravel(), minlength=views.OPERATIONS)
     assert len(counts) == views.OPERATIONS
@@ -62,10 +62,10 @@ def test_operations_and_signs_are_uniform(u: NDArray[np.float32]) -> None:
 
 def test_switching_an_augmentation_off_leaves_the_other_draws_alone(u: NDArray[np.float32]) -> None:
     off = HOW._replace(flip=False, operations=0, cut=0)
-    np.testing.assert_array_equal(views.strong(u, off).start, views.strong(u, HOW).start)
-    np.testing.assert_array_equal(views.weak(u, off).start, views.weak(u, HOW).start)
-    one = views.strong(u[:, : HOW._replace(operations=0).columns], HOW._replace(operations=0))
-    np.testing.assert_array_equal(one.cut_start, views.strong(u, HOW).cut_start)
+    np.testing.assert_array_equal(views.draw_strong(u, off).start, views.draw_strong(u, HOW).start)
+    np.testing.assert_array_equal(views.draw_weak(u, off).start, views.draw_weak(u, HOW).start)
+    one = views.draw_strong(u[:, : HOW._replace(operations=0).columns], HOW._replace(operations=0))
+    np.testing.assert_array_equal(one.cut_start, views.draw_strong(u, HOW).cut_start)
 
 
 def test_settings_are_read_in_pixels() -> None:

@@ -11,16 +11,16 @@ from fastmpl.data.dataset import digest_of
 from fastmpl.data.errors import DataError
 from fastmpl.data.prepare import fingerprint, prepare
 from fastmpl.data.sources import load
-from fastmpl.data.stores.confidence import confident
-from fastmpl.data.stores.distributions import Form, Probabilities
+from fastmpl.data.stores.confidence import select_confident
+from fastmpl.data.stores.distributions import Probabilities, RowFormat
 from fastmpl.data.stores.store import Store, open_store
-from fastmpl.data.stores.store_writer import Plan, Writer
+from fastmpl.data.stores.store_writer import StorePlan, StoreWriter
 
 Make = Callable[..., SimpleNamespace]
 
 
 def stored(folder: Path, rows: Probabilities, images: str = "some", kept: int = 3) -> Store:
-    writer = Writer(folder, Plan(len(rows), rows.shape[1], kept, images, "a test", shard_rows=400))
+    writer = StoreWriter(folder, StorePlan(len(rows), rows.shape[1], kept, images, "a test", shard_rows=400))
     for shard in writer.missing():
         writer.write(shard, [rows[slice(*writer.plan.range(shard))]])
     writer.finish()
@@ -40,7 +40,7 @@ SURE = np.array([0.9, 0.5, 0.7, 0.3, 0.7, 0.2, 0.8])
 
 @pytest.mark.parametrize("kept", [1, 3, 10])
 def test_the_likeliest_class_and_its_probability_are_read_from_a_row_however_it_is_stored(kept: int) -> None:
-    form = Form(10, kept)
+    form = RowFormat(10, kept)
     number, sure = form.top(form.pack(surely(CLASSES, SURE)))
     np.testing.assert_array_equal(number, CLASSES)
     np.testing.assert_allclose(sure, SURE, rtol=2**-11)
@@ -49,24 +49,24 @@ def test_the_likeliest_class_and_its_probability_are_read_from_a_row_however_it_
 def test_only_images_that_are_sure_enough_are_kept_in_their_order(tmp_path: Path) -> None:
     store = stored(tmp_path, surely(CLASSES, SURE))
     drawn = np.array([6, 5, 4, 3, 1, 0])
-    assert confident(store, drawn, minimum=0.0, per_class=0).tolist() == drawn.tolist()
-    assert confident(store, drawn, minimum=0.5, per_class=0).tolist() == [6, 4, 1, 0]
-    assert confident(store, drawn, minimum=0.7, per_class=0).tolist() == [6, 4, 0]
-    assert confident(store, drawn, minimum=0.9, per_class=0).tolist() == [0]  # which is stored as 0.8999
+    assert select_confident(store, drawn, minimum=0.0, per_class=0).tolist() == drawn.tolist()
+    assert select_confident(store, drawn, minimum=0.5, per_class=0).tolist() == [6, 4, 1, 0]
+    assert select_confident(store, drawn, minimum=0.7, per_class=0).tolist() == [6, 4, 0]
+    assert select_confident(store, drawn, minimum=0.9, per_class=0).tolist() == [0]  # which is stored as 0.8999
 
 
 def test_of_each_likeliest_class_the_surest_are_kept_and_the_first_of_equals(tmp_path: Path) -> None:
     store = stored(tmp_path, surely(CLASSES, SURE))
     drawn = np.array([4, 2, 6, 1, 5, 3, 0])
-    assert confident(store, drawn, minimum=0.0, per_class=1).tolist() == [6, 5, 0]
-    assert confident(store, drawn, minimum=0.0, per_class=2).tolist() == [2, 6, 5, 3, 0]
-    assert confident(store, drawn, minimum=0.25, per_class=2).tolist() == [2, 6, 3, 0]
+    assert select_confident(store, drawn, minimum=0.0, per_class=1).tolist() == [6, 5, 0]
+    assert select_confident(store, drawn, minimum=0.0, per_class=2).tolist() == [2, 6, 5, 3, 0]
+    assert select_confident(store, drawn, minimum=0.25, per_class=2).tolist() == [2, 6, 3, 0]
 
 
 def test_a_filter_that_leaves_nothing_is_refused(tmp_path: Path) -> None:
     store = stored(tmp_path, surely(CLASSES, SURE))
     with pytest.raises(DataError, match=r"leaves none of 7 unlabelled images: the surest has 0\.900"):
-        confident(store, np.arange(7), minimum=0.95, per_class=5)
+        select_confident(store, np.arange(7), minimum=0.95, per_class=5)
 
 
 @pytest.fixture

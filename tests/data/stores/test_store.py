@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from fastmpl.data.errors import DataError
-from fastmpl.data.stores.distributions import Form, Probabilities, distance
+from fastmpl.data.stores.distributions import Probabilities, RowFormat, total_variation
 from fastmpl.data.stores.store import HEADER, open_store
-from fastmpl.data.stores.store_writer import Plan, Writer
+from fastmpl.data.stores.store_writer import StorePlan, StoreWriter
 
 
 def rows(n: int, classes: int, seed: int = 0) -> Probabilities:
@@ -18,12 +18,12 @@ def rows(n: int, classes: int, seed: int = 0) -> Probabilities:
     return (raised / raised.sum(1, keepdims=True)).astype(np.float32)
 
 
-def plan(n: int = 50, classes: int = 12, kept: int = 4, shard_rows: int = 16) -> Plan:
-    return Plan(n, classes, kept, images="abc", teacher="a test", shard_rows=shard_rows)
+def plan(n: int = 50, classes: int = 12, kept: int = 4, shard_rows: int = 16) -> StorePlan:
+    return StorePlan(n, classes, kept, images="abc", teacher="a test", shard_rows=shard_rows)
 
 
-def write(folder: Path, plan: Plan, given: Probabilities, *, rank: int = 0, world: int = 1) -> Writer:
-    writer = Writer(folder, plan, rank=rank, world=world)
+def write(folder: Path, plan: StorePlan, given: Probabilities, *, rank: int = 0, world: int = 1) -> StoreWriter:
+    writer = StoreWriter(folder, plan, rank=rank, world=world)
     for shard in writer.missing():
         first, last = plan.range(shard)
         writer.write(shard, [given[first : last - 1], given[last - 1 : last]])
@@ -33,7 +33,7 @@ def write(folder: Path, plan: Plan, given: Probabilities, *, rank: int = 0, worl
 
 @pytest.mark.parametrize(("classes", "kept"), [(7, 7), (7, 99), (12, 1), (12, 4), (1000, 16), (70_000, 3)])
 def test_the_kept_classes_come_back_in_half_precision_and_the_rest_share_what_remains(classes: int, kept: int) -> None:
-    given, form = rows(9, classes), Form(classes, kept)
+    given, form = rows(9, classes), RowFormat(classes, kept)
     found = form.unpack(form.pack(given))
     top = np.argsort(-given, axis=1, kind="stable")[:, :kept]
     np.testing.assert_allclose(
@@ -47,7 +47,7 @@ def test_the_kept_classes_come_back_in_half_precision_and_the_rest_share_what_re
 
 
 def test_a_row_of_16_classes_is_66_bytes() -> None:
-    assert 2 * Form(1000, 16).words * 1_280_000 == 84_480_000
+    assert 2 * RowFormat(1000, 16).words * 1_280_000 == 84_480_000
 
 
 def test_any_batch_comes_back_from_several_shards_in_its_order(tmp_path: Path) -> None:
@@ -70,7 +70,7 @@ def test_the_header_holds_the_measured_error(tmp_path: Path) -> None:
     given = rows(50, 12)
     write(tmp_path, plan(kept=2), given)
     store = open_store(tmp_path)
-    apart = distance(store.probabilities(np.arange(50)), given)
+    apart = total_variation(store.probabilities(np.arange(50)), given)
     error = store.header.error
     assert error.mean_total_variation == pytest.approx(apart.mean())
     assert error.largest_total_variation == pytest.approx(apart.max())
@@ -91,11 +91,11 @@ def test_the_shards_of_two_ranks_are_one_store(tmp_path: Path) -> None:
 
 def test_an_interrupted_store_is_continued_and_not_written_again(tmp_path: Path) -> None:
     given = rows(50, 12)
-    writer = Writer(tmp_path, plan())
+    writer = StoreWriter(tmp_path, plan())
     writer.write(1, [given[16:32]])
     (tmp_path / "shard-00002.123.tmp").write_bytes(b"half a shard")
     written = (tmp_path / "shard-00001.bin").stat().st_mtime_ns
-    assert list(Writer(tmp_path, plan()).missing()) == [0, 2, 3]
+    assert list(StoreWriter(tmp_path, plan()).missing()) == [0, 2, 3]
     write(tmp_path, plan(), given)
     assert (tmp_path / "shard-00001.bin").stat().st_mtime_ns == written
     assert open_store(tmp_path).header.rows == 50
@@ -104,7 +104,7 @@ def test_an_interrupted_store_is_continued_and_not_written_again(tmp_path: Path)
 def test_a_store_of_something_else_is_not_continued(tmp_path: Path) -> None:
     write(tmp_path, plan(kept=4), rows(50, 12))
     with pytest.raises(DataError, match="kept 4 there, 5 here"):
-        Writer(tmp_path, plan(kept=5))
+        StoreWriter(tmp_path, plan(kept=5))
 
 
 def truncate(path: Path) -> None:

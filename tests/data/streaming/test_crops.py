@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from fastmpl.data.draws import Stream
-from fastmpl.data.sampler import Order
+from fastmpl.data.draws import StreamName
+from fastmpl.data.sampler import Sampler
 from fastmpl.data.streaming.crops import Crops, draw, windows
 from fastmpl.data.streaming.growth import Growth
 
@@ -54,7 +54,7 @@ def test_where_no_size_fits_the_middle_is_taken() -> None:
 
 
 def test_the_two_views_have_draws_of_their_own_that_switching_one_off_leaves_alone() -> None:
-    passes = Order(np.arange(400), 400, Stream.UNLABELLED, seed=1)
+    passes = Sampler(np.arange(400), 400, StreamName.UNLABELLED, seed=1)
     rows, side = passes.rows(0), np.full(400, 300)
     weak, strong = draw(passes, rows, side, side, HOW)
     assert (weak.window != strong.view.window).any(1).mean() > 0.95

@@ -8,12 +8,12 @@ import torch
 
 pytest.importorskip("nvidia.dali", reason="install nvidia-dali-cuda130 to test the stream of encoded images")
 
-from fastmpl.data.draws import Stream
+from fastmpl.data.draws import StreamName
 from fastmpl.data.errors import DataError
 from fastmpl.data.files import jpeg
 from fastmpl.data.files.encoded import Files, Names
 from fastmpl.data.normalise import Normalisation
-from fastmpl.data.sampler import Order
+from fastmpl.data.sampler import Sampler
 from fastmpl.data.streaming.crops import Crops
 from fastmpl.data.streaming.encoded_pipeline import EncodedStream, Machine
 from fastmpl.data.streaming.reading import Reader
@@ -35,8 +35,8 @@ def images(tmp_path: Path) -> Files:
 
 def stream(images: Files, step: int = 0, rank: int = 0, world: int = 1) -> EncodedStream:
     members = np.arange(COUNT)
-    order = Order(members, BATCH, Stream.UNLABELLED, SEED, rank, world)
-    return EncodedStream(Reader(images, members, SEED), order, HOW, PLAIN, Machine(), two_views=True, step=step)
+    sampler = Sampler(members, BATCH, StreamName.UNLABELLED, SEED, rank, world)
+    return EncodedStream(Reader(images, members, SEED), sampler, HOW, PLAIN, Machine(), two_views=True, step=step)
 
 
 def taken(of: EncodedStream, steps: int) -> list[Views]:
@@ -83,7 +83,7 @@ def test_an_image_that_vanishes_while_training_leaves_the_others_as_they_were(im
 def test_a_picture_that_ends_the_pipeline_is_found_and_replaced(
     images: Files, place: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    bad = int(Order(np.arange(COUNT), BATCH, Stream.UNLABELLED, SEED).rows(1).index[place])
+    bad = int(Sampler(np.arange(COUNT), BATCH, StreamName.UNLABELLED, SEED).samples(1).index[place])
     truncate(images, bad)
     expected = taken(stream(images), 6)
     monkeypatch.setattr(jpeg, "header", lambda content: jpeg.Header(44, 60, 3))  # sees no damage

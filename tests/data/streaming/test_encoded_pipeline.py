@@ -14,16 +14,16 @@ pytest.importorskip("nvidia.dali", reason="install nvidia-dali-cuda130 to test t
 
 from fastmpl.data import dali
 from fastmpl.data.build import build
-from fastmpl.data.draws import Stream
-from fastmpl.data.evaluated import evaluated
+from fastmpl.data.draws import StreamName
+from fastmpl.data.evaluation import make_evaluation_set
 from fastmpl.data.files.encoded import Files, Names
 from fastmpl.data.normalise import IMAGENET, Normalisation
-from fastmpl.data.sampler import Order
+from fastmpl.data.sampler import Sampler
 from fastmpl.data.streaming import encoded_pipeline
 from fastmpl.data.streaming.crops import Crops, draw
 from fastmpl.data.streaming.encoded_pipeline import EncodedStream, Machine
 from fastmpl.data.streaming.reading import Reader
-from fastmpl.data.streaming.windows import Centred, scaled
+from fastmpl.data.streaming.windows import CentreCrop, resize_image
 from tests import mini_imagenet
 
 SIZE, BATCH = 32, 8
@@ -54,15 +54,15 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Files:
     return Files(root, Names(files))
 
 
-def order(images: Files) -> Order:
-    return Order(np.arange(len(images)), BATCH, Stream.UNLABELLED, seed=5)
+def sampler(images: Files) -> Sampler:
+    return Sampler(np.arange(len(images)), BATCH, StreamName.UNLABELLED, seed=5)
 
 
 def stream(images: Files, how: Crops = HOW, constants: Normalisation = RAW, **options: object) -> EncodedStream:
     asked = {"two_views": True, "where": Machine(), **options}
     where = asked.pop("where")
     assert isinstance(where, Machine)
-    return EncodedStream(Reader(images, np.arange(len(images)), 5), order(images), how, constants, where, **asked)  # type: ignore[arg-type]
+    return EncodedStream(Reader(images, np.arange(len(images)), 5), sampler(images), how, constants, where, **asked)  # type: ignore[arg-type]
 
 
 def upright(images: Files, index: int) -> np.ndarray:
@@ -74,7 +74,7 @@ def upright(images: Files, index: int) -> np.ndarray:
 
 
 def test_both_views_are_the_drawn_windows_of_the_indexed_pictures(images: Files) -> None:
-    opened, passes = stream(images), order(images)
+    opened, passes = stream(images), sampler(images)
     for step in range(3):
         seen, rows = opened.next(), passes.rows(step)
         assert torch.equal(seen.index, torch.from_numpy(rows.index))
@@ -85,7 +85,7 @@ def test_both_views_are_the_drawn_windows_of_the_indexed_pictures(images: Files)
         for view, drawn in ((seen.weak, weak), (seen.strong, strong.view)):
             for row, picture in enumerate(pictures):
                 y, x, h, w = drawn.window[row]
-                expected = scaled(picture[y : y + h, x : x + w], SIZE, SIZE).astype(np.float32)
+                expected = resize_image(picture[y : y + h, x : x + w], SIZE, SIZE).astype(np.float32)
                 expected = expected[:, ::-1] if drawn.mirror[row] else expected
                 found = view[row].permute(1, 2, 0).numpy()
                 there = np.ones((SIZE, SIZE), bool)
@@ -155,7 +155,7 @@ def test_evaluation_is_torchvision_s_resize_and_centre_crop(images: Files, setti
     v2 = pytest.importorskip("torchvision.transforms.v2")
     theirs = v2.Compose([v2.Resize(round(SIZE / 0.875), antialias=True), v2.CenterCrop(SIZE), v2.PILToTensor()])
     asked = settings(image_size=SIZE, centre_crop=0.875)
-    held = evaluated(images, np.arange(len(images)), asked, RAW)
+    held = make_evaluation_set(images, np.arange(len(images)), asked, RAW)
     (found, labels), *more = held.batches()
     assert not more
     assert labels.tolist() == list(range(len(images)))
@@ -169,7 +169,7 @@ def test_evaluated_images_are_shared_by_ranks_and_one_that_cannot_be_read_is_lef
 ) -> None:
     for number in range(5):  # and one that is gone
         (tmp_path / f"{number}").write_bytes(mini_imagenet.jpeg(number, 0, number, (40, 30)) if number != 3 else b"no")
-    held = evaluated(Files(tmp_path, Names(map(str, range(6)))), np.arange(6), settings(image_size=16), RAW)
+    held = make_evaluation_set(Files(tmp_path, Names(map(str, range(6)))), np.arange(6), settings(image_size=16), RAW)
     assert [labels.tolist() for _, labels in held.batches()] == [[0, 1, 2, 4]]
     parts = [held.part(rank, 3) for rank in range(3)]
     assert [len(part) for part in parts] == [2, 2, 2]
@@ -181,7 +181,7 @@ def test_evaluated_images_are_shared_by_ranks_and_one_that_cannot_be_read_is_lef
 def test_a_centre_crop_is_the_middle_of_a_picture_of_any_shape() -> None:
     wide = np.zeros((8, 40, 3), np.uint8)
     wide[:, 16:24] = 200
-    (middle,) = Centred(8, 8, 1)([wide])
+    (middle,) = CentreCrop(8, 8, 1)([wide])
     assert (middle == 200).all()
 
 

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fastmpl.data.draws import Stream
+from fastmpl.data.draws import StreamName
 from fastmpl.data.errors import DataError
 from fastmpl.data.files.encoded import Bytes, Files, Names
-from fastmpl.data.sampler import Order, Rows
+from fastmpl.data.sampler import Sampler, Samples
 from fastmpl.data.streaming.reading import Pictures, Reader
 
 COUNT, BATCH = 24, 8
@@ -33,8 +33,8 @@ def reader(images: Files, *, classes: bool = False, threads: int = 1) -> Reader:
     return Reader(images, MEMBERS, seed=3, classes=CLASSES if classes else None, threads=threads)
 
 
-def rows(step: int, rank: int = 0, world: int = 1) -> Rows:
-    return Order(MEMBERS, BATCH, Stream.UNLABELLED, 3, rank, world).rows(step)
+def samples(step: int, rank: int = 0, world: int = 1) -> Samples:
+    return Sampler(MEMBERS, BATCH, StreamName.UNLABELLED, 3, rank, world).samples(step)
 
 
 def widths(found: Pictures) -> list[int]:
@@ -75,7 +75,7 @@ def test_an_image_that_vanished_gives_its_place_to_another(images: Files) -> Non
 
 def test_every_way_to_break_is_told_apart(images: Files) -> None:
     spoil(images, 0, 1, 2, 3)
-    found = reader(images).read(Rows(MEMBERS, MEMBERS * 0))
+    found = reader(images).read(Samples(MEMBERS, MEMBERS * 0))
     reasons = [replaced.reason for replaced in found.replaced]
     for reason, said in zip(
         reasons, ("gone", "the file is empty", "damaged: ", "not an image of a known"), strict=True
@@ -86,7 +86,7 @@ def test_every_way_to_break_is_told_apart(images: Files) -> None:
 def test_a_labelled_image_is_replaced_by_one_of_its_class(images: Files) -> None:
     lost = [number for number in range(COUNT) if number % 3 == 1][:-1]
     spoil(images, *lost)
-    found = reader(images, classes=True).read(Rows(np.array(lost), np.zeros(len(lost), np.int64)))
+    found = reader(images, classes=True).read(Samples(np.array(lost), np.zeros(len(lost), np.int64)))
     assert found.rows.index.tolist() == [COUNT - 2] * len(lost)  # the only one left
 
 
@@ -118,7 +118,7 @@ def test_an_error_of_the_disk_costs_one_image_too(images: Files, monkeypatch: py
 def test_what_stands_in_depends_on_the_image_that_is_gone(images: Files) -> None:
     lost = MEMBERS[: COUNT // 2]
     spoil(images, *lost)
-    found = reader(images).read(Rows(lost, 0 * lost)).rows.index
+    found = reader(images).read(Samples(lost, 0 * lost)).rows.index
     assert len(set(found.tolist())) > 4  # else one picture would be shown in the place of all
 
 
@@ -132,5 +132,5 @@ def test_an_image_of_a_format_that_dali_lacks_is_decoded_for_it(images: Files) -
     out = io.BytesIO()
     Image.new("CMYK", (10, 12)).save(out, "JPEG")
     (images.root / images.names[0]).write_bytes(out.getvalue())
-    (picture,) = reader(images).read(Rows(MEMBERS[:1], MEMBERS[:1])).pictures
+    (picture,) = reader(images).read(Samples(MEMBERS[:1], MEMBERS[:1])).pictures
     assert picture.content[:2].tobytes() == b"BM"

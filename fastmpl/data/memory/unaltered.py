@@ -10,18 +10,18 @@ from numpy.typing import NDArray
 
 from fastmpl.data.memory.views import Augmentation
 from fastmpl.data.normalise import Normalisation
-from fastmpl.data.sampler import Order
+from fastmpl.data.sampler import Sampler
 from fastmpl.data.view_stream import Views
 
 
-def is_still(how: Augmentation, images: NDArray[np.uint8], *, two_views: bool) -> bool:
+def leaves_unaltered(how: Augmentation, images: NDArray[np.uint8], *, two_views: bool) -> bool:
     """Whether the views of `images` [N, H, W, C] are the images themselves."""
     moved = how.flip or how.shift > 0 or images.shape[1:3] != (how.size, how.size)
     return not moved and not (two_views and (how.operations > 0 or how.cut > 0))
 
 
-class StillStream:
-    """A ViewStream over `images` uint8 [N, H, W, 3 or 1] in `order`, from `step` on, on the CPU; float32 [n, C, H, W].
+class UnalteredStream:
+    """A ViewStream over `images` uint8 [N, H, W, 3 or 1] in `sampler`, from `step` on, on the CPU; float32 [n, C, H, W].
 
     Grey images get as many channels as `normalisation` has.
     """
@@ -29,7 +29,7 @@ class StillStream:
     def __init__(
         self,
         images: NDArray[np.uint8],
-        order: Order,
+        sampler: Sampler,
         normalisation: Normalisation,
         *,
         two_views: bool,
@@ -37,7 +37,7 @@ class StillStream:
         channels_last: bool = True,
     ) -> None:
         self._images = images
-        self._order = order
+        self._sampler = sampler
         self._two_views = two_views
         self._step = step
         self._form = torch.channels_last if channels_last else torch.contiguous_format
@@ -45,7 +45,7 @@ class StillStream:
         self._scale = 1 / std  # multiplied, as the pipeline does: a quotient would round otherwise
 
     def next(self) -> Views:
-        index = self._order.rows(self._step).index
+        index = self._sampler.samples(self._step).index
         self._step += 1
         pixels = torch.from_numpy(self._images[index]).permute(0, 3, 1, 2).float()
         image = ((pixels - self._mean) * self._scale).contiguous(memory_format=self._form)

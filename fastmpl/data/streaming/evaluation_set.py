@@ -21,14 +21,14 @@ from fastmpl.data.files.encoded import Bytes, Encoded
 from fastmpl.data.files.portable import BadImage, Picture, portable
 from fastmpl.data.normalise import Normalisation
 from fastmpl.data.streaming.encoded_pipeline import Machine, decode
-from fastmpl.data.streaming.windows import Centred
+from fastmpl.data.streaming.windows import CentreCrop
 
 PASS: Final = 128  # images a pass
 READERS: Final = 4  # threads that read files, at least
 
 
 @dataclass(frozen=True)
-class Streamed:
+class EncodedEvaluationSet:
     """N encoded images with their true labels."""
 
     encoded: Encoded
@@ -48,7 +48,7 @@ class Streamed:
         assert not isinstance(encoded, np.ndarray)
         return replace(self, encoded=encoded, labels=self.labels[index])
 
-    def placed(self, device: torch.device) -> Self:
+    def to(self, device: torch.device) -> Self:
         """The same: images come to the device as they are made."""
         return self
 
@@ -71,11 +71,11 @@ class Streamed:
                 images = images.clone(memory_format=torch.channels_last)
             yield images, self.labels[read.popleft()].to(device)
 
-    def passes(self, images: int) -> int:
+    def batch_count(self, images: int) -> int:
         """How many batches so many images make, at most."""
         return -(-images // PASS)
 
-    def blank(self, device: torch.device | None = None) -> Float[Tensor, "1 3 size size"]:
+    def dummy_image(self, device: torch.device | None = None) -> Float[Tensor, "1 3 size size"]:
         """An image of which nothing is asked."""
         return torch.zeros(1, 3, self.size, self.size, device=device)
 
@@ -106,7 +106,7 @@ class Streamed:
         content = fn.external_source(source=self._passes(read), batch=True, dtype=types.UINT8)
         image, shorter = decode(content, self.where), round(self.size / self.centre_crop)
         if self.where.device is None:
-            function = Centred(self.size, shorter, self.where.threads)
+            function = CentreCrop(self.size, shorter, self.where.threads)
             image = fn.python_function(image, function=function, batch_processing=True, output_layouts="HWC")
         else:
             image = fn.resize(image, resize_shorter=shorter, interp_type=types.INTERP_LINEAR, antialias=True)

@@ -5,7 +5,7 @@ import torch
 
 from fastmpl.config.rules import decodes_always
 from fastmpl.data.dataset import Images, Labels
-from fastmpl.data.memory.held import Evaluated, Held
+from fastmpl.data.memory.evaluation_set import DecodedEvaluationSet, EvaluationSet
 from fastmpl.data.normalise import Normalisation
 from fastmpl.data.settings import DataSettings
 
@@ -15,21 +15,21 @@ def shown_side(settings: DataSettings) -> int:
     return round(settings.image_size / settings.centre_crop) if decodes_always(settings) else settings.image_size
 
 
-def evaluated(
+def make_evaluation_set(
     images: Images,
     labels: Labels,
     settings: DataSettings,
     normalisation: Normalisation | None,
     threads: int = 1,
     device: int | None = None,
-) -> Evaluated:
+) -> EvaluationSet:
     """`images` as they are evaluated: neither shifted nor flipped. `device`: as `build` has it, for streamed ones."""
     truth = torch.from_numpy(labels)
     if isinstance(images, np.ndarray):
-        return Held(torch.from_numpy(images), truth, settings.image_size, normalisation)
+        return DecodedEvaluationSet(torch.from_numpy(images), truth, settings.image_size, normalisation)
     from fastmpl.data.streaming.encoded_pipeline import machine  # here, because others need no DALI
-    from fastmpl.data.streaming.streamed import Streamed
+    from fastmpl.data.streaming.evaluation_set import EncodedEvaluationSet
 
     assert normalisation is not None
     where = machine(settings, device, threads)
-    return Streamed(images, truth, settings.image_size, settings.centre_crop, normalisation, where)
+    return EncodedEvaluationSet(images, truth, settings.image_size, settings.centre_crop, normalisation, where)

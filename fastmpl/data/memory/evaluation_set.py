@@ -15,7 +15,7 @@ LARGEST_PASS = 64 << 20  # bytes of a pass as they are stored; a network's input
 RESIDENT = 2 << 30  # bytes that may stay on a GPU
 
 
-class Evaluated(Protocol):
+class EvaluationSet(Protocol):
     """N images with their true labels, wherever they are kept."""
 
     def __len__(self) -> int: ...
@@ -23,7 +23,7 @@ class Evaluated(Protocol):
         """This rank's share of them, in order; the last ranks may have one image less."""
         ...
 
-    def placed(self, device: torch.device) -> Self:
+    def to(self, device: torch.device) -> Self:
         """The same on that device; where they are too many for it, as they were."""
         ...
 
@@ -33,11 +33,11 @@ class Evaluated(Protocol):
         """The images in order as they are evaluated, and their labels."""
         ...
 
-    def passes(self, images: int) -> int:
+    def batch_count(self, images: int) -> int:
         """How many batches so many images make, at most."""
         ...
 
-    def blank(self, device: torch.device | None = None) -> Float[Tensor, "1 *image"]:
+    def dummy_image(self, device: torch.device | None = None) -> Float[Tensor, "1 *image"]:
         """An image of which nothing is asked."""
         ...
 
@@ -51,7 +51,7 @@ class Evaluated(Protocol):
 
 
 @dataclass(frozen=True)
-class Held:
+class DecodedEvaluationSet:
     """N images with their true labels. `pixels` are uint8, or points, which `normalisation` None leaves as they are."""
 
     pixels: Shaped[Tensor, "N *stored"]
@@ -67,7 +67,7 @@ class Held:
         pixels, labels = (tensor.tensor_split(ranks)[rank] for tensor in (self.pixels, self.labels))
         return replace(self, pixels=pixels, labels=labels)
 
-    def placed(self, device: torch.device) -> Self:
+    def to(self, device: torch.device) -> Self:
         """The same on that device; where they are too many for it, as they were."""
         fits = self.pixels.nbytes <= RESIDENT
         return replace(self, pixels=self.pixels.to(device), labels=self.labels.to(device)) if fits else self
@@ -87,11 +87,11 @@ class Held:
         image = self.pixels.element_size() * self.pixels.shape[1:].numel()
         return max(1, min(PASS, LARGEST_PASS // max(image, 1)))
 
-    def passes(self, images: int) -> int:
+    def batch_count(self, images: int) -> int:
         """How many passes so many images take."""
         return -(-images // self.rows)
 
-    def blank(self, device: torch.device | None = None) -> Float[Tensor, "1 *image"]:
+    def dummy_image(self, device: torch.device | None = None) -> Float[Tensor, "1 *image"]:
         """An image of which nothing is asked."""
         return self._input(self.pixels.new_zeros(1, *self.pixels.shape[1:], device=device))
 
