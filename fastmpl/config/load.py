@@ -27,6 +27,9 @@ SECTIONS: Final[dict[str, Any]] = {name: field.annotation for name, field in Con
 KEYS: Final[dict[str, FieldInfo]] = {
     f"{name}.{key}": field for name, section in SECTIONS.items() for key, field in section.model_fields.items()
 }
+REMOVED: Final[dict[str, Any]] = {  # keys of earlier versions, with their last default, which saved configurations hold
+    "data.decoder_padding": [16, 8],
+}
 _QUOTED_OR_COMMENT: Final = re.compile(r'"(?:[^"\\\n]|\\.)*"|\'[^\'\n]*\'|#.*')
 
 
@@ -75,6 +78,8 @@ def unknown_key(name: str, source: object) -> str:
     """The sentence for a key that does not exist, with the nearest one that does."""
     if name in SECTIONS:
         return f"{name} ({source}) is a section, not a value. Write [{name}], and its keys below."
+    if name in REMOVED:
+        return f"{name} ({source}) was removed and nothing takes its place. Delete it from the configuration."
     name = name if len(name) <= 64 else name[:61] + "..."
     near = _nearest(name)
     hint = f"Did you mean {near!r}?" if near else "`fastmpl train --help-all` lists every key."
@@ -94,6 +99,7 @@ def _flat(tree: Mapping[str, Any]) -> dict[str, Any]:
 
 def build(values: Mapping[str, Any], source: Mapping[str, object]) -> Config:
     """A Config from dotted keys; `source` says where each comes from. Raises ConfigError."""
+    values = {name: value for name, value in values.items() if name not in REMOVED or value != REMOVED[name]}
     unknown = [unknown_key(name, source[name]) for name in values if name not in KEYS]
     if unknown:
         raise ConfigError("\n".join(unknown[:SHOWN]))

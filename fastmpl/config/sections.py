@@ -105,9 +105,6 @@ class DataConfig(_Section):
     grow_steps: Count = _rare(0, "Steps until start_size has grown to image_size.")
     prefetch: int = _rare(2, "Batches made ahead of the step, where decoded at every step.", ge=1, le=64)
     decoder_load: Share = _rare(0.65, "Share of JPEGs for a GPU's decoding engine, where it has one.")
-    decoder_padding: Annotated[tuple[Count, Count], Field(strict=False)] = _rare(
-        (16, 8), "MiB of a GPU's and of the host's memory that each decoding thread sets aside."
-    )
     store: str = _rare("", "Folder of stored distributions (fastmpl distill), for distillation and reduced_mpl.")
     minimum_confidence: BelowOne = _rare(
         0.0, "Probability of its likeliest class from which an unlabelled image is used; 0: all are."

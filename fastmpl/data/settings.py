@@ -59,8 +59,6 @@ class DataSettings(Protocol):
     @property
     def decoder_load(self) -> float: ...  # share of JPEGs for a GPU's decoding engine
     @property
-    def decoder_padding(self) -> tuple[int, int]: ...  # MiB of a GPU's and the host's memory, of each thread
-    @property
     def store(self) -> str: ...  # folder of stored distributions; empty: none
     @property
     def minimum_confidence(self) -> float: ...  # of unlabelled images in filter_store; 0: any

@@ -5,10 +5,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import tomli_w
 from pydantic import ValidationError
 
 from fastmpl.config import Config, ConfigError, difference, load, save
-from fastmpl.config.load import KEYS, LARGEST
+from fastmpl.config.load import KEYS, LARGEST, REMOVED
 from tests.examples import EXAMPLES, NOT_RUN
 
 ROOT = Path(__file__).parents[2]
@@ -179,3 +180,10 @@ def test_examples_that_nobody_has_run_say_so_in_their_first_line() -> None:
 def test_the_teacher_of_the_distillation_example_is_another_example() -> None:
     teacher = load(ROOT / "launch/configs/digits_distillation.toml").teacher.model
     assert load(ROOT / "launch/configs" / f"{Path(teacher).name}.toml").run.name == Path(teacher).name
+
+
+@pytest.mark.parametrize("name", REMOVED)
+def test_a_removed_key_is_dropped_at_its_last_default_and_refused_at_another_value(path: Path, name: str) -> None:
+    path.write_text(tomli_w.dumps({name.split(".")[0]: {name.split(".")[1]: REMOVED[name]}}))
+    assert load(path) == Config()
+    assert f"{name} (command line) was removed" in refusal(path, "", {name: "another"})

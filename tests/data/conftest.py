@@ -42,7 +42,6 @@ DIGITS = {
     "grow_steps": 0,
     "prefetch": 2,
     "decoder_load": 0.65,
-    "decoder_padding": (16, 8),
 }
 
 

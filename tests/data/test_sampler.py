@@ -33,24 +33,24 @@ def test_a_batch_larger_than_the_set_passes_through_it_several_times() -> None:
 def test_the_ranks_rows_one_after_another_are_the_rows_of_one_process(world: int) -> None:
     ranks = [sampler(rank=r, world=world) for r in range(world)]
     for step in range(9):
-        together = np.concatenate([o.rows(step).index for o in ranks])
+        together = np.concatenate([o.samples(step).index for o in ranks])
         np.testing.assert_array_equal(together, sampler().samples(step).index)
 
 
 def test_steps_may_be_asked_for_in_any_order() -> None:
     there_and_back, fresh = sampler(), [sampler().samples(s).index for s in range(20)]
     for step in (19, 3, 11, 3, 0):
-        np.testing.assert_array_equal(there_and_back.rows(step).index, fresh[step])
+        np.testing.assert_array_equal(there_and_back.samples(step).index, fresh[step])
 
 
 def test_a_draw_belongs_to_the_image_and_its_epoch_not_to_its_place() -> None:
     small, large = sampler(batch=6), sampler(batch=10)
     by_image = {}
     for step in range(10):
-        rows = small.rows(step)
+        rows = small.samples(step)
         by_image.update(zip(zip(rows.index, rows.epoch, strict=True), small.uniform(rows, 3), strict=True))
     for step in range(6):
-        rows = large.rows(step)
+        rows = large.samples(step)
         for image, u in zip(zip(rows.index, rows.epoch, strict=True), large.uniform(rows, 3), strict=True):
             np.testing.assert_array_equal(u, by_image[image])
     assert len({tuple(u) for u in by_image.values()}) == 60  # 30 images, 2 epochs

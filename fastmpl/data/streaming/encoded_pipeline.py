@@ -28,7 +28,6 @@ class Machine(NamedTuple):
     threads: int = 1
     ahead: int = 2  # batches that DALI makes before they are asked for
     decoder_load: float = 0.65  # share of JPEGs for a GPU's decoding engine
-    decoder_padding: tuple[int, int] = (16, 8)  # MiB of a GPU's and of the host's memory, of each thread
 
     @property
     def torch_device(self) -> torch.device:
@@ -37,7 +36,7 @@ class Machine(NamedTuple):
 
 def machine(settings: DataSettings, device: int | None, threads: int) -> Machine:
     """The machine that the [data] section asks for."""
-    return Machine(device, threads, settings.prefetch, settings.decoder_load, settings.decoder_padding)
+    return Machine(device, threads, settings.prefetch, settings.decoder_load)
 
 
 def decode_part(content: Node, start: Node, shape: Node) -> Node:
@@ -49,15 +48,7 @@ def decode(content: Node, where: Machine) -> Node:
     """Upright RGB pictures, uint8 HWC, of their own sizes."""
     if where.device is None:
         return fn.decoders.image(content, output_type=types.RGB)
-    on_device, on_host = (mebibytes * 2**20 for mebibytes in where.decoder_padding)
-    return fn.decoders.image(
-        content,
-        device="mixed",
-        output_type=types.RGB,
-        hw_decoder_load=where.decoder_load,
-        device_memory_padding=on_device,
-        host_memory_padding=on_host,
-    )
+    return fn.decoders.image(content, device="mixed", output_type=types.RGB, hw_decoder_load=where.decoder_load)
 
 
 def resize(image: Node, windows: list[Node], size: int, where: Machine) -> list[Node]:

@@ -55,7 +55,7 @@ def test_where_no_size_fits_the_middle_is_taken() -> None:
 
 def test_the_two_views_have_draws_of_their_own_that_switching_one_off_leaves_alone() -> None:
     passes = Sampler(np.arange(400), 400, StreamName.UNLABELLED, seed=1)
-    rows, side = passes.rows(0), np.full(400, 300)
+    rows, side = passes.samples(0), np.full(400, 300)
     weak, strong = draw(passes, rows, side, side, HOW)
     assert (weak.window != strong.view.window).any(1).mean() > 0.95
     assert 0.4 < (weak.mirror == strong.view.mirror).mean() < 0.6

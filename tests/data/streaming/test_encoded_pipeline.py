@@ -76,7 +76,7 @@ def upright(images: Files, index: int) -> np.ndarray:
 def test_both_views_are_the_drawn_windows_of_the_indexed_pictures(images: Files) -> None:
     opened, passes = stream(images), sampler(images)
     for step in range(3):
-        seen, rows = opened.next(), passes.rows(step)
+        seen, rows = opened.next(), passes.samples(step)
         assert torch.equal(seen.index, torch.from_numpy(rows.index))
         pictures = [upright(images, int(i)) for i in rows.index]
         sides = np.array([picture.shape[:2] for picture in pictures])
