@@ -53,13 +53,13 @@ def spoil(images: Files, *numbers: int) -> None:
 
 
 def test_whole_images_stand_in_their_own_places(images: Files) -> None:
-    found = reader(images).read(rows(0))
-    assert widths(found) == rows(0).index.tolist() == found.rows.index.tolist()
+    found = reader(images).read(samples(0))
+    assert widths(found) == samples(0).index.tolist() == found.rows.index.tolist()
     assert found.replaced == ()
 
 
 def test_an_image_that_vanished_gives_its_place_to_another(images: Files) -> None:
-    asked = rows(0)
+    asked = samples(0)
     spoil(images, int(asked.index[2]))
     found = reader(images).read(asked)
     (replaced,) = found.replaced
@@ -95,15 +95,15 @@ def test_any_number_of_ranks_and_threads_replaces_an_image_by_the_same(images: F
     one = reader(images)
     several = reader(images, threads=4)
     for step in range(5):
-        whole = one.read(rows(step)).rows.index
-        parts = [several.read(rows(step, rank, 2)).rows.index for rank in range(2)]
+        whole = one.read(samples(step)).rows.index
+        parts = [several.read(samples(step, rank, 2)).rows.index for rank in range(2)]
         np.testing.assert_array_equal(np.concatenate(parts), whole)
-    again = reader(images).read(rows(4)).rows.index  # a run that resumed there
+    again = reader(images).read(samples(4)).rows.index  # a run that resumed there
     np.testing.assert_array_equal(again, whole)
 
 
 def test_an_error_of_the_disk_costs_one_image_too(images: Files, monkeypatch: pytest.MonkeyPatch) -> None:
-    asked, honest = rows(0), Files.read
+    asked, honest = samples(0), Files.read
 
     def failing(files: Files, index: int) -> Bytes:
         if index == asked.index[3]:
@@ -125,7 +125,7 @@ def test_what_stands_in_depends_on_the_image_that_is_gone(images: Files) -> None
 def test_a_disk_that_is_gone_is_not_replaced_for_ever(images: Files) -> None:
     spoil(images, *range(COUNT))
     with pytest.raises(DataError, match=r"nor can 20 images drawn in its place: see whether the disk"):
-        reader(images).read(rows(0))
+        reader(images).read(samples(0))
 
 
 def test_an_image_of_a_format_that_dali_lacks_is_decoded_for_it(images: Files) -> None:
