@@ -24,12 +24,11 @@ from fastmpl.config import Config
 from fastmpl.config.load import build as configured
 from fastmpl.data.batch import Batch
 from fastmpl.data.build import build as data
-from fastmpl.run import monitor as observer
-from fastmpl.run import trainer
+from fastmpl.run import monitor, trainer
 from fastmpl.run.build import Trainee
 from fastmpl.step.step_keys import nothing
 from fastmpl.telemetry.metrics import read_lines
-from fastmpl.telemetry.step_timer import Clock
+from fastmpl.telemetry.step_timer import StepTimer
 
 Item = TypeVar("Item")
 CLASSES, MAGNITUDE = 10, 17
@@ -75,14 +74,14 @@ def alone(config: Config, batches: int) -> float:
         return (time.perf_counter() - begin) / batches
 
 
-class Noting(Clock):
-    """The trainer's clock, and what each batch was waited for."""
+class NotingTimer(StepTimer):
+    """The trainer's timer, which also keeps the seconds that each batch was waited for."""
 
     waits: list[float]
 
-    def awaited(self, following: Callable[[], Item]) -> Item:
+    def wait_for(self, produce: Callable[[], Item]) -> Item:
         begin = time.perf_counter()
-        found = super().awaited(following)
+        found = super().wait_for(produce)
         self.waits.append(time.perf_counter() - begin)
         return found
 
@@ -98,10 +97,10 @@ def waits(config: Config, step_seconds: float) -> list[float]:
 
         return step
 
-    Noting.waits = []
-    with patch.object(trainer, "executed", sleeping), patch.object(observer, "Clock", Noting):
+    NotingTimer.waits = []
+    with patch.object(trainer, "executed", sleeping), patch.object(monitor, "StepTimer", NotingTimer):
         trainer.train(config, resume="never", quiet=True, report=False)
-    return Noting.waits
+    return NotingTimer.waits
 
 
 def row(files: list[Path], operations: int, how: Asked, runs: Path) -> Row:

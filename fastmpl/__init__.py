@@ -15,7 +15,8 @@ def train(
 ) -> "Results":
     """Trains the run of a TOML file, or continues it, as `fastmpl train` does.
 
-    overrides: dotted keys over the file's, such as `{"student.lr": 0.1}`. Raises fastmpl.errors.FastMPLError's family.
+    overrides: dotted keys that replace the file's, such as `{"student.lr": 0.1}`. resume: "auto", "never", or the folder of
+    a checkpoint. quiet: shows nothing. Raises subclasses of fastmpl.errors.FastMPLError.
     """
     from fastmpl.config import load
     from fastmpl.run import trainer  # torch takes seconds to import

@@ -1,21 +1,21 @@
-"""What a run can end with, and the exit code of each; `fastmpl.cli` prints the sentence and returns the code.
+"""The errors that a user can cause or meet, each with its exit code; `fastmpl.cli` prints them and returns the code.
 
-A mistake of the user or a fault of the machine is one of these; anything else that is raised is a mistake of ours, and
-keeps its traceback. Packages derive their own (a bad image is a DataError of `fastmpl.data`).
+Any other exception is a fault of fastmpl and keeps its traceback. Packages derive their own errors (DataError of
+`fastmpl.data` for a bad image).
 """
 
 from typing import ClassVar
 
 
 class FastMPLError(Exception):
-    """One sentence for the user: what was asked, what was found, what to do."""
+    """An error for the user, in one sentence: what was asked, what was found, what to do."""
 
     exit_code: int = 1
     topic: ClassVar[str] = "fastmpl"
-    told: ClassVar[bool] = False  # the user has read it already
+    told: ClassVar[bool] = False  # whether the user has read it already
 
     def __str__(self) -> str:
-        """The sentences, one a line, each led by what it is about: `Config: unknown key ...`."""
+        """The sentences, one a line, each after its topic: `Config: unknown key ...`."""
         return "\n".join(f"{self.topic}: {line}" for line in super().__str__().splitlines())
 
 
@@ -34,21 +34,21 @@ class DivergedError(FastMPLError):
 
 
 class StorageError(FastMPLError):
-    """A disk is full, or a folder cannot be written."""
+    """A disk is full, or a file or folder cannot be written."""
 
     exit_code = 5
     topic = "Storage"
 
 
 class PeerLostError(FastMPLError):
-    """Another rank died or hangs."""
+    """Another rank has died or hangs."""
 
     exit_code = 6
     topic = "Ranks"
 
 
 class ToldByPeer(FastMPLError):
-    """Another rank has said what happened; this one ends with the same code, and in silence."""
+    """Another rank has reported the error. This rank ends with the same exit code and prints nothing."""
 
     told = True
 
@@ -57,12 +57,12 @@ class ToldByPeer(FastMPLError):
         self.exit_code = code
 
     def __str__(self) -> str:
-        """The other's sentence, as it was."""
+        """The sentence of the other rank, unchanged."""
         return str(self.args[0])
 
 
 class Interrupted(FastMPLError):
-    """The run was asked to stop, saved itself, and can be resumed."""
+    """The run was asked to stop. It is saved and can be resumed."""
 
     exit_code = 75
     topic = "Interrupted"

@@ -13,8 +13,8 @@ import torch
 from fastmpl.config import Config
 from fastmpl.data.build import build as build_data
 from fastmpl.learners.plain import PlainLearner
-from fastmpl.run.finetune import batches, finetune_step
-from fastmpl.run.scores import Judge
+from fastmpl.run.finetune import finetune_step, make_batches
+from fastmpl.run.scores import Scorer
 from fastmpl.run.student_file import load_network
 
 RATES = (0.01, 0.03)
@@ -48,7 +48,7 @@ def finetuned(task: Task) -> list[Tuned]:
         return [Tuned(*values) for values in json.loads(kept.read_text())]
     torch.set_num_threads(1)
     data = build_data(config.data, seed=config.run.seed)
-    judge = Judge(data, CPU)
+    judge = Scorer(data, CPU)
     found = []
     for rate in rates:
         module = load_network(folder, classes=len(data.classes), image_shape=data.image_shape)
@@ -56,7 +56,7 @@ def finetuned(task: Task) -> list[Tuned]:
         learner = PlainLearner(module, config.student.model_copy(update=settings), steps=max(lengths))
         step = finetune_step(learner, config, CPU)
         stream = data.finetune("trusted", min(data.trusted_count, config.data.batch_labelled))
-        following = batches(stream, CPU, lambda replaced: None)
+        following = make_batches(stream, CPU, lambda replaced: None)
         for number in range(1, max(lengths) + 1):
             step(following())
             if number in lengths:

@@ -26,7 +26,7 @@ from fastmpl.data.build import build as build_data
 from fastmpl.learners.plain import PlainLearner
 from fastmpl.models import build_network
 from fastmpl.run.build import STUDENT_SEED
-from fastmpl.run.scores import Judge
+from fastmpl.run.scores import Scorer
 from fastmpl.run.student_file import load_network, save_network
 from fastmpl.study.arms import Outcome
 from fastmpl_kernels import keyed
@@ -74,7 +74,7 @@ def trained(task: Task) -> Outcome:
     if task.correction == "gold":
         corruption = _corruption(data, task.noisy)
     learner = _learned(config, data, corruption, task.trusted_weight)
-    outcome = {"asked": asked, "last": Judge(data, learner.device).accuracies({"student": learner})}
+    outcome = {"asked": asked, "last": Scorer(data, learner.device).accuracies({"student": learner})}
     outcome |= {"selected": None, "seconds": 0.0}
     folder.mkdir(parents=True, exist_ok=True)
     save(config, folder / "config.toml")

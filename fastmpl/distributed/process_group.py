@@ -1,8 +1,8 @@
-"""The processes of a run: how they find each other, end together, and leave none behind.
+"""The process group of a run: its ranks meet, and leave together.
 
-A launcher (`deepspeed`, `torchrun`) starts one process a device and says to each, in its environment, which it is. Here
-they become a group. Nothing of DeepSpeed is imported: its launcher is a program of its own, and copies of whole
-networks need no engine. Leaves out what ranks tell each other in a step (`fastmpl.distributed.ranks`) and when they stop
+A launcher (`deepspeed`, `torchrun`) starts one process for each device and passes it its rank in the environment. Nothing
+of DeepSpeed is imported here: its launcher is a program of its own, and ranks that hold whole networks need no engine.
+Leaves out the collectives of a step (`fastmpl.distributed.ranks`) and when ranks stop
 (`fastmpl.distributed.stop_agreement`, `fastmpl.distributed.parent_process`).
 """
 
@@ -19,24 +19,24 @@ import torch
 import torch.distributed as dist
 from torch.distributed import PrefixStore, TCPStore  # type: ignore[attr-defined]
 
-from fastmpl.distributed.parent_process import Launcher, end_with_parent, identity
+from fastmpl.distributed.parent_process import ParentProcess, end_with_parent, identity
 from fastmpl.distributed.ranks import ALONE, Ranks
 from fastmpl.distributed.signals import Stopper
-from fastmpl.distributed.stop_agreement import Guard, Store, first_line
+from fastmpl.distributed.stop_agreement import StopAgreement, Store, first_line
 from fastmpl.errors import FastMPLError, PeerLostError
 
-START: Final = 300  # seconds in which all ranks must have come
+START: Final = 300  # seconds within which all ranks must have started
 MEETING: Final = ".meeting.json"
 
 
 class Place(NamedTuple):
-    """Which of a run's processes this is."""
+    """The rank of this process, and the number of ranks."""
 
     rank: int = 0
     size: int = 1
-    local_rank: int = 0  # on this machine: the number of its device
+    local_rank: int = 0  # on this machine; also the number of its device
     local_size: int = 1
-    is_launched: bool = False  # by a launcher, which this process must not outlive
+    is_launched: bool = False  # a launcher started this process, which must end with it
 
     @property
     def is_first(self) -> bool:
@@ -44,8 +44,8 @@ class Place(NamedTuple):
         return self.rank == 0
 
 
-def place(environment: Mapping[str, str] = os.environ) -> Place:
-    """What the launcher said; one process where there is none."""
+def read_place(environment: Mapping[str, str] = os.environ) -> Place:
+    """The place that the launcher wrote into the environment; a single process without a launcher."""
     if "RANK" not in environment or "WORLD_SIZE" not in environment:
         return Place()
     size = int(environment["WORLD_SIZE"])
@@ -54,7 +54,7 @@ def place(environment: Mapping[str, str] = os.environ) -> Place:
 
 
 class Stops(Protocol):
-    """Who knows after which step a rank stops: a Stopper in one process, a Guard in several."""
+    """Decides after which step a rank stops: a Stopper in one process, a StopAgreement between several."""
 
     def begin(self, step: int) -> None: ...
     def stops_after(self, step: int) -> bool: ...
@@ -62,19 +62,19 @@ class Stops(Protocol):
 
 
 class Group(NamedTuple):
-    """The ranks, and who says when they stop."""
+    """The ranks, and what decides when they stop."""
 
     ranks: Ranks
     stops: Stops
 
 
 @contextmanager
-def joined(here: Place, folder: Path, stopper: Callable[[], Stopper], timeout: int) -> Iterator[Group]:
-    """The group of all ranks within the block, which ends with a clean departure of each.
+def join_group(here: Place, folder: Path, stopper: Callable[[], Stopper], timeout: int) -> Iterator[Group]:
+    """Joins the group of all ranks for the block, and leaves it together with them.
 
-    folder: of the run, on a disk that all ranks see. stopper: called once all ranks have come, and takes their signals
-    from then on: one that waits has nothing to save. timeout: seconds after which a collective is given up. Raises
-    PeerLostError where a rank does not come or is lost, and ToldByPeer where another has said what happened.
+    folder: the run's, on a disk that all ranks share. stopper: called once all ranks have met; it handles signals from
+    then on, because a rank that still waits has nothing to save. timeout: seconds after which a collective fails. Raises
+    PeerLostError if a rank does not start or is lost, and ToldByPeer if another rank has already reported the error.
     """
     if here.is_launched:
         end_with_parent()
@@ -85,16 +85,16 @@ def joined(here: Place, folder: Path, stopper: Callable[[], Stopper], timeout: i
             if dist.is_initialized():  # by an engine, which needs a group
                 dist.destroy_process_group()
         return
-    store = _connected(here, folder, timeout)
+    store = _connect(here, folder, timeout)
     try:
-        with Guard(stopper(), here.rank, here.size, store, Launcher()) as guard:
+        with StopAgreement(stopper(), here.rank, here.size, store, ParentProcess()) as guard:
             yield Group(Ranks(here.rank, here.size), guard)
     finally:
         dist.destroy_process_group()
 
 
-def _connected(here: Place, folder: Path, timeout: int) -> Store:
-    """The store, once all ranks are there and have a process group."""
+def _connect(here: Place, folder: Path, timeout: int) -> Store:
+    """Waits for all ranks, makes their process group, and gives their store."""
     backend = "nccl" if torch.cuda.is_available() else "gloo"
     if backend == "nccl":
         torch.cuda.set_device(here.local_rank)
@@ -105,17 +105,17 @@ def _connected(here: Place, folder: Path, timeout: int) -> Store:
         dist.init_process_group(backend, store=inner, rank=here.rank, world_size=here.size, timeout=wait)
     except (OSError, RuntimeError) as error:
         raise PeerLostError(
-            f"Not all of {here.size} ranks came within {START} s ({first_line(error)}). Look for the error of another "
-            "rank above, and whether the machines reach each other."
+            f"Not all of the {here.size} ranks started within {START} s ({first_line(error)}). Look for the error of "
+            "another rank above, and check that the machines can reach each other."
         ) from error
     return store
 
 
 def _meet(here: Place, folder: Path) -> TCPStore | PrefixStore:
-    """The store, held by rank 0. On one machine it takes a free port: the launcher's may be another run's."""
+    """The store, which rank 0 serves. On one machine it uses a free port: the launcher's may belong to another run."""
     wait = timedelta(seconds=START)
     address, port = os.environ.get("MASTER_ADDR", "127.0.0.1"), int(os.environ.get("MASTER_PORT", 29500))
-    if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":  # torchrun's own, one run after another in it
+    if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":  # torchrun's own store, which restarts share
         served = TCPStore(address, port, here.size, is_master=False, timeout=wait)
         return PrefixStore(f"fastmpl/{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", served)
     if here.local_size < here.size:
@@ -126,24 +126,24 @@ def _meet(here: Place, folder: Path) -> TCPStore | PrefixStore:
         draft.write_text(json.dumps({"first": os.getpid(), **_session(os.getpid()), "port": store.port}))
         draft.replace(folder / MEETING)
         return store
-    return TCPStore("127.0.0.1", _told(folder / MEETING), here.size, is_master=False, timeout=wait)
+    return TCPStore("127.0.0.1", _read_port(folder / MEETING), here.size, is_master=False, timeout=wait)
 
 
-def _told(path: Path) -> int:
-    """The port that rank 0 of the same launcher wrote; not that of a run which was here before."""
+def _read_port(path: Path) -> int:
+    """The port that rank 0 of this launcher wrote; a file of an earlier run is not accepted."""
     until = time.monotonic() + START
     while time.monotonic() < until:
         try:
-            told = json.loads(path.read_text())
+            found = json.loads(path.read_text())
         except (OSError, ValueError):
-            told = {}
-        session = _session(told.get("first", 0))
-        if session == {key: told.get(key) for key in session} and all(session.values()):
-            return int(told["port"])
+            found = {}
+        session = _session(found.get("first", 0))
+        if session == {key: found.get(key) for key in session} and all(session.values()):
+            return int(found["port"])
         time.sleep(0.05)
     raise TimeoutError(f"rank 0 wrote no {path}")
 
 
 def _session(first: int) -> dict[str, str]:
-    """What tells this run's meeting from another's: its launcher, and that rank 0 is alive."""
+    """Identifies the meeting of this run: its launcher, and a rank 0 that is alive."""
     return {"launcher": identity(os.getppid()), "alive": identity(first)}

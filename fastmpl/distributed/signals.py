@@ -1,11 +1,14 @@
-"""How a run is asked to stop: signals only set a flag, which the trainer reads between steps; it saves and leaves."""
+"""How a run is asked to stop: a signal sets a flag, the trainer reads it between steps, saves, and leaves."""
 
 import os
 import signal
 from pathlib import Path
 from types import FrameType
+from typing import Any, Final, Self
 
 from fastmpl.errors import FastMPLError, Interrupted
+
+HANDLED: Final = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 
 
 class InterruptedByKey(Interrupted):
@@ -15,15 +18,14 @@ class InterruptedByKey(Interrupted):
 
 
 class Stopper:
-    """Whether TERM, USR1 or Ctrl-C asked this process to stop. A second Ctrl-C ends it at once."""
+    """Notes SIGTERM, SIGUSR1 and Ctrl-C while it is entered. A second Ctrl-C ends the process at once."""
 
     def __init__(self) -> None:
-        self.by: signal.Signals | None = None
+        self.by: signal.Signals | None = None  # the first signal that came
+        self._before: dict[signal.Signals, Any] = {}  # the handlers to restore
 
-    def __enter__(self) -> "Stopper":
-        self._before = {
-            number: signal.signal(number, self._note) for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
-        }
+    def __enter__(self) -> Self:
+        self._before = {number: signal.signal(number, self._note) for number in HANDLED}
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -36,14 +38,14 @@ class Stopper:
         self.by = self.by or signal.Signals(number)  # a launcher sends TERM after the user's INT
 
     def begin(self, step: int) -> None:
-        """Training begins with `step`: nothing to tell anybody in one process."""
+        """Training begins with `step`; a single process has no other rank to tell."""
 
     def stops_after(self, step: int) -> bool:
-        """Whether to stop after `step`. Several ranks ask their Guard, which agrees with the others."""
+        """Whether to stop after `step`. Several ranks ask their StopAgreement instead."""
         return self.by is not None
 
     def reason(self, folder: Path, step: int) -> FastMPLError:
-        """What to raise once the run is saved."""
+        """The error to raise once the run is saved."""
         assert self.by is not None
         kind = InterruptedByKey if self.by is signal.SIGINT else Interrupted
         return kind(f"{folder} is saved at step {step} ({self.by.name}). The same command continues it.")

@@ -1,7 +1,7 @@
-"""When ranks stop: all after the same step if one is asked to, and soon if one fails.
+"""When ranks stop: all of them after the same step if one is asked to, and within seconds if one fails.
 
-Between steps the ranks wait for each other in collectives alone, so one that stopped by itself would leave the others
-in theirs. A thread of each rank therefore talks to the others through the store, and the device is never asked.
+Ranks wait for each other in collectives, so a rank that stopped by itself would leave the others waiting. A thread of each
+rank therefore talks to the others through the store. The device is never read for it.
 """
 
 import json
@@ -13,26 +13,26 @@ import time
 from pathlib import Path
 from typing import Final, NamedTuple, Protocol, Self
 
-from fastmpl.distributed.parent_process import Launcher
+from fastmpl.distributed.parent_process import ParentProcess
 from fastmpl.distributed.signals import Stopper
 from fastmpl.errors import FastMPLError, PeerLostError, ToldByPeer
 
-EVERY: Final = 0.2  # seconds between two looks
-BEATS: Final = 1.5  # seconds after which a rank whose thread did not look again is silent
-GRACE: Final = 5.0  # seconds for a rank to end by itself after another failed
+EVERY: Final = 0.2  # seconds between two checks of the thread
+BEATS: Final = 1.5  # seconds without a heartbeat after which a rank is named as silent
+GRACE: Final = 5.0  # seconds in which a rank may end by itself after another failed
 SPEAKS_FIRST: Final = 0.5  # seconds: a launcher ends every rank as soon as one has ended
-LONGEST: Final = 25.0  # seconds for saving after a signal; launchers kill after 30
+LONGEST: Final = 25.0  # seconds to save after a signal; launchers kill after 30
 
 
 class Fault(NamedTuple):
-    """What the first rank that failed said."""
+    """The exit code and the sentence of the first rank that failed."""
 
     code: int
     sentence: str
 
 
 class Store(Protocol):
-    """What the ranks of a run write for each other (torch.distributed.TCPStore)."""
+    """The keys and values that the ranks of a run share (torch.distributed.TCPStore)."""
 
     def add(self, key: str, amount: int) -> int: ...
     def check(self, keys: list[str]) -> bool: ...
@@ -40,16 +40,16 @@ class Store(Protocol):
     def set(self, key: str, value: str) -> None: ...
 
 
-class Guard:
-    """Watches one rank's signals, launcher and peers, from `with` to its end.
+class StopAgreement:
+    """Watches the signals, the launcher and the peers of one rank while it is entered.
 
-    The agreement: a signal on any rank is told to all. Each rank's thread then registers the step that its rank is in,
-    after which the rank begins no other before it knows all registrations. Their largest is the step to stop after:
-    none has gone beyond it, and every rank can reach it, because all others do.
+    The agreement: a signal on any rank is passed to all. Each rank's thread then registers the step that its rank is in;
+    after that, the rank begins no further step before it has read all registrations. The ranks stop after the largest
+    registered step: no rank has passed it, and every rank can reach it because all others do.
     """
 
-    def __init__(self, stopper: Stopper, rank: int, size: int, store: Store, launcher: Launcher) -> None:
-        self.stopper, self.rank, self.size, self.store, self.launcher = stopper, rank, size, store, launcher
+    def __init__(self, stopper: Stopper, rank: int, size: int, store: Store, parent: ParentProcess) -> None:
+        self.stopper, self.rank, self.size, self.store, self.parent = stopper, rank, size, store, parent
         self._turn = threading.Lock()
         self._begun, self._registered = 0, False
         self._fault: Fault | None = None
@@ -61,14 +61,14 @@ class Guard:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
-        """Ends together with the others. Raises ToldByPeer where another rank has said what happened."""
+        """Leaves together with the other ranks. Raises ToldByPeer if another rank has already reported the error."""
         self._over.set()
         self._thread.join()
         if error is None:
             self._leave(LONGEST)
             return
-        lost = is_of_a_lost_peer(error)
-        said = PeerLostError(self._lost(error)) if lost and self._first_fault() is None else error
+        lost = is_lost_peer(error)
+        said = PeerLostError(self._describe_loss(error)) if lost and self._first_fault() is None else error
         code = said.exit_code if isinstance(said, FastMPLError) else 1
         fault = self._tell(Fault(code, str(said)))
         self._leave(GRACE / 2)
@@ -84,24 +84,24 @@ class Guard:
             self._begun = step
 
     def stops_after(self, step: int) -> bool:
-        """Whether all ranks stop after `step`; if not, the next one has begun."""
+        """Whether all ranks stop after `step`; if not, the next step counts as begun."""
         with self._turn:
             if not self._registered:
                 self._begun = step + 1
                 return False
-        if step < self._last():
+        if step < self._agreed_step():
             return False
         self.stopper.by = self.stopper.by or signal.Signals(int(self.store.get("stop")))
         return True
 
     def reason(self, folder: Path, step: int) -> FastMPLError:
-        """What to raise once the run is saved."""
+        """The error to raise once the run is saved."""
         return self.stopper.reason(folder, step)
 
-    def _last(self) -> int:
-        """The step that the ranks agree on, once all have registered."""
+    def _agreed_step(self) -> int:
+        """Waits until all ranks have registered; the step that they agree on."""
         registered = [f"in/{rank}" for rank in range(self.size)]
-        while not self.store.check(registered):  # a waiting `get` would keep the store from the thread
+        while not self.store.check(registered):  # a blocking `get` would lock the thread out of the store
             time.sleep(EVERY / 10)
         return max(int(self.store.get(key)) for key in registered)
 
@@ -115,17 +115,17 @@ class Guard:
                     asked = now
                 if failed is None and self._first_fault() is not None:
                     failed = now
-            except RuntimeError:  # rank 0, which holds the store, is gone
+            except RuntimeError:  # rank 0, which serves the store, is gone
                 failed = failed or now
-            if failed is not None and now - failed > GRACE:  # the others are gone, and this rank waits for them
+            if failed is not None and now - failed > GRACE:  # this rank still waits for ranks that are gone
                 os._exit(PeerLostError.exit_code if self._fault is None else self._fault.code)
             if asked is not None and now - asked > LONGEST:
                 print(f"Ranks: rank {self.rank} did not stop in {LONGEST:.0f} s and is ended.", file=sys.stderr)
                 os._exit(PeerLostError.exit_code)
 
     def _is_stopping(self) -> bool:
-        """Passes a signal on, and registers this rank's step once there was one anywhere."""
-        if self.launcher.is_gone() and not self.stopper.by:
+        """Passes a signal on to all ranks; registers this rank's step once any rank got one."""
+        if self.parent.is_gone() and not self.stopper.by:
             os.kill(os.getpid(), signal.SIGTERM)
         if self.stopper.by and not self.store.check(["stop"]):
             self.store.set("stop", str(int(self.stopper.by)))
@@ -140,52 +140,52 @@ class Guard:
         try:
             if self._fault is None and self.store.check(["fault"]):
                 self._fault = Fault(*json.loads(self.store.get("fault")))
-        except RuntimeError:  # the store went with rank 0
+        except RuntimeError:  # the store ended with rank 0
             return self._fault
         return self._fault
 
     def _tell(self, mine: Fault) -> Fault | None:
-        """Tells the others; None where this rank is the first, else what the first one said."""
+        """Reports this rank's fault to the others: None if it is the first, otherwise the first rank's fault."""
         try:
             if self.store.add("faults", 1) == 1:
                 self.store.set("fault", json.dumps(mine))
                 return None
             if self._fault is None:
                 self._fault = Fault(*json.loads(self.store.get("fault")))
-        except RuntimeError:  # without the store, the lowest rank that is left speaks
+        except RuntimeError:  # without the store, the lowest remaining rank reports
             return self._fault or (None if self.rank == 1 else mine)
         return self._fault
 
     def _leave(self, seconds: float) -> None:
-        """The last use of the store; the first rank, which holds it, waits for the others to have had theirs."""
+        """Uses the store for the last time; rank 0, which serves it, waits until the others have done so too."""
         try:
             self.store.add("left", 1)
             until = time.monotonic() + seconds
             while self.rank == 0 and self.store.add("left", 0) < self.size and time.monotonic() < until:
                 time.sleep(EVERY / 10)
-        except RuntimeError:  # rank 0 was lost, or had waited long enough
+        except RuntimeError:  # rank 0 is lost, or stopped waiting
             return
 
-    def _lost(self, error: BaseException) -> str:
-        """The sentence for a collective that failed, with the ranks whose threads no longer look."""
+    def _describe_loss(self, error: BaseException) -> str:
+        """The sentence for a failed collective, with the ranks that no longer send heartbeats."""
         silent: list[int] = []
         try:
-            before = [self.store.add(f"beat/{rank}", 0) for rank in range(self.size)]
+            first = [self.store.add(f"beat/{rank}", 0) for rank in range(self.size)]
             time.sleep(BEATS)
-            now = [self.store.add(f"beat/{rank}", 0) for rank in range(self.size)]
-            silent = [rank for rank in range(self.size) if rank != self.rank and now[rank] == before[rank]]
+            second = [self.store.add(f"beat/{rank}", 0) for rank in range(self.size)]
+            silent = [rank for rank in range(self.size) if rank != self.rank and second[rank] == first[rank]]
         except RuntimeError:
             silent = [0]
         who = f"Rank {' and '.join(map(str, silent))} no longer answers" if silent else "A rank did not answer in time"
         return f"{who}: {first_line(error)}. The same command continues at the newest checkpoint."
 
 
-def is_of_a_lost_peer(error: BaseException) -> bool:
-    """Whether a collective raised this because another rank ended or hangs."""
+def is_lost_peer(error: BaseException) -> bool:
+    """Whether a collective raised this error because another rank ended or hangs."""
     words = ("peer", "imed out", "Connection reset", "Broken pipe", "ocket", "NCCL", "gloo")
     return isinstance(error, RuntimeError) and any(word in str(error) for word in words)
 
 
 def first_line(error: BaseException) -> str:
-    """What an error says, shortened."""
+    """The first line of an error's message, shortened."""
     return next(iter(str(error).splitlines()), type(error).__name__)[:200].rstrip(". ")

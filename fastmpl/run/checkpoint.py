@@ -1,13 +1,12 @@
-"""Checkpoints that are whole or not there, and that run nothing when they are read.
+"""Atomic checkpoints: complete or absent. Reading one executes nothing.
 
-A checkpoint is a directory `step-N`. Tensors (safetensors) and facts (JSON) are written into `step-N.tmp-PID`, the
-manifest with every file's size and SHA-256 last, then the directory is renamed. Without a valid manifest it is no
-checkpoint, and the newest valid one wins: no file names "the latest".
+A checkpoint is a directory `step-N`. Tensors (safetensors) and facts (JSON) are written into `step-N.tmp-PID`, then the
+manifest with the size and the SHA-256 of every file, then the directory is renamed. A directory without a valid manifest
+is not a checkpoint. The newest valid one is used; no file names "the latest".
 
-The first rank writes all its tensors, each other one those that are its own (`Checkpoint.own`) and its pieces of those
-that ranks share (`Checkpoint.sharded`). Another number of ranks continues from the means of the former: they are running
-statistics and sums over steps, of which no rank's is the right one. Of the latter it is given wholes, one rank's piece
-after another's, and takes its own pieces.
+Rank 0 writes all its tensors. Every other rank writes the tensors that differ between ranks (`Checkpoint.own`) and its
+shards (`Checkpoint.sharded`). Another number of ranks continues from the means of the former, which are running statistics
+and sums over steps; of the latter, every rank reads the concatenated shards and takes its own part.
 """
 
 import contextlib
@@ -32,9 +31,9 @@ from fastmpl.run.checkpoint_files import (
     SCHEMA,
     TENSORS,
     fingerprint,
-    json_in,
-    manifest_of,
-    tensors_in,
+    read_json,
+    read_manifest,
+    read_tensors,
     tensors_of,
     verify,
 )
@@ -43,42 +42,42 @@ _NAME = re.compile(r"step-(\d{1,12})")
 
 
 class Checkpoint(NamedTuple):
-    """What one step of a run continues from."""
+    """The state of a run after a step."""
 
     step: int
     tensors: dict[str, Tensor]
     facts: dict[str, Any]
     own: Collection[str] = ()  # names of the tensors that differ between ranks
-    sharded: Collection[str] = ()  # names of those that are pieces of one; a rank may hold nothing of some
-    ranks: int = 1  # that wrote it
+    sharded: Collection[str] = ()  # names of the tensors that are shards; a rank may hold no part of some
+    ranks: int = 1  # number of ranks that wrote it
 
 
 def save(folder: Path, checkpoint: Checkpoint, ranks: Ranks = ALONE) -> Path:
-    """Writes `checkpoint` under `folder` so that a kill at any moment leaves the one before it valid.
+    """Writes `checkpoint` under `folder`. A kill at any moment leaves the previous checkpoint valid.
 
-    Every rank calls it. Raises StorageError on all of them where a disk is full or the folder cannot be written on any;
-    what was half written is removed.
+    Every rank calls it. Raises StorageError on all ranks if the disk is full or the folder cannot be written on any of
+    them; incomplete files are removed.
     """
     final = folder / f"step-{checkpoint.step}"
     draft = folder / f"{final.name}.tmp-{ranks.all_gather_object(os.getpid())[0]}"
     first = ranks.rank == 0
-    contents = {tensors_of(ranks.rank): _encoded(checkpoint, first)}
+    contents = {tensors_of(ranks.rank): _encode(checkpoint, first)}
     if first:
         contents[FACTS] = json.dumps(checkpoint.facts, indent=1).encode()
     size = sum(map(len, contents.values()))
     try:
-        with _together(ranks, final, size):
+        with _fail_together(ranks, final, size):
             if first:
                 folder.mkdir(parents=True, exist_ok=True)
                 draft.mkdir()
-        with _together(ranks, final, size):
+        with _fail_together(ranks, final, size):
             for name, data in contents.items():
                 _write(draft / name, data)
         every = ranks.all_gather_object({name: fingerprint(data) for name, data in contents.items()})
         files = {name: found for part in every for name, found in part.items()}
         manifest = {"schema": SCHEMA, "step": checkpoint.step, "ranks": ranks.size, "files": files}
         manifest |= {"sharded": sorted(checkpoint.sharded)}
-        with _together(ranks, final, size):
+        with _fail_together(ranks, final, size):
             if first:
                 _finish(draft, final, manifest)
     except StorageError:
@@ -88,36 +87,36 @@ def save(folder: Path, checkpoint: Checkpoint, ranks: Ranks = ALONE) -> Path:
     return final
 
 
-def _encoded(checkpoint: Checkpoint, first: bool) -> bytes:
+def _encode(checkpoint: Checkpoint, first: bool) -> bytes:
     shared = {name for name in checkpoint.sharded if name in checkpoint.tensors}
     names = checkpoint.tensors if first else {*checkpoint.own, *shared}
-    # channels-last weights are strided, and the format holds dense tensors alone
+    # the format stores dense tensors only, and channels-last weights are strided
     return safetensors.torch.save({name: checkpoint.tensors[name].detach().cpu().contiguous() for name in names})
 
 
 def _finish(draft: Path, final: Path, manifest: Mapping[str, Any]) -> None:
-    """Makes a checkpoint of what every rank has written."""
+    """Writes the manifest over the files of all ranks and renames the directory."""
     missing = [name for name in manifest["files"] if not (draft / name).is_file()]
     if missing:
-        raise StorageError(f"{draft} lacks {missing[0]}: run.output must be on a disk that all machines share.")
+        raise StorageError(f"{draft} has no {missing[0]}: put run.output on a disk that all machines share.")
     _write(draft / MANIFEST, json.dumps(manifest, indent=1).encode())
     _sync(draft)
-    if final.exists():  # the same step again, after a resume: the old one is equal
+    if final.exists():  # the same step was saved before a resume; the two are equal
         shutil.rmtree(final)
     draft.rename(final)
     _sync(final.parent)
 
 
 @contextlib.contextmanager
-def _together(ranks: Ranks, path: Path, size: int) -> Iterator[None]:
-    """What fails on one rank within the block fails on all, with that rank's sentence."""
+def _fail_together(ranks: Ranks, path: Path, size: int) -> Iterator[None]:
+    """Raises the error of any rank on all ranks, at the end of the block."""
     fault = None
     try:
         yield
     except StorageError as error:
         fault = error
     except OSError as error:
-        fault = _explained(error, path, size)
+        fault = _explain(error, path, size)
     sentences = [
         sentence for sentence in ranks.all_gather_object(None if fault is None else str(fault.args[0])) if sentence
     ]
@@ -126,17 +125,17 @@ def _together(ranks: Ranks, path: Path, size: int) -> Iterator[None]:
 
 
 def steps(folder: Path) -> list[int]:
-    """The steps of what looks like a checkpoint, newest first."""
+    """The steps of the directories that are named like checkpoints, newest first."""
     if not folder.is_dir():
         return []
     found = (_NAME.fullmatch(path.name) for path in folder.iterdir())
     return sorted((int(match[1]) for match in found if match), reverse=True)
 
 
-def newest(folder: Path, complain: Callable[[str], None], ranks: Ranks = ALONE) -> Checkpoint | None:
-    """The newest valid checkpoint; each newer one that is not valid is named to `complain`, with its fault.
+def read_newest(folder: Path, complain: Callable[[str], None], ranks: Ranks = ALONE) -> Checkpoint | None:
+    """The newest valid checkpoint. Calls `complain` with a sentence for every newer one that is not valid.
 
-    Every rank calls it. The first one decides, having looked at every file.
+    Every rank calls it. Rank 0 verifies every file and decides.
     """
     found = None
     for step in steps(folder) if ranks.rank == 0 else []:
@@ -145,35 +144,35 @@ def newest(folder: Path, complain: Callable[[str], None], ranks: Ranks = ALONE) 
             found = step
             break
         except StorageError as error:
-            complain(f"{error} The one before it is used.")
+            complain(f"{error} The previous checkpoint is used.")
     chosen = ranks.all_gather_object(found)[0]
     return None if chosen is None else read(folder / f"step-{chosen}", ranks)
 
 
 def read(path: Path, ranks: Ranks = ALONE) -> Checkpoint:
-    """The checkpoint of that directory, as this rank continues it.
+    """The checkpoint in that directory, as this rank continues it.
 
-    Raises StorageError, naming the file that is missing or altered.
+    Raises StorageError that names the file which is missing or altered.
     """
-    manifest = verify(path) if ranks.rank == 0 else manifest_of(path)
+    manifest = verify(path) if ranks.rank == 0 else read_manifest(path)
     saved = manifest["ranks"]
     sharded = set(manifest.get("sharded", ()))
-    first = tensors_in(path / TENSORS)
+    first = read_tensors(path / TENSORS)
     same = {name: value for name, value in first.items() if name not in sharded}  # on every rank, or its mean
     if saved == ranks.size:
-        mine = tensors_in(path / tensors_of(ranks.rank)) if ranks.rank else first
+        mine = read_tensors(path / tensors_of(ranks.rank)) if ranks.rank else first
         own = set(mine) - sharded if ranks.rank else set()
         tensors = same | mine
     else:
-        each = [first, *(tensors_in(path / tensors_of(rank)) for rank in range(1, saved))]
+        each = [first, *(read_tensors(path / tensors_of(rank)) for rank in range(1, saved))]
         own = set(each[-1]) - sharded if saved > 1 else set()
         tensors = same | {name: _mean([part[name] for part in each]) for name in own}
         tensors |= {name: torch.cat([part[name].reshape(-1) for part in each if name in part]) for name in sharded}
-    return Checkpoint(int(manifest["step"]), tensors, json_in(path / FACTS), own, sharded, saved)
+    return Checkpoint(int(manifest["step"]), tensors, read_json(path / FACTS), own, sharded, saved)
 
 
 def prune(folder: Path, keep: int, best: int | None) -> None:
-    """Removes all but the newest `keep` checkpoints and the best; and what killed runs left half written."""
+    """Removes all checkpoints but the newest `keep` and the best, and incomplete ones of killed runs."""
     for step in steps(folder)[keep:]:
         if step != best:
             shutil.rmtree(folder / f"step-{step}", ignore_errors=True)
@@ -200,7 +199,7 @@ def _mean(values: list[Tensor]) -> Tensor:
     return torch.stack(values).mean(0)
 
 
-def _explained(error: OSError, path: Path, size: int) -> StorageError:
+def _explain(error: OSError, path: Path, size: int) -> StorageError:
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         free = 0
         with contextlib.suppress(OSError):

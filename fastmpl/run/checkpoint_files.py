@@ -1,4 +1,4 @@
-"""The files of a checkpoint, and what is wrong with them: nothing in one is trusted before its manifest vouches for it."""
+"""The files of a checkpoint and their verification. No file is used before its manifest confirms it."""
 
 import hashlib
 import json
@@ -15,7 +15,7 @@ from fastmpl.errors import StorageError
 SCHEMA = 1
 TENSORS, FACTS, MANIFEST = "rank-0.safetensors", "facts.json", "manifest.json"
 MOST_RANKS = 65_536
-LARGEST_JSON = 16 << 20  # bytes of a manifest or of facts that a reader looks at
+LARGEST_JSON = 16 << 20  # bytes; a larger manifest or file of facts is refused
 
 
 def tensors_of(rank: int) -> str:
@@ -28,33 +28,33 @@ def fingerprint(data: bytes) -> dict[str, Any]:
 
 
 def verify(path: Path) -> Mapping[str, Any]:
-    """The manifest of a checkpoint with whose files nothing is wrong.
+    """The manifest of a checkpoint, after comparing every file with it.
 
-    Raises StorageError, naming the file that is missing or altered.
+    Raises StorageError that names the file which is missing or altered.
     """
-    manifest = manifest_of(path)
+    manifest = read_manifest(path)
     for name, expected in manifest["files"].items():
         _verify(path / name, expected)
     return manifest
 
 
-def manifest_of(path: Path) -> dict[str, Any]:
-    """The manifest, once it names what a checkpoint has and nothing else: its names become paths."""
-    manifest = json_in(path / MANIFEST)
+def read_manifest(path: Path) -> dict[str, Any]:
+    """The manifest, once it names exactly the files of a checkpoint, because its names become paths."""
+    manifest = read_json(path / MANIFEST)
     files, ranks = manifest.get("files"), manifest.get("ranks")
     if manifest.get("schema") != SCHEMA:
         raise StorageError(f"{path} has schema {manifest.get('schema')!r}; this version reads {SCHEMA}.")
     if not isinstance(ranks, int) or not 1 <= ranks <= MOST_RANKS or not isinstance(manifest.get("step"), int):
-        raise StorageError(f"{path / MANIFEST} says neither its step nor how many ranks wrote it.")
+        raise StorageError(f"{path / MANIFEST} lacks its step or the number of ranks that wrote it.")
     if not isinstance(manifest.get("sharded", []), list):
-        raise StorageError(f"{path / MANIFEST} does not say which tensors are shared by ranks.")
+        raise StorageError(f"{path / MANIFEST} has no list of sharded tensors.")
     if not isinstance(files, Mapping) or set(files) != {FACTS, *map(tensors_of, range(ranks))}:
-        raise StorageError(f"{path / MANIFEST} lists other files than a checkpoint has.")
+        raise StorageError(f"{path / MANIFEST} lists other files than those of a checkpoint.")
     return manifest
 
 
-def tensors_in(path: Path) -> dict[str, Tensor]:
-    if not _regular(path):
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    if not _is_regular(path):
         raise StorageError(f"{path} is missing.")
     try:
         return safetensors.torch.load(path.read_bytes())
@@ -62,12 +62,12 @@ def tensors_in(path: Path) -> dict[str, Tensor]:
         raise StorageError(f"{path} is not a valid file of tensors: {error}.") from error
 
 
-def _regular(path: Path) -> bool:
+def _is_regular(path: Path) -> bool:
     return path.is_file() and not path.is_symlink()
 
 
-def json_in(path: Path) -> dict[str, Any]:
-    if not _regular(path):
+def read_json(path: Path) -> dict[str, Any]:
+    if not _is_regular(path):
         raise StorageError(f"{path} is missing.")
     if path.stat().st_size > LARGEST_JSON:
         raise StorageError(f"{path} is larger than {LARGEST_JSON} bytes.")
@@ -76,14 +76,14 @@ def json_in(path: Path) -> dict[str, Any]:
     except (ValueError, RecursionError) as error:
         raise StorageError(f"{path} is not valid JSON.") from error
     if not isinstance(content, dict):
-        raise StorageError(f"{path} holds no JSON object.")
+        raise StorageError(f"{path} does not hold a JSON object.")
     return content
 
 
 def _verify(path: Path, expected: object) -> None:
-    if not _regular(path):
+    if not _is_regular(path):
         raise StorageError(f"{path} is missing.")
     if not isinstance(expected, Mapping) or path.stat().st_size != expected.get("size"):
-        raise StorageError(f"{path} has {path.stat().st_size} bytes, and not those that its manifest says.")
+        raise StorageError(f"{path} has {path.stat().st_size} bytes; its manifest says another number.")
     if hashlib.sha256(path.read_bytes()).hexdigest() != expected.get("sha256"):
-        raise StorageError(f"{path} was altered: its checksum is not that of its manifest.")
+        raise StorageError(f"{path} was altered: its checksum differs from its manifest.")

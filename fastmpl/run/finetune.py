@@ -1,4 +1,4 @@
-"""The last phase: the student learns from labelled images, which it never saw while the teacher taught it."""
+"""The last phase: the student is fine-tuned on labelled images, which it did not see in the main phase."""
 
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -19,7 +19,7 @@ from fastmpl.step.step_keys import Moment, Report
 
 
 def finetuned_learner(student: AnyLearner, config: Config) -> AnyLearner:
-    """A learner of its own, that starts from the student's average where it keeps one: the better of the two."""
+    """A new learner that starts from the student's averaged weights, or from its weights if it keeps no average."""
     section = config.student.model_copy(
         update={"lr": config.finetune.lr, "warmup": 0, "wait": 0, "schedule": "constant"}
     )
@@ -27,23 +27,23 @@ def finetuned_learner(student: AnyLearner, config: Config) -> AnyLearner:
 
 
 def finetune_step(learner: AnyLearner, config: Config, device: torch.device) -> EagerStep:
-    """Supervised steps on labelled images alone."""
+    """The supervised step on labelled images."""
     run = partial(_run, Supervised(), learner)
     return EagerStep(run, seed=config.run.seed + 1, ramp=Ramp(), device=device, rank=learner.ranks.rank)
 
 
-def batches(
+def make_batches(
     stream: Prefetcher[LabelledImages], device: torch.device, note: Callable[[Sequence[Replacement]], None]
 ) -> Callable[[], Batch]:
-    """The stream's images as batches in which nothing is unlabelled; `note` is told which had to be replaced."""
+    """A function that gives the next batch of `stream`, without unlabelled images; `note` gets the replaced images."""
 
-    def following() -> Batch:
+    def next_batch() -> Batch:
         found = stream.next()
         note(found.replaced)
         images, targets, index = (part.to(device) for part in found[:3])
         return Batch(images, targets, index, weak=images[:0], strong=images[:0], unlabelled_index=index[:0])
 
-    return following
+    return next_batch
 
 
 def _run(method: Supervised, learner: AnyLearner, parts: Sequence[Batch], moment: Moment, baseline: Tensor) -> Report:

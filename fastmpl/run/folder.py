@@ -1,7 +1,7 @@
-"""The folder of a run: who holds it, which configuration it belongs to, and its status.
+"""The folder of a run: its lock, its configuration, and its status.
 
-A folder belongs to one run at a time and to one configuration for good. STATUS.json is the truth about a run: a
-launcher's exit code is not.
+A folder belongs to one process at a time and to one configuration for good. STATUS.json tells how a run ended; the exit
+code of a launcher does not.
 """
 
 import fcntl
@@ -19,7 +19,7 @@ from fastmpl.run import checkpoint
 
 State = Literal["running", "done", "interrupted", "failed"]
 
-# May differ between a run and its continuation: they change neither the data nor the arithmetic.
+# These may change when a run is continued, because they change neither the data nor the arithmetic.
 HARMLESS: Final = {
     *("run.output", "run.log_every", "run.evaluate_every", "run.checkpoint_every", "run.keep"),
     *("system.threads", "system.timeout"),
@@ -28,7 +28,7 @@ HARMLESS: Final = {
 
 @contextmanager
 def lock_folder(folder: Path) -> Iterator[None]:
-    """Holds the run's folder: a second run in it is refused with the first one's process and host."""
+    """Locks the run's folder for the block. Raises StorageError with the process and host that hold it already."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         lock = (folder / ".lock").open("a+")
@@ -61,18 +61,18 @@ def write_status(folder: Path, state: State, step: int, sentence: str = "") -> N
 
 @contextmanager
 def claim_folder(folder: Path, config: Config, resume: str) -> Iterator[None]:
-    """Holds the run's folder for this run, as the first rank does for all."""
+    """Locks the run's folder and writes its configuration and status; rank 0 does it for all ranks."""
     if resume == "never" and folder.exists():
         folder.rename(_free_name(folder))
     with lock_folder(folder):
-        _accept(folder, config)
+        _check_settings(folder, config)
         save(config, folder / "config.toml")
         write_status(folder, "running", 0)
         yield
 
 
-def _accept(folder: Path, config: Config) -> None:
-    """Refuses a folder that holds a run with other settings, naming them."""
+def _check_settings(folder: Path, config: Config) -> None:
+    """Raises ConfigError that names the settings in which the folder's run differs from `config`."""
     old = folder / "config.toml"
     if not old.is_file() or not checkpoint.steps(folder / "checkpoints"):
         return

@@ -1,4 +1,4 @@
-"""What a run tells of itself while it trains: lines of means, accuracies, notes, and which student was the best so far."""
+"""What a run reports while it trains: lines of metrics, accuracies, notes, and the best student so far."""
 
 from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager, nullcontext
@@ -15,62 +15,82 @@ from fastmpl.distributed.ranks import Ranks
 from fastmpl.errors import DivergedError
 from fastmpl.run.build import AnyLearner
 from fastmpl.run.checkpoint import Checkpoint
-from fastmpl.run.scores import Judge, Network, Split, inferences
+from fastmpl.run.scores import Network, Scorer, Split, inferences
 from fastmpl.telemetry.metrics import Evaluation, Log, Meter, lines_a_read
 from fastmpl.telemetry.progress import Progress, Silent
-from fastmpl.telemetry.replaced_images import Lost, LostImages, NoneLost
-from fastmpl.telemetry.step_timer import Clock
+from fastmpl.telemetry.replaced_images import NoReplacedImages, ReplacedImages, ReplacedImagesFile
+from fastmpl.telemetry.step_timer import StepTimer
 
 SKIPPED_AT_MOST = 10  # updates that were not finite, in 100 steps
 
 
-class Observer:
-    """Measures a run and passes on what it finds: to metrics.jsonl and loggers on rank 0, and to whoever watches."""
+class Monitor:
+    """Measures a run and reports it: to metrics.jsonl and loggers on rank 0, and to the progress display."""
 
     def __init__(
         self, config: Config, data: Data, folder: Path, device: torch.device, ranks: Ranks, *, quiet: bool
     ) -> None:
         self._config, self._folder, self._ranks, self._quiet = config, folder, ranks, quiet
-        self.lost: Lost = LostImages(folder, ranks, data.names) if data.may_lack_images else NoneLost()
+        self.replaced: ReplacedImages = (
+            ReplacedImagesFile(folder, ranks, data.names) if data.may_lack_images else NoReplacedImages()
+        )
         self.meter = Meter(device, ranks, lines_a_read(device, config.run.log_every))
-        self._judge = Judge(data, device, ranks)
         self.seconds = 0.0  # of training so far
-        self.best: dict[str, Any] | None = None  # of the students evaluated, on the validation images
+        self.best: dict[str, Any] | None = None  # the student with the best validation accuracy
+        self._scorer = Scorer(data, device, ranks)
+        self._display: Progress = Silent(config.run.name, config.run.steps)
+        self._log: Log | None = None
+        self._timer = StepTimer(0)
 
     @contextmanager
-    def watching(self, step: int, total: int) -> Generator[Progress | Silent]:
-        """Open files and a progress display from `step` on; lines of later steps are of a run that was cut off."""
+    def watch(self, step: int, total: int) -> Generator[None]:
+        """Keeps the log and the display open from `step` on; drops the lines of later steps, of a run that was killed."""
         show = Silent if self._quiet else Progress
         with (
-            show(self._config.run.name, total, step) as self.progress,
-            Log(self._folder, warn=self.progress.note) if self._ranks.rank == 0 else nullcontext() as self._log,
+            show(self._config.run.name, total, step) as self._display,
+            Log(self._folder, warn=self.note) if self._ranks.rank == 0 else nullcontext() as self._log,
         ):
             if self._log is not None:
                 self._log.truncate_after(step)
-                self.lost.truncate_after(step)
-            yield self.progress
+                self.replaced.truncate_after(step)
+            yield
 
-    def begin(self, step: int) -> None:
-        """A phase goes on from `step`: its time counts from now."""
-        self._clock = Clock(step)
+    def note(self, sentence: str) -> None:
+        """Shows the user a sentence, on rank 0."""
+        self._display.note(sentence)
 
-    def awaited(self, following: Callable[[], Batch]) -> Batch:
-        """The next batch; the time until it is there is told as time waited."""
-        return self._clock.awaited(following)
+    def show_step(self, step: int) -> None:
+        """Shows that the run is at `step`."""
+        self._display.update(step, {})
 
-    def report(self, step: int, images: int) -> None:
-        """Writes the lines that are finished at `step`. `images`: of one step, over all ranks."""
-        self.lost.gather(self.progress.note)
+    def show_saved(self) -> None:
+        """Shows that a checkpoint was written now."""
+        self._display.saved()
+
+    def start_phase(self, step: int) -> None:
+        """Measures time from now on; a phase begins after `step`."""
+        self._timer = StepTimer(step)
+
+    def wait_for(self, next_batch: Callable[[], Batch]) -> Batch:
+        """The next batch; the time until it is there counts as time spent waiting."""
+        return self._timer.wait_for(next_batch)
+
+    def write_lines(self, step: int, images: int) -> None:
+        """Writes the lines that are finished at `step`. `images`: of one step, over all ranks.
+
+        Raises DivergedError if too many updates of a line were not finite.
+        """
+        self.replaced.write(self.note)
         lines = self.meter.read()
-        pace = self._clock.pace(step)
+        pace = self._timer.pace(step)
         for line in lines:
-            steps = line.step - self._clock.step
+            steps = line.step - self._timer.step
             self.seconds += pace.step * steps
-            self._clock.passed(line.step, pace)
-            speed = {"images_per_second": images / pace.step, "waiting": pace.waits}
+            self._timer.start_after(line.step, pace)
+            speed = {"images_per_second": images / pace.step, "waiting": pace.waiting_share}
             if self._log is not None:
                 self._log.train(line.step, line.values, seconds=self.seconds, **speed)
-            self.progress.update(line.step, line.values | speed)
+            self._display.update(line.step, line.values | speed)
             skipped = line.values["skipped"]
             if skipped > max(SKIPPED_AT_MOST, SKIPPED_AT_MOST * steps / 100):
                 raise DivergedError(
@@ -79,14 +99,14 @@ class Observer:
                 )
 
     def evaluate(self, step: int, phase: Literal["train", "finetune"], networks: Mapping[Network, AnyLearner]) -> None:
-        """Scores every network; remembers the best student on the validation images."""
+        """Scores every network, and keeps the best student by its validation accuracy."""
         for network, infer in inferences(networks):
-            found = self._judge.scores(infer)
+            found = self._scorer.scores(infer)
             for split, result in found.items():
                 evaluation = Evaluation(step, phase, network, split, *result)
                 if self._log is not None:
                     self._log.evaluation(evaluation)
-                self.progress.evaluation(evaluation)
+                self._display.evaluation(evaluation)
             if network == "teacher" or "validation" not in found:
                 continue
             accuracies = {split: result.accuracy for split, result in found.items()}
@@ -94,18 +114,18 @@ class Observer:
                 self.best = {"step": step, "network": network} | dict(accuracies.items())
 
     def accuracies(self, networks: Mapping[Network, AnyLearner]) -> dict[Network, dict[Split, float]]:
-        """Shares of right answers by network and split, told to nobody."""
-        return self._judge.accuracies(networks)
+        """Shares of right answers by network and split; nothing is logged."""
+        return self._scorer.accuracies(networks)
 
     def state(self) -> dict[str, Tensor]:
-        """The line that is not finished, each rank's own."""
+        """The unfinished line of metrics, which differs between ranks."""
         return {"meter": self.meter.kept}
 
     def facts(self) -> dict[str, Any]:
-        """What else a checkpoint keeps of what was observed."""
+        """What else a checkpoint keeps of the monitor."""
         return {"best": self.best, "seconds": self.seconds}
 
     def restore(self, found: Checkpoint) -> None:
-        """Continues where a checkpoint was made."""
+        """Continues from a checkpoint."""
         self.meter.kept.copy_(found.tensors["meter"])
         self.best, self.seconds = found.facts["best"], found.facts["seconds"]

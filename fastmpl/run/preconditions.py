@@ -1,4 +1,4 @@
-"""What must hold before a run starts; each function raises where it does not."""
+"""Conditions that must hold before a run starts; each function raises an error if one does not."""
 
 from fastmpl.config import Config, feeds_back
 from fastmpl.data.errors import DataError
@@ -8,7 +8,7 @@ from fastmpl_kernels.library import StaleLibraryError, library
 
 
 def require_kernels() -> None:
-    """Raises ConfigError where the native kernels were built from other sources than those that lie here."""
+    """Raises ConfigError if the native kernels were built from other sources than those of this installation."""
     try:
         library()
     except StaleLibraryError as error:
@@ -16,7 +16,7 @@ def require_kernels() -> None:
 
 
 def require_trusted(config: Config, count: int) -> None:
-    """Raises DataError where trusted images are asked for and the data set aside none."""
+    """Raises DataError if trusted images are asked for and the data has none."""
     asked = {
         "feedback": feeds_back(config) and config.feedback.images == "trusted",
         "finetune": config.finetune.steps > 0 and config.finetune.images == "trusted",
@@ -25,16 +25,16 @@ def require_trusted(config: Config, count: int) -> None:
         if used and not count:
             raise DataError(
                 f'{section}.images = "trusted", and {config.data.root} has no folder trusted: '
-                "put clean images into trusted/<class>/, or set data.trusted above 0 to take some of the labelled ones."
+                "put clean images into trusted/<class>/, or set data.trusted above 0 to take some of the labelled images."
             )
 
 
 def require_same_data(fingerprint: object, ranks: Ranks) -> None:
-    """Raises DataError, on all ranks, where not all of them found the same data and split it alike."""
+    """Raises DataError on all ranks if they did not find the same data and the same split."""
     every = ranks.all_gather_object(fingerprint)
     differing = [rank for rank, found in enumerate(every) if found != every[0]]
     if differing:
         raise DataError(
-            f"rank {differing[0]} found other images than rank 0: see that all machines have the same files and the same "
-            "list of `fastmpl check` (in XDG_CACHE_HOME, else ~/.cache), or check the data on each of them."
+            f"rank {differing[0]} found other images than rank 0: give all machines the same files and the same list of "
+            "`fastmpl check` (in XDG_CACHE_HOME, else ~/.cache), or run `fastmpl check` on each machine."
         )

@@ -1,4 +1,4 @@
-"""How well a network classifies images that it was not trained on."""
+"""Accuracy and loss of networks on images that they were not trained on."""
 
 from collections.abc import Callable, Iterator, Mapping
 from typing import Literal, NamedTuple
@@ -18,7 +18,7 @@ Infer = Callable[[Tensor], Tensor]
 
 
 class Score(NamedTuple):
-    """Accuracy is a share of the images, loss the mean cross-entropy."""
+    """Accuracy in [0, 1] and mean cross-entropy (nats) over `images`."""
 
     accuracy: float
     loss: float
@@ -29,21 +29,22 @@ class Score(NamedTuple):
 def score(
     infer: Infer, held: EvaluationSet, device: torch.device, count: int | None = None, ranks: Ranks = ALONE
 ) -> Score:
-    """The score of `infer`, images -> logits on `device`, over labelled images; one read of the device.
+    """The score of `infer`, which maps images to logits on `device`. It reads the device once.
 
-    held: this rank's part of `count` images, all of them for one process; those that cannot be read do not count.
+    held: this rank's part of `count` labelled images; all of them for one process. Images that cannot be read are left out.
     """
     count = len(held) if count is None else count
-    sums = torch.zeros(3, dtype=torch.float64, device=device)  # how many are right, loss, how many there are
+    sums = torch.zeros(3, dtype=torch.float64, device=device)  # right answers, sum of losses, images
     passes = 0
     for images, targets in held.batches(device):
-        if len(targets):  # a rank may have none
+        if len(targets):  # a rank may have no images
             logits = infer(images)
             loss = F.cross_entropy(logits, targets, reduction="sum")
             sums[:2] += torch.stack([(logits.argmax(-1) == targets).sum(), loss])
             sums[2] += len(targets)
             passes += 1
-    for _ in range(passes, held.batch_count(-(-count // ranks.size))):  # shards are gathered by all ranks together
+    # a dummy image keeps ranks with fewer batches in the collectives
+    for _ in range(passes, held.batch_count(-(-count // ranks.size))):
         infer(held.dummy_image(device))
     ranks.all_reduce_sum_([sums])
     right, loss_sum, count = sums.tolist()
@@ -51,7 +52,7 @@ def score(
 
 
 def inferences(networks: Mapping[Network, AnyLearner]) -> Iterator[tuple[Network, Infer]]:
-    """Each network by name, and "average" where one keeps its average; a network is to be used before the next is asked."""
+    """Each network by name, and "average" for one that keeps averaged weights. Use each before asking for the next."""
     for name, learner in networks.items():
         with learner.agreed():
             yield name, learner.infer
@@ -60,8 +61,8 @@ def inferences(networks: Mapping[Network, AnyLearner]) -> Iterator[tuple[Network
                     yield "average", learner.infer
 
 
-class Judge:
-    """Scores networks on the validation and test images, where there are any; each rank sees its part of them."""
+class Scorer:
+    """Scores networks on the validation and test images, if there are any. Each rank scores its part of them."""
 
     def __init__(self, data: Data, device: torch.device, ranks: Ranks = ALONE) -> None:
         held: dict[Split, EvaluationSet | None] = {"validation": data.validation, "test": data.test}
@@ -72,13 +73,13 @@ class Judge:
         }
 
     def scores(self, infer: Infer) -> dict[Split, Score]:
-        """By split, over the images of all ranks."""
+        """The score on each split, over the images of all ranks."""
         return {
             name: score(infer, held, self.device, self.counts[name], self.ranks) for name, held in self.splits.items()
         }
 
     def accuracies(self, networks: Mapping[Network, AnyLearner]) -> dict[Network, dict[Split, float]]:
-        """By network and split."""
+        """Accuracies in [0, 1] by network and split."""
         return {
             name: {split: found.accuracy for split, found in self.scores(infer).items()}
             for name, infer in inferences(networks)

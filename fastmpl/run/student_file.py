@@ -1,4 +1,4 @@
-"""student.safetensors: the network that a finished run leaves, written and read with what it needs to be used."""
+"""student.safetensors: the student of a finished run, with its classes, image size and normalisation."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,7 +17,7 @@ WEIGHTS = "student.safetensors"
 
 
 class Classifier(NamedTuple):
-    """A finished run's student, and what it needs to be used: `normalisation` is None where it classifies points."""
+    """A run's student and how to use it. `normalisation` is None for a classifier of points."""
 
     module: nn.Module
     config: Config
@@ -34,7 +34,7 @@ def save_network(
     image_shape: tuple[int, ...],
     normalisation: Normalisation | None,
 ) -> Path:
-    """Writes the weights; their metadata says what they classify, how large the images are, and their normalisation."""
+    """Writes the weights; the metadata holds the classes, the image shape and the normalisation."""
     tensors = {name: value.detach().cpu().contiguous() for name, value in weights.items()}
     facts = {"classes": "\n".join(classes), "image_shape": " ".join(map(str, image_shape))}
     if normalisation is not None:
@@ -45,9 +45,9 @@ def save_network(
 
 
 def load_classifier(folder: Path) -> Classifier:
-    """The student of the run in `folder`, on the CPU, ready to evaluate. Raises ConfigError where there is none."""
+    """The student of the run in `folder`, on the CPU, in evaluation mode. Raises ConfigError if there is none."""
     if not (folder / WEIGHTS).is_file():
-        raise ConfigError(f"{folder} has no {WEIGHTS}: name the folder of a finished run, or train it first.")
+        raise ConfigError(f"{folder} has no {WEIGHTS}: give the folder of a finished run, or train it first.")
     config: Config = load(folder / "config.toml")
     try:
         with safetensors.safe_open(folder / WEIGHTS, "pt") as file:
@@ -60,14 +60,14 @@ def load_classifier(folder: Path) -> Classifier:
         module.load_state_dict(state)
     except (safetensors.SafetensorError, TypeError, KeyError, ValueError, RuntimeError) as error:
         raise ConfigError(
-            f"{folder / WEIGHTS} is damaged, or not of this run: call `fastmpl train {folder / 'config.toml'}`, "
-            "which writes it again from the last checkpoint."
+            f"{folder / WEIGHTS} is damaged or belongs to another run: `fastmpl train {folder / 'config.toml'}` writes it "
+            "again from the last checkpoint."
         ) from error
     return Classifier(module.eval(), config, classes, image_shape, Normalisation(mean, std) if mean else None)
 
 
 def load_network(folder: Path, *, classes: int, image_shape: tuple[int, ...]) -> nn.Module:
-    """The student of the run in `folder`. Raises ConfigError where there is none, or it classifies something else."""
+    """The student of the run in `folder`. Raises ConfigError if there is none or its shapes differ from those asked for."""
     held = load_classifier(folder)
     if len(held.classes) != classes or held.image_shape != image_shape:
         raise ConfigError(

@@ -1,4 +1,4 @@
-"""Trains a run: builds it, steps, logs, evaluates, saves, and continues what was interrupted. No mathematics here."""
+"""Trains a run: builds it, takes its steps, logs, evaluates, saves, and resumes it. No mathematics here."""
 
 import json
 import warnings
@@ -15,7 +15,7 @@ from fastmpl.data.batch import Batch
 from fastmpl.data.build import Data
 from fastmpl.data.build import build as build_data
 from fastmpl.data.view_stream import Replacement
-from fastmpl.distributed.process_group import Group, Place, joined, place
+from fastmpl.distributed.process_group import Group, Place, join_group, read_place
 from fastmpl.distributed.signals import Stopper
 from fastmpl.errors import StorageError
 from fastmpl.learners.zero.engine import logged
@@ -24,7 +24,7 @@ from fastmpl.run.build import AnyLearner, assemble, load_fixed_teacher
 from fastmpl.run.checkpoint import Checkpoint
 from fastmpl.run.folder import State, claim_folder, write_status
 from fastmpl.run.graph_choice import executed, loaded_dtype
-from fastmpl.run.monitor import Observer
+from fastmpl.run.monitor import Monitor
 from fastmpl.run.preconditions import require_kernels, require_same_data, require_trusted
 from fastmpl.run.scores import Network, Split
 from fastmpl.run.student_file import save_network
@@ -33,38 +33,38 @@ from fastmpl.step.eager import EagerStep
 from fastmpl.step.step_graph import GraphedStep
 from fastmpl_kernels import dispatch
 
-# torch's own forward-mode rules are scripted; no user can change that
+# torch itself scripts its forward-mode rules; a user cannot change that
 warnings.filterwarnings("ignore", "`torch.jit.script` is deprecated", FutureWarning)
 
 
 class Results(NamedTuple):
-    """What a run ended with: accuracies are shares, by network and split. `results.json` holds the same."""
+    """The results of a finished run: accuracies in [0, 1] by network and split. `results.json` holds the same."""
 
     steps: int
     last: dict[Network, dict[Split, float]]
-    selected: dict[str, Any] | None  # the best on the validation images, and when
+    selected: dict[str, Any] | None  # the best student on the validation images, and its step
     finetuned: dict[Split, float] | None
     seconds: float
 
 
 class Phase(NamedTuple):
-    """A stretch of steps of one kind; steps are numbered through all phases."""
+    """Consecutive steps of one kind. Steps are numbered through all phases."""
 
     name: Literal["train", "finetune"]
     last: int
     step: EagerStep | GraphedStep
     batches: Callable[[], Batch]
-    networks: dict[Network, AnyLearner]  # what is evaluated, "average" being the student's
+    networks: dict[Network, AnyLearner]  # those that are evaluated
 
 
 def train(config: Config, *, resume: str = "auto", quiet: bool = False, report: bool = True) -> Results:
-    """Trains the run of `config`, or continues it; gives what its folder's results.json holds.
+    """Trains the run of `config`, or continues it, and returns its results.
 
-    resume: "auto" continues the newest valid checkpoint of the run's folder, "never" starts over (the old folder is
-    kept under another name), and a path continues that checkpoint. `quiet` shows nothing; `report` says whether
-    report.html is written at the end. Raises FastMPLError's family, one sentence each.
+    resume: "auto" continues the newest valid checkpoint of the run's folder, "never" starts over and keeps the old folder
+    under another name, and a path continues that checkpoint. quiet: shows nothing. report: writes report.html at the end.
+    Raises subclasses of FastMPLError, each with one sentence for the user.
     """
-    folder, here = Path(config.run.output) / config.run.name, place()
+    folder, here = Path(config.run.output) / config.run.name, read_place()
     with ExitStack() as held:
         if here.is_first:
             held.enter_context(claim_folder(folder, config, resume))
@@ -72,7 +72,7 @@ def train(config: Config, *, resume: str = "auto", quiet: bool = False, report: 
                 held.enter_context(logged(folder / "deepspeed.log"))
         run: Training | None = None
         try:
-            with joined(here, folder, lambda: held.enter_context(Stopper()), config.system.timeout) as group:
+            with join_group(here, folder, lambda: held.enter_context(Stopper()), config.system.timeout) as group:
                 run = Training(config, folder, quiet, group, here)
                 with closing(run.learned):
                     run.restore(resume)
@@ -114,7 +114,7 @@ class Training:
         )
         require_trusted(config, self.data.trusted_count)
         require_same_data(self.data.train.state()["fingerprint"], self.ranks)
-        self.observer = Observer(config, self.data, folder, self.device, self.ranks, quiet=quiet or not here.is_first)
+        self.monitor = Monitor(config, self.data, folder, self.device, self.ranks, quiet=quiet or not here.is_first)
         kind = {"classes": len(self.data.classes), "image_shape": self.data.image_shape}
         trainee = assemble(
             config,
@@ -123,49 +123,48 @@ class Training:
             fixed_teacher=lambda: load_fixed_teacher(config.teacher.model, **kind),  # type: ignore[arg-type]
             **kind,  # type: ignore[arg-type]
         )
-        self.learned = Learned(trainee, config, self.device, self.observer.meter.add)
+        self.learned = Learned(trainee, config, self.device, self.monitor.meter.add)
         self.total = config.run.steps + config.finetune.steps
         self.step, self.saved = 0, -1
+        self.notes = self.data.remarks()  # shown when training begins
 
     def restore(self, resume: str) -> None:
-        """Continues at a checkpoint, if there is one."""
-        complaints = self.data.remarks()
+        """Continues from a checkpoint, if there is one."""
         if resume in ("auto", "never"):
-            found = checkpoint.newest(self.folder / "checkpoints", complaints.append, self.ranks)
+            found = checkpoint.read_newest(self.folder / "checkpoints", self.notes.append, self.ranks)
         else:
             found = checkpoint.read(Path(resume), self.ranks)
-        self.notes = complaints
         if found is None:
             return
         self.data.train.restore(found.facts["data"])
         self.step = self.saved = found.step
         self.learned.load(found.tensors, finetuning=self.step > self.config.run.steps)
-        self.observer.restore(found)
+        self.monitor.restore(found)
         if self.step:
             self.notes.append(f"Continuing at step {self.step} of {self.total}.")
         if found.ranks != self.ranks.size:
             self.notes.append(
-                f"{found.ranks} ranks wrote what {self.ranks.size} continue: the same images, and the means over ranks "
-                "where each had its own (statistics of batch norm); equal up to rounding, but for dropout."
+                f"{found.ranks} ranks wrote the checkpoint and {self.ranks.size} continue it: the images are the same, "
+                "running statistics of batch norm are averaged, and results are equal up to rounding and dropout."
             )
 
     def go(self) -> Results:
-        """Trains from the present step to the last, through both phases."""
-        with self.observer.watching(self.step, self.total) as self.progress:
+        """Trains to the last step, through all phases that are left."""
+        with self.monitor.watch(self.step, self.total):
             for note in self.notes:
-                self.progress.note(note)
+                self.monitor.note(note)
             self.stops.begin(self.step + 1)
             for phase in self._phases():
                 self._train(phase)
         return self.finish()
 
     def finish(self) -> Results:
-        """The finished run's weights and results."""
-        last = self.observer.accuracies(self.learned.evaluated())
+        """Writes the weights and the results of the finished run."""
+        last = self.monitor.accuracies(self.learned.evaluated())
         student, finetuned = self.learned.final(), None
         if self.config.finetune.steps:
-            finetuned = self.observer.accuracies({"student": student})["student"]
-        results = Results(self.step, last, self.observer.best, finetuned, self.observer.seconds)
+            finetuned = self.monitor.accuracies({"student": student})["student"]
+        results = Results(self.step, last, self.monitor.best, finetuned, self.monitor.seconds)
         with ExitStack() as held:
             held.enter_context(student.agreed())
             if student.average is not None:
@@ -186,57 +185,57 @@ class Training:
         return results
 
     def _phases(self) -> Iterator[Phase]:
-        """The phases that are not over yet."""
+        """The phases that are not finished."""
         steps = self.config.run.steps
         if self.step < steps:
             decodes = self.data.may_lack_images
-            trained = executed(self.learned.trainee, self.config, self.device, self.progress.note, decodes=decodes)
+            trained = executed(self.learned.trainee, self.config, self.device, self.monitor.note, decodes=decodes)
             batches = self._next_batch
             if isinstance(trained, GraphedStep):
                 batches = partial(trained.loaded, batches)
             yield Phase("train", steps, trained, batches, self.learned.evaluated())
         if self.step < self.total:
-            self.data.train.close()  # the memory of its pipelines is for what follows
+            self.data.train.close()  # frees the memory of its pipelines
             learner, step = self.learned.finetuned()
             settings = self.config.finetune
             stream = self.data.finetune(settings.images, settings.batch, self.step - steps)
-            following = finetune.batches(stream, self.device, self._note_replaced)
-            yield Phase("finetune", self.total, step, following, {"student": learner})
+            batches = finetune.make_batches(stream, self.device, self._note_replaced)
+            yield Phase("finetune", self.total, step, batches, {"student": learner})
 
     def _train(self, phase: Phase) -> None:
-        """Steps to the end of a phase, with what is due between steps."""
-        run, meter = self.config.run, self.observer.meter
-        self.observer.begin(self.step)
+        """Takes the steps of a phase; logs, evaluates and saves between them."""
+        run, meter = self.config.run, self.monitor.meter
+        self.monitor.start_phase(self.step)
         while self.step < phase.last:
-            batch = self.observer.awaited(phase.batches)
+            batch = self.monitor.wait_for(phase.batches)
             phase.step(batch)
             self.step += 1
-            self.progress.update(self.step, {})
+            self.monitor.show_step(self.step)
             ends = self.step == phase.last
             evaluates = self.step % run.evaluate_every == 0 or ends
-            # after the last step of all nothing is left to stop
+            # after the very last step there is nothing to stop
             stops = self.step < self.total and self.stops.stops_after(self.step)
             saves = self.step % run.checkpoint_every == 0 or ends or stops
             if self.step % run.log_every == 0 or ends:
                 meter.finish(self.step)
-            if meter.is_full or evaluates or saves:  # those wait for the device anyway
-                self.observer.report(self.step, images=(len(batch.labelled) + len(batch.weak)) * self.ranks.size)
+            if meter.is_full or evaluates or saves:  # evaluating and saving wait for the device anyway
+                self.monitor.write_lines(self.step, images=(len(batch.labelled) + len(batch.weak)) * self.ranks.size)
             if evaluates:
-                self.observer.evaluate(self.step, phase.name, phase.networks)
+                self.monitor.evaluate(self.step, phase.name, phase.networks)
             if saves:
                 self._save(last=self.step == self.total)
             if stops:
                 raise self.stops.reason(self.folder, self.step)
 
     def _save(self, *, last: bool) -> None:
-        """A checkpoint. Where the disk is full, training goes on, unless it was the last."""
-        learned, observer, folder = self.learned, self.observer, self.folder / "checkpoints"
-        observer.lost.gather(self.progress.note)
+        """Saves a checkpoint. If the disk is full, training goes on, except after the last step."""
+        learned, monitor, folder = self.learned, self.monitor, self.folder / "checkpoints"
+        monitor.replaced.write(monitor.note)
         made = Checkpoint(
             self.step,
-            learned.state() | observer.state(),
-            {"data": self.data.train.state(), **observer.facts()},
-            learned.own() | set(observer.state()),
+            learned.state() | monitor.state(),
+            {"data": self.data.train.state(), **monitor.facts()},
+            learned.own() | set(monitor.state()),
             learned.sharded(),
         )
         try:
@@ -244,12 +243,12 @@ class Training:
         except StorageError as error:
             if last:
                 raise
-            self.progress.note(f"{error} Training goes on without this checkpoint.")
+            monitor.note(f"{error} Training goes on without this checkpoint.")
             return
         self.saved = self.step
-        self.progress.saved()
+        monitor.show_saved()
         if self.ranks.rank == 0:
-            best = observer.best
+            best = monitor.best
             checkpoint.prune(folder, self.config.run.keep, None if best is None else best["step"])
             write_status(self.folder, "running", self.step)
 
@@ -261,4 +260,4 @@ class Training:
         return batch.to(self.device)
 
     def _note_replaced(self, replaced: Sequence[Replacement]) -> None:
-        self.observer.lost.add(self.step + 1, replaced)
+        self.monitor.replaced.add(self.step + 1, replaced)

@@ -1,7 +1,7 @@
-"""Where a run's lines go besides `metrics.jsonl`: a convenience, and none of it may stop a run.
+"""Loggers that receive a run's lines besides `metrics.jsonl`. A logger that fails is switched off; the run goes on.
 
-TensorBoard is here; another tracker is another class with the same three methods, the only one to import its package.
-Leaves out the record itself (`metrics`).
+TensorBoard is one. Another tracker is another class with the same three methods, and imports its package itself. Leaves
+out `metrics.jsonl` (`metrics`).
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -13,20 +13,20 @@ Warn = Callable[[str], None]
 
 
 class Logger(Protocol):
-    """Something that takes lines as they come."""
+    """Receives the lines of a run."""
 
     def write(self, line: Line) -> None:
-        """One line."""
+        """Records one line."""
 
     def resume(self, step: int) -> None:
-        """Lines after `step` are about to be written again."""
+        """Discards the lines after `step`, which will be written again."""
 
     def close(self) -> None:
-        """No more lines."""
+        """Ends the record."""
 
 
 class TensorBoard:
-    """Curves in `folder` for TensorBoard, which is not imported before the first line."""
+    """Writes curves for TensorBoard into `folder`; imports it with the first line."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -34,7 +34,7 @@ class TensorBoard:
         self._writer: Any = None
 
     def write(self, line: Line) -> None:
-        """Every number of a training line; accuracy and loss of an evaluation."""
+        """Records all numbers of a training line, or accuracy and loss of an evaluation."""
         if self._writer is None:
             from torch.utils.tensorboard import SummaryWriter
 
@@ -58,28 +58,28 @@ class TensorBoard:
 
 
 class Loggers:
-    """Several loggers as one that never raises: what one of them raises is said once, and it is not asked again."""
+    """Several loggers as one that never raises. A logger that raises is reported once and not called again."""
 
     def __init__(self, loggers: Sequence[Logger], warn: Warn) -> None:
         self._loggers = list(loggers)
         self._warn = warn
 
     def write(self, line: Line) -> None:
-        """One line to each."""
-        self._each(lambda logger: logger.write(line))
+        """Passes one line to each logger."""
+        self._call_each(lambda logger: logger.write(line))
 
     def resume(self, step: int) -> None:
-        """Tells each from where lines come again."""
-        self._each(lambda logger: logger.resume(step))
+        """Tells each logger to discard the lines after `step`."""
+        self._call_each(lambda logger: logger.resume(step))
 
     def close(self) -> None:
-        """Closes each."""
-        self._each(lambda logger: logger.close())
+        """Closes each logger."""
+        self._call_each(lambda logger: logger.close())
 
-    def _each(self, action: Callable[[Logger], None]) -> None:
+    def _call_each(self, action: Callable[[Logger], None]) -> None:
         for logger in list(self._loggers):
             try:
                 action(logger)
-            except Exception as error:  # whatever a third party raises, a missing package included
+            except Exception as error:  # third-party code may raise anything, also for a missing package
                 self._loggers.remove(logger)
                 self._warn(f"{type(logger).__name__} failed and is switched off, training goes on: {error}.")

@@ -1,12 +1,11 @@
-"""What a run measures: added up on the device, read every so many steps, written where a person and a program find it.
+"""The metrics of a run: summed on the device, read every `run.log_every` steps, written to `metrics.jsonl`.
 
-`metrics.jsonl` is the record: one JSON object a line, whole or absent, the same for an interrupted and resumed run as
-for an uninterrupted one but for timings. Leaves out when to log and to evaluate (the trainer), the other loggers
-(`loggers`), and what it looks like (`progress`, `report`).
+`metrics.jsonl` holds one JSON object a line. A resumed run has the same lines as an uninterrupted one, except for timings.
+Leaves out when to log and to evaluate (the trainer), other loggers (`loggers`), and the display (`progress`, `report`).
 
 A line is `{"kind": "train", "step", "seconds", "images_per_second", "waiting", <fields of Report>}` or
 `{"kind": "evaluation", <fields of Evaluation>}`; a number that is not finite is null. `waiting` is the share of the
-time in which the host waited for the next batch.
+time that the host spent waiting for the next batch.
 """
 
 import json
@@ -26,11 +25,11 @@ from fastmpl.telemetry.loggers import Line as Written
 from fastmpl.telemetry.loggers import Logger, Loggers, TensorBoard, Warn
 
 FILE: Final = "metrics.jsonl"
-READ_EVERY: Final = 100  # steps between two reads of a GPU, at least; to read is to wait for all that was asked of it
+READ_EVERY: Final = 100  # least steps between two reads of a GPU; a read waits for all queued work
 
 
 class Evaluation(NamedTuple):
-    """One network on one split; `step` counts on through fine-tuning."""
+    """The score of one network on one split; `step` counts through all phases."""
 
     step: int
     phase: Literal["train", "finetune"]
@@ -42,23 +41,23 @@ class Evaluation(NamedTuple):
 
 
 class Line(NamedTuple):
-    """The means of the steps since the line before, `skipped` summed; NaN where nothing was finite."""
+    """Means over the steps since the line before; `skipped` is a sum. A mean without finite values is NaN."""
 
-    step: int  # the last of them
+    step: int  # the last step of the line
     values: dict[str, float]
 
 
 class Meter:
-    """Reports added up over the steps of a line; finished lines wait on the device until several are read at once.
+    """Sums the reports of the steps of a line. Finished lines stay on the device until several are read at once.
 
-    `add` never waits for the device and always writes the same memory, so that it can be part of a captured step. A
-    value that is not finite belongs to an update that was skipped: it is left out of its mean, and `skipped` counts it.
-    `kept` (float64, 2 x fields: sums, and how many finite values each has) is the unfinished line. Whoever reads before
-    a checkpoint has the finished lines in the record and need store `kept` alone.
+    `add` never waits for the device and always writes the same memory, so it can be part of a captured step. A value that
+    is not finite belongs to a skipped update: it is left out of the mean, and `skipped` counts it. `kept` (float64,
+    [2, fields]: the sums, and the number of finite values of each) is the unfinished line. A checkpoint stores `kept`;
+    finished lines are read before it.
     """
 
     def __init__(self, device: torch.device | str = "cpu", ranks: Ranks = ALONE, lines: int = 1) -> None:
-        """lines: how many finished ones there is room for."""
+        """lines: the largest number of finished lines that are kept."""
         shape = 2, len(Report._fields)
         self.kept = torch.zeros(shape, dtype=torch.float64, device=device)
         self.ranks = ranks
@@ -66,25 +65,25 @@ class Meter:
         self._steps: list[int] = []  # of the finished lines
 
     def add(self, report: Report) -> None:
-        """One step more; its tensors may be overwritten afterwards, as those of a captured graph are."""
+        """Adds the report of one step; its tensors may be overwritten afterwards, as in a captured graph."""
         values = torch.stack(report).detach().double()
         self.kept += torch.stack([values.nan_to_num(0.0, 0.0, 0.0), values.isfinite().double()])
 
     @property
     def is_full(self) -> bool:
-        """Whether the finished lines must be read before another one is."""
+        """Whether the finished lines must be read before another line is finished."""
         return len(self._steps) == len(self._ring)
 
     def finish(self, step: int) -> None:
-        """The line ends with that step."""
+        """Ends the present line with `step`."""
         self._ring[len(self._steps)] = self.kept
         self.kept.zero_()
         self._steps.append(step)
 
     def read(self) -> list[Line]:
-        """The finished lines, each a mean over its steps and over ranks.
+        """The finished lines, averaged over their steps and over ranks; empty if no line is finished.
 
-        One message between ranks, so all of them call it, and one transfer to the host; none where no line is finished.
+        It sends one message between ranks, so all ranks call it, and makes one transfer to the host.
         """
         steps, self._steps = self._steps, []
         if not steps:
@@ -100,12 +99,12 @@ def _means(sums: list[float], counts: list[float]) -> dict[str, float]:
 
 
 def lines_a_read(device: torch.device, log_every: int) -> int:
-    """Lines that are read at once: on a GPU those of at least `READ_EVERY` steps; a CPU is not waited for."""
+    """The number of lines that are read at once: those of `READ_EVERY` steps on a GPU, one on a CPU."""
     return -(-READ_EVERY // log_every) if device.type == "cuda" else 1
 
 
 def read_lines(folder: Path) -> list[dict[str, Any]]:
-    """The lines of a run's `metrics.jsonl`, none if there is no file. What a crash or a power cut tore is left out."""
+    """The lines of a run's `metrics.jsonl`; empty if there is no file. Incomplete lines, left by a crash, are skipped."""
     path = folder / FILE
     whole = path.read_bytes().rpartition(b"\n")[0] if path.exists() else b""
     lines = []
@@ -120,14 +119,14 @@ def read_lines(folder: Path) -> list[dict[str, Any]]:
 
 
 class Log:
-    """Writes a run's lines to its folder; usable in a `with`. One per run, on rank 0."""
+    """Writes the lines of a run to its folder, on rank 0. Use it in a `with`."""
 
     def __init__(self, folder: Path, loggers: Sequence[Logger] | None = None, warn: Warn | None = None) -> None:
-        """loggers: besides `metrics.jsonl`; TensorBoard if not given. warn: told in a sentence what stopped working."""
+        """loggers: further ones; TensorBoard if not given. warn: called with a sentence if something fails."""
         self.folder = folder
         self._warn = warn or logging.getLogger(__name__).warning
         self._loggers = Loggers([TensorBoard(folder / "tensorboard")] if loggers is None else loggers, self._warn)
-        self._lost = 0
+        self._dropped = 0
         folder.mkdir(parents=True, exist_ok=True)
         self._file = (folder / FILE).open("ab", buffering=0)
         self._replace(read_lines(folder))
@@ -135,21 +134,21 @@ class Log:
     def train(
         self, step: int, values: Mapping[str, float], seconds: float, images_per_second: float, waiting: float
     ) -> None:
-        """The means of the steps up to `step`, one `Line` of `Meter.read`."""
+        """Writes a `Line` of `Meter.read`, with its timings."""
         timing = {"seconds": seconds, "images_per_second": images_per_second, "waiting": waiting}
         self._write({"kind": "train", "step": step} | timing | dict(values))
 
     def evaluation(self, evaluation: Evaluation) -> None:
-        """One network's accuracy on one split."""
+        """Writes the score of one network on one split."""
         self._write({"kind": "evaluation"} | evaluation._asdict())
 
     def truncate_after(self, step: int) -> None:
-        """Drops the lines beyond `step`, from which the run goes on."""
+        """Drops the lines of steps after `step`, from which the run continues."""
         self._replace([line for line in read_lines(self.folder) if line["step"] <= step])
         self._loggers.resume(step)
 
     def close(self) -> None:
-        """Closes file and loggers."""
+        """Closes the file and the loggers."""
         self._loggers.close()
         self._file.close()
 
@@ -162,9 +161,9 @@ class Log:
         self.close()
 
     def _replace(self, lines: Sequence[Written]) -> None:
-        """The file has these lines, and no others, at every moment that something could go wrong."""
+        """Replaces the file by these lines atomically."""
         path, beside = self.folder / FILE, self.folder / (FILE + ".tmp")
-        beside.write_bytes(b"".join(map(_encoded, lines)))
+        beside.write_bytes(b"".join(map(_encode, lines)))
         self._file.close()
         os.replace(beside, path)
         self._file = path.open("ab", buffering=0)
@@ -173,16 +172,16 @@ class Log:
         line = {name: None if isinstance(v, float) and not math.isfinite(v) else v for name, v in line.items()}
         whole = os.fstat(self._file.fileno()).st_size
         try:
-            content = _encoded(line)
+            content = _encode(line)
             if self._file.write(content) != len(content):
                 raise OSError("the disk is full")
-        except OSError as error:  # the run outlives its record: a full disk is the checkpoint's matter
+        except OSError as error:  # the run goes on; a checkpoint reports a full disk
             self._file.truncate(whole)
-            self._lost += 1
-            if self._lost == 1:
+            self._dropped += 1
+            if self._dropped == 1:
                 self._warn(f"{self.folder / FILE} cannot be written: {error}. Training goes on; lines are missing.")
         self._loggers.write(line)
 
 
-def _encoded(line: Written) -> bytes:
+def _encode(line: Written) -> bytes:
     return json.dumps(dict(line), allow_nan=False).encode() + b"\n"

@@ -1,7 +1,7 @@
-"""What a person sees while a run goes on: one live block on a terminal, plain lines elsewhere.
+"""The progress display of a run: a live block on a terminal, plain lines elsewhere.
 
-Both show the same facts, made by `facts`. Rich draws the block, keeps to the width of the terminal and to NO_COLOR, and
-is imported here alone. Leaves out the record (`metrics`) and which rank has the terminal (the trainer).
+Both show the same facts, made by `facts`. Rich draws the block, respects the width of the terminal and NO_COLOR, and is
+imported only here. Leaves out the metrics file (`metrics`) and which rank has the display (the trainer).
 """
 
 import time
@@ -18,21 +18,21 @@ if TYPE_CHECKING:
 
 PLAIN_EVERY: Final = 10.0  # seconds between two plain lines
 SPAN: Final = 30  # seconds, at least a second apart, over which the speed is measured
-WORTH_SAYING: Final = 0.02  # of the time spent waiting for data
+WORTH_SHOWING: Final = 0.02  # share of the time spent waiting for data
 NETWORKS: Final = ("student", "average", "teacher")
 
 
 class State(NamedTuple):
-    """What is known of the run; replaced whole, because the block is drawn by another thread."""
+    """The state of the display. It is replaced as a whole, because another thread draws the block."""
 
     name: str
     steps: int
     step: int
     values: Mapping[str, float] = {}  # of the last line of metrics
-    accuracy: Mapping[tuple[str, str], float] = {}  # of (split, network), the last
+    accuracy: Mapping[tuple[str, str], float] = {}  # by (split, network), the last one
     seconds_per_step: float | None = None
     skipped: float = 0.0  # updates, since the start
-    saved: float | None = None  # when the last checkpoint was written
+    saved: float | None = None  # time of the last checkpoint
 
 
 class Fact(NamedTuple):
@@ -52,17 +52,17 @@ def duration(seconds: float) -> str:
 
 
 def percent(share: float) -> str:
-    """`91.2%`: without a space, at which a narrow terminal would break it."""
+    """`91.2%`: without a space, where a narrow terminal would break the line."""
     return f"{100 * share:.1f}%"
 
 
 def facts(state: State, now: float) -> list[Fact]:
-    """What is known at the time `now`, in the order in which it is shown. What a method does not have is left out."""
+    """The facts at the time `now`, in the order in which they are shown; without those that the method does not have."""
     values = state.values
     shown = []
     if "images_per_second" in values:
         shown.append(Fact("speed", f"{values['images_per_second']:,.0f} images/s"))
-    if values.get("waiting", 0.0) > WORTH_SAYING:
+    if values.get("waiting", 0.0) > WORTH_SHOWING:
         shown.append(Fact("waits for data", percent(values["waiting"])))
     if state.seconds_per_step is not None:
         shown.append(Fact("time left", duration(state.seconds_per_step * (state.steps - state.step))))
@@ -91,7 +91,7 @@ def line(state: State, now: float) -> str:
 
 
 def block(state: State, now: float) -> "RenderableType":
-    """The facts below a bar, for a terminal of any width."""
+    """The facts under a progress bar, for a terminal of any width."""
     from rich.console import Group
     from rich.progress_bar import ProgressBar
     from rich.table import Table
@@ -101,7 +101,7 @@ def block(state: State, now: float) -> "RenderableType":
     head.add_column(ratio=1, overflow="fold")
     head.add_column(justify="right", no_wrap=True)
     head.add_row(Text(state.name, style="bold"), f"{state.step:,}/{state.steps:,}")
-    bar = Table.grid(expand=True)  # a bar alone does not end its line
+    bar = Table.grid(expand=True)  # a bar by itself does not end its line
     bar.add_row(ProgressBar(total=max(state.steps, 1), completed=state.step))
     grid = Table.grid(padding=(0, 2, 0, 0))
     grid.add_column(style="dim", no_wrap=True)
@@ -112,10 +112,9 @@ def block(state: State, now: float) -> "RenderableType":
 
 
 class Progress:
-    """Shows a run of `steps` steps that begins, or goes on, at step `start`. Use in a `with`; on one rank.
+    """Shows the progress of a run of `steps` steps that starts at step `start`. Use it in a `with`, on one rank.
 
-    Calls only keep what they are told; the block is drawn by another thread. console: a rich one, standard output if
-    not given. clock: seconds.
+    Methods only store values; another thread draws the block. console: standard output if not given. clock: in seconds.
     """
 
     def __init__(
@@ -132,11 +131,11 @@ class Progress:
         self._clock = clock
         self._state = State(name, steps, start)
         self._seen = deque([(clock(), start)], maxlen=SPAN)
-        self._live = self._block() if self._console.is_interactive else None  # the one place that decides
+        self._live = self._block() if self._console.is_interactive else None  # decides between block and lines
         self._printed = clock()
 
     def update(self, step: int, values: Mapping[str, float]) -> None:
-        """The run is at `step`; values: a new line of metrics, with `images_per_second`, or empty."""
+        """Shows that the run is at `step`. values: a new line of metrics with `images_per_second`, or empty."""
         now = self._clock()
         then, first = self._seen[0]
         pace = (now - then) / (step - first) if step > first else None
@@ -150,16 +149,16 @@ class Progress:
             self._printed = now
 
     def evaluation(self, evaluation: Evaluation) -> None:
-        """A network was evaluated."""
+        """Shows the score of a network."""
         key = (evaluation.split, evaluation.network)
         self._state = self._state._replace(accuracy={**self._state.accuracy, key: evaluation.accuracy})
 
     def saved(self) -> None:
-        """A checkpoint was written now."""
+        """Shows that a checkpoint was written now."""
         self._state = self._state._replace(saved=self._clock())
 
     def note(self, sentence: str) -> None:
-        """Something the user is told, at once and lastingly."""
+        """Prints a sentence above the block at once; it stays there."""
         self._print(sentence)
 
     def __enter__(self) -> Self:
@@ -183,12 +182,12 @@ class Progress:
         )
 
     def _print(self, sentence: str) -> None:
-        """As it is: a name in brackets is no markup, and a long line is not broken."""
+        """Prints literally: brackets are not markup, and a long line is not broken."""
         self._console.print(sentence, markup=False, highlight=False, soft_wrap=True)
 
 
 class Silent(Progress):
-    """Shows nothing: for runs of an experiment, of which many go on at once."""
+    """Shows nothing, for experiments that train many runs at once."""
 
     def __init__(self, name: str, steps: int, start: int = 0) -> None:
         from rich.console import Console

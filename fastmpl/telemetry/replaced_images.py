@@ -1,7 +1,7 @@
-"""Images that could not be read while a run was going on: `replaced.jsonl` in its folder, and a word to the user.
+"""The images that could not be read in a run: a line each in `replaced.jsonl`, and a note to the user.
 
-Each rank knows those of its own batches. They are brought together when metrics are read and before a checkpoint is
-written, so that the file of a resumed run is that of an uninterrupted one.
+Each rank knows the replaced images of its own batches. They are gathered whenever metrics are read and before every
+checkpoint, so that a resumed run has the same file as an uninterrupted one.
 """
 
 import json
@@ -16,54 +16,55 @@ from fastmpl.distributed.ranks import Ranks
 FILE: Final = "replaced.jsonl"
 
 
-class Lost(Protocol):
-    """Who keeps what was replaced."""
+class ReplacedImages(Protocol):
+    """A record of replaced images."""
 
     def add(self, step: int, replaced: Sequence[Replacement]) -> None: ...
-    def gather(self, tell: Callable[[str], None]) -> None: ...
+    def write(self, note: Callable[[str], None]) -> None: ...
     def truncate_after(self, step: int) -> None: ...
 
 
-class LostImages:
-    """The replaced images of all ranks; `names` are those of the training images."""
+class ReplacedImagesFile:
+    """The record of all ranks in the run's folder, written by rank 0."""
 
     def __init__(self, folder: Path, ranks: Ranks, names: Sequence[str]) -> None:
+        """names: of the training images, by index."""
         self._path, self._ranks, self._names = folder / FILE, ranks, names
         self._mine: list[dict[str, Any]] = []
 
     def add(self, step: int, replaced: Sequence[Replacement]) -> None:
-        """This rank's batch of `step` lacked these."""
+        """Notes the images that were replaced in this rank's batch of `step`."""
         for one in replaced:
             file, by = self._names[one.index], self._names[one.by]
             self._mine.append({"step": step, "file": file, "reason": one.reason, "by": by})
 
-    def gather(self, tell: Callable[[str], None]) -> None:
-        """Brings together what all ranks added since the last call; all of them call it."""
+    def write(self, note: Callable[[str], None]) -> None:
+        """Writes what all ranks have added since the last call; every rank calls it. `note` is called with a sentence."""
         found = [line for lines in self._ranks.all_gather_object(self._mine) for line in lines]
         self._mine = []
         if self._ranks.rank or not found:
             return
-        found.sort(key=lambda line: (line["step"], line["file"]))  # whatever rank it was on
+        found.sort(key=lambda line: (line["step"], line["file"]))  # whichever rank read it
         with self._path.open("a", encoding="utf-8") as file:
             file.writelines(json.dumps(line) + "\n" for line in found)
         first, others = found[0], len(found) - 1
-        more = f", and so did {others:,} others" if others else ""
-        tell(
-            f"{shown(first['file'])} could not be used at step {first['step']:,} ({shown(first['reason'])}), and gave its "
-            f"place to {shown(first['by'])}{more}: {self._path} has them all."
+        more = f", as {'were' if others > 1 else 'was'} {others:,} other{'s' * (others > 1)}" if others else ""
+        note(
+            f"{shown(first['file'])} could not be read at step {first['step']:,} ({shown(first['reason'])}) and was "
+            f"replaced by {shown(first['by'])}{more}: {self._path} lists all of them."
         )
 
     def truncate_after(self, step: int) -> None:
-        """Drops what happened beyond `step`, from which the run goes on."""
+        """Drops the lines of steps after `step`, from which the run continues."""
         if self._path.exists():
             lines = self._path.read_text(encoding="utf-8").splitlines()
             kept = [line for line in lines if line.endswith("}") and json.loads(line)["step"] <= step]
             self._path.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
 
 
-class NoneLost:
-    """For images that were all decoded before the run."""
+class NoReplacedImages:
+    """The record where all images were decoded before the run, so that none is ever replaced."""
 
     def add(self, step: int, replaced: Sequence[Replacement]) -> None: ...
-    def gather(self, tell: Callable[[str], None]) -> None: ...
+    def write(self, note: Callable[[str], None]) -> None: ...
     def truncate_after(self, step: int) -> None: ...

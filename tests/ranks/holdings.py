@@ -35,13 +35,13 @@ class Holdings:
 
     def __call__(self, ranks: Ranks) -> dict[tuple[str, int], dict[str, int]]:
         return {
-            (role, stage): held(network, self.optimiser, stage, ranks, average=0.9 if role == "student" else 0.0)
+            (role, stage): held_bytes(network, self.optimiser, stage, ranks, average=0.9 if role == "student" else 0.0)
             for stage in self.stages
             for role, network in networks(self.depth).items()
         }
 
 
-def held(network: nn.Module, name: str, stage: int, ranks: Ranks, *, average: float) -> dict[str, int]:
+def held_bytes(network: nn.Module, name: str, stage: int, ranks: Ranks, *, average: float) -> dict[str, int]:
     """After one backward pass; the parameters after the step that followed."""
     system = SystemConfig(engine="zero", zero_stage=stage)
     learner = ZeroLearner(network, optimiser(name), system, steps=10, average=average, ranks=ranks)

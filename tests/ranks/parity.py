@@ -152,11 +152,11 @@ class Every:
         found = {}
         for name in self.names:
             for stage in self.stages:
-                found[f"{name} {stage}"] = trained(sharded(name, stage), ranks)
+                found[f"{name} {stage}"] = train_case(sharded(name, stage), ranks)
         return found
 
 
-def trained(case: Case, ranks: Ranks, steps: int = STEPS) -> dict[str, Any]:
+def train_case(case: Case, ranks: Ranks, steps: int = STEPS) -> dict[str, Any]:
     """Both networks, the average and each step's feedback after `steps` steps; `own` are the running statistics."""
     drawn = {"exact": "soft"}.get(case.kind, "sampled")
     method = MetaPseudoLabels(
@@ -177,8 +177,8 @@ def trained(case: Case, ranks: Ranks, steps: int = STEPS) -> dict[str, Any]:
         now = moment(torch.tensor(1234), torch.tensor(step), weight, rank=ranks.rank, parts=case.parts)
         parts = part(batch_of(step, case.dtype, stored=case.reduced), ranks).parts(case.parts)
         fed.append(meta_step(method, split(method), teacher, student, parts, now, baseline).feedback)
-    tensors = {f"student/{name}": value for name, value in wholes(student).items()}
-    tensors |= {f"teacher/{name}": value for name, value in wholes(teacher).items()}
+    tensors = {f"student/{name}": value for name, value in gather_wholes(student).items()}
+    tensors |= {f"teacher/{name}": value for name, value in gather_wholes(teacher).items()}
     student.close()
     teacher.close()
     return {"tensors": tensors, "feedback": torch.stack(fed), "baseline": baseline}
@@ -204,7 +204,7 @@ class Poisoned:
         return found
 
 
-def counted_traffic(ranks: Ranks) -> dict[str, int]:
+def count_traffic(ranks: Ranks) -> dict[str, int]:
     """Messages of a few numbers in one step, by stage and feedback."""
     size = Size("perceptron", 4, LABELLED, UNLABELLED)
     found = {}
@@ -217,7 +217,7 @@ def counted_traffic(ranks: Ranks) -> dict[str, int]:
     return found
 
 
-def wholes(learner: PlainLearner | ZeroLearner) -> dict[str, Tensor]:
+def gather_wholes(learner: PlainLearner | ZeroLearner) -> dict[str, Tensor]:
     """The learner's state; of a sharded one its networks, made whole."""
     if isinstance(learner, PlainLearner):
         return learner.state()
@@ -229,12 +229,12 @@ def wholes(learner: PlainLearner | ZeroLearner) -> dict[str, Tensor]:
 
 
 def every_case(ranks: Ranks) -> dict[str, dict[str, Any]]:
-    return {name: trained(case, ranks) for name, case in CASES.items()}
+    return {name: train_case(case, ranks) for name, case in CASES.items()}
 
 
 def some_cases(ranks: Ranks) -> dict[str, dict[str, Any]]:
     """Those that differ between two ranks and four; the machines that run the tests may have two cores."""
-    return {name: trained(CASES[name], ranks) for name in SOME}
+    return {name: train_case(CASES[name], ranks) for name in SOME}
 
 
 def batch_of(step: int, dtype: torch.dtype, *, stored: bool = False) -> Batch:

@@ -16,7 +16,7 @@ from fastmpl.data.errors import DataError
 from fastmpl.distributed.ranks import Ranks
 from fastmpl.errors import FastMPLError
 from fastmpl.run import trainer
-from tests.run.test_trainer import config
+from tests.run.short_runs import short_config
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class Job:
         os.environ.update(RANK=str(ranks.rank), WORLD_SIZE=str(ranks.size), LOCAL_WORLD_SIZE=str(ranks.size))
         if self.cache:  # ranks have the environment of the first test that had some
             os.environ["XDG_CACHE_HOME"] = self.cache
-        trainer.Training._next_batch = self.disturbed(ranks)  # type: ignore[method-assign]
+        trainer.Training._next_batch = self.disturb(ranks)  # type: ignore[method-assign]
         shown = io.StringIO()
         try:
             with redirect_stdout(shown), redirect_stderr(shown):
@@ -54,10 +54,10 @@ class Job:
             return Ended(error.exit_code, "" if error.told else str(error), None)
         return Ended(0, shown.getvalue(), results._asdict())
 
-    def disturbed(self, ranks: Ranks) -> Callable[[trainer.Training], Any]:
-        honest, asked = trainer.Training._next_batch, 0
+    def disturb(self, ranks: Ranks) -> Callable[[trainer.Training], Any]:
+        original, asked = trainer.Training._next_batch, 0
 
-        def following(training: trainer.Training) -> Any:
+        def next_batch(training: trainer.Training) -> Any:
             nonlocal asked
             asked += 1
             if ranks.rank == self.rank and asked == self.at:
@@ -71,13 +71,13 @@ class Job:
                     os.kill(os.getpid(), signal.SIGSTOP)
                 if self.event == "data":
                     raise DataError("an image vanished.")
-            return honest(training)
+            return original(training)
 
-        return following
+        return next_batch
 
 
 def conv(folder: Path, **changes: Any) -> Config:
     """A short run of networks with batch norm, whose statistics are each rank's own."""
     own = {"model": "conv", "width": 16}
     networks = {f"{role}__{key}": value for role in ("teacher", "student") for key, value in own.items()}
-    return config(folder, **(networks | changes))
+    return short_config(folder, **(networks | changes))

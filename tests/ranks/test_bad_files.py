@@ -16,7 +16,7 @@ from tests.pictures import BAD, make, spoil
 from tests.ranks.runs import Ended, Job
 from tests.ranks.spawned import on_ranks
 from tests.ranks.test_runs import last
-from tests.run.test_trainer import config, train
+from tests.run.short_runs import short_config, train_quietly
 
 SPOILT = ("labelled/red", "unlabelled", "test/red")
 OPENED = {name for name in BAD if name.endswith((".jpg", ".png"))}
@@ -47,7 +47,7 @@ def settings(output: Path, root: Path, **changes: object) -> Config:
         "teacher__model": "perceptron",
         "student__model": "perceptron",
     }
-    return config(output, **(keys | changes))
+    return short_config(output, **(keys | changes))
 
 
 def run(settings: Config, root: Path, **event: Any) -> list[Ended]:
@@ -67,7 +67,7 @@ def test_a_run_over_all_bad_files_neither_stops_nor_differs_between_ranks(
         list(check_data(settings(tmp_path, root)))
     ended = run(settings(tmp_path / "two", root), root)
     assert [one.code for one in ended] == [0, 0], ended[0].told
-    alone = train(settings(tmp_path / "one", root))
+    alone = train_quietly(settings(tmp_path / "one", root))
     first, second, one = (
         last(tmp_path / output, rank, size, STEPS)
         for output, rank, size in (("two", 0, 2), ("two", 1, 2), ("one", 0, 1))
@@ -106,7 +106,7 @@ def test_an_image_that_vanishes_while_ranks_train_is_replaced_and_counted(root: 
         (file.relative_to(root).as_posix(), "the file is gone, or a link to nothing")
     }
     assert len({line["by"] for line in lines}) == 1
-    assert "gave its place to" in ended[0].told
+    assert "was replaced by" in ended[0].told
 
 
 def test_ranks_that_find_other_images_are_told_before_the_first_step(root: Path, tmp_path: Path) -> None:

@@ -91,7 +91,7 @@ def test_ranks_save_and_end_after_what_started_them(what: str, by: str, tmp_path
         wait_for(lambda: not any("launch/train.py" in c for c in running(tmp_path).values()), 30)
     status = json.loads((tmp_path / "two/STATUS.json").read_text())
     assert status["state"] == "interrupted"
-    found = checkpoint.newest(tmp_path / "two/checkpoints", pytest.fail)
+    found = checkpoint.read_newest(tmp_path / "two/checkpoints", pytest.fail)
     assert found is not None and found.step == status["step"]
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from fastmpl.distributed.ranks import ALONE
-from tests.ranks.parity import CASES, SOME, every_case, some_cases, trained
+from tests.ranks.parity import CASES, SOME, every_case, some_cases, train_case
 from tests.ranks.spawned import on_ranks
 
 EQUAL = [name for name in CASES if not name.startswith(("float32", "conv local"))]
@@ -19,7 +19,7 @@ Found = list[dict[str, Any]]  # what each rank ended with, by case
 @cache
 def alone(name: str) -> dict[str, Any]:
     """One process, one batch a step."""
-    return trained(replace(CASES[name], parts=1), ALONE)
+    return train_case(replace(CASES[name], parts=1), ALONE)
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +37,7 @@ def largest_difference(found: dict[str, Any], expected: dict[str, Any]) -> float
     return max(float(np.abs(found[name] - expected[name].detach().numpy()).max()) for name in found)
 
 
-def is_equal(name: str, ranks: Found) -> None:
+def assert_equal(name: str, ranks: Found) -> None:
     expected = alone(name)
     for found in ranks:
         assert largest_difference(found[name]["tensors"], expected["tensors"]) < 1e-10
@@ -45,7 +45,7 @@ def is_equal(name: str, ranks: Found) -> None:
     assert expected["feedback"].abs().min() > 1e-8  # there was something to agree on
 
 
-def is_equal_in_float32(name: str, ranks: Found) -> None:
+def assert_equal_in_float32(name: str, ranks: Found) -> None:
     expected = alone(name)
     for found in ranks:
         for key, value in expected["tensors"].items():
@@ -56,21 +56,21 @@ def is_equal_in_float32(name: str, ranks: Found) -> None:
 
 @pytest.mark.parametrize("name", EQUAL)
 def test_two_ranks_equal_one_process_on_the_concatenated_batch(name: str, two: Found) -> None:
-    is_equal(name, two)
+    assert_equal(name, two)
 
 
 @pytest.mark.parametrize("name", [name for name in SOME if name in EQUAL])
 def test_four_ranks_equal_one_process_on_the_concatenated_batch(name: str, four: Found) -> None:
-    is_equal(name, four)
+    assert_equal(name, four)
 
 
 @pytest.mark.parametrize("name", FLOAT32)
 def test_two_ranks_equal_one_process_in_float32(name: str, two: Found) -> None:
-    is_equal_in_float32(name, two)
+    assert_equal_in_float32(name, two)
 
 
 def test_four_ranks_equal_one_process_in_float32(four: Found) -> None:
-    is_equal_in_float32("float32 exact", four)
+    assert_equal_in_float32("float32 exact", four)
 
 
 def test_ranks_hold_the_same_bits(two: Found) -> None:

@@ -17,16 +17,16 @@ pytest.importorskip("deepspeed", reason="the sharded extra brings it: pip instal
 STAGES = (0, 1, 2)
 
 
-def eager_and_replayed(ranks: Ranks) -> dict[str, Any]:
+def train_eagerly_and_replayed(ranks: Ranks) -> dict[str, Any]:
     """Both networks after some steps at each stage, with and without imitated graphs."""
-    return {f"{stage} {graphs}": _trained(stage, ranks, graphs) for stage in STAGES for graphs in (False, True)}
+    return {f"{stage} {graphs}": _train(stage, ranks, graphs) for stage in STAGES for graphs in (False, True)}
 
 
-def _trained(stage: int, ranks: Ranks, graphs: bool) -> dict[str, Any]:
+def _train(stage: int, ranks: Ranks, graphs: bool) -> dict[str, Any]:
     case = replace(parity.CASES["conv group exact"], dtype=torch.float32, stage=stage)
     honest, replays = parity._learner, 0
 
-    def with_graphs(*arguments: Any, **settings: Any) -> Any:
+    def make_with_graphs(*arguments: Any, **settings: Any) -> Any:
         learner = honest(*arguments, **settings)
         PartialGraphs(learner.module, torch.device("cpu"))
         return learner
@@ -34,14 +34,14 @@ def _trained(stage: int, ranks: Ranks, graphs: bool) -> dict[str, Any]:
     with pytest.MonkeyPatch.context() as patch:
         cuda = Pooled(patch)
         if graphs:
-            patch.setattr(parity, "_learner", with_graphs)
-        tensors = parity.trained(case, ranks, steps=8)["tensors"]
+            patch.setattr(parity, "_learner", make_with_graphs)
+        tensors = parity.train_case(case, ranks, steps=8)["tensors"]
         replays = sum(graph.replays for graph in cuda.graphs)
     return tensors | {"replays": replays}
 
 
 def test_sharded_networks_learn_the_same_with_their_passes_replayed() -> None:
-    for found in on_ranks(2, eager_and_replayed):
+    for found in on_ranks(2, train_eagerly_and_replayed):
         for stage in STAGES:
             eager, replayed = found[f"{stage} False"], found[f"{stage} True"]
             assert eager.pop("replays") == 0

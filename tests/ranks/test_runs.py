@@ -10,12 +10,11 @@ import safetensors.torch
 import torch
 
 from fastmpl.distributed.ranks import ALONE, Ranks
-from fastmpl.run import checkpoint
-from fastmpl.run import checkpoint_files as manifest
+from fastmpl.run import checkpoint, checkpoint_files
 from fastmpl.telemetry.metrics import read_lines
 from tests.ranks.runs import Ended, Job, conv
 from tests.ranks.spawned import on_ranks
-from tests.run.test_trainer import config, lines, train
+from tests.run.short_runs import short_config, train_quietly, untimed_lines
 
 
 def last(folder: Path, rank: int = 0, size: int = 2, step: int = 20) -> dict[str, torch.Tensor]:
@@ -42,13 +41,13 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Whole:
 
 def test_two_ranks_train_the_run_of_one_process(tmp_path: Path) -> None:
     without_norm = {"teacher__model": "perceptron", "student__model": "perceptron"}
-    first, second = run(Job(config(tmp_path / "two", **without_norm)))
-    alone = train(config(tmp_path / "one", **without_norm))
+    first, second = run(Job(short_config(tmp_path / "two", **without_norm)))
+    alone = train_quietly(short_config(tmp_path / "one", **without_norm))
     assert (first.code, second.code) == (0, 0)
     assert first.results is not None and second.results is not None
     assert first.results == second.results | {"seconds": first.results["seconds"]}
     assert first.results["last"] == alone.last
-    for one, two in zip(lines(tmp_path / "one/small"), lines(tmp_path / "two/small"), strict=True):
+    for one, two in zip(untimed_lines(tmp_path / "one/small"), untimed_lines(tmp_path / "two/small"), strict=True):
         assert one.keys() == two.keys()
         for key, value in one.items():
             close = 0.05 if key == "feedback_size" else 1e-3  # a mean of roots over ranks
@@ -90,7 +89,7 @@ def test_ranks_that_one_signal_stops_continue_bit_for_bit(whole: Whole, tmp_path
         expected, found = last(whole.folder, rank), last(tmp_path / "parts", rank)
         assert found.keys() == expected.keys()
         assert all(torch.equal(found[name], expected[name]) for name in expected)
-    assert lines(whole.folder / "small") == lines(tmp_path / "parts/small")
+    assert untimed_lines(whole.folder / "small") == untimed_lines(tmp_path / "parts/small")
     name = "student/module/blocks.0.1.running_mean"
     assert not torch.equal(last(whole.folder, 0)[name], last(whole.folder, 1)[name])
 
@@ -100,17 +99,17 @@ def test_another_number_of_ranks_continues_from_the_means(tmp_path: Path) -> Non
     folder = tmp_path / "small/checkpoints"
     step = checkpoint.steps(folder)[0]
     each = [checkpoint.read(folder / f"step-{step}", Ranks(rank, 2)).tensors for rank in (0, 1)]
-    mean = checkpoint.newest(folder, pytest.fail, ALONE)
+    mean = checkpoint.read_newest(folder, pytest.fail, ALONE)
     assert mean is not None and mean.ranks == 2
     for name, value in mean.tensors.items():
         torch.testing.assert_close(value, (each[0][name] + each[1][name]) / 2, rtol=1e-6, atol=1e-7, check_dtype=False)
-    assert train(conv(tmp_path)).steps == 20
+    assert train_quietly(conv(tmp_path)).steps == 20
 
 
 def test_a_bad_file_of_one_rank_makes_all_use_the_checkpoint_before(tmp_path: Path) -> None:
-    settings = config(tmp_path, run__checkpoint_every=10)
+    settings = short_config(tmp_path, run__checkpoint_every=10)
     first = run(Job(settings))
-    path = tmp_path / "small/checkpoints/step-20" / manifest.tensors_of(1)
+    path = tmp_path / "small/checkpoints/step-20" / checkpoint_files.tensors_of(1)
     path.write_bytes(path.read_bytes()[:-1])
     again = run(Job(settings))
     assert str(path) in again[0].told
@@ -119,7 +118,7 @@ def test_a_bad_file_of_one_rank_makes_all_use_the_checkpoint_before(tmp_path: Pa
 
 
 def test_an_error_of_one_rank_ends_all_with_its_sentence_and_code(tmp_path: Path) -> None:
-    ended = run(Job(config(tmp_path), event="data", rank=1))
+    ended = run(Job(short_config(tmp_path), event="data", rank=1))
     assert [e.code for e in ended] == [3, 3]
     assert [e.told for e in ended] == ["", "Data: an image vanished."]
     status = json.loads((tmp_path / "small/STATUS.json").read_text())
@@ -128,34 +127,35 @@ def test_an_error_of_one_rank_ends_all_with_its_sentence_and_code(tmp_path: Path
 
 @pytest.mark.parametrize("killed", [0, 1])
 def test_the_ranks_that_are_left_say_which_one_was_lost(killed: int, tmp_path: Path) -> None:
-    settings = config(tmp_path, run__checkpoint_every=5)
+    settings = short_config(tmp_path, run__checkpoint_every=5)
     left = on_ranks(2, Job(settings, event="kill", rank=killed), grouped=False, killed=killed)
     assert [e.code for e in left] == [6]
     assert f"Rank {killed} no longer answers" in left[0].told
-    found = checkpoint.newest(tmp_path / "small/checkpoints", pytest.fail)
+    found = checkpoint.read_newest(tmp_path / "small/checkpoints", pytest.fail)
     assert found is not None and found.step == 5
 
 
 def test_a_rank_that_stands_still_is_named_within_the_timeout(tmp_path: Path) -> None:
     """A collective is given up after system.timeout; the silent rank is the one whose thread no longer looks."""
-    settings = config(tmp_path, run__checkpoint_every=5, system__timeout=10)  # in less, a busy machine is silent too
+    # a busy machine may be silent for less than 10 seconds
+    settings = short_config(tmp_path, run__checkpoint_every=5, system__timeout=10)
     began = time.monotonic()
     left = on_ranks(2, Job(settings, event="freeze", rank=1), grouped=False, killed=1)
     assert time.monotonic() - began < 60
     assert [e.code for e in left] == [6]
     assert "Rank 1 no longer answers" in left[0].told
-    found = checkpoint.newest(tmp_path / "small/checkpoints", pytest.fail)
+    found = checkpoint.read_newest(tmp_path / "small/checkpoints", pytest.fail)
     assert found is not None and found.step == 5
 
 
 def test_a_batch_that_ranks_cannot_share_is_refused_once(tmp_path: Path) -> None:
-    ended = run(Job(config(tmp_path, data__batch_labelled=19)))
+    ended = run(Job(short_config(tmp_path, data__batch_labelled=19)))
     assert [e.code for e in ended] == [3, 3]
     assert sorted("cannot be shared by 2 ranks" in e.told for e in ended) == [False, True]
 
 
 def test_the_meeting_of_a_run_that_was_here_before_is_not_taken_for_this_ones(tmp_path: Path) -> None:
     """Its launcher may be the same, where that one starts the ranks again."""
-    first = config(tmp_path, run__steps=2, data__batch_labelled=19)
+    first = short_config(tmp_path, run__steps=2, data__batch_labelled=19)
     for _ in range(2):
         assert [e.code for e in run(Job(first))] == [3, 3]

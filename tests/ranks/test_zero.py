@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from fastmpl.distributed.ranks import ALONE
-from tests.ranks.parity import OFFLOADED, R5, SHARDED, STAGES, Every, Poisoned, counted_traffic, sharded, trained
+from tests.ranks.parity import OFFLOADED, R5, SHARDED, STAGES, Every, Poisoned, count_traffic, sharded, train_case
 from tests.ranks.spawned import on_ranks
 
 pytest.importorskip("deepspeed", reason="pip install fastmpl[sharded]")
@@ -25,7 +25,7 @@ ROUNDED = {"last block difference": 3e-5}
 @cache
 def alone(name: str) -> dict[str, Any]:
     """One process without DeepSpeed, one batch a step."""
-    return trained(replace(sharded(name, None), parts=1, recompute=False, offload=False), ALONE)
+    return train_case(replace(sharded(name, None), parts=1, recompute=False, offload=False), ALONE)
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +38,7 @@ def further() -> Found:
     return on_ranks(2, Every(SOME, (1, 3)), seconds=SECONDS)
 
 
-def is_equal(name: str, stage: int, ranks: Found) -> None:
+def assert_equal(name: str, stage: int, ranks: Found) -> None:
     """To 1e-5 relative in the parameters of both networks and the average, to 1e-6 in every feedback value (R5)."""
     expected = alone(name)
     for rank in ranks:
@@ -55,13 +55,13 @@ def is_equal(name: str, stage: int, ranks: Found) -> None:
 @pytest.mark.parametrize("stage", STAGES)
 @pytest.mark.parametrize("name", FAST)
 def test_two_ranks_equal_one_process_at_every_stage(name: str, stage: int, two: Found) -> None:
-    is_equal(name, stage, two)
+    assert_equal(name, stage, two)
 
 
 @pytest.mark.parametrize("stage", [1, 3])
 @pytest.mark.parametrize("name", SOME)
 def test_what_a_method_may_ask_for_is_the_same_on_shards(name: str, stage: int, further: Found) -> None:
-    is_equal(name, stage, further)
+    assert_equal(name, stage, further)
 
 
 def test_a_gradient_that_is_not_finite_on_one_rank_is_skipped_on_all() -> None:
@@ -74,7 +74,7 @@ def test_a_gradient_that_is_not_finite_on_one_rank_is_skipped_on_all() -> None:
 
 
 def test_one_scalar_reduction_a_step_beside_the_norms_of_sharded_gradients() -> None:
-    every = on_ranks(2, counted_traffic, seconds=SECONDS)
+    every = on_ranks(2, count_traffic, seconds=SECONDS)
     for rank in every:
         for name, scalars in rank.items():
             norms = 0 if name.startswith(("copies", "0")) else 2
@@ -86,7 +86,7 @@ def test_shards_in_the_hosts_memory_are_the_same() -> None:
     found = on_ranks(2, Every(tuple(OFFLOADED), (1, 2, 3)), seconds=SECONDS)
     for name in OFFLOADED:
         for stage in (1, 2, 3):
-            is_equal(name, stage, found)
+            assert_equal(name, stage, found)
 
 
 @pytest.mark.slow
@@ -95,7 +95,7 @@ def test_four_ranks_equal_one_process_at_every_stage() -> None:
     found = on_ranks(4, Every(names), seconds=SECONDS)
     for name in names:
         for stage in STAGES:
-            is_equal(name, stage, found)
+            assert_equal(name, stage, found)
 
 
 @pytest.mark.slow
@@ -104,4 +104,4 @@ def test_everything_else_is_the_same_on_shards_at_every_stage() -> None:
     found = on_ranks(2, Every(names), seconds=SECONDS)
     for name in names:
         for stage in STAGES:
-            is_equal(name, stage, found)
+            assert_equal(name, stage, found)

@@ -13,7 +13,7 @@ from fastmpl.run import checkpoint
 from fastmpl.run.student_file import load_classifier
 from tests.ranks.runs import Ended, Job, conv
 from tests.ranks.spawned import on_ranks
-from tests.run.test_trainer import config, lines
+from tests.run.short_runs import short_config, untimed_lines
 
 pytest.importorskip("deepspeed", reason="pip install fastmpl[sharded]")
 pytestmark = pytest.mark.timeout(600)
@@ -55,7 +55,7 @@ def test_a_killed_run_continues_on_as_many_ranks_bit_for_bit(whole: Path, tmp_pa
         expected, found = (tensors(folder, Ranks(rank, 2)) for folder in (whole, tmp_path))
         assert found.keys() == expected.keys()
         assert all(torch.equal(found[name], expected[name]) for name in expected)
-    assert lines(whole / "small") == lines(tmp_path / "small")
+    assert untimed_lines(whole / "small") == untimed_lines(tmp_path / "small")
 
 
 def test_a_killed_run_continues_on_one_rank(tmp_path: Path) -> None:
@@ -66,7 +66,7 @@ def test_a_killed_run_continues_on_one_rank(tmp_path: Path) -> None:
     assert [ended.code for ended in left] == [6]
     (ended,) = run(Job(sharded(tmp_path / "parts", 2, **group)), size=1)
     assert ended.code == 0
-    assert "2 ranks wrote what 1 continue" in ended.told
+    assert "2 ranks wrote the checkpoint and 1 continue" in ended.told
     expected, found = (tensors(tmp_path / name, ALONE) for name in ("whole", "parts"))
     assert found.keys() == expected.keys()
     for name in set(expected) - {"meter"}:
@@ -93,9 +93,9 @@ def test_a_run_of_any_stage_is_the_run_of_plain_ranks(stage: int, tmp_path: Path
     changes = {"finetune__steps": 4, "finetune__lr": 0.01, "finetune__batch": 20, "data__validation": 100}
     perceptrons = {"teacher__model": "perceptron", "student__model": "perceptron"}
     found = run(
-        Job(config(tmp_path / "zero", system__engine="zero", system__zero_stage=stage, **changes, **perceptrons))
+        Job(short_config(tmp_path / "zero", system__engine="zero", system__zero_stage=stage, **changes, **perceptrons))
     )
-    expected = run(Job(config(tmp_path / "plain", **changes, **perceptrons)))
+    expected = run(Job(short_config(tmp_path / "plain", **changes, **perceptrons)))
     assert [ended.code for ended in [*found, *expected]] == [0, 0, 0, 0]
     for ended, other in zip(found, expected, strict=True):
         assert ended.results is not None and other.results is not None

@@ -35,12 +35,12 @@ def roots(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return {storage: mini_imagenet.WRITERS[storage](root / storage, iter(made)) for storage in STORAGES}
 
 
-def config(name: str, root: Path, source: str, runs: Path, **more: Any) -> Config:
+def mini_config(name: str, root: Path, source: str, runs: Path, **more: Any) -> Config:
     keys = {"run.output": str(runs), "data.root": str(root), "data.source": source, **SMALL}
     return load(CONFIGS / f"{name}.toml", keys | {key.replace("__", "."): value for key, value in more.items()})
 
 
-def finished(results: Results, config: Config) -> None:
+def assert_finished(results: Results, config: Config) -> None:
     """The run went to its end, with numbers throughout."""
     folder = Path(config.run.output) / config.run.name
     assert results.steps == config.run.steps + config.finetune.steps
@@ -52,8 +52,8 @@ def finished(results: Results, config: Config) -> None:
 
 
 def test_ten_percent_trains_from_a_folder_and_its_student_is_used(roots: dict[str, Path], tmp_path: Path) -> None:
-    asked = config("imagenet_10pct", roots["folder"], "folder", tmp_path, teacher__model="conv", teacher__width=8)
-    finished(train(asked, quiet=True), asked)
+    asked = mini_config("imagenet_10pct", roots["folder"], "folder", tmp_path, teacher__model="conv", teacher__width=8)
+    assert_finished(train(asked, quiet=True), asked)
     run = tmp_path / asked.run.name
     _, judged = evaluate(run)
     test = next(found for found in judged if found.name == "test")
@@ -68,23 +68,23 @@ def test_ten_percent_trains_from_a_folder_and_its_student_is_used(roots: dict[st
 def test_reduced_mpl_trains_from_tars_on_a_large_teacher_s_store(roots: dict[str, Path], tmp_path: Path) -> None:
     def asked(**more: Any) -> Config:
         keys = {"teacher__width": 16, "data__store": str(tmp_path / "store"), **more}
-        return config("imagenet_reduced_b7", roots["webdataset"], "webdataset", tmp_path, **keys)
+        return mini_config("imagenet_reduced_b7", roots["webdataset"], "webdataset", tmp_path, **keys)
 
     teacher = asked(run__name="teacher", method__name="supervised", data__store="", feedback__kind="off")
-    finished(train(teacher, quiet=True), teacher)
+    assert_finished(train(teacher, quiet=True), teacher)
     distill(asked(), Source(teacher=str(tmp_path / "teacher")), tell=lambda said: None)
-    finished(train(asked(), quiet=True), asked())
+    assert_finished(train(asked(), quiet=True), asked())
 
 
 def test_the_example_trains_from_tfrecord_while_its_images_grow_and_continues_bit_for_bit(
     roots: dict[str, Path], tmp_path: Path
 ) -> None:
     def asked(name: str) -> Config:
-        return config("imagenet_folder_example", roots["tfrecord"], "tfrecord", tmp_path, run__name=name,
+        return mini_config("imagenet_folder_example", roots["tfrecord"], "tfrecord", tmp_path, run__name=name,
                       data__image_size=64, data__validation=20, data__start_size=32, data__grow_steps=3,
                       teacher__model="conv", teacher__width=8, run__keep=9)  # fmt: skip
 
-    finished(train(asked("whole"), quiet=True), asked("whole"))
+    assert_finished(train(asked("whole"), quiet=True), asked("whole"))
     train(asked("part"), resume=str(tmp_path / "whole/checkpoints/step-2"), quiet=True)
     a, b = (checkpoint.read(tmp_path / name / "checkpoints/step-5") for name in ("whole", "part"))
     assert all(torch.equal(a.tensors[name], b.tensors[name]) for name in a.tensors)

@@ -11,90 +11,42 @@ from typing import Any
 import pytest
 import torch
 
-from fastmpl.config import Config, load
+from fastmpl.config import load
 from fastmpl.distributed.signals import Stopper
-from fastmpl.errors import ConfigError, DivergedError, FastMPLError, StorageError
-from fastmpl.run import checkpoint, trainer
-from fastmpl.run import monitor as observer
+from fastmpl.errors import ConfigError, DivergedError, StorageError
+from fastmpl.run import checkpoint, monitor, trainer
 from fastmpl.run.folder import lock_folder
-from fastmpl.telemetry.metrics import read_lines
 from fastmpl_kernels import library
-
-CONFIGS = Path(__file__).parents[2] / "launch" / "configs"
-TIMINGS = ("seconds", "images_per_second", "waiting")
-
-
-def config(folder: Path, base: str = "digits", **changes: Any) -> Config:
-    """A short run in `folder`."""
-    small = {
-        "run.output": str(folder),
-        "run.name": "small",
-        "run.steps": 20,
-        "run.log_every": 6,
-        "run.evaluate_every": 10,
-        "run.checkpoint_every": 100,
-        "run.keep": 9,
-        "data.batch_unlabelled": 32,
-        "teacher.warmup": 4,
-        "student.warmup": 4,
-    }
-    return load(CONFIGS / f"{base}.toml", small | {key.replace("__", "."): value for key, value in changes.items()})
-
-
-def train(config: Config, **options: Any) -> trainer.Results:
-    return trainer.train(config, quiet=True, **({"report": False} | options))
-
-
-def stopped_after(steps: int, config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Trains until a signal arrives in that step."""
-    taken = 0
-    honest = trainer.Training._next_batch
-
-    def counted(self: trainer.Training) -> Any:
-        nonlocal taken
-        taken += 1
-        if taken == steps:
-            os.kill(os.getpid(), signal.SIGTERM)
-        return honest(self)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(trainer.Training, "_next_batch", counted)
-        with pytest.raises(FastMPLError) as stopped:
-            train(config)
-    assert stopped.value.exit_code == 75
-
-
-def lines(folder: Path) -> list[dict[str, Any]]:
-    return [{k: v for k, v in line.items() if k not in TIMINGS} for line in read_lines(folder)]
+from tests.run.short_runs import CONFIGS, short_config, stop_after, train_quietly, untimed_lines
 
 
 @pytest.mark.parametrize("stop", [1, 7, 10, 19])
 def test_a_stopped_run_continues_bit_for_bit(stop: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    whole, parts = config(tmp_path / "whole"), config(tmp_path / "parts")
-    train(whole)
-    stopped_after(stop, parts, monkeypatch)
+    whole, parts = short_config(tmp_path / "whole"), short_config(tmp_path / "parts")
+    train_quietly(whole)
+    stop_after(stop, parts, monkeypatch)
     status = json.loads((tmp_path / "parts/small/STATUS.json").read_text())
     assert (status["state"], status["step"]) == ("interrupted", stop)
-    train(parts)
+    train_quietly(parts)
     a, b = (checkpoint.read(tmp_path / name / "small/checkpoints/step-20") for name in ("whole", "parts"))
     assert a.tensors.keys() == b.tensors.keys()
     assert all(torch.equal(a.tensors[name], b.tensors[name]) for name in a.tensors)
     assert a.facts["data"] == b.facts["data"]
     assert a.facts["best"] == b.facts["best"]
-    assert lines(tmp_path / "whole/small") == lines(tmp_path / "parts/small")
+    assert untimed_lines(tmp_path / "whole/small") == untimed_lines(tmp_path / "parts/small")
 
 
 def test_lines_that_are_read_late_are_the_same_record_after_an_interruption_too(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As on a GPU, whose finished lines wait there: nothing is lost, and the order in the file is the same."""
-    train(config(tmp_path / "read at once", run__log_every=2))
-    monkeypatch.setattr(observer, "lines_a_read", lambda device, log_every: 4)
-    late = config(tmp_path / "read late", run__log_every=2)
-    stopped_after(7, late, monkeypatch)
-    assert [line["step"] for line in lines(tmp_path / "read late/small")] == [2, 4, 6]
-    train(late)
-    assert lines(tmp_path / "read late/small") == lines(tmp_path / "read at once/small")
+    train_quietly(short_config(tmp_path / "read at once", run__log_every=2))
+    monkeypatch.setattr(monitor, "lines_a_read", lambda device, log_every: 4)
+    late = short_config(tmp_path / "read late", run__log_every=2)
+    stop_after(7, late, monkeypatch)
+    assert [line["step"] for line in untimed_lines(tmp_path / "read late/small")] == [2, 4, 6]
+    train_quietly(late)
+    assert untimed_lines(tmp_path / "read late/small") == untimed_lines(tmp_path / "read at once/small")
 
 
 @pytest.mark.parametrize(
@@ -109,10 +61,10 @@ def test_lines_that_are_read_late_are_the_same_record_after_an_interruption_too(
 def test_every_part_of_the_state_is_continued(
     changes: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    whole, parts = config(tmp_path / "whole", **changes), config(tmp_path / "parts", **changes)
-    train(whole)
-    stopped_after(7, parts, monkeypatch)
-    train(parts)
+    whole, parts = short_config(tmp_path / "whole", **changes), short_config(tmp_path / "parts", **changes)
+    train_quietly(whole)
+    stop_after(7, parts, monkeypatch)
+    train_quietly(parts)
     last = f"small/checkpoints/step-{whole.run.steps + whole.finetune.steps}"
     a, b = (checkpoint.read(tmp_path / name / last) for name in ("whole", "parts"))
     assert all(torch.equal(a.tensors[name], b.tensors[name]) for name in a.tensors)
@@ -120,29 +72,29 @@ def test_every_part_of_the_state_is_continued(
 
 def test_a_run_stopped_in_its_fine_tuning_continues_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     changes: dict[str, Any] = {"finetune__steps": 8, "finetune__batch": 16, "run__checkpoint_every": 24}
-    whole = config(tmp_path / "whole", **changes)
-    results = train(whole)
-    parts = config(tmp_path / "parts", **changes)
-    train(parts)
+    whole = short_config(tmp_path / "whole", **changes)
+    results = train_quietly(whole)
+    parts = short_config(tmp_path / "parts", **changes)
+    train_quietly(parts)
     for step in (28, 20):  # what a kill between steps 24 and 28 leaves
         path = tmp_path / f"parts/small/checkpoints/step-{step}"
         assert path.is_dir()
         path.rename(tmp_path / f"step-{step}")
-    assert train(parts).finetuned == results.finetuned
+    assert train_quietly(parts).finetuned == results.finetuned
 
 
 def test_a_finished_run_gives_its_results_again_without_training(tmp_path: Path) -> None:
-    first, second = train(config(tmp_path)), train(config(tmp_path))
+    first, second = train_quietly(short_config(tmp_path)), train_quietly(short_config(tmp_path))
     assert second._replace(seconds=0) == first._replace(seconds=0)
 
 
 def test_a_run_leaves_what_a_person_and_a_program_need(tmp_path: Path) -> None:
-    results = train(config(tmp_path), report=True)
+    results = train_quietly(short_config(tmp_path), report=True)
     folder = tmp_path / "small"
     assert {"config.toml", "metrics.jsonl", "results.json", "STATUS.json", "student.safetensors", "report.html"} <= {
         path.name for path in folder.iterdir()
     }
-    assert load(folder / "config.toml") == config(tmp_path)
+    assert load(folder / "config.toml") == short_config(tmp_path)
     assert json.loads((folder / "results.json").read_text())["last"] == results.last
     assert results.last.keys() == {"student", "average", "teacher"}
     assert results.selected is not None
@@ -152,8 +104,8 @@ def test_a_run_leaves_what_a_person_and_a_program_need(tmp_path: Path) -> None:
 def test_a_bad_checkpoint_is_named_and_the_one_before_is_used(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    settings = config(tmp_path, run__checkpoint_every=10)
-    first = train(settings)
+    settings = short_config(tmp_path, run__checkpoint_every=10)
+    first = train_quietly(settings)
     newest = tmp_path / "small/checkpoints/step-20" / checkpoint.TENSORS
     newest.write_bytes(newest.read_bytes()[:-1])
     results = trainer.train(settings, report=False)
@@ -164,27 +116,29 @@ def test_a_bad_checkpoint_is_named_and_the_one_before_is_used(
 
 
 def test_other_settings_in_the_same_folder_are_refused_by_name(tmp_path: Path) -> None:
-    train(config(tmp_path))
+    train_quietly(short_config(tmp_path))
     with pytest.raises(ConfigError, match=r"other settings \(student\.lr\)"):
-        train(config(tmp_path, student__lr=0.2))
-    train(config(tmp_path, run__log_every=3))
+        train_quietly(short_config(tmp_path, student__lr=0.2))
+    train_quietly(short_config(tmp_path, run__log_every=3))
 
 
 def test_starting_over_keeps_the_old_folder(tmp_path: Path) -> None:
-    train(config(tmp_path))
-    train(config(tmp_path, student__lr=0.2), resume="never")
+    train_quietly(short_config(tmp_path))
+    train_quietly(short_config(tmp_path, student__lr=0.2), resume="never")
     assert (tmp_path / "small.old-1" / "results.json").is_file()
     assert load(tmp_path / "small/config.toml").student.lr == 0.2
 
 
 def test_a_second_run_in_one_folder_is_refused_with_the_first_ones_process(tmp_path: Path) -> None:
     with lock_folder(tmp_path / "small"), pytest.raises(StorageError, match=f"in use by process {os.getpid()} on "):
-        train(config(tmp_path))
+        train_quietly(short_config(tmp_path))
 
 
 def test_a_run_that_diverges_says_what_to_do(tmp_path: Path) -> None:
     with pytest.raises(DivergedError, match="not finite"):
-        train(config(tmp_path, student__lr=1000.0, student__weight_decay=1.0, teacher__lr=1000.0, run__steps=60))
+        train_quietly(
+            short_config(tmp_path, student__lr=1000.0, student__weight_decay=1.0, teacher__lr=1000.0, run__steps=60)
+        )
 
 
 def test_a_second_interrupt_ends_at_once() -> None:
@@ -207,9 +161,9 @@ def test_signals_are_handled_as_before_after_a_run() -> None:
 def test_every_method_has_a_config_that_runs_on_digits(name: str, tmp_path: Path) -> None:
     changes: dict[str, Any] = {}
     if name == "digits_distillation":
-        train(config(tmp_path, "digits_supervised", run__name="teacher"))
+        train_quietly(short_config(tmp_path, "digits_supervised", run__name="teacher"))
         changes = {"teacher__model": str(tmp_path / "teacher")}
-    results = train(config(tmp_path, name, **changes))
+    results = train_quietly(short_config(tmp_path, name, **changes))
     assert 0 <= results.last["student"]["test"] <= 1
 
 
@@ -223,6 +177,6 @@ def test_kernels_of_other_sources_are_one_sentence_and_no_traceback(
     library.library.cache_clear()
     try:
         with pytest.raises(ConfigError, match=r"built from other sources.*run `make"):
-            train(config(tmp_path))
+            train_quietly(short_config(tmp_path))
     finally:
         library.library.cache_clear()
