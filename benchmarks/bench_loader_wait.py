@@ -98,7 +98,7 @@ def waits(config: Config, step_seconds: float) -> list[float]:
         return step
 
     NotingTimer.waits = []
-    with patch.object(trainer, "executed", sleeping), patch.object(monitor, "StepTimer", NotingTimer):
+    with patch.object(trainer, "choose_execution", sleeping), patch.object(monitor, "StepTimer", NotingTimer):
         trainer.train(config, resume="never", quiet=True, report=False)
     return NotingTimer.waits
 

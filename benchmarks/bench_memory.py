@@ -11,7 +11,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from benchmarks.records import Record, Row, Scalar, save
 from benchmarks.steps import EFFICIENTNET_B7, RESNET50, WRN, Size, Step
-from fastmpl.analysis.accounting import Account, arithmetic, measure
+from fastmpl.analysis.accounting import Account, count_arithmetic, measure
 
 ARMS: dict[str, dict[str, object]] = {
     "published order": {"schedule": "published"},
@@ -38,7 +38,7 @@ def account(size: Size, **settings: object) -> Account:
 def work(size: Size, **settings: object) -> int:
     """Its arithmetic, in a run of its own: the counter holds on to what recomputation lets go."""
     with FakeTensorMode():
-        return arithmetic(Step(size, channels_last=True, **settings))  # type: ignore[arg-type]
+        return count_arithmetic(Step(size, channels_last=True, **settings))  # type: ignore[arg-type]
 
 
 def rows(size: Size) -> list[Row]:

@@ -13,7 +13,7 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 
 from benchmarks.records import Record, Row, save
-from fastmpl.analysis.accounting import measure, predicted
+from fastmpl.analysis.accounting import measure, predict_cost
 from fastmpl.analysis.fake_run import FakeRun
 from fastmpl.config import Config, load
 
@@ -77,7 +77,7 @@ def row(case: Case) -> Row:
     def made() -> FakeRun:
         return FakeRun(config, case.classes, case.image_shape)
 
-    foretold = predicted(made, FakeRun.step, FakeRun.held)
+    foretold = predict_cost(made, FakeRun.step, FakeRun.held)
     run = Run(config, case.classes, case.image_shape)
     run.step()
     live = measure(run.step, run.held())

@@ -18,7 +18,7 @@ from benchmarks.environment import HEAP, keep_memory
 from benchmarks.harness import compare
 from benchmarks.records import Record, Row, Scalar, save
 from benchmarks.steps import RESNET50, Size, Step
-from fastmpl.analysis.accounting import Account, arithmetic, measure
+from fastmpl.analysis.accounting import Account, count_arithmetic, measure
 from fastmpl.config import NetworkConfig
 from fastmpl.learners.plain import PlainLearner
 from fastmpl.models.reduced_teacher import ReducedTeacher
@@ -64,7 +64,7 @@ def account(size: Size, **settings: Any) -> tuple[Account, int]:
     with FakeTensorMode():
         step = ReducedStep(size, channels_last=True, **settings)
         step()
-        return measure(step, *step.held), arithmetic(step)
+        return measure(step, *step.held), count_arithmetic(step)
 
 
 def counted(size: Size) -> list[Row]:

@@ -9,7 +9,7 @@ import argparse
 
 from benchmarks.environment import ROOT
 from benchmarks.records import Record, Row, save
-from fastmpl.analysis.planner import Plan, plan
+from fastmpl.analysis.planner import MemoryPlan, plan_memory
 from fastmpl.config import load
 
 CONFIG = ROOT / "launch/configs/imagenet_efficientnet_l2_zero.toml"
@@ -17,10 +17,10 @@ SCHEDULE = "split, deferred, recomputed"
 GB = 1e9
 
 
-def rows(found: Plan) -> list[Row]:
+def rows(found: MemoryPlan) -> list[Row]:
     made: list[Row] = []
-    for choice in found.choices:
-        state, gathered = found.states[choice.sharding], found.gathered[choice.sharding]
+    for fit in found.fits:
+        state, gathered = found.states[fit.sharding], found.gathered[fit.sharding]
         numbers = {
             "parameters": state.parameters,
             "gradients": state.gradients,
@@ -30,9 +30,9 @@ def rows(found: Plan) -> list[Row]:
             "on the host": state.host,
             "kept for the credit": gathered.kept,
             "gathered for it": gathered.credit,
-            "peak of a step": choice.peak,
+            "peak of a step": fit.peak,
         }
-        made.append({"GB of a GPU": choice.sharding} | {name: f"{count / GB:.2f}" for name, count in numbers.items()})
+        made.append({"GB of a GPU": fit.sharding} | {name: f"{count / GB:.2f}" for name, count in numbers.items()})
     return made
 
 
@@ -42,7 +42,7 @@ def main() -> None:
     parser.add_argument("--memory", type=float, default=80.0, help="GiB of a GPU")
     asked = parser.parse_args()
     config = load(CONFIG)
-    found = plan(config, ranks=asked.ranks, memory=asked.memory * 2**30, classes=1000, schedules=(SCHEDULE,))
+    found = plan_memory(config, ranks=asked.ranks, memory=asked.memory * 2**30, classes=1000, schedules=(SCHEDULE,))
     made = rows(found)
     for row in made:
         print("  ".join(str(value) for value in row.values()))

@@ -172,7 +172,7 @@ class Paired(NamedTuple):
 
 def graph_pairs(device: torch.device) -> Iterator[Paired]:
     """WRN-28-2's step at the sizes of CIFAR-10, one operator after another and as one CUDA graph."""
-    from fastmpl.analysis.fake_run import fake_batch
+    from fastmpl.analysis.fake_run import make_fake_batch
     from fastmpl.config import Config
     from fastmpl.run.build import assemble
     from fastmpl.step.step_graph import GraphedStep
@@ -188,7 +188,7 @@ def graph_pairs(device: torch.device) -> Iterator[Paired]:
         }
         config = Config.model_validate(changes)
         shape = (3, 32, 32)
-        parts = fake_batch(config, shape, 10).to(device)
+        parts = make_fake_batch(config, shape, 10).to(device)
         batch = Batch(*(torch.randn_like(p) if p is not None and p.is_floating_point() else p for p in parts))  # type: ignore[arg-type]
         steps = [
             assemble(config, classes=10, image_shape=shape, device=device, fixed_teacher=lambda: nn.Identity()).step

@@ -1,9 +1,10 @@
-"""What a call costs, counted instead of timed: the peak of live bytes, the operators, the arithmetic.
+"""Counts what a call costs: the peak of live bytes, the operators, the arithmetic. Nothing is timed.
 
-Bytes are those of storages that an operator returned and something still holds: results, the autograd graph, what it
-saved. The counts are exact and repeatable, the same for real and for fake tensors, so that a step of any size can be
-counted on a machine that could not run it. Left out: scratch memory inside an operator, the allocator's rounding (see
-`round_to`) and fragmentation; on a CPU the resident peak was 1.4 to 2.0 % above this count.
+The bytes are those of every storage that an operator returned and that something still holds: results, the autograd
+graph, and the tensors that the graph saved. The counts are exact and repeatable. They are the same for real and for
+fake tensors, so a step of any size can be counted on a machine that could not run it. Not counted: scratch memory inside
+an operator, the rounding of the allocator (see `round_to`), and fragmentation. On a CPU the resident peak was 1.4 to
+2.0 % above this count.
 """
 
 import functools
@@ -20,7 +21,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 from torch.utils.flop_counter import FlopCounterMode
 
-Held = TypeVar("Held")
+Made = TypeVar("Made")
 
 
 class Account(NamedTuple):
@@ -34,10 +35,10 @@ class Account(NamedTuple):
 
 
 class LiveBytes(TorchDispatchMode):
-    """Sums the storages that are alive, and counts operators, of everything that runs inside it.
+    """Counts live bytes and operators of everything that runs inside the mode.
 
-    `live` and `peak` are bytes now. A storage is counted once, from the operator that first returned it (or from
-    `watch`) until nothing holds it any more.
+    `live` is the number of bytes alive now, and `peak` the largest `live` so far. A storage is counted once: from the
+    operator that first returned it (or from `watch`) until nothing holds it.
     """
 
     def __init__(self, round_to: int = 1) -> None:
@@ -50,7 +51,7 @@ class LiveBytes(TorchDispatchMode):
         self._counted: set[int] = set()
 
     def watch(self, *trees: object) -> None:
-        """Counts the tensors inside (modules, optimisers, nested tuples, lists, dicts) as alive from now on."""
+        """Counts all tensors in modules, optimisers and nested tuples, lists and dicts as alive from now on."""
         for tensor in tensors_of(*trees):
             self._count(tensor)
 
@@ -80,14 +81,14 @@ class LiveBytes(TorchDispatchMode):
 
 
 def is_bookkeeping(operator: Any) -> bool:
-    """Whether an operator launches nothing on a device: views, allocation without a fill, questions about tensors."""
+    """True for operators that launch no kernel: views, allocations without a fill, questions about tensors."""
     nothing = operator.overloadpacket.__name__ in {"_unsafe_view", "empty", "empty_like", "empty_strided", "new_empty"}
     return nothing or bool(operator.is_view) or _is_question(operator)
 
 
 @functools.cache
 def _is_question(operator: Any) -> bool:
-    """Whether an operator neither returns a tensor nor writes one: promote_types, is_same_size, a profiler's mark."""
+    """True for operators that neither return a tensor nor write one: promote_types, is_same_size, marks of a profiler."""
     schema = operator._schema
     returns = any(_holds_tensors(value.type) for value in schema.returns)
     return not (returns or schema.is_mutable)
@@ -98,7 +99,7 @@ def _holds_tensors(kind: torch.Type) -> bool:
 
 
 def tensors_of(*trees: object) -> list[Tensor]:
-    """Every tensor in modules (parameters, gradients, buffers), optimisers (state and rates) and nested containers."""
+    """Lists the tensors of modules (parameters, gradients, buffers), optimisers (state, rates) and nested containers."""
     found: list[Tensor] = []
     for leaf in tree_iter(trees):
         if isinstance(leaf, torch.nn.Module):
@@ -111,11 +112,11 @@ def tensors_of(*trees: object) -> list[Tensor]:
 
 
 def measure(fn: Callable[[], object], *watched: object, round_to: int = 1) -> Account:
-    """Runs `fn` once and counts it. `watched`: what exists before and is needed (see `tensors_of`).
+    """Runs `fn` once and counts it. `watched`: tensors that exist before the call and are needed (see `tensors_of`).
 
-    A storage that exists before, is not watched and is not returned by an operator is not counted. Call it after a
-    first call of `fn`: that one creates state (momentum, workspaces) which the others find. Fake tensors are counted
-    the same way when `fn` and what it uses were made under a FakeTensorMode that is active here.
+    An older storage is counted only if it is watched or if an operator returns it. Call `fn` once before: its first call
+    creates state (momentum, workspaces) that later calls find. Fake tensors are counted in the same way if `fn` and
+    its tensors were made under a FakeTensorMode that is active here.
     """
     mode = LiveBytes(round_to)
     mode.watch(*watched)
@@ -123,16 +124,16 @@ def measure(fn: Callable[[], object], *watched: object, round_to: int = 1) -> Ac
     with mode:
         result = fn()
     account = Account(base, mode.peak, mode.live - base, mode.by_operator.total(), mode.by_operator)
-    del result  # held until its bytes were read
+    del result  # kept alive until here: its bytes are part of `kept_bytes`
     return account
 
 
-def predicted(
-    build: Callable[[], Held], step: Callable[[Held], object], held: Callable[[Held], object], *, round_to: int = 1
+def predict_cost(
+    build: Callable[[], Made], step: Callable[[Made], object], held: Callable[[Made], object], *, round_to: int = 1
 ) -> Account:
-    """The cost of the second step of what `build` makes, counted on fake tensors: nothing is computed or allocated.
+    """Counts the second step of what `build` makes on fake tensors: nothing is computed or allocated.
 
-    held: what exists before a step (networks, optimisers, batches), which the base and the peak include.
+    held: gives the tensors that exist before a step (networks, optimisers, batches); base and peak include them.
     """
     with FakeTensorMode():
         made = build()
@@ -143,18 +144,19 @@ def predicted(
 def _convolution_backward(
     gradient: torch.Size, images: torch.Size, weight: torch.Size, *rest: Any, out_shape: object = None
 ) -> int:
-    """As much as the forward for each derivative that is asked for. torch's own rule takes groups for one."""
+    """Each requested derivative costs as much as the forward pass. The rule of torch ignores groups."""
     *_, transposed, _, _, asked = rest
     positions = images if transposed else gradient
     forward = 2 * positions[0] * math.prod(positions[2:]) * math.prod(weight)
     return int(forward * (asked[0] + asked[1]))
 
 
-def arithmetic(fn: Callable[[], object]) -> int:
-    """Floating-point operations of one call of `fn` in convolutions, matrix products and attention (2 a multiply-add).
+def count_arithmetic(fn: Callable[[], object]) -> int:
+    """Counts the floating-point operations of one call of `fn`: a multiply-add is 2.
 
-    Element-wise work is not counted. A forward-mode derivative is: it runs the same operators on tangents, two for each
-    product; a factor without a tangent (the images, at the first layer) is counted as though it had one.
+    Convolutions, matrix products and attention are counted; element-wise work is not. A forward-mode derivative is
+    counted: it runs two operators on tangents for each product. A factor without a tangent (the images, at the first
+    layer) is counted as if it had one.
     """
     mapping = {torch.ops.aten.convolution_backward: _convolution_backward}
     with FlopCounterMode(display=False, custom_mapping=mapping) as counter:

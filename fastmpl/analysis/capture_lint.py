@@ -1,13 +1,15 @@
-"""Whether a step could be captured as one CUDA graph, found out on a machine with no GPU.
+"""Tells without a GPU whether a step can be captured as one CUDA graph.
 
-A captured graph replays the same kernels on the same addresses. So a step must not read the device from the host, ask
-for shapes that depend on data, move data between host and device, take numbers from Python that change, draw random
-numbers on the host, replace a tensor that it reads in the next step, or hold more memory after each step. Fake tensors
-(no data, any size, no arithmetic) reveal the first two; the rest shows when successive steps are compared, operator by
-operator, while every schedule moves in between.
+A captured graph replays the same kernels on the same addresses. A step that can be captured must not
 
-What this cannot see: a violation of stream order, a workspace of cuBLAS or cuDNN, the order of collectives, a clock
-that is read and changes no operator's argument, a numpy generator of the step's own whose numbers never reach a tensor.
+- read the device from the host, or ask for shapes that depend on data: fake tensors (no data, any size) raise there;
+- move data between host and device: the step runs on fake CPU tensors, where such a move is visible only as a call,
+  and a second time on fake `meta` tensors, where a tensor of another device is visible by itself;
+- take numbers from Python that change, draw random numbers on the host, replace a tensor that the next step reads, or
+  hold more memory after each step: successive steps are compared operator by operator, while schedules move.
+
+This cannot see: a violation of stream order, a workspace of cuBLAS or cuDNN, the order of collectives, a clock that
+changes no operator's argument, or a numpy generator of the step whose numbers never reach a tensor.
 """
 
 import gc
@@ -25,7 +27,7 @@ from torch._subclasses.fake_tensor import (
 )
 
 from fastmpl.analysis.accounting import LiveBytes
-from fastmpl.analysis.capture_trace import Call, Fault, Host, Trace, is_ours, place
+from fastmpl.analysis.capture_trace import Call, Fault, HostWatch, OperatorTrace, is_ours, name_line
 
 S = TypeVar("S")
 
@@ -35,8 +37,8 @@ def _host_generators() -> tuple[object, ...]:
     return random.getstate(), repr(numpy_state)
 
 
-def _first_difference(before: list[Call], after: list[Call]) -> Fault | None:
-    """The first call that two steps do not share: later ones follow from it."""
+def _find_first_difference(before: list[Call], after: list[Call]) -> Fault | None:
+    """The first call that differs between two steps. Later differences follow from it."""
     for old, new in zip(before, after, strict=False):
         if old.operator != new.operator:
             return Fault("varies", f"{old.operator} in one step, {new.operator} in the next", new.where)
@@ -50,10 +52,10 @@ def _first_difference(before: list[Call], after: list[Call]) -> Fault | None:
     return None
 
 
-def _fault_of(error: Exception, building: bool) -> Fault:
+def _explain(error: Exception, building: bool) -> Fault:
     lines = [f for f in traceback.extract_tb(error.__traceback__) if is_ours(f.filename)]
-    where = place(lines[-1].filename, lines[-1].lineno) if lines else ""
-    if building:  # may read and move what it likes on a device, but not on fake tensors
+    where = name_line(lines[-1].filename, lines[-1].lineno) if lines else ""
+    if building:  # reads and moves are allowed here on a device, but fake tensors refuse them
         what = f"cannot be built of fake tensors: {type(error).__name__}: {error}".splitlines()[0]
         return Fault("fails", what, where)
     if isinstance(error, DataDependentOutputException):
@@ -66,27 +68,27 @@ def _fault_of(error: Exception, building: bool) -> Fault:
 
 
 def lint(build: Callable[[], S], step: Callable[[S], object], advance: Callable[[S], object]) -> list[Fault]:
-    """The faults of a step, an empty list if it can be captured.
+    """Lists the faults of a step; an empty list means that it can be captured.
 
-    build: makes everything the step uses (networks, optimisers, static inputs, knobs as torch.empty(()): not
-        torch.tensor(0.1), whose constant a fake tensor remembers, so that reading it would go unnoticed).
-    step: what would be captured; called three times.
-    advance: what happens between replays: moves every schedule and fills the static inputs.
+    build: makes everything that the step uses: networks, optimisers, static inputs, knobs. A knob is torch.empty(()):
+        a fake tensor remembers the constant of torch.tensor(0.1), and reading it would go unnoticed.
+    step: the function to capture.
+    advance: called between two steps: moves every schedule and fills the static inputs.
 
-    A step that cannot go on (a host read) is reported with that fault alone and those found before it.
+    If a step cannot go on (a host read), that fault and the earlier ones are reported.
     """
-    host, trace, memory = Host(), Trace(), LiveBytes()
+    host, trace, memory = HostWatch(), OperatorTrace(), LiveBytes()
     traces: list[list[Call]] = []
     live: list[int] = []
     faults: list[Fault] = []
     building = True
-    gc.freeze()  # a collection then looks at what the step made, not at all of torch: 0.5 s less each
+    gc.freeze()  # collections skip all objects that exist now: 0.5 s less each
     try:
         with FakeTensorMode():
             state = build()
             building = False
             with host:
-                step(state)  # creates what the two that are compared find: optimiser state, gradients
+                step(state)  # creates the optimiser state and gradients that the compared steps find
             host.found.clear()
             with memory, trace:
                 for _ in range(2):
@@ -99,15 +101,15 @@ def lint(build: Callable[[], S], step: Callable[[S], object], advance: Callable[
                     if _host_generators() != drawn:
                         faults.append(Fault("host draw", "draws from Python's or numpy's global generator", ""))
                     traces.append(trace.calls)
-                    gc.collect()  # bytes held by a cycle are not growth
+                    gc.collect()  # bytes held by a reference cycle are no growth
                     live.append(memory.live)
-    except Exception as error:  # whatever a step raises on fake tensors is the finding
-        fault = _fault_of(error, building)
-        faults += [] if any(f.where == fault.where for f in host.found) else [fault]  # else it was named already
+    except Exception as error:  # any error of a step on fake tensors is a fault to report
+        fault = _explain(error, building)
+        faults += [] if any(f.where == fault.where for f in host.found) else [fault]  # one fault a line
     finally:
         gc.unfreeze()
     if len(traces) == 2:
-        difference = _first_difference(*traces)
+        difference = _find_first_difference(*traces)
         faults += [difference] if difference else []
         if live[1] > live[0]:
             faults.append(Fault("grows", f"holds {live[1] - live[0]} more bytes after each step", ""))

@@ -1,7 +1,7 @@
-"""What the capture lint watches while a step runs: operators, the age of tensors, calls that touch the host.
+"""Records what the capture lint needs of a running step: operators, ages of tensors, calls that touch the host.
 
-Two modes of torch: one below autograd, which sees operators, and one above it, which sees calls as they were written.
-They only note; `lint` decides.
+Two modes of torch record. `OperatorTrace` is below autograd and sees operators. `HostWatch` is above it and sees the
+calls as they were written. `fastmpl.analysis.capture_lint.lint` judges the records.
 """
 
 import functools
@@ -20,12 +20,12 @@ from torch.utils._pytree import tree_iter
 Kind = Literal[
     "host read",  # waits for the device: .item(), float(t), if t, print(t)
     "shape from data",  # nonzero, a boolean index, unique
-    "host traffic",  # moves data between host and device, or makes a tensor of Python numbers
-    "host draw",  # Python's or numpy's random numbers, or a generator of the step's own: frozen at capture
+    "host traffic",  # moves data between host and device, or makes a tensor from Python numbers
+    "host draw",  # random numbers of Python, of numpy or of a torch.Generator: frozen at capture
     "varies",  # another operator, shape or Python number than in the step before: frozen at capture
-    "rebinds",  # reads a tensor that an earlier step made: the graph would go on reading the old address
+    "rebinds",  # reads a tensor that an earlier step made: a replay would read the old address
     "grows",  # holds more bytes after each step
-    "fails",  # does not run on fake tensors at all, e.g. a registered operator without a fake form
+    "fails",  # does not run on fake tensors, e.g. a registered operator without a fake form
 ]
 
 
@@ -34,7 +34,7 @@ class Fault(NamedTuple):
 
     kind: Kind
     what: str
-    where: str  # "folder/file.py:line" of the innermost line that is not torch's; "" where no line can be named
+    where: str  # "folder/file.py:line" of the innermost line outside torch; "" if no line is known
 
     def __str__(self) -> str:
         return f"{self.where or 'step'}: {self.kind}: {self.what}"
@@ -46,38 +46,38 @@ _MACHINERY = {str(Path(__file__).with_name(name)) for name in ("accounting.py", 
 
 @functools.cache
 def is_ours(filename: str) -> bool:
-    """Whether a line of that file is the step's own: neither torch's nor the lint's."""
+    """True for files outside torch and outside the lint itself."""
     return not (filename.startswith((_TORCH, "<")) or filename in _MACHINERY)
 
 
-def place(filename: str, line: int | None) -> str:
+def name_line(filename: str, line: int | None) -> str:
     return f"{'/'.join(Path(filename).parts[-2:])}:{line}"
 
 
 def _here() -> str:
-    """The innermost line of the running code that is neither torch's nor this file's."""
+    """The innermost running line outside torch and outside the lint."""
     frame: FrameType | None = sys._getframe(1)
     while frame is not None and not is_ours(frame.f_code.co_filename):
         frame = frame.f_back
-    return place(frame.f_code.co_filename, frame.f_lineno) if frame else ""
+    return name_line(frame.f_code.co_filename, frame.f_lineno) if frame else ""
 
 
 class Call(NamedTuple):
-    """What a step asks of the device: an operator and all that a captured graph would freeze of its arguments."""
+    """One operator of a step, with those properties of its arguments that a captured graph freezes."""
 
     operator: str
     arguments: tuple[str, ...]
     where: str
 
 
-def _frozen(argument: object) -> str:
+def _describe(argument: object) -> str:
     if isinstance(argument, Tensor):
         return f"{argument.dtype} {tuple(argument.shape)} strides {tuple(argument.stride())}"
     return repr(argument) if isinstance(argument, bool | int | float | str | torch.dtype) else type(argument).__name__
 
 
-class Trace(TorchDispatchMode):
-    """The calls of each step; tensors made of host memory; reads of tensors that an earlier step made."""
+class OperatorTrace(TorchDispatchMode):
+    """Records the calls of each step, tensors made from host memory, and reads of tensors that an earlier step made."""
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -88,7 +88,7 @@ class Trace(TorchDispatchMode):
         self._born: dict[int, int] = {}  # storage -> the round that made it
 
     def begin(self, stepping: bool) -> None:
-        """A new round: of the step, which is recorded, or of what happens between steps, where tensors only age."""
+        """Starts a round: a step, whose calls are recorded, or the time between two steps, where tensors only age."""
         self.stepping = stepping
         self.round += 1
         self.calls = []
@@ -113,7 +113,7 @@ class Trace(TorchDispatchMode):
 
     def _record(self, func: Any, leaves: list[Any], given: set[int]) -> None:
         where = _here()
-        self.calls.append(Call(str(func), tuple(map(_frozen, leaves)), where))
+        self.calls.append(Call(str(func), tuple(map(_describe, leaves)), where))
         if func is torch.ops.aten.lift_fresh.default:
             self._note("host traffic", "copies numbers to the device; fill a tensor that stays instead", where)
         if any(self._born.get(storage, self.round) < self.round for storage in given):
@@ -124,14 +124,18 @@ class Trace(TorchDispatchMode):
             self.found[Fault(kind, what, where)] = None
 
 
-class Host(TorchFunctionMode):
-    """Notes the calls that read a tensor on the host, move it there, or draw from a generator of their own.
+class HostWatch(TorchFunctionMode):
+    """Records calls that read a tensor on the host, move it there, or draw from a torch.Generator.
 
-    Only those written outside torch: inside, `.to(device)` is usually a move to where the tensor already is.
+    Calls inside torch are skipped: there `.to(device)` is usually a move to the device where the tensor already is.
     """
 
     READS = (Tensor.item, Tensor.tolist, Tensor.numpy)
-    PYTHON_READS = (Tensor.__repr__, Tensor.__format__, Tensor.__array__)  # methods in Python: torch's own frame calls
+    PYTHON_READS = (
+        Tensor.__repr__,
+        Tensor.__format__,
+        Tensor.__array__,
+    )  # Python methods of torch: their caller is a frame of torch
     MOVES = (Tensor.cpu, Tensor.cuda, Tensor.pin_memory)
 
     def __init__(self) -> None:

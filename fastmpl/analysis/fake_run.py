@@ -1,4 +1,4 @@
-"""Whether the whole step of a configuration could be one CUDA graph: its capture lint, on a machine with no GPU."""
+"""Runs the capture lint over the whole step of a configuration. No GPU is needed, and nothing is computed."""
 
 import torch
 from torch import Tensor
@@ -12,10 +12,10 @@ from fastmpl.run.build import assemble
 
 
 class FakeRun:
-    """Networks, optimisers and a batch of the run's sizes, made under the fake tensors of the lint."""
+    """Networks, optimisers and a batch of the sizes of a run. Made under a FakeTensorMode, it holds no data."""
 
     def __init__(self, config: Config, classes: int, image_shape: tuple[int, ...]) -> None:
-        # neither changes what a capture forbids: a compiler would trace the fake tensors' own code, and shards have ranks
+        # a compiler would trace the code of the fake tensors, and shards need ranks; neither changes what can be captured
         simple = {"compile": False, "engine": "plain"}
         config = config.model_copy(update={"system": config.system.model_copy(update=simple)})
 
@@ -29,18 +29,18 @@ class FakeRun:
             device=torch.device("cpu"),
             fixed_teacher=stand_in,
         )
-        self.batch = fake_batch(config, image_shape, classes)
+        self.batch = make_fake_batch(config, image_shape, classes)
 
     def held(self) -> list[Tensor]:
-        """What exists before a step: state of the networks and the step, and the batch."""
+        """The tensors that exist before a step: the state of networks and step, and the batch."""
         return [*self.trainee.state().values(), *(part for part in self.batch if part is not None)]
 
     def step(self) -> None:
         self.trainee.step(self.batch)
 
 
-def fake_batch(config: Config, image_shape: tuple[int, ...], classes: int) -> Batch:
-    """A batch of the run's sizes."""
+def make_fake_batch(config: Config, image_shape: tuple[int, ...], classes: int) -> Batch:
+    """Makes a batch of the sizes of the run: empty images, targets and indices of 0."""
     data = config.data
 
     def pictures(n: int) -> torch.Tensor:
@@ -66,6 +66,6 @@ def fake_batch(config: Config, image_shape: tuple[int, ...], classes: int) -> Ba
     )
 
 
-def capture_faults(config: Config, *, classes: int, image_shape: tuple[int, ...]) -> list[Fault]:
-    """What keeps the step of `config` from being captured; nothing is computed. The step counts itself on."""
+def find_capture_faults(config: Config, *, classes: int, image_shape: tuple[int, ...]) -> list[Fault]:
+    """Lists what keeps the step of `config` from being captured. The step advances its own schedules."""
     return lint(lambda: FakeRun(config, classes, image_shape), FakeRun.step, lambda run: None)

@@ -81,8 +81,8 @@ def plan(asked: Plan, config: Config) -> None:
 
     if asked.ranks < 1 or asked.memory <= 0:
         raise ConfigError("fastmpl plan needs --ranks of at least 1, and --memory above 0.")
-    found = planner.plan(config, ranks=asked.ranks, memory=asked.memory * 2**30, classes=asked.classes)
-    for line in planner.lines(found):
+    found = planner.plan_memory(config, ranks=asked.ranks, memory=asked.memory * 2**30, classes=asked.classes)
+    for line in planner.format_plan(found):
         print(line)
 
 

@@ -128,7 +128,7 @@ def check_data(config: Config) -> Generator[str, None, "Prepared"]:
 
 def check_capture(config: Config, prepared: "Prepared") -> Iterator[str]:
     """Runs the step on fake tensors, with no arithmetic and no GPU: each reason why it cannot be one CUDA graph."""
-    from fastmpl.analysis.fake_run import capture_faults
+    from fastmpl.analysis.fake_run import find_capture_faults
 
     if config.system.graph == "off":
         yield 'graph   none: system.graph = "off"'
@@ -138,7 +138,7 @@ def check_capture(config: Config, prepared: "Prepared") -> Iterator[str]:
         return
     size = config.data.image_size
     shape = (2,) if prepared.normalisation is None else (config.data.channels, size, size)
-    faults = capture_faults(config, classes=len(prepared.arrays.classes), image_shape=shape)
+    faults = find_capture_faults(config, classes=len(prepared.arrays.classes), image_shape=shape)
     for fault in faults:
         yield f"graph   {fault}"
     if not faults:

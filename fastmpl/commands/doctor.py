@@ -208,7 +208,7 @@ CASES: Final[dict[str, Callable[[torch.device], list[Tensor]]]] = {
 
 def _differing_steps(device: torch.device) -> list[int]:
     """Steps of two equal trainees, one of them captured, whose reports are not the same."""
-    from fastmpl.analysis.fake_run import fake_batch
+    from fastmpl.analysis.fake_run import make_fake_batch
     from fastmpl.config import Config, DataConfig, StudentConfig, TeacherConfig
     from fastmpl.run.build import Trainee, assemble
     from fastmpl.step.step_graph import WARMUP, GraphedStep
@@ -225,7 +225,7 @@ def _differing_steps(device: torch.device) -> list[int]:
 
     eager, captured = trainee(), trainee()
     graphed, differing = GraphedStep(captured.step, device), []
-    empty = fake_batch(config, shape, 10)
+    empty = make_fake_batch(config, shape, 10)
     draws = torch.Generator().manual_seed(0)
     for step in range(1, WARMUP + 5):
         parts = (p if p is None or not p.is_floating_point() else torch.randn(p.shape, generator=draws) for p in empty)

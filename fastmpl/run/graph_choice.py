@@ -1,4 +1,4 @@
-"""How a run's steps are executed on its machine: one by one, as one CUDA graph, or sharded passes as graphs."""
+"""Chooses how the steps of a run are executed: eagerly, as one CUDA graph, or with one graph a sharded pass."""
 
 from collections.abc import Callable
 
@@ -14,27 +14,28 @@ from fastmpl.step.step_graph import GraphedStep
 
 
 def is_graphed(config: Config, device: torch.device) -> bool:
-    """Whether the step is one CUDA graph."""
+    """Whether the step is to be one CUDA graph."""
     return device.type == "cuda" and config.system.graph != "off" and is_capturable(config)
 
 
 def loaded_dtype(config: Config, device: torch.device) -> torch.dtype:
-    """The type in which the loader gives pictures that it decodes at every step.
+    """The dtype of pictures that the loader decodes at every step.
 
-    bf16 is made of them once: by the loader, or by the copy into the static inputs of a graph, which is made anyway.
+    A run in bf16 converts them once: in the loader, or in the copy into the static inputs of a graph, which is needed
+    anyway.
     """
     converts = config.system.precision == "bf16" and not is_graphed(config, device)
     return torch.bfloat16 if converts else torch.float32
 
 
-def executed(
+def choose_execution(
     trainee: Trainee, config: Config, device: torch.device, note: Callable[[str], None], *, decodes: bool
 ) -> EagerStep | GraphedStep:
-    """The step as it will be called; what cannot be one graph though there is a GPU is said by `note`.
+    """Returns the step of `trainee` as the run will call it.
 
-    As one CUDA graph where there is a GPU, unless it is switched off; a sharded one eagerly, or pass by pass where that
-    was asked for. `decodes`: whether pictures are decoded at every step. Raises ConfigError where a graph was asked for
-    and there is no GPU.
+    On a GPU it is one CUDA graph, unless graphs are switched off. A sharded step is eager, or has one graph a pass if
+    graphs are "on". `note` is told a sentence if the step is not one graph although there is a GPU. decodes: whether
+    pictures are decoded at every step. Raises ConfigError if a graph is "on" and there is no GPU.
     """
     system = config.system
     if device.type != "cuda":

@@ -23,7 +23,7 @@ from fastmpl.run import checkpoint, finetune
 from fastmpl.run.build import AnyLearner, assemble, load_fixed_teacher
 from fastmpl.run.checkpoint import Checkpoint
 from fastmpl.run.folder import State, claim_folder, write_status
-from fastmpl.run.graph_choice import executed, loaded_dtype
+from fastmpl.run.graph_choice import choose_execution, loaded_dtype
 from fastmpl.run.monitor import Monitor
 from fastmpl.run.preconditions import require_kernels, require_same_data, require_trusted
 from fastmpl.run.scores import Network, Split
@@ -189,10 +189,12 @@ class Training:
         steps = self.config.run.steps
         if self.step < steps:
             decodes = self.data.may_lack_images
-            trained = executed(self.learned.trainee, self.config, self.device, self.monitor.note, decodes=decodes)
+            trained = choose_execution(
+                self.learned.trainee, self.config, self.device, self.monitor.note, decodes=decodes
+            )
             batches = self._next_batch
             if isinstance(trained, GraphedStep):
-                batches = partial(trained.loaded, batches)
+                batches = partial(trained.load_next, batches)
             yield Phase("train", steps, trained, batches, self.learned.evaluated())
         if self.step < self.total:
             self.data.train.close()  # frees the memory of its pipelines

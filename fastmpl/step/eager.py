@@ -1,4 +1,4 @@
-"""Runs steps one by one, and owns what carries over between them beside the networks."""
+"""Runs steps one by one, and owns the state of a run that is neither in the networks nor in the data."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
@@ -13,14 +13,14 @@ from fastmpl.step.step_keys import Moment, Report, moment
 from fastmpl_kernels import keyed
 
 Watch = Callable[[Report], object]
-Run = Callable[[Sequence[Batch], Moment, Tensor], Report]  # micro-batches, the moment, the feedback's baseline
+Run = Callable[[Sequence[Batch], Moment, Tensor], Report]  # micro-batches, the moment, the baseline of the feedback
 
 
-def _unwatched(report: Report) -> None: ...
+def _ignore(report: Report) -> None: ...
 
 
 class Ramp(NamedTuple):
-    """The consistency loss's weight: from 0 to `weight` over `steps` steps."""
+    """The weight of the consistency loss grows from 0 to `weight` over `steps` steps."""
 
     weight: float = 0.0
     steps: int = 0
@@ -29,17 +29,17 @@ class Ramp(NamedTuple):
 class EagerStep:
     """Calls `run` with the moment of each step. Its state is the number of the next step and the baseline.
 
-    `watch` is told each step's report within the step, and so within its graph: it must not read it on the host.
+    `watch` gets the report of each step inside the step, and so inside its CUDA graph: it must not read it on the host.
     """
 
     def __init__(
         self, run: Run, *, seed: int, ramp: Ramp, device: torch.device, rank: int = 0, accumulate: int = 1
     ) -> None:
         self.run, self.ramp, self.rank, self.accumulate = run, ramp, rank, accumulate
-        self.watch: Watch = _unwatched
+        self.watch: Watch = _ignore
         self.step: Int[Tensor, ""] = torch.zeros((), dtype=torch.int64, device=device)
         self.baseline: Float[Tensor, ""] = torch.zeros((), device=device)
-        # far apart for neighbouring seeds, whose steps would else share their draws
+        # hashed: the keys are functions of seed + step, and neighbouring seeds would share their draws
         self.seed: Int[Tensor, ""] = keyed.splitmix64(torch.full((), seed, dtype=torch.int64, device=device))
 
     def __call__(self, batch: Batch) -> Report:

@@ -1,12 +1,12 @@
-"""The same step as one CUDA graph: captured once on static buffers, replayed with no host in between.
+"""Executes the step as one CUDA graph: captured once on static buffers, then replayed without the host.
 
-A step of two small networks is a thousand launches and more; replayed, it is one. What varies from step to step is on
-the device already (rates, ramps, keys, the step's number), so that a replay is the step that eager execution would have
-taken, bit for bit. `fastmpl.analysis.fake_run` tells without a GPU whether a configuration's step can be captured.
+A step of two small networks has more than a thousand launches; a replay is one. Everything that varies from step to step
+(rates, ramps, keys, the number of the step) is a tensor on the device. A replay is therefore bit for bit the step that
+eager execution would take. `fastmpl.analysis.fake_run` tells without a GPU whether a step can be captured.
 
-Three streams. The loader's work and its transfers run on one of their own (`loaded`), beside the replay of the step
-before; the warm-up and the capture run on a second, as captures must; the caller's stream replays, and fills the static
-inputs between two replays.
+Three streams are used. The loading stream prepares and transfers the next batch (`load_next`) during the replay of the
+step before. The capture stream runs the warm-up steps and the capture, which CUDA does not allow on the default stream.
+The stream of the caller fills the static inputs and replays.
 """
 
 from collections.abc import Callable, Mapping
@@ -20,22 +20,22 @@ from fastmpl.errors import ConfigError
 from fastmpl.step.eager import EagerStep
 from fastmpl.step.step_keys import Report
 
-WARMUP: Final = 11  # eager steps before the capture: libraries choose their algorithms, all-reduces their buckets
+WARMUP: Final = 11  # eager steps before the capture: libraries choose algorithms, all-reduces choose buckets
 
 
 class CaptureError(ConfigError):
-    """A step could not be captured, or a batch does not fit the captured one."""
+    """A step cannot be captured, or a batch does not fit the captured step."""
 
 
 class GraphedStep:
-    """Calls like an EagerStep, whose state it shares. The first steps are taken eagerly, on the stream of the capture.
+    """A drop-in for the EagerStep `eager`, whose state it shares. The first WARMUP steps are eager.
 
-    The report's tensors are overwritten by the next step. On several ranks all capture at the same step. There is no
-    way back to eager execution: a step that cannot be captured raises CaptureError.
+    The next step overwrites the tensors of a report. All ranks capture at the same step. A step that cannot be captured
+    raises CaptureError and leaves the state as it was before that step.
     """
 
     def __init__(self, eager: EagerStep, device: torch.device, images: torch.dtype | None = None) -> None:
-        """images: the type that the step reads pictures in, which the copy into the inputs makes; None: as they come."""
+        """images: the dtype of pictures in the static inputs, which the copy converts to; None keeps the dtype."""
         self.eager, self.device, self._images = eager, device, images
         self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
         self._loading = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
@@ -44,14 +44,14 @@ class GraphedStep:
         self._graph: torch.cuda.CUDAGraph | None = None
         self._report: Report | None = None
 
-    def loaded(self, following: Callable[[], Batch]) -> Batch:
-        """The next batch on the device, made and sent while the step before is still running."""
+    def load_next(self, following: Callable[[], Batch]) -> Batch:
+        """Prepares the next batch on the device, on the loading stream, while the step before is still running."""
         with torch.cuda.stream(self._loading):
             return following().to(self.device)
 
     def __call__(self, batch: Batch) -> Report:
-        """One step on a batch that `loaded` gave, or that is on the host."""
-        inputs = self._filled(self.loaded(lambda: batch))
+        """Takes one step on a batch from `load_next`, or on a batch in host memory."""
+        inputs = self._fill_inputs(self.load_next(lambda: batch))
         if self._taken < WARMUP:
             self._taken += 1
             current = torch.cuda.current_stream()
@@ -61,15 +61,15 @@ class GraphedStep:
             current.wait_stream(self._stream)
             return report
         if self._graph is None or self._report is None:
-            self._graph, self._report = self._captured(inputs)
+            self._graph, self._report = self._capture(inputs)
         self._graph.replay()
         return self._report
 
-    def _captured(self, inputs: Batch) -> tuple[torch.cuda.CUDAGraph, Report]:
-        """The step's record; it is not taken, so no state moves."""
+    def _capture(self, inputs: Batch) -> tuple[torch.cuda.CUDAGraph, Report]:
+        """Records the step without executing it: no state changes. Raises CaptureError."""
         graph = torch.cuda.CUDAGraph()
         try:
-            # beside a loader's pinned-memory thread and NCCL's watchdog, only what this thread calls may break it
+            # only calls of this thread may end the capture: NCCL's watchdog and a loader's thread call CUDA meanwhile
             with torch.cuda.graph(graph, stream=self._stream, capture_error_mode="thread_local"):
                 return graph, self.eager(inputs)
         except RuntimeError as error:
@@ -79,12 +79,12 @@ class GraphedStep:
                 "fastmpl check, which names what stands in the way."
             ) from error
 
-    def _filled(self, arrived: Batch) -> Batch:
-        """The static inputs with the contents of a batch that was made on the loading stream."""
+    def _fill_inputs(self, arrived: Batch) -> Batch:
+        """Copies a batch that was made on the loading stream into the static inputs, and returns these."""
         current = torch.cuda.current_stream()
         current.wait_stream(self._loading)
         if self._inputs is None:
-            self._inputs = Batch(*map(self._static, Batch._fields, arrived))  # type: ignore[arg-type]
+            self._inputs = Batch(*map(self._make_static, Batch._fields, arrived))  # type: ignore[arg-type]
             return self._inputs
         for name, static, part in zip(Batch._fields, self._inputs, arrived, strict=True):
             if static is None or part is None or static.shape != part.shape:
@@ -95,11 +95,11 @@ class GraphedStep:
                     f"A batch's {name} has the shape {found} where the first batch had {expected}: a captured step "
                     'needs the same shapes always. Set system.graph = "off".'
                 )
-            part.record_stream(current)  # else its memory could be the next batch's before it is read
+            part.record_stream(current)  # its memory must not be reused before the copy below has read it
             static.copy_(part)
         return self._inputs
 
-    def _static(self, name: str, part: Tensor | None) -> Tensor | None:
+    def _make_static(self, name: str, part: Tensor | None) -> Tensor | None:
         if part is None:
             return None
         return part.to(self._images if name in IMAGES and self._images else part.dtype, copy=True)
@@ -112,5 +112,5 @@ class GraphedStep:
         return self.eager.state()
 
     def load(self, state: Mapping[str, Tensor]) -> None:
-        """In place: the captured addresses stay."""
+        """Loads in place: the captured addresses stay valid."""
         self.eager.load(state)

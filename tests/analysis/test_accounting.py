@@ -7,7 +7,7 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.checkpoint import checkpoint
 
-from fastmpl.analysis.accounting import LiveBytes, arithmetic, measure, tensors_of
+from fastmpl.analysis.accounting import LiveBytes, count_arithmetic, measure, tensors_of
 from fastmpl.models import build
 
 KB = 1024
@@ -105,19 +105,19 @@ def test_storages_are_rounded_up_as_an_allocator_would():
 def test_arithmetic_of_a_training_step_is_three_forwards():
     net = nn.Linear(32, 8, bias=False)
     x = torch.zeros(4, 32, requires_grad=True)
-    forward = arithmetic(lambda: net(x))
+    forward = count_arithmetic(lambda: net(x))
     assert forward == 2 * 4 * 32 * 8
-    assert arithmetic(lambda: net(x).sum().backward()) == 3 * forward
+    assert count_arithmetic(lambda: net(x).sum().backward()) == 3 * forward
 
 
 @pytest.mark.parametrize("groups", [1, 4, 16], ids=["dense", "grouped", "depthwise"])
 def test_a_convolution_costs_its_positions_times_its_weights_and_twice_that_backward(groups: int):
     net = nn.Conv2d(16, 16, 3, padding=1, groups=groups, bias=False)
     x = torch.zeros(2, 16, 8, 8, requires_grad=True)
-    forward = arithmetic(lambda: net(x))
+    forward = count_arithmetic(lambda: net(x))
     assert forward == 2 * (2 * 8 * 8) * (16 * 16 // groups * 9)
-    assert arithmetic(lambda: net(x).sum().backward()) == 3 * forward
-    assert arithmetic(lambda: net(x.detach()).sum().backward()) == 2 * forward  # nobody asks for the images'
+    assert count_arithmetic(lambda: net(x).sum().backward()) == 3 * forward
+    assert count_arithmetic(lambda: net(x.detach()).sum().backward()) == 2 * forward  # nobody asks for the images'
 
 
 def test_tangents_are_counted_as_arithmetic_and_as_operations():
@@ -128,5 +128,7 @@ def test_tangents_are_counted_as_arithmetic_and_as_operations():
             dual = forward_ad.make_dual(net.weight.detach(), torch.ones(8, 32))
             return forward_ad.unpack_dual(torch.func.functional_call(net, {"weight": dual}, (x,))).tangent
 
-    assert arithmetic(derivative) == 3 * arithmetic(lambda: net(x))  # the value, and a product for each factor
+    assert count_arithmetic(derivative) == 3 * count_arithmetic(
+        lambda: net(x)
+    )  # the value, and a product for each factor
     assert measure(derivative).by_operator["aten.mm"] == 3

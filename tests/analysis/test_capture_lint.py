@@ -172,13 +172,13 @@ def test_a_planted_fault_is_found(fault):
     found = lint(lambda: State("perceptron"), lambda state: plant(state, learn(state)), advance)
     assert kind in {f.kind for f in found}, found
     if kind != "grows" and "random" not in fault:  # what no single line does
-        assert any(f.where.startswith("step/test_lint.py:") for f in found if f.kind == kind), found
+        assert any(f.where.startswith("analysis/test_capture_lint.py:") for f in found if f.kind == kind), found
 
 
 def test_an_optimiser_that_reads_its_rate_is_found_with_the_line_that_calls_it():
     (fault,) = lint(lambda: State(foreach=True), learn, advance)
     assert fault.kind == "host read"
-    assert fault.where.startswith("step/test_lint.py:")
+    assert fault.where.startswith("analysis/test_capture_lint.py:")
 
 
 def test_inputs_that_are_replaced_instead_of_filled_are_found():
@@ -191,5 +191,5 @@ def test_inputs_that_are_replaced_instead_of_filled_are_found():
 
 def test_a_fault_reads_as_a_line_with_its_place():
     (fault,) = lint(lambda: State("perceptron"), lambda state: learn(state).item(), advance)
-    assert str(fault).startswith("step/test_lint.py:")
+    assert str(fault).startswith("analysis/test_capture_lint.py:")
     assert "host read" in str(fault)

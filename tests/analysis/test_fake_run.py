@@ -8,7 +8,7 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from fastmpl.analysis.capture_lint import lint
-from fastmpl.analysis.fake_run import FakeRun, capture_faults
+from fastmpl.analysis.fake_run import FakeRun, find_capture_faults
 from fastmpl.config import load
 from fastmpl.config.optimisers import ABILITIES
 from fastmpl.run.build import Trainee
@@ -33,7 +33,7 @@ def faults(name: str, **changes: Any) -> list[str]:
     classes, image_shape = SHAPES[config.data.source]
     if len(image_shape) == 3:
         image_shape = (config.data.channels, *image_shape[1:])
-    return [str(fault) for fault in capture_faults(config, classes=classes, image_shape=image_shape)]
+    return [str(fault) for fault in find_capture_faults(config, classes=classes, image_shape=image_shape)]
 
 
 WHOLE = [path.stem for path in EXAMPLES if load(path).system.engine == "plain"]  # a sharded step is no single graph

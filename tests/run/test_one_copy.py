@@ -22,7 +22,7 @@ from fastmpl.data.streaming.crops import Crops
 from fastmpl.data.streaming.encoded_pipeline import EncodedStream, Machine
 from fastmpl.data.streaming.reading import Reader
 from fastmpl.run.build import Trainee
-from fastmpl.run.graph_choice import executed, loaded_dtype
+from fastmpl.run.graph_choice import choose_execution, loaded_dtype
 from tests import mini_imagenet
 from tests.step.emulated_cuda import Cuda
 
@@ -97,7 +97,7 @@ def test_the_copy_into_a_graph_s_inputs_is_the_only_one_and_converts(
 ) -> None:
     config, read = asked(precision), list[Batch]()
     trainee = cast(Trainee, SimpleNamespace(step=read.append))
-    step = executed(trainee, config, cuda, pytest.fail, decodes=True)
+    step = choose_execution(trainee, config, cuda, pytest.fail, decodes=True)
     batches, same = loader(images, loaded_dtype(config, cuda)), loader(images, torch.float32)
     step(next(batches))  # makes the inputs
     next(same)

@@ -41,14 +41,14 @@ def config(tmp_path: Path) -> Config:
 def steps(monkeypatch: pytest.MonkeyPatch, step: Callable[[], None]) -> None:
     """Lets the trainer's steps be `step`."""
 
-    def executed(trainee: Any, *_: object, **__: object) -> Callable[[Batch], None]:
+    def choose_execution(trainee: Any, *_: object, **__: object) -> Callable[[Batch], None]:
         def taken(batch: Batch) -> None:
             step()
             trainee.step.watch(nothing(batch.labelled))
 
         return taken
 
-    monkeypatch.setattr(trainer, "executed", executed)
+    monkeypatch.setattr(trainer, "choose_execution", choose_execution)
 
 
 def test_the_next_batches_are_made_while_a_step_is_running(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:

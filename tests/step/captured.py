@@ -4,7 +4,7 @@ from pathlib import Path
 
 import torch
 
-from fastmpl.analysis.fake_run import fake_batch
+from fastmpl.analysis.fake_run import make_fake_batch
 from fastmpl.config import Config, load
 from fastmpl.data.batch import Batch
 from fastmpl.models import build
@@ -43,7 +43,7 @@ def trainee(settings: Config, device: str) -> Trainee:
 
 def batches(settings: Config, count: int) -> list[Batch]:
     torch.manual_seed(0)
-    shapes = fake_batch(settings, SHAPE, 10)
+    shapes = make_fake_batch(settings, SHAPE, 10)
     return [
         Batch(*(None if p is None else torch.randn_like(p) if p.is_floating_point() else p for p in shapes))  # type: ignore[arg-type]
         for _ in range(count)

@@ -77,7 +77,7 @@ def test_batches_are_made_beside_the_replay_and_awaited_before_they_are_read(cud
         where.append(torch.cuda.current_stream().name)
         return given[-1]
 
-    batch = graphed.loaded(following)
+    batch = graphed.load_next(following)
     assert where == ["loading"]
     cuda.log.clear()
     graphed(batch)

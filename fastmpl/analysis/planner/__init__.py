@@ -1,11 +1,11 @@
-"""What a run would need, from its configuration alone: bytes a rank holds and gathers, activations, arithmetic.
+"""Predicts what a run needs from its configuration alone: bytes of a rank, activations, arithmetic.
 
-`state` is ZeRO's arithmetic, pure functions of counts; `cost` runs the step on fake tensors; `plan` puts the two together
-for every sharding and schedule, and says what fits; `text` prints it. No data is read, nothing is computed.
+`state` has the formulas of ZeRO, pure functions of counts. `cost` counts a step on fake tensors. `plan` combines both for
+every sharding and schedule and tells what fits. `text` prints it. No data is read, and nothing is computed.
 """
 
-from fastmpl.analysis.planner.plan import Plan, plan
-from fastmpl.analysis.planner.state import Gathered, State, gathered_bytes, state_bytes
-from fastmpl.analysis.planner.text import lines
+from fastmpl.analysis.planner.plan import MemoryPlan, plan_memory
+from fastmpl.analysis.planner.state import Gathered, StateBytes, gathered_bytes, state_bytes
+from fastmpl.analysis.planner.text import format_plan
 
-__all__ = ["Gathered", "Plan", "State", "gathered_bytes", "lines", "plan", "state_bytes"]
+__all__ = ["Gathered", "MemoryPlan", "StateBytes", "format_plan", "gathered_bytes", "plan_memory", "state_bytes"]

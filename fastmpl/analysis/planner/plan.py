@@ -1,9 +1,9 @@
-"""The plan of a configuration: every sharding and schedule, the memory of a rank, what fits, the largest batch.
+"""Plans the memory of a configuration: for each sharding and schedule, what fits, and the largest batch.
 
     peak = lasting state + kept + overlap + activations        and at least lasting state + kept + what credit gathers
 
-`overlap` is counted with copies of the networks, so that at ZeRO 2 and 3 the peak is an upper bound by at most the
-gradients of one network.
+`overlap` is counted with whole networks on each rank. At ZeRO 2 and 3 the peak is therefore an upper bound, too large by
+at most the gradients of one network.
 """
 
 import math
@@ -12,8 +12,8 @@ from typing import Final, Literal, NamedTuple
 
 from torch import nn
 
-from fastmpl.analysis.planner.cost import BATCHES, Cost, Shape, cost
-from fastmpl.analysis.planner.state import Gathered, Stage, State, gathered_bytes, state_bytes
+from fastmpl.analysis.planner.cost import BATCHES, Cost, Shape, count_cost
+from fastmpl.analysis.planner.state import Gathered, Stage, StateBytes, gathered_bytes, state_bytes
 from fastmpl.config import Config, NetworkConfig, feeds_back, trained
 from fastmpl.config.optimisers import ABILITIES
 from fastmpl.errors import ConfigError
@@ -40,39 +40,42 @@ SCHEDULES: Final[Mapping[str, Mapping[str, object]]] = {
 CLASSES: Final = {"digits": 10, "fashion_mnist": 10, "cifar10": 10, "cifar100": 100, "svhn": 10, "two_moons": 2}
 
 
-class Size(NamedTuple):
-    """A network in numbers."""
+class NetworkSize(NamedTuple):
+    """The number of parameters of a network and of its largest layer."""
 
     elements: int  # of its parameters
     layer: int  # of the module that owns most of them
 
 
-class Choice(NamedTuple):
-    """One sharding with one schedule."""
+class Fit(NamedTuple):
+    """How a sharding with a schedule fits a device."""
 
     sharding: Sharding
     schedule: str
     peak: int  # bytes of a rank's device
-    times: float  # the largest batch that fits, in those of the configuration; 0 where none does
+    times: float  # the largest batch that fits, as a multiple of the configured batch; 0 if none fits
 
 
-class Plan(NamedTuple):
-    """All of it, for `ranks` ranks."""
+class MemoryPlan(NamedTuple):
+    """The memory of every sharding and schedule, for `ranks` ranks."""
 
     ranks: int
     memory: float  # bytes of a device
     batches: dict[str, int]  # images of a step of a rank
-    networks: dict[str, Size]
-    states: dict[Sharding, State]  # of all networks
+    networks: dict[str, NetworkSize]
+    states: dict[Sharding, StateBytes]  # of all networks
     gathered: dict[Sharding, Gathered]
     costs: dict[str, Cost]  # by schedule
-    choices: list[Choice]
+    fits: list[Fit]
 
 
-def plan(config: Config, *, ranks: int, memory: float, classes: int = 0, schedules: tuple[str, ...] = ()) -> Plan:
-    """The plan of `config` on that many ranks of `memory` bytes each. `schedules`: some of SCHEDULES; all if empty.
+def plan_memory(
+    config: Config, *, ranks: int, memory: float, classes: int = 0, schedules: tuple[str, ...] = ()
+) -> MemoryPlan:
+    """Plans `config` on `ranks` ranks of `memory` bytes each.
 
-    classes: of a folder of one's own. Raises ConfigError where they are needed, or a rank would have no image.
+    classes: number of classes of a data set that is not in CLASSES. schedules: names of SCHEDULES; all if empty.
+    Raises ConfigError if `classes` is needed and missing, or if a rank would have no image.
     """
     for name in ("batch_labelled", "batch_unlabelled"):
         if getattr(config.data, name) < ranks * config.system.accumulate:
@@ -85,18 +88,18 @@ def plan(config: Config, *, ranks: int, memory: float, classes: int = 0, schedul
     gathered = {name: _gathered(config, sizes["student"], stage, ranks) for name, (stage, _) in _possible(config)}
     names = (schedules or tuple(SCHEDULES)) if "teacher" in sizes else ("one network",)
     kept = gathered["copies"].kept
-    costs = {name: cost(_scheduled(config, name), shape, ranks, kept) for name in names}
-    choices = [
-        _choice(sharding, schedule, states[sharding], gathered[sharding], costs[schedule], memory)
+    costs = {name: count_cost(_schedule(config, name), shape, ranks, kept) for name in names}
+    fits = [
+        _fit(sharding, schedule, states[sharding], gathered[sharding], costs[schedule], memory)
         for sharding in states
         for schedule in costs
     ]
     batches = {name: math.ceil(getattr(config.data, name) / ranks) for name in BATCHES if getattr(config.data, name)}
-    return Plan(ranks, memory, batches, sizes, states, gathered, costs, choices)
+    return MemoryPlan(ranks, memory, batches, sizes, states, gathered, costs, fits)
 
 
 def shape_of(config: Config, classes: int = 0) -> Shape:
-    """What the configuration classifies, without its data."""
+    """Classes and image shape of a configuration, without reading its data. Raises ConfigError for unknown classes."""
     data = config.data
     known = classes or CLASSES.get(data.source, 0)
     if not known:
@@ -104,9 +107,9 @@ def shape_of(config: Config, classes: int = 0) -> Shape:
     return Shape(known, (2,) if data.source == "two_moons" else (3, data.image_size, data.image_size))
 
 
-def size_of(module: nn.Module) -> Size:
+def size_of(module: nn.Module) -> NetworkSize:
     layers = [sum(p.numel() for p in layer.parameters(recurse=False)) for layer in module.modules()]
-    return Size(sum(p.numel() for p in module.parameters()), max(layers))
+    return NetworkSize(sum(p.numel() for p in module.parameters()), max(layers))
 
 
 def _network(config: Config, role: str, shape: Shape) -> nn.Module:
@@ -120,13 +123,13 @@ def _network(config: Config, role: str, shape: Shape) -> nn.Module:
 
 
 def _possible(config: Config) -> Iterator[tuple[Sharding, tuple[Stage, bool]]]:
-    """LAMB's trust ratio, which needs whole parameters, leaves copies alone."""
+    """The shardings that the optimisers allow. LAMB allows copies alone: its trust ratio needs whole parameters."""
     shards = all(ABILITIES[name].sharded for name in trained(config).values())
     return ((name, how) for name, how in SHARDINGS.items() if shards or name == "copies")
 
 
-def _state(config: Config, sizes: Mapping[str, Size], stage: Stage, ranks: int, offload: bool) -> State:
-    total = State()
+def _state(config: Config, sizes: Mapping[str, NetworkSize], stage: Stage, ranks: int, offload: bool) -> StateBytes:
+    total = StateBytes()
     for role, name in trained(config).items():
         averaged = role == "student" and config.student.average > 0
         total = total.plus(
@@ -142,7 +145,7 @@ def _state(config: Config, sizes: Mapping[str, Size], stage: Stage, ranks: int, 
     return total
 
 
-def _gathered(config: Config, student: Size, stage: Stage, ranks: int) -> Gathered:
+def _gathered(config: Config, student: NetworkSize, stage: Stage, ranks: int) -> Gathered:
     feedback = config.feedback
     exact = feeds_back(config) and (feedback.kind in ("exact", "per_example") or feedback.cosine)
     return gathered_bytes(
@@ -150,13 +153,13 @@ def _gathered(config: Config, student: Size, stage: Stage, ranks: int) -> Gather
     )
 
 
-def _scheduled(config: Config, name: str) -> Config:
+def _schedule(config: Config, name: str) -> Config:
     return config.model_copy(update={"system": config.system.model_copy(update=dict(SCHEDULES.get(name, {})))})
 
 
-def _choice(sharding: Sharding, schedule: str, state: State, gathered: Gathered, cost: Cost, memory: float) -> Choice:
+def _fit(sharding: Sharding, schedule: str, state: StateBytes, gathered: Gathered, cost: Cost, memory: float) -> Fit:
     fixed = state.lasting + gathered.kept
     peak = fixed + max(cost.overlap + cost.activations, gathered.credit)
     room = memory - fixed - cost.overlap
     fits = fixed + gathered.credit <= memory and cost.activations > 0
-    return Choice(sharding, schedule, peak, max(0.0, room / cost.activations) if fits else 0.0)
+    return Fit(sharding, schedule, peak, max(0.0, room / cost.activations) if fits else 0.0)

@@ -1,8 +1,8 @@
-"""Bytes that a rank holds of one network, and that it gathers for exact feedback, by what is sharded.
+"""Bytes that a rank holds of one network, and that it gathers for exact feedback, by ZeRO stage.
 
-ZeRO (Rajbhandari et al. 2020) cuts one more of three into N parts at each stage: 1 the optimiser's moments and the moving
-average, 2 also the gradients, 3 also the parameters. Copies (no ZeRO) hold what stage 0 holds. All of it is float32 here,
-whatever the precision of the arithmetic: bf16 is autocast's. With P elements, m moments and N ranks, in units of 4 P bytes:
+Each stage of ZeRO (Rajbhandari et al. 2020) divides more of the state into N parts: stage 1 the moments of the optimiser
+and the moving average, stage 2 also the gradients, stage 3 also the parameters. Stage 0 is a copy on each rank. The
+state is float32 at every precision: bf16 exists inside autocast alone. P elements, m moments, N ranks, units of 4 P bytes:
 
     stage             0        1           2            3
     parameters        1        1           1            1 / N
@@ -10,7 +10,7 @@ whatever the precision of the arithmetic: bf16 is autocast's. With P elements, m
     optimiser         m        m / N       m / N        m / N
     average           1        1 / N       1 / N        1 / N
 
-Left out: buffers of the network (running statistics), the filling of the last part, and messages on their way, of at
+Not counted: buffers of the network (running statistics), the padding of the last part, and messages in flight, of at
 most `BUCKET` elements each.
 """
 
@@ -20,8 +20,8 @@ Stage = Literal[0, 1, 2, 3]
 FLOAT = 4  # bytes
 
 
-class State(NamedTuple):
-    """Bytes of a rank, of one network or of several. `host` is what it keeps in the host's memory instead."""
+class StateBytes(NamedTuple):
+    """Bytes of a rank, of one network or of several. `host` bytes lie in host memory, all others on the device."""
 
     parameters: int = 0
     gradients: int = 0
@@ -31,25 +31,25 @@ class State(NamedTuple):
 
     @property
     def device(self) -> int:
-        """All that is on the device; gradients while they exist."""
+        """Bytes on the device while gradients exist."""
         return self.parameters + self.gradients + self.optimiser + self.average
 
     @property
     def lasting(self) -> int:
-        """What is on the device between steps."""
+        """Bytes on the device between steps."""
         return self.device - self.gradients
 
-    def plus(self, other: "State") -> "State":
-        return State(*(a + b for a, b in zip(self, other, strict=True)))
+    def plus(self, other: "StateBytes") -> "StateBytes":
+        return StateBytes(*(a + b for a, b in zip(self, other, strict=True)))
 
 
 def state_bytes(
     elements: int, *, stage: Stage, ranks: int, moments: int, average: bool = False, offload: bool = False
-) -> State:
-    """What a rank holds of a network of that many parameters.
+) -> StateBytes:
+    """Bytes that a rank holds of a network with `elements` parameters.
 
-    moments: tensors of a parameter's shape that the optimiser keeps (`fastmpl.config.optimisers`). offload: the moments,
-    the average and the part of the parameters that the optimiser steps are in the host's memory, with its gradients.
+    moments: optimiser tensors of the shape of a parameter (`fastmpl.config.optimisers`). offload: host memory holds the
+    moments, the average, the part of the parameters that the optimiser steps, and the gradients of that part.
     """
     part = -(-elements // ranks)
     sharded = part if stage else elements
@@ -57,21 +57,21 @@ def state_bytes(
     gradients = (part if stage >= 2 else elements) * FLOAT
     optimiser, averaged = moments * sharded * FLOAT, average * sharded * FLOAT
     if offload:
-        stepped = 2 * sharded * FLOAT  # parameters and gradients, where the optimiser is
-        return State(parameters, gradients, host=optimiser + averaged + stepped)
-    return State(parameters, gradients, optimiser, averaged)
+        stepped = 2 * sharded * FLOAT  # parameters and gradients beside the optimiser
+        return StateBytes(parameters, gradients, host=optimiser + averaged + stepped)
+    return StateBytes(parameters, gradients, optimiser, averaged)
 
 
 class Gathered(NamedTuple):
-    """What exact feedback needs beside the state, for the student. Bytes of a rank."""
+    """Bytes of a rank that exact feedback needs of the student, beside its state."""
 
-    kept: int  # from the student's step to the end of the whole step: the old parameters, the gradient
-    gradient: int  # g' while it is made: whole, but at stage 3
-    tangent: int  # the old parameters and their direction, as the forward-mode pass reads them
+    kept: int  # from the student's update to the end of the step: the old parameters, the gradient
+    gradient: int  # g' while it is computed: whole, except at stage 3
+    tangent: int  # the old parameters and their direction, which the forward-mode pass reads
 
     @property
     def credit(self) -> int:
-        """The most at one moment of the credit phase, beside what is kept."""
+        """The peak of the credit phase, beside `kept`."""
         return max(self.gradient, self.tangent)
 
 
@@ -84,21 +84,21 @@ def gathered_bytes(
     exact: bool = True,
     tangent: Literal["jvp", "difference"] = "jvp",
 ) -> Gathered:
-    """What the credit phase holds of a student of that many parameters, the largest layer having `layer` of them.
+    """Bytes that the credit phase holds of a student with `elements` parameters, `layer` of them in its largest layer.
 
-    exact: whether the feedback needs the update's gradient and g' (exact, per_example, or the scalar's cosine); two
-    passes without a graph otherwise, which need nothing. At stage 3 the engine leaves g' in parts and the forward-mode
-    pass goes layer by layer; a difference moves the parts themselves.
+    exact: whether the feedback needs the gradient of the update and g'. Otherwise it is two passes without a graph, which
+    need no such bytes. At stage 3 g' stays in parts and the forward-mode pass gathers one layer at a time; the difference
+    form moves the parts themselves.
     """
     if not exact:
         return Gathered(0, 0, 0)
     part = -(-elements // ranks)
     sharded = part if stage else elements
-    # stages 1 and 2 lay the whole gradient out in a row, whose parts are then summed
+    # stages 1 and 2 copy the whole gradient into one flat tensor, then sum its parts over ranks
     gradient = {0: elements, 1: 2 * elements + part, 2: 2 * elements + part, 3: 2 * part}[stage]
     if tangent == "difference":
         moved = 2 * sharded  # the direction, the moved parameters
     else:
         whole = 2 * layer if stage == 3 else elements if stage == 0 else 2 * elements
-        moved = whole + 2 * sharded  # g' and the direction, and what is made whole of the old and of the direction
+        moved = whole + 2 * sharded  # g' and the direction, and the old parameters and direction gathered whole
     return Gathered(2 * sharded * FLOAT, gradient * FLOAT, moved * FLOAT)

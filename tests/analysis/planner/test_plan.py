@@ -40,24 +40,24 @@ def peak_of(config: Config) -> int:
     ],
 )
 def test_the_peak_with_copies_is_that_of_the_step(schedule: str, changes: dict[str, Any]) -> None:
-    found = planner.plan(config(**changes), ranks=1, memory=GIB, schedules=(schedule,)).choices[0]
+    found = planner.plan_memory(config(**changes), ranks=1, memory=GIB, schedules=(schedule,)).fits[0]
     assert found.sharding == "copies"
     assert found.peak == pytest.approx(peak_of(config(**changes)), rel=0.05)
 
 
 def test_the_largest_batch_fits_and_a_larger_one_does_not() -> None:
     memory = 100 * 2**20
-    (choice, *_) = planner.plan(config(), ranks=1, memory=memory, schedules=("split",)).choices
-    assert choice.times > 2
+    (fit, *_) = planner.plan_memory(config(), ranks=1, memory=memory, schedules=("split",)).fits
+    assert fit.times > 2
     sizes = {}
     for share in (0.98, 1.05):
-        labelled, unlabelled = (round(n * choice.times * share) for n in (16, 64))
+        labelled, unlabelled = (round(n * fit.times * share) for n in (16, 64))
         sizes[share] = peak_of(config(data__batch_labelled=labelled, data__batch_unlabelled=unlabelled))
     assert sizes[0.98] <= memory < sizes[1.05]
 
 
 def test_more_ranks_hold_and_compute_less() -> None:
-    one, four = (planner.plan(config(), ranks=n, memory=GIB, schedules=("split",)) for n in (1, 4))
+    one, four = (planner.plan_memory(config(), ranks=n, memory=GIB, schedules=("split",)) for n in (1, 4))
     assert four.batches == {"batch_labelled": 4, "batch_unlabelled": 16}
     assert four.costs["split"].flops == pytest.approx(one.costs["split"].flops / 4, rel=0.01)
     assert four.states["ZeRO 3"].device < one.states["ZeRO 3"].device / 3.9
@@ -65,7 +65,7 @@ def test_more_ranks_hold_and_compute_less() -> None:
 
 def test_half_precision_halves_activations_and_no_state() -> None:
     full, half = (
-        planner.plan(config(system__precision=p), ranks=1, memory=GIB, schedules=("split",))
+        planner.plan_memory(config(system__precision=p), ranks=1, memory=GIB, schedules=("split",))
         for p in ("float32", "bf16")
     )
     assert half.costs["split"].activations < 0.8 * full.costs["split"].activations
@@ -73,13 +73,13 @@ def test_half_precision_halves_activations_and_no_state() -> None:
 
 
 def test_lamb_leaves_copies_alone() -> None:
-    assert list(planner.plan(config(student__optimiser="lamb"), ranks=2, memory=GIB, schedules=("split",)).states) == [
-        "copies"
-    ]
+    assert list(
+        planner.plan_memory(config(student__optimiser="lamb"), ranks=2, memory=GIB, schedules=("split",)).states
+    ) == ["copies"]
 
 
 def test_one_network_has_one_schedule() -> None:
-    found = planner.plan(config(method__name="supervised", feedback__kind="off"), ranks=1, memory=GIB)
+    found = planner.plan_memory(config(method__name="supervised", feedback__kind="off"), ranks=1, memory=GIB)
     assert list(found.networks) == ["student"]
     assert list(found.costs) == ["one network"]
 
@@ -93,9 +93,9 @@ def test_the_largest_layer_is_that_of_one_module() -> None:
 def test_what_a_configuration_alone_does_not_tell_is_asked_for() -> None:
     folder = load(DIGITS, {"data.source": "folder", "data.root": "a"})
     with pytest.raises(ConfigError, match="Add --classes N"):
-        planner.plan(folder, ranks=1, memory=GIB)
+        planner.plan_memory(folder, ranks=1, memory=GIB)
     with pytest.raises(ConfigError, match="gives 32 ranks less than an image each"):
-        planner.plan(config(), ranks=32, memory=GIB)
+        planner.plan_memory(config(), ranks=32, memory=GIB)
 
 
 def test_the_verb_prints_what_fits(capsys: pytest.CaptureFixture[str]) -> None:

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from fastmpl.analysis.accounting import measure
-from fastmpl.analysis.planner.state import State, gathered_bytes, state_bytes
+from fastmpl.analysis.planner.state import StateBytes, gathered_bytes, state_bytes
 from fastmpl.config import NetworkConfig
 from fastmpl.config.optimisers import ABILITIES
 from fastmpl.learners.plain import PlainLearner
@@ -23,10 +23,10 @@ def test_two_efficientnet_l2_of_11_5_gb_are_1_4_gb_on_each_of_8_at_stage_3() -> 
 def test_each_stage_cuts_one_more_part() -> None:
     found = [state_bytes(1000, stage=stage, ranks=4, moments=2, average=True) for stage in (0, 1, 2, 3)]  # type: ignore[arg-type]
     assert found == [
-        State(4000, 4000, 8000, 4000),
-        State(4000, 4000, 2000, 1000),
-        State(4000, 1000, 2000, 1000),
-        State(1000, 1000, 2000, 1000),
+        StateBytes(4000, 4000, 8000, 4000),
+        StateBytes(4000, 4000, 2000, 1000),
+        StateBytes(4000, 1000, 2000, 1000),
+        StateBytes(1000, 1000, 2000, 1000),
     ]
 
 
@@ -36,7 +36,7 @@ def test_one_rank_holds_the_same_at_every_stage() -> None:
 
 def test_offload_moves_what_the_optimiser_needs_to_the_host() -> None:
     found = state_bytes(1000, stage=2, ranks=4, moments=2, average=True, offload=True)
-    assert found == State(4000, 1000, host=2000 + 1000 + 2000)
+    assert found == StateBytes(4000, 1000, host=2000 + 1000 + 2000)
 
 
 @pytest.mark.parametrize("name", ["sgd", "adamw", "lamb", "fastmpl:sgd_ema"])
