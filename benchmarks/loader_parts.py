@@ -19,7 +19,7 @@ from torchvision.transforms.v2 import functional as F
 from benchmarks.loaders import MAGNITUDE, SIZE
 from benchmarks.records import Row
 from fastmpl.data.dali import Node, fn, normalise, pipeline_def, types
-from fastmpl.data.files.portable import portable
+from fastmpl.data.files.portable import make_portable
 from fastmpl.data.normalise import IMAGENET
 from fastmpl.data.streaming.encoded_pipeline import Machine, decode, resize
 from fastmpl.data.streaming.rand_augment import Operation, layer
@@ -107,7 +107,7 @@ def table(files: list[Path]) -> list[Row]:
     contents = [np.fromfile(file, np.uint8) for file in files]
     windows, where = np.tile(np.array(WINDOW, np.int32), (len(files), 1)), Machine()
     y, x, height, width = WINDOW
-    read = _least(lambda: [portable(np.fromfile(file, np.uint8)) for file in files], len(files))
+    read = _least(lambda: [make_portable(np.fromfile(file, np.uint8)) for file in files], len(files))
     handed = _ours(lambda content: fn.cast(content, dtype=types.UINT8), (contents,))
     decoded = _ours(lambda content: decode(content, where), (contents,)) - handed
     region = _ours(

@@ -141,9 +141,9 @@ class Pack:
 
 
 def pack(asked: Pack) -> None:
-    from fastmpl.data.errors import DataError, shown
+    from fastmpl.data.errors import DataError, printable
     from fastmpl.data.packing import pack
-    from fastmpl.data.packing.pack_shard import How
+    from fastmpl.data.packing.pack_shard import PackOptions
 
     if asked.verify:
         if damaged := list(pack.verify(asked.output)):
@@ -152,10 +152,12 @@ def pack(asked: Pack) -> None:
         return
     if asked.size < 0 or not 1 <= asked.quality <= 100 or asked.shard_images < 1:
         raise ConfigError("fastmpl pack needs --size of 0 or more, --quality of 1 to 100, --shard-images of 1 or more.")
-    how = How(asked.size, asked.quality, asked.shard_images)
-    made = pack.pack(asked.folder, asked.output, how, processes=asked.jobs, tell=lambda line: print(line, flush=True))
+    options = PackOptions(asked.size, asked.quality, asked.shard_images)
+    made = pack.pack(
+        asked.folder, asked.output, options, processes=asked.jobs, tell=lambda line: print(line, flush=True)
+    )
     for one in made.left_out:
-        print(f"skipped {shown(one['file'])}: {shown(one['reason'])}")
+        print(f"skipped {printable(one['file'])}: {printable(one['reason'])}")
     print(f"{made.images:,} pictures in {made.shards:,} tars, {made.bytes / 1e6:,.1f} MB, in {asked.output}")
 
 

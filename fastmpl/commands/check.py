@@ -49,7 +49,7 @@ def _checked(config: Config) -> "tuple[Prepared, list[str], NDArray[np.uint64], 
     from fastmpl.config.rules import decodes_always
     from fastmpl.data.checks.checked import check_all
     from fastmpl.data.prepare import prepare
-    from fastmpl.data.sources import listed
+    from fastmpl.data.sources import list_images
 
     if not decodes_always(config.data):
         prepared = prepare(config.data, config.run.seed)
@@ -58,7 +58,7 @@ def _checked(config: Config) -> "tuple[Prepared, list[str], NDArray[np.uint64], 
         if prepared.arrays.transductive:
             test = test[:0]
         return prepared, [], _digests(train), _digests(test)
-    found = check_all(listed(config.data), config.data.root, _Progress())
+    found = check_all(list_images(config.data), config.data.root, _Progress())
     where = f"their list is {found.file}" if found.file else "no cache can be written, so a run will find them again"
     bad, odd = (sum(len(getattr(part, kind)) for part in (found.train, found.test)) for kind in ("bad", "odd"))
     count = len(found.train.digests) + len(found.test.digests)
@@ -70,7 +70,7 @@ def _copies(prepared: "Prepared", train: NDArray[np.uint64], test: NDArray[np.ui
     """A warning for each kind of picture that is in two places where it should be in one."""
     from fastmpl.data.checks.copies import copies
     from fastmpl.data.dataset import name_of
-    from fastmpl.data.errors import shown
+    from fastmpl.data.errors import printable
 
     arrays = prepared.arrays
 
@@ -79,7 +79,8 @@ def _copies(prepared: "Prepared", train: NDArray[np.uint64], test: NDArray[np.ui
 
     for found in copies(train, test, arrays.train_labels, prepared.split):
         one = trained(found.one) if not found.of_test else name_of(arrays.test_images, found.one)
-        yield f"warning {found.count:,} {found.what}: {shown(one)} is the same picture as {shown(trained(found.other))}"
+        other = printable(trained(found.other))
+        yield f"warning {found.count:,} {found.what}: {printable(one)} is the same picture as {other}"
 
 
 def _absent(classes: Sequence[str], labels: NDArray[np.int64], part: str) -> Iterator[str]:
@@ -93,16 +94,16 @@ def _absent(classes: Sequence[str], labels: NDArray[np.int64], part: str) -> Ite
 
 def _problems(problems: "Sequence[Problem]") -> Iterator[str]:
     """The first files of each reason, and how many more there are."""
-    from fastmpl.data.errors import shown
+    from fastmpl.data.errors import printable
 
     by_reason: dict[str, list[Problem]] = {}  # which may differ in a number
     for problem in problems:
         by_reason.setdefault(re.sub(r"\d+", "", problem.reason), []).append(problem)
     for files in by_reason.values():
         for problem in files[:SHOWN]:
-            yield f"{'note' if problem.used else 'skipped':7} {shown(problem.file)}: {shown(problem.reason)}"
+            yield f"{'note' if problem.used else 'skipped':7} {printable(problem.file)}: {printable(problem.reason)}"
         if len(files) > SHOWN:
-            yield f"        and {len(files) - SHOWN:,} more like this: {shown(files[0].reason)}"
+            yield f"        and {len(files) - SHOWN:,} more like this: {printable(files[0].reason)}"
 
 
 def check_data(config: Config) -> Generator[str, None, "Prepared"]:

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 
-from fastmpl.data.dataset import chosen
+from fastmpl.data.dataset import select_images
 from fastmpl.data.errors import DataError
 from fastmpl.data.evaluation import make_evaluation_set, shown_side
 from fastmpl.data.memory.evaluation_set import EvaluationSet
@@ -60,7 +60,7 @@ def _sets(student: Classifier, data: Path | None) -> Iterator[tuple[str, Evaluat
             "The classes of the run's data have changed since it was trained. Name images by --data FOLDER."
         )
     index = prepared.split.validation
-    held = {"validation": (chosen(prepared.arrays.train_images, index), prepared.arrays.train_labels[index])}
+    held = {"validation": (select_images(prepared.arrays.train_images, index), prepared.arrays.train_labels[index])}
     held["test"] = prepared.test()
     for name, (of, labels) in held.items():
         if len(labels):

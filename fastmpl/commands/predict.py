@@ -10,7 +10,7 @@ from typing import Literal, NamedTuple, TextIO
 import numpy as np
 import torch
 
-from fastmpl.data.errors import DataError, shown
+from fastmpl.data.errors import DataError, printable
 from fastmpl.data.evaluation import shown_side
 from fastmpl.data.files.decode import Decoded, decode_all
 from fastmpl.data.normalise import centre, centre_view
@@ -37,10 +37,10 @@ def _expanded(paths: Iterable[Path]) -> list[Path]:
     files: list[Path] = []
     for path in paths:
         if not path.exists():
-            raise DataError(f"{shown(path)} does not exist. Name image files, or folders of them.")
+            raise DataError(f"{printable(path)} does not exist. Name image files, or folders of them.")
         files += images_below(path) if path.is_dir() else [path]
     if not files:
-        raise DataError(f"{', '.join(map(shown, paths))} has no image files.")
+        raise DataError(f"{', '.join(map(printable, paths))} has no image files.")
     return files
 
 
@@ -58,11 +58,11 @@ def _classified(
         rows = iter(torch.softmax(logits.float(), -1).tolist())
     for path, decoded in found:
         if decoded.pixels is None:
-            yield Prediction(shown(path), None, 0.0, {}, decoded.remark)
+            yield Prediction(printable(path), None, 0.0, {}, decoded.remark)
             continue
         probabilities = dict(zip(student.classes, next(rows), strict=True))
         label = max(probabilities, key=probabilities.__getitem__)
-        yield Prediction(shown(path), label, probabilities[label], probabilities)
+        yield Prediction(printable(path), label, probabilities[label], probabilities)
 
 
 def predict(run: Path, paths: Sequence[Path]) -> Iterator[Prediction]:

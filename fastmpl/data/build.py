@@ -11,7 +11,7 @@ from jaxtyping import Int
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fastmpl.data.dataset import Problem, chosen, digest, digest_of
+from fastmpl.data.dataset import Problem, digest, digest_of, select_images
 from fastmpl.data.draws import StreamName
 from fastmpl.data.loader import LabelledImages, LabelledStream, Loader
 from fastmpl.data.memory.evaluation_set import EvaluationSet
@@ -76,7 +76,7 @@ class Data:
     def examples(self, index: NDArray[np.int64]) -> EvaluationSet:
         """The training images `index` as they are evaluated, with their true labels."""
         arrays = self._streams.prepared.arrays
-        return self._streams.evaluation_set(chosen(arrays.train_images, index), arrays.train_labels[index])
+        return self._streams.evaluation_set(select_images(arrays.train_images, index), arrays.train_labels[index])
 
     @property
     def names(self) -> Sequence[str]:
@@ -160,7 +160,7 @@ def build(
             ahead=streams.ahead,
         ),
         validation=(
-            streams.evaluation_set(chosen(arrays.train_images, validation), arrays.train_labels[validation])
+            streams.evaluation_set(select_images(arrays.train_images, validation), arrays.train_labels[validation])
             if validation.size
             else None
         ),

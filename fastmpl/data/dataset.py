@@ -1,4 +1,4 @@
-"""What every source gives, however its images are stored; the seam between reading a data set and using it."""
+"""The data set that every source returns, however its images are stored."""
 
 import hashlib
 from collections.abc import Sequence
@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from fastmpl.data.files.encoded import Chosen, Encoded
+from fastmpl.data.files.encoded import Encoded, Subset
 
 Pixels = NDArray[np.uint8] | NDArray[np.float32]
 Images = Pixels | Encoded
@@ -44,18 +44,18 @@ class Arrays(NamedTuple):
     names: Sequence[str] = ()
 
 
-def chosen(images: Images, index: Labels) -> Images:
-    """Images `index` of these."""
-    return images[index] if isinstance(images, np.ndarray) else Chosen(images, index)
+def select_images(images: Images, index: Labels) -> Images:
+    """The images at positions `index`, of arrays as of encoded images."""
+    return images[index] if isinstance(images, np.ndarray) else Subset(images, index)
 
 
 def name_of(test_images: Images, index: int) -> str:
-    """What a user calls test image `index`: its name as it is stored, or its position."""
+    """The name by which a user knows test image `index`: its stored name, or its position."""
     return f"test image {index}" if isinstance(test_images, np.ndarray) else test_images.names[index]
 
 
 def digest(*arrays: NDArray[np.generic]) -> str:
-    """Sixteen digits that tell these arrays from others."""
+    """A hash of arrays, sixteen hexadecimal digits."""
     digest = hashlib.blake2b(digest_size=8)
     for array in arrays:
         digest.update(f"{array.shape}{array.dtype}".encode())
@@ -64,7 +64,7 @@ def digest(*arrays: NDArray[np.generic]) -> str:
 
 
 def digest_of(images: Images, *labels: Labels) -> str:
-    """Tells these images, with their labels, from others: arrays by their pixels, encoded images by their names."""
+    """A hash of images and labels: arrays are hashed by their pixels, encoded images by their names."""
     if isinstance(images, np.ndarray):
         return digest(images, *labels)
     return digest(np.frombuffer(images.digest.encode(), np.uint8), *labels)

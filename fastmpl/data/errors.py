@@ -1,4 +1,4 @@
-"""The one error of this package that a user is meant to read, and how a file is named in it."""
+"""The error of this package that a user reads, and how a message writes the name of a file."""
 
 import unicodedata
 from pathlib import Path
@@ -13,7 +13,7 @@ class DataError(FastMPLError):
     topic = "Data"
 
 
-def shown(path: Path | str) -> str:
-    """A path as it can be printed, whatever bytes its name has: a terminal must not obey a file's name."""
+def printable(path: Path | str) -> str:
+    """A path with its control characters escaped: a terminal must not obey the name of a file."""
     text = str(path).encode("utf-8", "backslashreplace").decode()
     return "".join(ascii(letter)[1:-1] if unicodedata.category(letter) == "Cc" else letter for letter in text)

@@ -1,6 +1,6 @@
-"""Synthetic label noise for experiments: which labels are moved, and where to.
+"""Adds synthetic label noise for experiments.
 
-In every class of n labels, `rate * n` are moved (rounded up or down, drawn by the seed). Meant for the labelled images
+Of the n labels of each class, `rate * n` are changed (rounded up or down by the seed). Noise is for labelled images
 only: trusted, validation and test labels stay clean.
 """
 
@@ -14,7 +14,7 @@ KINDS = ("none", "pair", "symmetric", "brightness")
 
 
 def _by_brightness(images: NDArray[np.uint8], rate: float) -> NDArray[np.float64]:
-    """A probability for each image that grows linearly with its brightness rank; its mean is `rate`."""
+    """For each image [n] a probability that grows linearly with the rank of its brightness; the mean is `rate`."""
     brightness = images.reshape(len(images), -1).mean(axis=1)
     rank = (np.argsort(np.argsort(brightness, kind="stable"), kind="stable") + 0.5) / len(images)
     return np.asarray(2 * rate * rank if rate <= 0.5 else 1 - 2 * (1 - rate) * (1 - rank))
@@ -41,10 +41,10 @@ def add_noise(
     rate: float,
     seed: int,
 ) -> NDArray[np.int64]:
-    """Noisy copies of `labels` [n], the labels of `images` [n, H, W, C], which are images `index` [n] of the data set.
+    """Returns a noisy copy of `labels` [n], those of `images` [n, H, W, C], which are images `index` [n] of the data set.
 
-    pair: to the next class. symmetric: to any other class, uniformly. brightness: to the next class, the brighter an
-    image within its class the more often.
+    `kind`: "pair" changes a label to the next class; "symmetric" to any other class, uniformly; "brightness" to the
+    next class, and more often the brighter an image is within its class. Raises DataError for another kind.
     """
     if kind not in KINDS:
         raise DataError(f"data.noise = {kind!r} is not known: choose one of {', '.join(KINDS)}.")

@@ -1,6 +1,6 @@
-"""From the [data] section to arrays with a split, labels to learn from and normalisation constants.
+"""Makes of the [data] section the arrays, the split, the labels to learn from and the normalisation constants.
 
-The same on every rank; nothing of views, batches or devices is here.
+All of it is the same on every rank. Views, batches and devices come later.
 """
 
 from collections.abc import Callable
@@ -10,7 +10,7 @@ from typing import NamedTuple, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from fastmpl.data.dataset import UNKNOWN, Arrays, Images, chosen, digest, digest_of
+from fastmpl.data.dataset import UNKNOWN, Arrays, Images, digest, digest_of, select_images
 from fastmpl.data.errors import DataError
 from fastmpl.data.noise import add_noise
 from fastmpl.data.normalise import IMAGENET, Normalisation, measure
@@ -32,13 +32,13 @@ class Prepared(NamedTuple):
     normalisation: Normalisation | None
 
     def test(self) -> tuple[Images, NDArray[np.int64]]:
-        """Test images and labels; of a transductive source the training images that are no one's labelled ones."""
+        """Test images and labels; for a transductive source, the training images whose labels are not used."""
         arrays = self.arrays
         if not arrays.transductive:
             return arrays.test_images, arrays.test_labels
         rest = np.ones(len(arrays.train_labels), dtype=bool)
         rest[np.concatenate([self.split.labelled, self.split.trusted, self.split.validation])] = False
-        return chosen(arrays.train_images, np.flatnonzero(rest)), arrays.train_labels[rest]
+        return select_images(arrays.train_images, np.flatnonzero(rest)), arrays.train_labels[rest]
 
 
 def prepare(settings: DataSettings, seed: int) -> Prepared:
@@ -57,7 +57,7 @@ def _normalisation(images: Images, channels: int) -> Normalisation | None:
 
 
 def fingerprint(prepared: Prepared, settings: DataSettings, seed: int) -> dict[str, Word]:
-    """Everything that decides which images a step sees, and how; hashes of what is too large to write down."""
+    """Everything that decides which images a step sees and how; large values as hashes."""
     arrays, parts = prepared.arrays, prepared.split
     known: dict[str, Word] = {
         "source": settings.source,
@@ -91,7 +91,7 @@ def fingerprint(prepared: Prepared, settings: DataSettings, seed: int) -> dict[s
 
 
 def parts_of(arrays: Arrays, settings: DataSettings, seed: int) -> Split:
-    """Who gets a label, and who is held back, as `settings` ask. Raises DataError where there are too few images."""
+    """Splits the training images as `settings` ask. Raises DataError where there are too few images."""
     return split(
         arrays.train_labels,
         arrays.classes,
@@ -106,7 +106,7 @@ def parts_of(arrays: Arrays, settings: DataSettings, seed: int) -> Split:
 
 
 def _usable(arrays: Arrays, settings: DataSettings) -> Callable[[NDArray[np.int64]], NDArray[np.int64]] | None:
-    """The filter of unlabelled images that `settings` ask for, None where they ask for none."""
+    """The filter of unlabelled images that `settings` ask for; None where they ask for none."""
     if not (settings.minimum_confidence or settings.per_class):
         return None
     key = "filter_store" if settings.filter_store else "store"

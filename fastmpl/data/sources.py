@@ -1,7 +1,7 @@
-"""Where images come from: one small function a source, all giving the same `Arrays`.
+"""Loads a data set by the name of its source. Every source is one function that returns `Arrays`.
 
-A source decides what is training and what is test, once and for every seed; who gets a label is decided later (split).
-A further source is a further function and a row of `SOURCES`; a folder's images also depend on the size asked for.
+A source decides which images are for training and which for testing, the same for every seed. The split decides later
+which images keep their labels. To add a source, write a function and add a row to `SOURCES`.
 """
 
 from collections.abc import Callable
@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from fastmpl.config.rules import decodes_always
 from fastmpl.data import draws
-from fastmpl.data.checks.checked import left_out
+from fastmpl.data.checks.checked import drop_bad_images
 from fastmpl.data.dataset import Arrays, Labels
 from fastmpl.data.errors import DataError
 from fastmpl.data.readers import published, streamed_sources
@@ -23,7 +23,7 @@ from fastmpl.data.settings import DataSettings
 
 _DEBIAN = Path("/usr/share/datasets/fashion-mnist")  # Debian's package dataset-fashion-mnist
 _CLOTHES = ("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot")
-_FIXED = 0  # the seed of what must not change with the run's seed: test images, drawn points
+_FIXED = 0  # the seed of test images and drawn points, which are the same for every seed of a run
 
 
 def digits(root: str) -> Arrays:
@@ -91,15 +91,15 @@ SOURCES: dict[str, Callable[[str], Arrays]] = {
 }
 
 
-def listed(settings: DataSettings) -> Arrays:
-    """The images of a source that is decoded at every step, bad ones among them."""
+def list_images(settings: DataSettings) -> Arrays:
+    """Lists the images of a source that is decoded at every step, bad ones included."""
     return streamed_sources.READERS[settings.source](settings.root)
 
 
 def load(settings: DataSettings) -> Arrays:
-    """The data set that `settings.source` names, read from `settings.root` where it is not built in."""
+    """Loads the data set that `settings.source` names, from `settings.root` where it is not built in."""
     if decodes_always(settings):
-        return left_out(listed(settings), settings.root)
+        return drop_bad_images(list_images(settings), settings.root)
     if settings.source == "folder":
         return read_folder(settings.root, settings.image_size)
     if settings.source not in SOURCES:

@@ -1,7 +1,7 @@
-"""Who gets a label: a seeded, class-balanced split of the training images.
+"""Splits the training images into labelled, trusted, unlabelled and validation images, by class and by a seed.
 
-Validation is taken first, then trusted, then labelled, so that the same seed keeps the same validation images while
-the number of labels varies. Test images are not here: the source keeps them apart.
+Validation images are drawn first, then trusted, then labelled ones: one seed keeps its validation images while the
+number of labels varies. Test images are not split; the source has them apart.
 """
 
 from collections.abc import Callable, Sequence
@@ -18,7 +18,7 @@ Index = NDArray[np.int64]
 
 
 class Split(NamedTuple):
-    """Positions in the training arrays, sorted. Disjoint, but for `unlabelled` where every image has a label."""
+    """Sorted positions in the training arrays. The sets are disjoint, unless labelled images stand in for `unlabelled`."""
 
     labelled: Index
     trusted: Index
@@ -27,7 +27,7 @@ class Split(NamedTuple):
 
 
 class _Pool:
-    """Images in a drawn order, by class, to be taken from."""
+    """The images that are still free, by class, each class in a drawn order."""
 
     def __init__(self, order: Index, labels: Index, classes: Sequence[str]) -> None:
         self._classes = classes
@@ -36,7 +36,7 @@ class _Pool:
         self._left = [order[by_class[first:end]] for first, end in pairwise(bounds)]
 
     def _quota(self, count: int, what: str) -> Index:
-        """How many of each class: equal, the first classes one more where `count` does not divide."""
+        """The number of images of each class: equal, with one more in the first classes where `count` does not divide."""
         classes = len(self._classes)
         quota = count // classes + (np.arange(classes) < count % classes)
         for name, asked, rest in zip(self._classes, quota, self._left, strict=True):
@@ -48,14 +48,14 @@ class _Pool:
         return np.asarray(quota)
 
     def take(self, count: int, what: str) -> Index:
-        """`count` images, as many of each class. Raises DataError, naming data.`what`, where a class has too few."""
+        """Takes `count` images, as many of each class. Raises DataError, naming data.`what`, where too few are left."""
         quota = self._quota(count, what)
         taken = [rest[:n] for rest, n in zip(self._left, quota, strict=True)]
         self._left = [rest[n:] for rest, n in zip(self._left, quota, strict=True)]
         return np.sort(np.concatenate(taken))
 
     def take_all(self) -> Index:
-        """All that are left, which must be of every class."""
+        """Takes all free images. Raises DataError where a class has none."""
         left, self._left = self._left, [rest[:0] for rest in self._left]
         without = [name for name, rest in zip(self._classes, left, strict=True) if not len(rest)]
         if len(without) == len(left):
@@ -82,11 +82,11 @@ def split(
 ) -> Split:
     """Splits N training images with `labels` [N], -1 where there is none, into four sets.
 
-    All are class-balanced but `unlabelled`. `labelled` = 0 labels all that remain after validation and trusted.
-    `unlabelled` = 0 takes all that remain after labelled. Where none remain, as with all labels, the unlabelled images
-    are the labelled ones without their labels: the setting of Pham et al. 2021 with all of a data set's labels.
-    `set_aside`: the only images from which trusted ones are taken (`trusted` = 0: all), and which are nothing else.
-    `usable`: of images that could be unlabelled ones, those that may be; before any are counted off.
+    All sets but `unlabelled` are class-balanced. `labelled` = 0 takes all images that validation and trusted leave.
+    `unlabelled` = 0 takes all images that the other sets leave. Where none are left, the labelled images stand in for
+    them, without their labels: the setting of Pham et al. 2021 with all labels of a data set.
+    `set_aside`: trusted images are taken from these alone (`trusted` = 0: all), and these are used for nothing else.
+    `usable`: a filter of the images that may be unlabelled ones; `unlabelled` counts those that pass.
     Raises DataError where a class, or the rest, has too few images.
     """
     order = draws.permutation(draws.key(seed, draws.Purpose.SPLIT), len(labels))

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Final, Protocol
 
-from fastmpl.data.errors import shown
+from fastmpl.data.errors import printable
 from fastmpl.data.view_stream import Replacement
 from fastmpl.distributed.ranks import Ranks
 
@@ -50,8 +50,8 @@ class ReplacedImagesFile:
         first, others = found[0], len(found) - 1
         more = f", as {'were' if others > 1 else 'was'} {others:,} other{'s' * (others > 1)}" if others else ""
         note(
-            f"{shown(first['file'])} could not be read at step {first['step']:,} ({shown(first['reason'])}) and was "
-            f"replaced by {shown(first['by'])}{more}: {self._path} lists all of them."
+            f"{printable(first['file'])} could not be read at step {first['step']:,} ({printable(first['reason'])}) "
+            f"and was replaced by {printable(first['by'])}{more}: {self._path} lists all of them."
         )
 
     def truncate_after(self, step: int) -> None:

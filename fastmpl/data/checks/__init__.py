@@ -1,1 +1,1 @@
-"""Every image decoded before a run: which are bad or odd, and which are there twice."""
+"""Decodes every image before a run: finds bad, odd and duplicate images."""

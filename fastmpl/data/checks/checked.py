@@ -1,8 +1,8 @@
-"""The list of a data set's bad images: `fastmpl check` writes it, and every later run leaves out what it names.
+"""The list of bad images of a data set: `fastmpl check` writes it, and every later run leaves those images out.
 
-It lies in the user's cache, one file for each data set as it was listed: JSON, a line each. Where images were added or
-taken away the list is another data set's, and is not used until the new one is checked. All ranks that share a cache
-leave out the same; those that do not are found out when training starts, by the fingerprint of their data.
+The list lies in the user's cache, one file of JSON lines for each data set. Its name is a hash of the names of the
+images, so a data set with other images has no list until it is checked. Ranks that share a cache leave out the same
+images; ranks whose data differ are found when training starts, by the fingerprint of the data.
 """
 
 import hashlib
@@ -17,111 +17,111 @@ from numpy.typing import NDArray
 
 from fastmpl.data.checks.scan import Scan, scan
 from fastmpl.data.dataset import Arrays, Labels, Problem
-from fastmpl.data.files.encoded import Chosen, Encoded, Pieces
+from fastmpl.data.files.encoded import Encoded, Pieces, Subset
 from fastmpl.data.readers.cache import cache_folder
 
 FORMAT: Final = "fastmpl check 1"
-Set = Literal["train", "test"]
-Tell = Callable[[int, int], None]  # images done, images in all
+SetName = Literal["train", "test"]
+OnProgress = Callable[[int, int], None]  # images done, images in all
 
 
-class Line(NamedTuple):
-    """One image that is left out, or (`used`) odd."""
+class CheckedImage(NamedTuple):
+    """An image that is bad and left out, or (`used`) odd and used."""
 
-    set: Set
-    index: int  # type: ignore[assignment]  # in its set as it was listed; hides tuple.index, which nobody needs
+    set: SetName
+    index: int  # type: ignore[assignment]  # in its set, bad images included; hides tuple.index, which is not needed
     file: str
     reason: str
     used: bool
 
 
-class Found(NamedTuple):
-    """What checking found: hashes of the pixels of all training and test images, by their place in the list."""
+class CheckedImages(NamedTuple):
+    """The scans of all training and test images, bad ones included."""
 
     train: Scan
     test: Scan
-    file: Path | None  # the list, None where no cache can be written
+    file: Path | None  # of the list that was written; None where no cache can be written
 
-    def kept(self, which: Set) -> NDArray[np.uint64]:
-        """The hashes of the images that a run has: all but the bad ones, where these could be written down."""
+    def kept(self, which: SetName) -> NDArray[np.uint64]:
+        """The hashes of the images that a run will use: all but the bad ones, if the list of these was written."""
         digests: NDArray[np.uint64] = getattr(self, which).digests
         return digests if self.file is None else digests[digests != 0]
 
 
-def _encoded(images: object) -> Encoded:
+def _as_encoded(images: object) -> Encoded:
     assert not isinstance(images, np.ndarray)
     return images  # type: ignore[return-value]
 
 
-def _place(arrays: Arrays, root: str) -> Path | None:
-    """Where the list of these images is."""
+def _list_file(arrays: Arrays, root: str) -> Path | None:
+    """The file of the list of these images."""
     cache = cache_folder()
     known = hashlib.blake2b(os.fsencode(Path(root).expanduser().resolve()), digest_size=8)
-    known.update((_encoded(arrays.train_images).digest + _encoded(arrays.test_images).digest).encode())
+    known.update((_as_encoded(arrays.train_images).digest + _as_encoded(arrays.test_images).digest).encode())
     return cache / f"checked-{known.hexdigest()}.jsonl" if cache else None
 
 
-def _called(images: Encoded, index: int) -> str:
-    """What a user finds an image by: a file's path, or the shard and the name in it."""
+def _name_of(images: Encoded, index: int) -> str:
+    """The path of an image, or its shard and its name in the shard."""
     name = images.names[index]
     return f"{images.shards[images.shard[index]]}: {name}" if isinstance(images, Pieces) else name
 
 
-def _lines(which: Set, images: Encoded, found: Scan) -> list[Line]:
+def _lines(which: SetName, images: Encoded, found: Scan) -> list[CheckedImage]:
     return [
-        Line(which, index, _called(images, index), reason, used)
+        CheckedImage(which, index, _name_of(images, index), reason, used)
         for reasons, used in ((found.bad, False), (found.odd, True))
         for index, reason in sorted(reasons.items())
     ]
 
 
-def check_all(arrays: Arrays, root: str, tell: Tell, processes: int = 0) -> Found:
-    """Decodes every image of `arrays` as it was listed, and writes the list of those that are bad or odd."""
-    train, test = _encoded(arrays.train_images), _encoded(arrays.test_images)
+def check_all(arrays: Arrays, root: str, on_progress: OnProgress, processes: int = 0) -> CheckedImages:
+    """Decodes every image of `arrays`, and writes the list of those that are bad or odd."""
+    train, test = _as_encoded(arrays.train_images), _as_encoded(arrays.test_images)
     count = len(train) + len(test)
-    trained = scan(train, processes=processes, tell=lambda done: tell(done, count))
-    tested = scan(test, processes=processes, tell=lambda done: tell(len(train) + done, count))
-    file = _place(arrays, root)
+    trained = scan(train, processes=processes, on_progress=lambda done: on_progress(done, count))
+    tested = scan(test, processes=processes, on_progress=lambda done: on_progress(len(train) + done, count))
+    file = _list_file(arrays, root)
     if file is not None:
         lines = _lines("train", train, trained) + _lines("test", test, tested)
         head = {"format": FORMAT, "root": root, "images": count}
         draft = file.with_suffix(f".{os.getpid()}.tmp")
         draft.write_text("".join(json.dumps(line) + "\n" for line in (head, *(line._asdict() for line in lines))))
         draft.replace(file)
-    return Found(trained, tested, file)
+    return CheckedImages(trained, tested, file)
 
 
-def _read(file: Path) -> list[Line]:
-    """The lines of a list; none where there is no whole one."""
+def _read_list(file: Path) -> list[CheckedImage]:
+    """The images of a list; none where the list is missing or damaged."""
     try:
         head, *rows = (json.loads(line) for line in file.read_text().splitlines())
         if head["format"] != FORMAT:
             return []
-        return [Line(**row) for row in rows]
+        return [CheckedImage(**row) for row in rows]
     except (OSError, ValueError, KeyError, TypeError):
         return []
 
 
-def _kept(lines: list[Line], which: Set, count: int) -> Labels:
+def _good_positions(lines: list[CheckedImage], which: SetName, count: int) -> Labels:
     keep = np.ones(count, dtype=bool)
     keep[[line.index for line in lines if line.set == which and not line.used]] = False
     return np.flatnonzero(keep)
 
 
-def left_out(arrays: Arrays, root: str) -> Arrays:
-    """`arrays` without the images that were found bad when they were checked; as they are where they never were."""
-    file = _place(arrays, root)
-    lines = _read(file) if file else []
+def drop_bad_images(arrays: Arrays, root: str) -> Arrays:
+    """Leaves out of `arrays` the images that `check_all` found bad; unchanged where it never ran."""
+    file = _list_file(arrays, root)
+    lines = _read_list(file) if file else []
     problems = tuple(Problem(str(Path(root) / line.file), line.reason, line.used) for line in lines)
     changed: dict[str, Any] = {"problems": arrays.problems + problems}
-    some = _kept(lines, "train", len(arrays.train_labels))
+    some = _good_positions(lines, "train", len(arrays.train_labels))
     if len(some) < len(arrays.train_labels):
-        images = Chosen(_encoded(arrays.train_images), some)
+        images = Subset(_as_encoded(arrays.train_images), some)
         changed |= {"train_images": images, "train_labels": arrays.train_labels[some], "names": images.names}
         if arrays.trusted is not None:
             changed["trusted"] = np.flatnonzero(np.isin(some, arrays.trusted))
-    some = _kept(lines, "test", len(arrays.test_labels))
+    some = _good_positions(lines, "test", len(arrays.test_labels))
     if len(some) < len(arrays.test_labels):
-        images = Chosen(_encoded(arrays.test_images), some)
+        images = Subset(_as_encoded(arrays.test_images), some)
         changed |= {"test_images": images, "test_labels": arrays.test_labels[some]}
     return arrays._replace(**changed)

@@ -1,6 +1,6 @@
-"""The same picture in two places where it should be in one: test images that are trained on, and others like it.
+"""Finds the same image in two sets that should share none, such as a test image that is also trained on.
 
-Pictures are compared by hashes of their pixels; nothing is said of pictures that are merely alike.
+Images are compared by hashes of their pixels. Images that are merely similar are not found.
 """
 
 from collections.abc import Iterator
@@ -16,17 +16,17 @@ Index = NDArray[np.int64]
 
 
 class Copy(NamedTuple):
-    """`count` pictures, the first being image `one` (of the test images where `of_test`) and training image `other`."""
+    """`count` images are in two sets: first image `one` (a test image where `of_test`) and training image `other`."""
 
-    count: int  # type: ignore[assignment]  # hides tuple.count, which nobody needs
+    count: int  # type: ignore[assignment]  # hides tuple.count, which is not needed
     one: int
     other: int
-    what: str  # words for a user, which follow the number and the two names
+    what: str  # the words of the warning that follow `count`
     of_test: bool
 
 
 def _shared(left: Digests, right: Digests) -> tuple[int, int, int]:
-    """How many of `left` are among `right`, and the place of the first in both."""
+    """The number of hashes of `left` that `right` has too, and the position of the first of them in both."""
     both = np.flatnonzero(np.isin(left, right) & (left != 0))
     if not both.size:
         return 0, -1, -1
@@ -34,7 +34,7 @@ def _shared(left: Digests, right: Digests) -> tuple[int, int, int]:
 
 
 def _two_classes(digests: Digests, labels: Index, index: Index) -> tuple[int, int, int]:
-    """How many pictures of `index` also stand under another class, and the first of them with its copy."""
+    """The number of images of `index` with a copy of another class, and the positions of the first such pair."""
     order = index[np.argsort(digests[index], kind="stable")]
     same = (digests[order[1:]] == digests[order[:-1]]) & (digests[order[1:]] != 0)
     odd = np.flatnonzero(same & (labels[order[1:]] != labels[order[:-1]]))
@@ -42,7 +42,10 @@ def _two_classes(digests: Digests, labels: Index, index: Index) -> tuple[int, in
 
 
 def copies(train: Digests, test: Digests, labels: Index, parts: Split) -> Iterator[Copy]:
-    """What a user should know: hashes of training images [N] with their labels, and of test images; 0: unknown."""
+    """Yields each kind of copy that spoils a result.
+
+    `train` [N] and `test` [M] are hashes of pixels, 0 where unknown; `labels` [N] are those of the training images.
+    """
     with_label = np.concatenate([parts.labelled, parts.trusted, parts.validation])
     learned = np.concatenate([parts.labelled, parts.trusted])
     too_high = "accuracy on them says nothing"

@@ -1,8 +1,7 @@
-"""Images as they are stored, undecoded: the bytes of image i, from single files or from inside larger ones.
+"""Encoded images: the bytes of image i, from a file of its own or from inside a shard. Nothing is decoded here.
 
-Every storage is random access, so that which image comes when is decided by `order` alone, and no storage has a
-position, a shuffle or a shard of its own. Nothing is decoded here. A million images are a million rows of numbers and
-one string, not a million objects.
+Every storage is read by random access. The order of images is therefore decided by `sampler` alone; a storage has no
+position and no shuffle of its own. A million images are a million rows of numbers and one string, not a million objects.
 """
 
 import hashlib
@@ -18,11 +17,11 @@ from numpy.typing import NDArray
 
 Bytes = NDArray[np.uint8]
 Index = NDArray[np.int64]
-OPEN_FILES: Final = 256  # shards that are kept open, of each set of images and process
+OPEN_FILES: Final = 256  # shards that each process keeps open for each set of images
 
 
 class Names(Sequence[str]):
-    """Many names as one string: 1.28 million paths in 60 MB rather than 200. Undecodable bytes survive."""
+    """Many names in one string: 1.28 million paths take 60 MB, not 200. Bytes that are no text are kept."""
 
     def __init__(self, names: Iterable[str | os.PathLike[str]] = ()) -> None:
         text, ends = bytearray(), array("q")  # a list of a million parts would take what this class saves
@@ -33,8 +32,8 @@ class Names(Sequence[str]):
         self._ends = np.frombuffer(ends, np.int64) if ends else np.empty(0, np.int64)
 
     @classmethod
-    def joined(cls, parts: Sequence["Names"]) -> "Names":
-        """The names of several, one after another."""
+    def join(cls, parts: Sequence["Names"]) -> "Names":
+        """The names of all `parts`, one after another."""
         if len(parts) == 1:
             return parts[0]
         names = cls()
@@ -59,7 +58,7 @@ class Names(Sequence[str]):
 
     @property
     def digest(self) -> str:
-        """Sixteen digits that tell these names, in this order, from others."""
+        """A hash of the names in this order, sixteen hexadecimal digits."""
         known = hashlib.blake2b(self._bytes, digest_size=8)
         known.update(self._ends.tobytes())
         return known.hexdigest()
@@ -70,18 +69,18 @@ class Encoded(Protocol):
 
     @property
     def names(self) -> Sequence[str]:
-        """What a user calls each of them."""
+        """The name by which a user knows each image."""
         ...
 
     @property
     def digest(self) -> str:
-        """Tells these images, in this order, from others; made of names and sizes, not of what the files hold."""
+        """A hash of names and sizes in this order, not of the bytes of the images."""
         ...
 
     def __len__(self) -> int: ...
 
     def read(self, index: int) -> Bytes:
-        """The bytes of image `index`. Raises OSError where they cannot be read."""
+        """Reads the bytes of image `index`. Raises OSError where they cannot be read."""
         ...
 
 
@@ -142,7 +141,7 @@ class Pieces:
 
 
 class _OpenFile:
-    """A file that several threads read from, closed when nobody refers to it any more."""
+    """A file that several threads read from; it is closed with the last reference to it."""
 
     def __init__(self, path: str) -> None:
         self.number = -1
@@ -153,8 +152,8 @@ class _OpenFile:
             os.close(self.number)
 
 
-class Chosen:
-    """Images `index` of others, numbered from 0."""
+class Subset:
+    """The images `index` of another set, numbered anew from 0."""
 
     def __init__(self, images: Encoded, index: Index) -> None:
         self._images, self._index = images, index

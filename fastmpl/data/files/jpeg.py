@@ -1,9 +1,9 @@
-"""Whether a JPEG decoder will accept some bytes, found out from its markers alone, in microseconds.
+"""Tells from the markers of a JPEG, in microseconds, whether every decoder will accept it.
 
-A batch dies with any one image that the decoder refuses, so nothing may reach it that it could refuse. Decoders put up
-with damage between the markers, which they paint over, but not with damage to a table or a frame, nor with an end that
-is missing. So all markers are walked, and their segments held to the standard (ITU-T T.81, annex B) where a decoder
-would refuse them. Whatever is unusual is not judged here: the caller has a slower reader for it.
+One image that the decoder refuses ends the whole batch, so no such image may reach it. Decoders tolerate damage between
+the markers, but no damage to a table or a frame, and no missing end. So this module walks all markers and compares their
+segments with the standard (ITU-T T.81, annex B) at every point where a decoder would refuse them. An unusual file gets no
+verdict here: the caller has a slower reader for it.
 """
 
 import struct
@@ -24,7 +24,7 @@ _TRANSPOSED: Final = (5, 6, 7, 8)  # orientations that swap height and width
 
 
 class Header(NamedTuple):
-    """Size of the upright picture in pixels, and its channels: 1 or 3."""
+    """Size in pixels of the upright image, and its number of channels, 1 or 3."""
 
     height: int
     width: int
@@ -46,13 +46,13 @@ class _Frame(NamedTuple):
     components: dict[int, _Component]
 
 
-class _Unusual(Exception):
-    """Something that a decoder may refuse."""
+class _UnusualJpeg(Exception):
+    """The JPEG has something that a decoder may refuse."""
 
 
-def _require(fine: bool) -> None:
-    if not fine:
-        raise _Unusual
+def _require(holds: bool) -> None:
+    if not holds:
+        raise _UnusualJpeg
 
 
 def _quantisation(part: bytes) -> set[int]:
@@ -104,7 +104,7 @@ def _frame(part: bytes, marker: int) -> _Frame:
 
 
 def _scan(part: bytes, frame: _Frame, quantisation: set[int], huffman: set[int]) -> None:
-    """Holds a scan's header to what was defined before it."""
+    """Compares the header of a scan with the tables and the frame that were defined before it."""
     _require(len(part) >= 1 and 1 <= part[0] <= 3 and len(part) == 4 + 2 * part[0])
     chosen = dict(struct.iter_unpack("BB", part[1:-3]))
     _require(len(chosen) == part[0] and chosen.keys() <= frame.components.keys())
@@ -125,7 +125,7 @@ def _scan(part: bytes, frame: _Frame, quantisation: set[int], huffman: set[int])
             _require(16 + ac in huffman)
 
 
-def _turned(part: bytes) -> bool:
+def _swaps_sides(part: bytes) -> bool:
     """Whether an APP1 segment's EXIF data swaps height and width."""
     if not part.startswith(b"Exif\0\0"):
         _require(part.startswith(b"http"))  # XMP
@@ -138,7 +138,7 @@ def _turned(part: bytes) -> bool:
         (count,) = struct.unpack_from(f"{order}H", tiff, start)
         entries = list(struct.iter_unpack(f"{order}HHIHxx", tiff[start + 2 : start + 2 + 12 * count]))
     except struct.error as error:
-        raise _Unusual from error
+        raise _UnusualJpeg from error
     _require(len(entries) == count)
     found = [entry[1:] for entry in entries if entry[0] == _ORIENTATION]
     _require(not found or (len(found) == 1 and found[0][:2] == (_SHORT, 1) and 1 <= found[0][2] <= 8))
@@ -154,8 +154,8 @@ def _markers(content: bytes) -> NDArray[np.int64]:
     return at
 
 
-def _walked(content: bytes) -> Header:
-    place, frame, scans, turned, markers = 2, None, 0, False, _markers(content)
+def _walk(content: bytes) -> Header:
+    place, frame, scans, swapped, markers = 2, None, 0, False, _markers(content)
     quantisation: set[int] = set()
     huffman: set[int] = set()
     while True:
@@ -185,21 +185,21 @@ def _walked(content: bytes) -> Header:
         elif marker == RESTART:
             _require(len(part) == 2)
         elif marker == EXIF:
-            turned = turned or _turned(content[place + 4 : end])
+            swapped = swapped or _swaps_sides(content[place + 4 : end])
         else:
             _require(marker in _SKIPPED)
         place = end
     _require(frame is not None and scans > 0)
     assert frame is not None
-    size = (frame.width, frame.height) if turned else (frame.height, frame.width)
+    size = (frame.width, frame.height) if swapped else (frame.height, frame.width)
     return Header(*size, len(frame.components))
 
 
-def header(content: bytes) -> Header | None:
-    """Size and channels of a JPEG that every decoder accepts; None where that is not certain."""
+def read_header(content: bytes) -> Header | None:
+    """Reads size and channels of a JPEG that every decoder accepts; None where that is not certain."""
     if content[:2] != b"\xff\xd8":
         return None
     try:
-        return _walked(content)
-    except _Unusual:
+        return _walk(content)
+    except _UnusualJpeg:
         return None

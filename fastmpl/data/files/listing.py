@@ -94,7 +94,7 @@ def image_files(root: Path, folders: Sequence[str]) -> list[Found]:
     found = []
     for folder in folders:
         inside = list(_in_order(folder, known))
-        names = Names.joined([known[where].images for where in inside])
+        names = Names.join([known[where].images for where in inside])
         problems = [
             Problem(str(root / where / name), _why_not(name)) for where in inside for name in known[where].others
         ]

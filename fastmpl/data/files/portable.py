@@ -1,8 +1,8 @@
-"""Bytes of any image file -> bytes that every decoder of DALI reads alike, with the size of the picture in them.
+"""Converts the bytes of any image file to bytes that every decoder of DALI reads in the same way.
 
-JPEGs that no decoder refuses pass as they are: only their markers are read (`jpeg`). All else (CMYK, transparency, 16 bits,
-animation, other formats) is decoded by the one rule of `decode` and handed on uncompressed, so that a file gives the
-same picture whether it is decoded once or at every step.
+A JPEG that every decoder accepts passes unchanged; only its markers are read (`jpeg`). Every other file (CMYK,
+transparency, 16 bits, animation, other formats) is decoded by `decode` and passed on as a BMP. A file therefore gives
+the same pixels whether it is decoded once or at every step.
 """
 
 import io
@@ -16,22 +16,22 @@ from fastmpl.data.files.encoded import Bytes
 
 
 class BadImage(Exception):
-    """These bytes hold no picture that can be used; the message is the reason, for a list of bad files."""
+    """These bytes hold no usable image; the message is the reason, for the list of bad files."""
 
 
 class Picture(NamedTuple):
-    """What DALI decodes, and how large the upright picture is."""
+    """Bytes for DALI to decode, and the size in pixels of the upright image."""
 
     content: Bytes
     height: int
     width: int
 
 
-def portable(content: Bytes, *, trusted: bool = True) -> Picture:
-    """The picture in a file's bytes; decoded here where they are not `trusted`. Raises BadImage where there is none."""
+def make_portable(content: Bytes, *, trusted: bool = True) -> Picture:
+    """Converts the bytes of a file; `trusted` False decodes them here in any case. Raises BadImage without an image."""
     if not content.size:
         raise BadImage("the file is empty")
-    found = jpeg.header(content.tobytes()) if trusted else None
+    found = jpeg.read_header(content.tobytes()) if trusted else None
     if found is not None:
         if found.height * found.width > LARGEST:
             raise BadImage(f"{found.width} x {found.height} pixels, more than {LARGEST // 10**6} million")

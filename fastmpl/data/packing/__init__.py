@@ -1,1 +1,1 @@
-"""A folder of pictures into tars: `fastmpl pack`."""
+"""Packs a folder of images into tars: `fastmpl pack`."""

@@ -1,6 +1,6 @@
-"""One shard of a pack: pictures of a folder in a tar, with DALI's index and a note beside it.
+"""Writes one shard of a pack: a tar of images, with DALI's index and a note beside it.
 
-The tar of the same pictures has the same bytes, whoever writes it and when. It appears under its name when it is whole.
+The same images always give a tar of the same bytes. A shard gets its name when it is complete.
 """
 
 import hashlib
@@ -22,47 +22,47 @@ from fastmpl.data.files.encoded import Files
 BLOCK: Final = 512  # of a tar
 
 
-class How(NamedTuple):
-    """size: pixels of the longer side, to which larger pictures are made smaller; 0: every file is packed as it is."""
+class PackOptions(NamedTuple):
+    """`size`: pixels of the longer side, to which larger images are shrunk; 0 packs every file unchanged."""
 
     size: int = 0
     quality: int = 90  # of the JPEGs that are made
     shard_images: int = 1000
 
 
-class Job(NamedTuple):
-    """One shard: its images, the number of the first, and the class of each; -1: none."""
+class ShardJob(NamedTuple):
+    """One shard to write: its images, the number of the first of them, and the label of each (-1: none)."""
 
     file: Path
     images: Files
     first: int
     labels: Labels
     classes: tuple[str, ...]
-    how: How
+    options: PackOptions
 
     @property
     def note(self) -> Path:
         return self.file.with_suffix(".json")
 
 
-def smaller(content: bytes, image: Image.Image, how: How) -> tuple[bytes, bool]:
-    """A picture's file, or a JPEG of it whose longer side has `how.size` pixels where it has more; and whether so."""
+def shrink(content: bytes, image: Image.Image, options: PackOptions) -> tuple[bytes, bool]:
+    """Shrinks an image whose longer side exceeds `options.size` pixels; returns its bytes and whether they are new."""
     longer = max(image.size)
-    if not how.size or longer <= how.size:
+    if not options.size or longer <= options.size:
         return content, False
-    width, height = (max(1, round(side * how.size / longer)) for side in image.size)
+    width, height = (max(1, round(side * options.size / longer)) for side in image.size)
     out = io.BytesIO()
-    image.resize((width, height), Image.Resampling.LANCZOS).save(out, "JPEG", quality=how.quality)
+    image.resize((width, height), Image.Resampling.LANCZOS).save(out, "JPEG", quality=options.quality)
     return out.getvalue(), True
 
 
 def _stem(number: int, name: str) -> str:
-    """A sample's name: WebDataset ends it at the first dot, and DALI's index at the first space."""
+    """The name of a sample, without dots, at which WebDataset ends it, and without spaces, at which DALI's index does."""
     return f"{number:08d}-{re.sub(r'[^A-Za-z0-9_-]+', '_', Path(name).stem)[:60]}"
 
 
-def _add(tar: tarfile.TarFile, name: str, content: bytes) -> str:
-    """Adds a file that every call makes alike; gives its words for the index: extension, offset, size, name."""
+def _add_member(tar: tarfile.TarFile, name: str, content: bytes) -> str:
+    """Adds a file without date or owner. Returns its entry for the index: extension, offset, size, name."""
     member = tarfile.TarInfo(name)
     member.size = len(content)
     tar.addfile(member, io.BytesIO(content))
@@ -70,8 +70,8 @@ def _add(tar: tarfile.TarFile, name: str, content: bytes) -> str:
     return f"{name.partition('.')[2]} {start} {len(content)} {name}"
 
 
-def _samples(job: Job, left_out: list[dict[str, str]]) -> Iterator[tuple[str, str, bytes, int]]:
-    """Name, extension, content and label of every picture of a shard that can be decoded."""
+def _read_samples(job: ShardJob, left_out: list[dict[str, str]]) -> Iterator[tuple[str, str, bytes, int]]:
+    """Yields name, extension, content and label of every image that can be decoded; appends the others to `left_out`."""
     for index, name in enumerate(job.images.names):
         try:
             content = job.images.read(index).tobytes()
@@ -82,7 +82,7 @@ def _samples(job: Job, left_out: list[dict[str, str]]) -> Iterator[tuple[str, st
         if image is None:
             left_out.append({"file": name, "reason": remark})
             continue
-        content, changed = smaller(content, image, job.how)
+        content, changed = shrink(content, image, job.options)
         suffix = ".jpg" if changed else Path(name).suffix.lower()
         yield _stem(job.first + index, name), suffix, content, int(job.labels[index])
 
@@ -93,16 +93,16 @@ def write_whole(path: Path, content: str) -> None:
     draft.replace(path)
 
 
-def pack_shard(job: Job) -> dict[str, Any]:
-    """Writes one shard, its index and its note; gives the note."""
+def pack_shard(job: ShardJob) -> dict[str, Any]:
+    """Writes one shard, its index and its note. Returns the note."""
     draft, lines = job.file.with_name(f"{job.file.name}.{os.getpid()}.tmp"), []
     left_out: list[dict[str, str]] = []
     try:
         with draft.open("wb") as file, tarfile.open(fileobj=file, mode="w", format=tarfile.GNU_FORMAT) as tar:
-            for stem, suffix, content, label in _samples(job, left_out):
-                words = [_add(tar, f"{stem}{suffix}", content)]
+            for stem, suffix, content, label in _read_samples(job, left_out):
+                words = [_add_member(tar, f"{stem}{suffix}", content)]
                 if label >= 0:
-                    words.append(_add(tar, f"{stem}.cls", job.classes[label].encode()))
+                    words.append(_add_member(tar, f"{stem}.cls", job.classes[label].encode()))
                 lines.append(" ".join(words))
         with draft.open("rb") as written:
             os.fsync(written.fileno())

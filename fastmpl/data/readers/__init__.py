@@ -1,1 +1,1 @@
-"""Where a data set comes from: published sets, a folder, lists, tars and TFRecord, with the index or cache of each."""
+"""Reads data sets: published sets, a folder, lists of files, tars and TFRecord files, with the index or cache of each."""

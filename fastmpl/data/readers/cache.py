@@ -1,8 +1,7 @@
-"""Decoded images in a file, made once and mapped into memory: by every later run, and by all ranks of one.
+"""The cache of decoded images: a file that is written once and mapped into memory by every later run and every rank.
 
-One folder of the user's cache for each image folder and size; it is made again when a file's name, size or date has
-changed. An operating system keeps of a mapped file what is in use and what fits, so thousands of images cost their
-decoding once, and hundreds of thousands no more memory than there is.
+The user's cache holds one folder for each folder of images and image size. It is written again when the name, the size
+or the date of a file has changed. A mapped file takes only the memory that is free, so a large set of images still runs.
 """
 
 import fcntl
@@ -20,17 +19,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fastmpl.data.dataset import Problem
-from fastmpl.data.errors import shown
+from fastmpl.data.errors import printable
 from fastmpl.data.files.decode import Decoded, decode_all
 from fastmpl.errors import StorageError
 
-VERSION: Final = 1  # of how images are decoded and stored
-MANY: Final = 2_000  # images whose decoding takes long enough to be announced
+VERSION: Final = 1  # of the decoding rule and of the layout; a new number makes every cache anew
+MANY: Final = 2_000  # images; decoding more of them takes long enough to be announced
 PIXELS, FACTS = "images.bin", "facts.json"
 
 
-class Pictures(NamedTuple):
-    """`images` uint8 [len(kept), size, size, 3] are files number `kept` of those asked for."""
+class DecodedImages(NamedTuple):
+    """Images uint8 [K, size, size, 3], and `kept` int64 [K]: the position of each in the list of files asked for."""
 
     images: NDArray[np.uint8]
     kept: NDArray[np.int64]
@@ -38,7 +37,7 @@ class Pictures(NamedTuple):
 
 
 def cache_folder() -> Path | None:
-    """Where decoded images are kept: $XDG_CACHE_HOME/fastmpl, or ~/.cache/fastmpl; None where neither can be written."""
+    """The folder of caches: $XDG_CACHE_HOME/fastmpl, or ~/.cache/fastmpl; None where neither can be written."""
     home = os.path.expanduser("~")  # left as it is for a user without one
     if not (os.environ.get("XDG_CACHE_HOME") or os.path.isabs(home)):
         return None
@@ -51,7 +50,7 @@ def cache_folder() -> Path | None:
 
 
 def _key(root: Path, files: Sequence[str], size: int) -> str:
-    """Changes with the files' names, sizes and dates. Their bytes are not read: that would cost what a cache saves."""
+    """A hash of the names, sizes and dates of the files. Their bytes are not hashed: reading them is what a cache saves."""
     digest = hashlib.blake2b(f"{VERSION} {size}".encode(), digest_size=16)
     for path in files:
         try:
@@ -63,10 +62,10 @@ def _key(root: Path, files: Sequence[str], size: int) -> str:
     return digest.hexdigest()
 
 
-def _collected(
+def _collect(
     files: Sequence[str], decoded: Iterator[Decoded], write: Callable[[bytes], object]
 ) -> tuple[list[int], list[Problem]]:
-    """Passes every image's bytes to `write`, in order; which files they are of, and what is wrong with others."""
+    """Passes the pixels of every image to `write`, in order. Returns the positions of their files, and the problems."""
     kept: list[int] = []
     problems: list[Problem] = []
     for number, (path, found) in enumerate(zip(files, decoded, strict=True)):
@@ -78,25 +77,25 @@ def _collected(
     return kept, problems
 
 
-def _opened(folder: Path, key: str, size: int) -> Pictures | None:
-    """What `folder` holds, if it is whole and of these files."""
+def _open_cached(folder: Path, key: str, size: int) -> DecodedImages | None:
+    """The cache in `folder`; None where it is incomplete or was made of other files."""
     try:
         facts = json.loads((folder / FACTS).read_text())
         kept = np.array(facts["kept"], dtype=np.int64)
         if facts["key"] != key or (folder / PIXELS).stat().st_size != len(kept) * size * size * 3:
             return None
         problems = tuple(Problem(*problem) for problem in facts["problems"])
-    except (OSError, ValueError, KeyError, TypeError):  # not there, or not ours
+    except (OSError, ValueError, KeyError, TypeError):  # missing or damaged
         return None
     shape = (len(kept), size, size, 3)
     if not len(kept):
-        return Pictures(np.zeros(shape, np.uint8), kept, problems)
-    # copy on write: torch takes no read-only array, and nobody writes
-    return Pictures(np.asarray(np.memmap(folder / PIXELS, np.uint8, "c", shape=shape)), kept, problems)
+        return DecodedImages(np.zeros(shape, np.uint8), kept, problems)
+    # mapped copy-on-write, because torch takes no read-only array; nothing writes to it
+    return DecodedImages(np.asarray(np.memmap(folder / PIXELS, np.uint8, "c", shape=shape)), kept, problems)
 
 
-def _make(folder: Path, key: str, root: Path, files: Sequence[str], size: int) -> None:
-    """Decodes `files` into `folder`, which appears when it is whole."""
+def _write_cache(folder: Path, key: str, root: Path, files: Sequence[str], size: int) -> None:
+    """Decodes `files` into a draft folder, and renames it to `folder` when it is complete."""
     draft = folder.with_name(f"{folder.name}.tmp-{os.getpid()}")
     needed, free = len(files) * size * size * 3, shutil.disk_usage(folder.parent).free
     if needed > free:
@@ -109,11 +108,11 @@ def _make(folder: Path, key: str, root: Path, files: Sequence[str], size: int) -
     try:
         draft.mkdir()
         with (draft / PIXELS).open("wb") as file:
-            kept, problems = _collected(files, decode_all((root / path for path in files), size), file.write)
+            kept, problems = _collect(files, decode_all((root / path for path in files), size), file.write)
             file.flush()
             os.fsync(file.fileno())
         (draft / FACTS).write_text(json.dumps({"key": key, "kept": kept, "problems": problems}))
-        shutil.rmtree(folder, ignore_errors=True)  # of files as they were; who has it mapped keeps it
+        shutil.rmtree(folder, ignore_errors=True)  # the outdated cache; a process that has it mapped keeps its copy
         draft.rename(folder)
     except OSError as error:
         raise StorageError(
@@ -124,41 +123,41 @@ def _make(folder: Path, key: str, root: Path, files: Sequence[str], size: int) -
 
 
 @contextmanager
-def _alone(folder: Path) -> Iterator[None]:
-    """Of several ranks, the first decodes and the others wait for it."""
+def _lock(folder: Path) -> Iterator[None]:
+    """Holds the lock of one cache: of several ranks the first decodes, and the others wait."""
     with folder.with_suffix(".lock").open("a") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield
 
 
-def _in_memory(root: Path, files: Sequence[str], size: int) -> Pictures:
+def _decode_to_memory(root: Path, files: Sequence[str], size: int) -> DecodedImages:
     rows = bytearray()
-    kept, problems = _collected(files, decode_all((root / path for path in files), size), rows.extend)
+    kept, problems = _collect(files, decode_all((root / path for path in files), size), rows.extend)
     images = np.frombuffer(rows, np.uint8).reshape(-1, size, size, 3)
-    return Pictures(images, np.array(kept, dtype=np.int64), tuple(problems))
+    return DecodedImages(images, np.array(kept, dtype=np.int64), tuple(problems))
 
 
-def _cached(cache: Path, root: Path, files: Sequence[str], size: int) -> Pictures:
+def _load_or_write(cache: Path, root: Path, files: Sequence[str], size: int) -> DecodedImages:
     place = hashlib.blake2b(os.fsencode(root.resolve()), digest_size=6).hexdigest()
-    name = "".join(letter for letter in shown(root.resolve().name) if letter.isascii() and letter.isalnum())
+    name = "".join(letter for letter in printable(root.resolve().name) if letter.isascii() and letter.isalnum())
     folder, key = cache / f"{name[:32] or 'images'}-{place}-{size}", _key(root, files, size)
-    with _alone(folder):
-        found = _opened(folder, key, size)
+    with _lock(folder):
+        found = _open_cached(folder, key, size)
         if found is None:
-            _make(folder, key, root, files, size)
-            found = _opened(folder, key, size)
+            _write_cache(folder, key, root, files, size)
+            found = _open_cached(folder, key, size)
     if found is None:
-        raise StorageError(f"{folder} was altered while it was made: call again.")
+        raise StorageError(f"{folder} was changed by another program while it was written: start again.")
     return found
 
 
-def decoded(root: Path, files: Sequence[str], size: int) -> Pictures:
-    """The images of `files`, paths below `root`, `size` pixels square; from the cache, or into it.
+def load_decoded(root: Path, files: Sequence[str], size: int) -> DecodedImages:
+    """Loads the images of `files` (paths below `root`) as squares of `size` pixels, from the cache or into it.
 
-    Where no cache can be written (a read-only home) they are held in memory. Raises StorageError where the disk is
+    Where no cache can be written (a read-only home), the images stay in memory. Raises StorageError where the disk is
     too small.
     """
     cache = cache_folder()
-    found = _cached(cache, root, files, size) if cache else _in_memory(root, files, size)
+    found = _load_or_write(cache, root, files, size) if cache else _decode_to_memory(root, files, size)
     named = tuple(problem._replace(file=str(root / problem.file)) for problem in found.problems)
     return found._replace(problems=named)

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from fastmpl.data.errors import DataError
 
-_LARGEST = 1 << 32  # bytes; a header that promises more is taken for damage, not for data
+_LARGEST = 1 << 32  # bytes; a header that promises more is damaged
 
 
 def _parse(stream: BinaryIO, path: Path) -> NDArray[np.uint8]:
@@ -35,13 +35,15 @@ def _parse(stream: BinaryIO, path: Path) -> NDArray[np.uint8]:
         raise DataError(
             f"{path} should hold {prod(shape)} bytes after its header, and holds {found}; download it again."
         )
-    return np.frombuffer(bytearray(body), dtype=np.uint8).reshape(shape)  # writable: torch takes no other array
+    return np.frombuffer(bytearray(body), dtype=np.uint8).reshape(
+        shape
+    )  # a bytearray is writable, which torch requires
 
 
 def read_idx(path: Path) -> NDArray[np.uint8]:
-    """The array in an IDX file. Raises DataError where the file is missing, truncated or something else.
+    """Reads the array of an IDX file. Raises DataError where the file is missing, truncated or of another format.
 
-    A process that makes several runs reads a file once, as long as its date and size stay; nobody writes to the array.
+    The array is kept for later runs of the same process, until the date or size of the file changes. Do not write to it.
     """
     try:
         facts = path.stat()

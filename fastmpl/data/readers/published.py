@@ -1,7 +1,7 @@
-"""CIFAR-10, CIFAR-100 and SVHN, read by torchvision from the files that their authors publish.
+"""Reads CIFAR-10, CIFAR-100 and SVHN, with torchvision, from the files that their authors publish.
 
-torchvision compares every file with its published checksum before it reads it: damage is found, and a pickle that is
-not the authors' own is never run. Nothing is downloaded unless `download` is called.
+torchvision compares every file with its published checksum before reading it. So damage is found, and no pickle is
+loaded but the authors' own. Nothing is downloaded unless `download` is called.
 """
 
 from pathlib import Path
@@ -38,7 +38,7 @@ def _reader(name: str) -> Any:
 
 
 def _root(name: str, root: str) -> Path:
-    """The folder that torchvision is to be given; a user may also name the one with the files themselves."""
+    """The folder that torchvision expects; a user may also name the folder of the files itself."""
     given = Path(root or DEFAULT).expanduser()
     return given.parent if SETS[name].folder and given.name == SETS[name].folder else given
 
@@ -75,7 +75,7 @@ def _images_first(data: NDArray[np.uint8], name: str) -> NDArray[np.uint8]:
 
 
 def read(name: str, root: str) -> Arrays:
-    """The data set called `name`, one of SETS, from the folder `root`: uint8 images of 32 x 32 pixels in colour.
+    """Reads the data set called `name`, one of SETS, from the folder `root`: uint8 colour images of 32 x 32 pixels.
 
     SVHN's 531,131 extra images are not used. Raises DataError where a file is missing, truncated or altered.
     """
@@ -97,7 +97,7 @@ def read(name: str, root: str) -> Arrays:
 
 
 def download(name: str, root: str) -> str:
-    """Fetches what is missing of the data set from its authors; says where it is. Raises DataError where it fails."""
+    """Downloads the missing files of the data set; returns where it is, as a sentence. Raises DataError."""
     if name not in SETS:
         raise DataError(f"data.source = {name!r} cannot be downloaded: only {', '.join(SETS)} can.")
     reader, folder = _reader(name), _root(name, root)

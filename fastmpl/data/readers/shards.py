@@ -32,7 +32,7 @@ class Entry(NamedTuple):
     word: str
 
 
-Scan = Callable[[Path], list[Entry]]
+ReadShard = Callable[[Path], list[Entry]]
 
 
 class Shards(NamedTuple):
@@ -59,7 +59,7 @@ def index_file(shard: Path) -> Path:
     return beside if beside.exists() else shard.with_name(f"{shard.name}.idx")
 
 
-def _kept(file: Path) -> tuple[Index, Names, Names] | None:
+def _load_index(file: Path) -> tuple[Index, Names, Names] | None:
     """What an earlier call stored; None where there is nothing, or not what was stored."""
     try:
         with np.load(file, allow_pickle=False) as stored:
@@ -69,7 +69,7 @@ def _kept(file: Path) -> tuple[Index, Names, Names] | None:
         return None
 
 
-def _keep(file: Path, places: Index, names: Names, words: Names) -> None:
+def _save_index(file: Path, places: Index, names: Names, words: Names) -> None:
     """In one move, and without complaint where the disk is full: an index can be made again."""
     draft = file.with_name(f"{file.stem}.{os.getpid()}.tmp.npz")
     try:
@@ -80,28 +80,28 @@ def _keep(file: Path, places: Index, names: Names, words: Names) -> None:
         draft.unlink(missing_ok=True)
 
 
-def indexed(root: Path, shards: Sequence[str], scan: Scan) -> Shards:
+def index_shards(root: Path, shards: Sequence[str], scan: ReadShard) -> Shards:
     """The images of `shards`, which are named below `root`. Raises DataError where one cannot be read."""
     cache, found = cache_folder(), None
     file = cache / f"index-{_key(root, shards)}.npz" if cache and shards else None
     if file is not None:
-        found = _kept(file)
+        found = _load_index(file)
     if found is None:
         with ThreadPoolExecutor(cores()) as pool:
-            scanned = list(pool.map(_scanned(scan), [root / shard for shard in shards]))
+            scanned = list(pool.map(_name_file_in_errors(scan), [root / shard for shard in shards]))
         rows = [(s, entry.offset, entry.size) for s, entries in enumerate(scanned) for entry in entries]
         places = np.array(rows, dtype=np.int64).reshape(-1, 3)
         names = Names(entry.name for entries in scanned for entry in entries)
         words = Names(entry.word for entries in scanned for entry in entries)
         found = places, names, words
         if file is not None:
-            _keep(file, *found)
+            _save_index(file, *found)
     places, names, words = found
     images = Pieces(root, shards, places[:, 0].astype(np.int32), places[:, 1].copy(), places[:, 2].copy(), names)
     return Shards(images, words)
 
 
-def _scanned(scan: Scan) -> Scan:
+def _name_file_in_errors(scan: ReadShard) -> ReadShard:
     def scanned(path: Path) -> list[Entry]:
         try:
             return scan(path)
@@ -111,7 +111,7 @@ def _scanned(scan: Scan) -> Scan:
     return scanned
 
 
-def joined(parts: Sequence[Shards]) -> Pieces:
+def join_shards(parts: Sequence[Shards]) -> Pieces:
     """The images of several, one after another."""
     pieces = [part.images for part in parts]
     shards = [shard for part in pieces for shard in part.shards]
@@ -122,5 +122,5 @@ def joined(parts: Sequence[Shards]) -> Pieces:
         np.concatenate([part.shard + at for part, at in zip(pieces, first, strict=False)]).astype(np.int32),
         np.concatenate([part.offset for part in pieces]),
         np.concatenate([part.size for part in pieces]),
-        Names.joined([part.names for part in pieces]),
+        Names.join([part.names for part in pieces]),
     )

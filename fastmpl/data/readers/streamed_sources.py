@@ -19,10 +19,10 @@ from typing import Final, NamedTuple, TextIO
 import numpy as np
 
 from fastmpl.data.dataset import UNKNOWN, Arrays, Labels, Problem
-from fastmpl.data.errors import DataError, shown
+from fastmpl.data.errors import DataError, printable
 from fastmpl.data.files.encoded import Encoded, Files, Names
 from fastmpl.data.files.listing import visible
-from fastmpl.data.readers.shards import Scan, Shards, indexed, joined
+from fastmpl.data.readers.shards import ReadShard, Shards, index_shards, join_shards
 from fastmpl.data.readers.tar_index import scan_tar
 from fastmpl.data.readers.tfrecord_index import scan_tfrecord
 from fastmpl.data.readers.tree import NOTHING, PARTS, read_tree
@@ -42,7 +42,7 @@ def _classes(root: Path, words: Sequence[str]) -> tuple[str, ...]:
     """The classes, in the order of their numbers."""
     found = set(words)
     if "" in found:
-        raise DataError(f"{shown(root)}: {words.index('')} of the labelled images come before one without a class.")
+        raise DataError(f"{printable(root)}: {words.index('')} of the labelled images come before one without a class.")
     if not all(word.isdecimal() for word in found):
         return tuple(sorted(found))
     if not (root / CLASSES).is_file():
@@ -59,17 +59,17 @@ def _labels(root: Path, part: Part, classes: tuple[str, ...]) -> Labels:
     if unknown is not None:
         near = difflib.get_close_matches(unknown, classes, n=1)
         hint = f"Did you mean {near[0]}?" if near else f"The classes are {', '.join(classes[:10])}."
-        raise DataError(f"{shown(root)}, {part.name}: {shown(unknown) or 'no word'} is no class. {hint}")
+        raise DataError(f"{printable(root)}, {part.name}: {printable(unknown) or 'no word'} is no class. {hint}")
     return np.array([number[word] for word in part.words], dtype=np.int64)
 
 
 def _arrays(root: Path, parts: dict[str, Part], training: Encoded, test: Encoded) -> Arrays:
     """The source's images with their labels. `training` is made of the parts of TRAINING, in that order."""
     if not len(parts["labelled"].words):
-        raise DataError(f"{shown(root)} has no labelled images.")
+        raise DataError(f"{printable(root)} has no labelled images.")
     classes = _classes(root, parts["labelled"].words)
     if len(classes) < 2:
-        raise DataError(f"{shown(root)} has one class ({classes[0]}), and a classifier needs two or more.")
+        raise DataError(f"{printable(root)} has one class ({classes[0]}), and a classifier needs two or more.")
     labelled, trusted, tested = (_labels(root, parts[name], classes) for name in ("labelled", "trusted", "test"))
     unlabelled = np.full(len(parts["unlabelled"].words), UNKNOWN, np.int64)
     return Arrays(
@@ -123,27 +123,29 @@ def read_file_list(folder: str) -> Arrays:
     """The images that labelled.txt, trusted.txt, unlabelled.txt and test.txt of a folder name."""
     root = _root(folder)
     if not (root / "labelled.txt").is_file():
-        raise DataError(f"{shown(root)} has no labelled.txt. Expected lines of a path, a tab and a class.")
+        raise DataError(f"{printable(root)} has no labelled.txt. Expected lines of a path, a tab and a class.")
     lists = {part: _read_list(root, part) for part in PARTS}
     parts = {part: Part(f"{part}.txt", words) for part, (_, words) in lists.items()}
-    training = Files(root, Names.joined([lists[part][0] for part in TRAINING]))
+    training = Files(root, Names.join([lists[part][0] for part in TRAINING]))
     return _arrays(root, parts, training, Files(root, lists["test"][0]))
 
 
-def _shards(root: Path, part: str, suffix: str, scan: Scan) -> Shards:
+def _shards(root: Path, part: str, suffix: str, scan: ReadShard) -> Shards:
     folder = root / part
     names = sorted(p.name for p in folder.iterdir() if p.is_file() and visible(p.name)) if folder.is_dir() else []
     chosen = [name for name in names if name.endswith(suffix) and not name.endswith(".idx")]
-    return indexed(root, [f"{part}/{name}" for name in chosen], scan)
+    return index_shards(root, [f"{part}/{name}" for name in chosen], scan)
 
 
-def _read_shards(folder: str, suffix: str, scan: Scan) -> Arrays:
+def _read_shards(folder: str, suffix: str, scan: ReadShard) -> Arrays:
     root = _root(folder)
     shards = {part: _shards(root, part, suffix, scan) for part in PARTS}
     if not len(shards["labelled"].images):
-        raise DataError(f"no images in {shown(root / 'labelled')}. Expected {shown(root / 'labelled')}/*{suffix}.")
+        raise DataError(
+            f"no images in {printable(root / 'labelled')}. Expected {printable(root / 'labelled')}/*{suffix}."
+        )
     parts = {part: Part(part, found.words) for part, found in shards.items()}
-    return _arrays(root, parts, joined([shards[part] for part in TRAINING]), shards["test"].images)
+    return _arrays(root, parts, join_shards([shards[part] for part in TRAINING]), shards["test"].images)
 
 
 def read_webdataset(folder: str) -> Arrays:
@@ -161,10 +163,10 @@ def read_files(folder: str) -> Arrays:
     tree = read_tree(folder)
     for number, name in enumerate(tree.classes):
         if not (tree.labelled.labels == number).any():
-            raise DataError(f"{shown(tree.root / 'labelled')}/{name} has no images. Put some there, or remove it.")
+            raise DataError(f"{printable(tree.root / 'labelled')}/{name} has no images. Put some there, or remove it.")
     trusted = tree.trusted or NOTHING
     training = [tree.labelled, trusted, tree.unlabelled]
-    images = Files(tree.root, Names.joined([part.names for part in training]))
+    images = Files(tree.root, Names.join([part.names for part in training]))
     first = len(tree.labelled.names)
     return Arrays(
         images,

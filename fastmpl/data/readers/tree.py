@@ -14,7 +14,7 @@ from typing import Final, NamedTuple
 import numpy as np
 
 from fastmpl.data.dataset import UNKNOWN, Labels, Problem
-from fastmpl.data.errors import DataError, shown
+from fastmpl.data.errors import DataError, printable
 from fastmpl.data.files.encoded import Names
 from fastmpl.data.files.listing import image_files, visible
 
@@ -58,7 +58,7 @@ def class_name(folder: Path) -> str:
     name = unicodedata.normalize("NFC", folder.name)
     if any(unicodedata.category(letter) in ("Cc", "Cs") for letter in name):
         raise DataError(
-            f"{shown(folder.parent)} has the class folder {folder.name!a}, whose name cannot be printed: rename it."
+            f"{printable(folder.parent)} has the class folder {folder.name!a}, whose name cannot be printed: rename it."
         )
     return name
 
@@ -73,16 +73,16 @@ def _loose(part: Path, problems: list[Problem]) -> list[Path]:
 def _classes(part: Path, problems: list[Problem]) -> tuple[str, ...]:
     if not part.is_dir():
         raise DataError(
-            f"{shown(part.parent)} has no folder {part.name}. Expected {shown(part)}/<class>/*.jpg."
+            f"{printable(part.parent)} has no folder {part.name}. Expected {printable(part)}/<class>/*.jpg."
             + _misspelt(part.parent, part.name)
         )
     names = tuple(sorted({class_name(folder) for folder in _class_folders(part)}))
     loose = _loose(part, problems)
     if not names:
-        found = f"found {shown(loose[0])} (no class folder)" if loose else "it is empty"
-        raise DataError(f"no labelled images in {shown(part)}. Expected {shown(part)}/<class>/*.jpg; {found}.")
+        found = f"found {printable(loose[0])} (no class folder)" if loose else "it is empty"
+        raise DataError(f"no labelled images in {printable(part)}. Expected {printable(part)}/<class>/*.jpg; {found}.")
     if len(names) == 1:
-        raise DataError(f"{shown(part)} has one class ({names[0]}), and a classifier needs two or more.")
+        raise DataError(f"{printable(part)} has one class ({names[0]}), and a classifier needs two or more.")
     return names
 
 
@@ -102,12 +102,12 @@ def class_images(root: Path, part: str, classes: tuple[str, ...], whose: str, pr
         if name not in classes:
             near = difflib.get_close_matches(name, classes, n=1)
             hint = f"Did you mean {near[0]}?" if near else f"Its classes are {', '.join(classes[:10])}."
-            raise DataError(f"{shown(root / part)} has the class {name}, which {whose} has not. {hint}")
+            raise DataError(f"{printable(root / part)} has the class {name}, which {whose} has not. {hint}")
         numbers.append(classes.index(name))
     found = image_files(root, [folder.relative_to(root).as_posix() for folder in folders])
     problems += [problem for images in found for problem in images.problems]
     labels = np.repeat(np.array(numbers, np.int64), [len(images.names) for images in found])
-    return Listed(Names.joined([images.names for images in found]), labels)
+    return Listed(Names.join([images.names for images in found]), labels)
 
 
 def _unlabelled(root: Path, problems: list[Problem]) -> Listed:
@@ -118,7 +118,7 @@ def _unlabelled(root: Path, problems: list[Problem]) -> Listed:
 
 def _optional(root: Path, part: str, classes: tuple[str, ...], problems: list[Problem]) -> Listed:
     _loose(root / part, problems)
-    return class_images(root, part, classes, shown(root / "labelled"), problems)
+    return class_images(root, part, classes, printable(root / "labelled"), problems)
 
 
 def read_tree(folder: str) -> Tree:
@@ -134,7 +134,7 @@ def read_tree(folder: str) -> Tree:
         has = {part: (root / part).is_dir() for part in PARTS}
         for part in PARTS:
             if not has[part] and (hint := _misspelt(root, part)):
-                raise DataError(f"{shown(root)} has no folder {part}.{hint}")
+                raise DataError(f"{printable(root)} has no folder {part}.{hint}")
         return Tree(
             root=root,
             classes=classes,
@@ -145,4 +145,4 @@ def read_tree(folder: str) -> Tree:
             problems=tuple(problems),
         )
     except OSError as error:
-        raise DataError(f"{shown(str(error.filename or root))} cannot be read: {error.strerror}.") from error
+        raise DataError(f"{printable(str(error.filename or root))} cannot be read: {error.strerror}.") from error

@@ -16,9 +16,9 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from fastmpl.data.dali import Node, fn, normalise, pipeline_def, tensor, types
-from fastmpl.data.dataset import chosen
+from fastmpl.data.dataset import select_images
 from fastmpl.data.files.encoded import Bytes, Encoded
-from fastmpl.data.files.portable import BadImage, Picture, portable
+from fastmpl.data.files.portable import BadImage, Picture, make_portable
 from fastmpl.data.normalise import Normalisation
 from fastmpl.data.streaming.encoded_pipeline import Machine, decode
 from fastmpl.data.streaming.windows import CentreCrop
@@ -44,7 +44,7 @@ class EncodedEvaluationSet:
     def part(self, rank: int, ranks: int) -> Self:
         """This rank's share of them, in order; the last ranks may have one image less."""
         index = torch.arange(len(self)).tensor_split(ranks)[rank]
-        encoded = chosen(self.encoded, index.numpy())
+        encoded = select_images(self.encoded, index.numpy())
         assert not isinstance(encoded, np.ndarray)
         return replace(self, encoded=encoded, labels=self.labels[index])
 
@@ -87,7 +87,7 @@ class EncodedEvaluationSet:
 
     def _picture(self, index: int) -> Picture | None:
         try:
-            return portable(self.encoded.read(index))
+            return make_portable(self.encoded.read(index))
         except (BadImage, OSError):
             return None
 

@@ -11,10 +11,10 @@ from typing import Final, NamedTuple
 import numpy as np
 
 from fastmpl.data import draws
-from fastmpl.data.errors import DataError, shown
+from fastmpl.data.errors import DataError, printable
 from fastmpl.data.files.decode import reason_of
 from fastmpl.data.files.encoded import Encoded, Index
-from fastmpl.data.files.portable import BadImage, Picture, portable
+from fastmpl.data.files.portable import BadImage, Picture, make_portable
 from fastmpl.data.sampler import Samples
 from fastmpl.data.view_stream import Replacement
 
@@ -73,8 +73,8 @@ class Reader:
             if picture is not None:
                 return picture, by, reason
         raise DataError(
-            f"{shown(self._images.names[index])} cannot be used ({reason}), nor can {TRIALS} images drawn in its place: "
-            "see whether the disk with the images is still there, and run `fastmpl check`."
+            f"{printable(self._images.names[index])} cannot be used ({reason}), nor can {TRIALS} images drawn in its "
+            "place: see whether the disk with the images is still there, and run `fastmpl check`."
         )
 
     def _of_same_class(self, index: int, classes: Index) -> Index:
@@ -82,7 +82,7 @@ class Reader:
 
     def _try(self, index: int) -> tuple[Picture | None, str]:
         try:
-            return portable(self._images.read(index), trusted=index not in self._distrusted), ""
+            return make_portable(self._images.read(index), trusted=index not in self._distrusted), ""
         except BadImage as error:
             return None, str(error)
         except OSError as error:

@@ -65,6 +65,6 @@ def test_an_image_that_crashes_its_decoder_is_bad_like_any_other(tmp_path: Path)
     Image.new("RGB", (4, 4)).save(tmp_path / "a.png")
     count = CHUNK + 3
     seen: list[int] = []
-    found = scan(Trap((tmp_path / "a.png").read_bytes(), count, {1, count - 1}), processes=1, tell=seen.append)
+    found = scan(Trap((tmp_path / "a.png").read_bytes(), count, {1, count - 1}), processes=1, on_progress=seen.append)
     assert found.bad == {1: CRASHED, count - 1: CRASHED}
     assert seen == [CHUNK, count]

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fastmpl.data.files.jpeg import header
+from fastmpl.data.files.jpeg import read_header
 from tests.mini_imagenet import jpeg
 
 dali = pytest.importorskip("nvidia.dali", reason="install nvidia-dali-cuda130 to decode what was let through")
@@ -42,7 +42,7 @@ WHOLE = {
 
 @pytest.mark.parametrize("kind", WHOLE)
 def test_a_whole_jpeg_is_accepted_with_its_upright_size(kind: str) -> None:
-    found = header(WHOLE[kind])
+    found = read_header(WHOLE[kind])
     assert found is not None
     assert (found.height, found.width) == ((60, 44) if kind == "turned" else (44, 60))
     assert found.channels == (1 if kind == "grey" else 3)
@@ -50,7 +50,7 @@ def test_a_whole_jpeg_is_accepted_with_its_upright_size(kind: str) -> None:
 
 @pytest.mark.parametrize("by", range(1, 9))
 def test_a_picture_that_lies_on_its_side_is_measured_upright(by: int) -> None:
-    found = header(encoded(IMAGE, exif=turned(by)))
+    found = read_header(encoded(IMAGE, exif=turned(by)))
     assert found is not None
     assert (found.height, found.width) == ((60, 44) if by >= 5 else (44, 60))
 
@@ -79,8 +79,8 @@ def with_segment(content: bytes, marker: int, times: int) -> bytes:
 
 
 def test_a_picture_of_some_scans_is_accepted_and_an_attack_on_the_decoder_s_time_is_not() -> None:
-    assert header(with_scans(WHOLE["grey"], 100)) is not None
-    assert header(with_scans(WHOLE["grey"], 101)) is None
+    assert read_header(with_scans(WHOLE["grey"], 100)) is not None
+    assert read_header(with_scans(WHOLE["grey"], 101)) is None
 
 
 BROKEN = {
@@ -98,7 +98,7 @@ BROKEN = {
 
 @pytest.mark.parametrize("kind", BROKEN)
 def test_what_a_decoder_may_refuse_is_not_accepted(kind: str) -> None:
-    assert header(BROKEN[kind]) is None
+    assert read_header(BROKEN[kind]) is None
 
 
 def mutants(count: int, seed: int) -> Iterator[bytes]:
@@ -137,7 +137,7 @@ def decoded_sizes(images: list[bytes]) -> list[tuple[int, int]]:
 
 
 def test_no_damage_that_is_accepted_ends_a_batch() -> None:
-    accepted = [(image, found) for image in mutants(MUTANTS, seed=0) if (found := header(image)) is not None]
+    accepted = [(image, found) for image in mutants(MUTANTS, seed=0) if (found := read_header(image)) is not None]
     assert MUTANTS / 3 < len(accepted) < MUTANTS - 20
     assert decoded_sizes([image for image, _ in accepted]) == [(f.height, f.width) for _, f in accepted]
 
@@ -145,6 +145,6 @@ def test_no_damage_that_is_accepted_ends_a_batch() -> None:
 def test_no_bytes_raise() -> None:
     rng = np.random.default_rng(0)
     for _ in range(300):
-        header(b"\xff\xd8\xff" + rng.bytes(int(rng.integers(60))))
+        read_header(b"\xff\xd8\xff" + rng.bytes(int(rng.integers(60))))
         whole = WHOLE["progressive"]
-        header(whole[: rng.integers(len(whole))])
+        read_header(whole[: rng.integers(len(whole))])

@@ -51,12 +51,12 @@ def test_names_of_undecodable_bytes_survive(tmp_path: Path) -> None:
 
 def test_joined_names_are_those_of_the_parts() -> None:
     parts = [["é", "", "abc"], [], ["d"]]
-    joined = Names.joined([Names(part) for part in parts])
+    joined = Names.join([Names(part) for part in parts])
     assert list(joined) == ["é", "", "abc", "d"]
     assert joined[-1] == "d"
     assert joined[1:3] == ["", "abc"]
     assert joined.digest == Names(["é", "", "abc", "d"]).digest != Names(["é", "a", "bc", "d"]).digest
-    assert list(Names.joined([])) == []
+    assert list(Names.join([])) == []
 
 
 def test_copies_are_told_by_what_they_spoil() -> None:

@@ -18,13 +18,13 @@ from fastmpl.data.dataset import Arrays
 from fastmpl.data.errors import DataError
 from fastmpl.data.packing import pack as pack_module
 from fastmpl.data.packing.pack import MANIFEST, Packed, pack, verify
-from fastmpl.data.packing.pack_shard import How
+from fastmpl.data.packing.pack_shard import PackOptions
 from fastmpl.data.readers.streamed_sources import read_files, read_webdataset
 from tests import mini_imagenet
 from tests.pictures import BAD, make, spoil
 
 Make = Callable[..., SimpleNamespace]
-SMALL = How(shard_images=7)
+SMALL = PackOptions(shard_images=7)
 
 
 @pytest.fixture
@@ -34,7 +34,7 @@ def folder(tmp_path: Path) -> Path:
     return mini_imagenet.write_folder(tmp_path / "folder", images)
 
 
-def packed(folder: Path, out: Path, how: How = SMALL, processes: int = 2) -> Packed:
+def packed(folder: Path, out: Path, how: PackOptions = SMALL, processes: int = 2) -> Packed:
     return pack(str(folder), out, how, processes=processes, tell=lambda line: None)
 
 
@@ -141,14 +141,14 @@ def test_an_interrupted_pack_goes_on_with_what_is_missing(
 ) -> None:
     packed(folder, tmp_path / "whole")
     out = tmp_path / "out"
-    honest = pack_module._made
+    honest = pack_module._pack_in_order
 
     def interrupted(jobs: list[Any], processes: int) -> Any:
         yield from honest(jobs[:3], processes)
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(pack_module, "_made", interrupted)
+        patch.setattr(pack_module, "_pack_in_order", interrupted)
         with pytest.raises(KeyboardInterrupt):
             packed(folder, out)
     assert not (out / MANIFEST).exists()

@@ -319,7 +319,7 @@ def test_a_disk_that_fills_up_leaves_no_half_cache(
     def full(*_: Any) -> Any:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(cache_module, "_collected", full)
+    monkeypatch.setattr(cache_module, "_collect", full)
     with pytest.raises(StorageError, match="No space left on device"):
         read(pictures)
     assert not [path for path in cache.iterdir() if path.is_dir()]

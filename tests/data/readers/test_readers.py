@@ -14,7 +14,7 @@ import pytest
 
 from fastmpl.data.dataset import UNKNOWN, Arrays
 from fastmpl.data.errors import DataError
-from fastmpl.data.files.encoded import Chosen
+from fastmpl.data.files.encoded import Subset
 from fastmpl.data.readers import shards, streamed_sources
 from fastmpl.data.readers.streamed_sources import READERS
 from tests import mini_imagenet
@@ -240,10 +240,10 @@ def test_chosen_images_are_numbered_anew_and_told_from_others(tmp_path: Path) ->
     arrays = READERS["tfrecord"](str(write("tfrecord", tmp_path)))
     images = arrays.train_images
     assert not isinstance(images, np.ndarray)
-    some = Chosen(images, np.array([5, 2]))
+    some = Subset(images, np.array([5, 2]))
     assert list(some.names) == [images.names[5], images.names[2]]
     assert some.read(1).tobytes() == images.read(2).tobytes()
-    digests = {images.digest, some.digest, Chosen(images, np.array([2, 5])).digest}
+    digests = {images.digest, some.digest, Subset(images, np.array([2, 5])).digest}
     assert len(digests) == 3
 
 
