@@ -78,7 +78,7 @@ def trained(task: Task) -> Outcome:
     outcome |= {"selected": None, "seconds": 0.0}
     folder.mkdir(parents=True, exist_ok=True)
     save(config, folder / "config.toml")
-    with learner.averaged() if learner.average is not None else nullcontext(learner.module) as module:
+    with learner.use_average() if learner.has_average else nullcontext(learner.module) as module:
         save_network(
             folder,
             module.state_dict(),

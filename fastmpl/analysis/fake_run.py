@@ -33,7 +33,7 @@ class FakeRun:
 
     def held(self) -> list[Tensor]:
         """The tensors that exist before a step: the state of networks and step, and the batch."""
-        return [*self.trainee.state().values(), *(part for part in self.batch if part is not None)]
+        return [*self.trainee.parts().state().values(), *(part for part in self.batch if part is not None)]
 
     def step(self) -> None:
         self.trainee.step(self.batch)

@@ -29,6 +29,7 @@ KEYS: Final[dict[str, FieldInfo]] = {
 }
 REMOVED: Final[dict[str, Any]] = {  # keys of earlier versions, with their last default, which saved configurations hold
     "data.decoder_padding": [16, 8],
+    "feedback.cosine": False,
 }
 _QUOTED_OR_COMMENT: Final = re.compile(r'"(?:[^"\\\n]|\\.)*"|\'[^\'\n]*\'|#.*')
 

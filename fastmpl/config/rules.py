@@ -170,8 +170,6 @@ def _feedback(config: "Config") -> Iterator[str]:
     else:
         if feedback.baseline > 0:
             yield f'feedback.baseline is for feedback.kind = "scalar", not "{feedback.kind}".'
-        if feedback.cosine:
-            yield f'feedback.cosine is for feedback.kind = "scalar", not "{feedback.kind}".'
     if feedback.tangent == "difference" and config.system.precision != "float32":
         yield (
             f'feedback.tangent = "difference" with system.precision = "{config.system.precision}" loses the '

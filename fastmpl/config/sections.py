@@ -164,7 +164,6 @@ class FeedbackConfig(_Section):
     weight: Rate = _key(1.0, "Weight of the feedback; 1: the true gradient, for every kind.")
     control: Literal["none", "shuffled", "flipped"] = _rare("none", "Control experiment: spoil the feedback.")
     baseline: BelowOne = _rare(0.0, "Decay of the moving average taken off the scalar feedback; 0: off.")
-    cosine: bool = _rare(False, "Whether the scalar feedback is the cosine of the two gradients.")
     tangent: Literal["jvp", "difference"] = _rare("jvp", "Directional derivative: forward mode, or a difference.")
     depth: Count = _rare(0, "Last blocks of the student that the feedback goes through; 0: the whole network.")
 

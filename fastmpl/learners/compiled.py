@@ -4,19 +4,17 @@ The tangent and g' stay eager: torch.compile around forward mode gives a tangent
 operations become their references within it, which it can trace and fuse.
 """
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor, nn
 
 from fastmpl.errors import ConfigError
+from fastmpl.learners.protocol import Forward
 
-Network = Callable[[Tensor], Tensor]
 # a pass is compiled anew for each batch size, and with and without a graph and records of its statistics
 MOST_FORMS = 64
 
 
-def compiled(module: nn.Module, backend: str) -> Network:
+def compile_network(module: nn.Module, backend: str) -> Forward:
     """The network's forward pass, compiled as a whole by `backend` ("inductor"; "aot_eager" compiles to torch's own).
 
     Raises ConfigError, at its first call, where a part of the network cannot be compiled: nothing falls back.

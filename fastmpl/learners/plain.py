@@ -15,12 +15,13 @@ from fastmpl.config import NetworkConfig
 from fastmpl.distributed.ranks import ALONE, Ranks
 from fastmpl.learners.average import Average
 from fastmpl.learners.blocks import last_parameters
-from fastmpl.learners.compiled import Network, compiled
+from fastmpl.learners.compiled import compile_network
 from fastmpl.learners.optimisers import Optimiser, sum_of_products
 from fastmpl.learners.passes import Precision, autocast, difference_step, dual, full, tangent_of
-from fastmpl.learners.protocol import Gradient, Loss, Update
+from fastmpl.learners.protocol import Forward, Gradient, Loss, Update
 from fastmpl.learners.recompute import Recomputation
-from fastmpl.learners.running_statistics import RunningStatistics
+from fastmpl.learners.running_statistics import RunningStatistics, mean_over_ranks, per_rank_names
+from fastmpl.learners.state import Placement
 from fastmpl.models.norms import frozen_statistics
 from fastmpl.models.stochastic import set_draw
 from fastmpl.models.sync_norm import synchronise
@@ -28,7 +29,7 @@ from fastmpl_kernels.rows import unit
 
 
 class PlainLearner:
-    """See `fastmpl.learners.protocol.Learner`."""
+    """See `fastmpl.learners.protocol.RunLearner`."""
 
     def __init__(
         self,
@@ -46,7 +47,7 @@ class PlainLearner:
     ) -> None:
         """compiler: the backend of torch.compile for passes without a tangent; none where empty."""
         self.module = module.train()
-        self.network: Network = compiled(module, compiler) if compiler else module
+        self.call: Forward = compile_network(module, compiler) if compiler else module.__call__
         synchronise(module, ranks)
         self.recomputation = Recomputation(module) if recompute else None
         self.statistics = RunningStatistics(module)
@@ -61,7 +62,7 @@ class PlainLearner:
         set_draw(self.module, draw)
         recomputed = self.recomputation.on(draw) if self.recomputation else nullcontext()
         with self._autocast(), recomputed, self.statistics.recorded():
-            return full(self.network(images))
+            return full(self.call(images))
 
     @torch.no_grad()
     def observe(
@@ -69,11 +70,10 @@ class PlainLearner:
     ) -> Float[Tensor, "N K"]:
         set_draw(self.module, draw)
         with self._autocast(precise), frozen_statistics(self.module):
-            return full(self.network(full(images) if precise else images))  # a loader may give bf16
+            return full(self.call(full(images) if precise else images))  # a loader may give bf16
 
     @torch.no_grad()
     def infer(self, images: Float[Tensor, "N *image"]) -> Float[Tensor, "N K"]:
-        """Logits as a finished network gives them: running statistics, no dropout."""
         self.module.eval()
         try:
             with self._autocast():
@@ -124,18 +124,10 @@ class PlainLearner:
                 duals = {name: dual(p, direction.get(name)) for name, p in update.old.items()}
                 return full(tangent_of(functional_call(self.module, duals, (images,))))
 
-    def progress(self, update: Update, gradient: Gradient) -> Float[Tensor, ""]:
-        """<g', theta - theta'>: to first order what the update took off the validation loss."""
+    def loss_decrease(self, update: Update, gradient: Gradient) -> Float[Tensor, ""]:
         assert update.old is not None
         old, new = ([held[name].detach() for name in gradient] for held in (update.old, self.parameters))
         return sum_of_products(gradient, dict(zip(gradient, torch._foreach_sub(old, new), strict=True)))
-
-    def cosine(self, update: Update, gradient: Gradient) -> Float[Tensor, ""]:
-        """The cosine between the update's gradient and another one."""
-        assert update.gradients is not None
-        mine = {name: update.gradients[name] for name in gradient}
-        lengths = sum_of_products(mine, mine).sqrt() * sum_of_products(gradient, gradient).sqrt()
-        return sum_of_products(mine, gradient) / lengths.clamp(min=1e-30)
 
     @torch.no_grad()
     def mean(self, value: Float[Tensor, ""]) -> Float[Tensor, ""]:
@@ -145,34 +137,20 @@ class PlainLearner:
         self.ranks.all_reduce_mean_([value])
         return value
 
-    def permuted(self, rows: Float[Tensor, "U *K"], order: Callable[[Tensor], Tensor]) -> Float[Tensor, "U *K"]:
+    def permute(self, rows: Float[Tensor, "U *K"], order: Callable[[Tensor], Tensor]) -> Float[Tensor, "U *K"]:
         return self.ranks.take_own_rows(order(self.ranks.all_gather(rows)))
 
-    def own(self) -> set[str]:
-        """The names in `state()` that may differ between ranks: statistics that each takes of its own images."""
-        buffers = {name for name, value in self.module.named_buffers() if value.is_floating_point()}
-        return {name for name in self.state() if name.partition("/")[2] in buffers}
+    def placement(self) -> Placement:
+        return Placement(per_rank=per_rank_names(self.module, self.state()))
 
-    def sharded(self) -> set[str]:
-        """The names in `state()` of which a rank holds pieces: none."""
-        return set()
+    def use_mean_statistics(self) -> AbstractContextManager[None]:
+        return mean_over_ranks(self, self.ranks)
 
-    @contextmanager
-    @torch.no_grad()
-    def agreed(self) -> Iterator[None]:
-        """Running statistics are their means over ranks within the block, for the network and its average."""
-        own = self.own() if self.ranks.size > 1 else set()
-        mine = {name: value for name, value in self.state().items() if name in own}
-        kept = {name: value.clone() for name, value in mine.items()}
-        self.ranks.all_reduce_mean_(list(mine.values()))
-        try:
-            yield
-        finally:
-            for name, value in kept.items():
-                mine[name].copy_(value)
+    @property
+    def has_average(self) -> bool:
+        return self.average is not None
 
     def state(self) -> dict[str, Tensor]:
-        """Every tensor that training continues from."""
         state = {f"module/{name}": value for name, value in self.module.state_dict().items()}
         state |= {f"optimiser/{name}": value for name, value in self.optimiser.state().items()}
         if self.average is not None:
@@ -180,14 +158,12 @@ class PlainLearner:
         return state
 
     @torch.no_grad()
-    def load(self, state: Mapping[str, Tensor]) -> None:
-        """Continues from `state()`, in place."""
+    def load(self, tensors: Mapping[str, Tensor]) -> None:
         for name, value in self.state().items():
-            value.copy_(state[name])
+            value.copy_(tensors[name])
 
     @contextmanager
-    def averaged(self) -> Iterator[nn.Module]:
-        """The network with its averaged weights, within a block."""
+    def use_average(self) -> Iterator[nn.Module]:
         assert self.average is not None, "this learner keeps no average"
         current = {name: value.clone() for name, value in self.module.state_dict().items()}
         self.module.load_state_dict(self.average.tensors)
@@ -197,18 +173,19 @@ class PlainLearner:
             self.module.load_state_dict(current)
 
     def weights(self) -> Iterator[tuple[str, Tensor]]:
-        """The network's state dict, one tensor at a time."""
         yield from self.module.state_dict().items()
 
     def successor(self, config: NetworkConfig, *, steps: int) -> "PlainLearner":
-        """A learner of its own that starts from this one's average, where it keeps one, else from its weights."""
         module = deepcopy(self.module)
         if self.average is not None:
             module.load_state_dict(self.average.tensors)
         return PlainLearner(module, config, steps=steps, precision=self.precision, ranks=self.ranks)
 
+    def replace_call(self, wrap: Callable[[Forward], Forward]) -> None:
+        self.call = wrap(self.call)
+
     def close(self) -> None:
-        """Nothing to take down."""
+        """Nothing to free."""
 
     def _difference(self, old: Gradient, direction: Gradient, images: Tensor, logits: Tensor) -> Tensor:
         """(S(theta + d v) - S(theta)) / d; one-sided, at a step relative to the parameters' norm."""

@@ -1,18 +1,24 @@
-"""What methods and schedules may ask of a network that learns.
+"""What a step (`Learner`) and a run (`RunLearner`) may ask of a network and the optimiser that trains it.
 
-The same protocol is kept by one process, by data-parallel ranks and by sharded engines, so that a schedule is written
+One process, data-parallel ranks and DeepSpeed's shards keep the same protocol, so that a step and a run are written
 once. Images are [N, *image], logits [N, K] in float32 (float64 for a float64 network). A `draw` is the 0-D int64 key of
 a pass's dropout: passes that are compared get the same key and so the same draw.
 """
 
-from collections.abc import Callable
-from typing import NamedTuple, Protocol
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from typing import NamedTuple, Protocol, Self
 
 from jaxtyping import Float, Int
-from torch import Tensor
+from torch import Tensor, nn
+
+from fastmpl.config import NetworkConfig
+from fastmpl.distributed.ranks import Ranks
+from fastmpl.learners.state import Stateful
 
 Gradient = dict[str, Tensor]  # by parameter name
 Loss = Callable[[Tensor], Tensor]  # logits [N, K] -> 0-D
+Forward = Callable[[Tensor], Tensor]  # images [N, *image] -> logits [N, K]
 
 
 class Update(NamedTuple):
@@ -63,18 +69,54 @@ class Learner(Protocol):
         """
         ...
 
-    def progress(self, update: Update, gradient: Gradient) -> Float[Tensor, ""]:
-        """<g, theta - theta'>: to first order what the update took off the loss whose gradient this is."""
-        ...
-
-    def cosine(self, update: Update, gradient: Gradient) -> Float[Tensor, ""]:
-        """The cosine between the update's gradient and this one."""
+    def loss_decrease(self, update: Update, gradient: Gradient) -> Float[Tensor, ""]:
+        """<g, theta - theta'>: the decrease, to first order, of the loss whose gradient at theta' is g."""
         ...
 
     def mean(self, value: Float[Tensor, ""]) -> Float[Tensor, ""]:
         """A scalar's mean over ranks."""
         ...
 
-    def permuted(self, rows: Float[Tensor, "U *K"], order: Callable[[Tensor], Tensor]) -> Float[Tensor, "U *K"]:
+    def permute(self, rows: Float[Tensor, "U *K"], order: Callable[[Tensor], Tensor]) -> Float[Tensor, "U *K"]:
         """This rank's part of `order` applied to the rows of all ranks, one rank's after another's."""
+        ...
+
+
+class RunLearner(Learner, Stateful, Protocol):
+    """What a run asks of a learner between steps: to evaluate, save, hand on and end it. All ranks call it alike."""
+
+    module: nn.Module
+    ranks: Ranks
+
+    @property
+    def has_average(self) -> bool:
+        """Whether it keeps a moving average of its weights."""
+        ...
+
+    def infer(self, images: Float[Tensor, "N *image"]) -> Float[Tensor, "N K"]:
+        """Logits of a finished network: running statistics, no dropout, no graph."""
+        ...
+
+    def use_average(self) -> AbstractContextManager[nn.Module]:
+        """The network has its averaged weights within the block, and its own after it. Needs `has_average`."""
+        ...
+
+    def use_mean_statistics(self) -> AbstractContextManager[None]:
+        """Running statistics, also the average's, are their means over ranks within the block, and restored after it."""
+        ...
+
+    def weights(self) -> Iterator[tuple[str, Tensor]]:
+        """The network's state dict, one whole tensor at a time; every rank goes through all of them."""
+        ...
+
+    def successor(self, config: NetworkConfig, *, steps: int) -> Self:
+        """A learner of its own that starts from this one's average, where it keeps one, else from its weights."""
+        ...
+
+    def replace_call(self, wrap: Callable[[Forward], Forward]) -> None:
+        """From now on the training passes of the network call `wrap` of what they called before."""
+        ...
+
+    def close(self) -> None:
+        """Frees what lies outside of Python's memory; the last use of a learner."""
         ...

@@ -5,13 +5,16 @@ skipped. So what they were is remembered at the first pass of a step, and put ba
 not applied; nothing is read on the host. The batch counters of all layers are moved then too, in one operation.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
+
+from fastmpl.distributed.ranks import Ranks
+from fastmpl.learners.state import Stateful
 
 
 class RunningStatistics:
@@ -62,3 +65,24 @@ class RunningStatistics:
 @torch.no_grad()
 def _flat(values: list[Tensor]) -> Tensor:
     return torch.cat([value.reshape(-1) for value in values])
+
+
+def per_rank_names(module: nn.Module, names: Iterable[str]) -> frozenset[str]:
+    """Those of a learner's `part/name` that each rank takes of its own images: the floating-point buffers of `module`."""
+    buffers = {name for name, value in module.named_buffers() if value.is_floating_point()}
+    return frozenset(name for name in names if name.partition("/")[2] in buffers)
+
+
+@contextmanager
+@torch.no_grad()
+def mean_over_ranks(learner: Stateful, ranks: Ranks) -> Iterator[None]:
+    """What the learner's ranks hold of their own images is its mean over ranks within the block, and restored after it."""
+    names = learner.placement().per_rank if ranks.size > 1 else frozenset()
+    mine = {name: value for name, value in learner.state().items() if name in names}
+    kept = {name: value.clone() for name, value in mine.items()}
+    ranks.all_reduce_mean_(list(mine.values()))
+    try:
+        yield
+    finally:
+        for name, value in kept.items():
+            mine[name].copy_(value)

@@ -42,12 +42,11 @@ class Feedback:
     weight: float = 1.0  # 1: the true gradient
     control: feedback.Control = "none"
     baseline: float = 0.0  # decay of a moving average that is subtracted from the scalar
-    cosine: bool = False  # scalar: the cosine of the two gradients instead of the difference of losses
 
     @property
     def needs_losses(self) -> bool:
         """Whether the credit is a difference of validation losses."""
-        return self.kind == "scalar" and not self.cosine
+        return self.kind == "scalar"
 
 
 class Taught(NamedTuple):

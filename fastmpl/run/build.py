@@ -1,6 +1,6 @@
 """From a configuration and its data to the networks, the method and the step that trains them."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,6 +13,8 @@ from fastmpl.data.batch import Batch
 from fastmpl.distributed.ranks import ALONE, Ranks
 from fastmpl.errors import ConfigError
 from fastmpl.learners.plain import PlainLearner
+from fastmpl.learners.protocol import RunLearner
+from fastmpl.learners.state import Parts
 from fastmpl.learners.zero.learner import ZeroLearner
 from fastmpl.methods.distillation import distillation
 from fastmpl.methods.mpl import Feedback, MetaPseudoLabels
@@ -30,44 +32,23 @@ from fastmpl.step.order import joint, split
 from fastmpl.step.single_network_step import alone_step
 from fastmpl.step.step_keys import Moment, Report
 
-AnyLearner = PlainLearner | ZeroLearner
 STUDENT_SEED, TEACHER_SEED = 1, 2  # the two networks start apart, and as in every run of this seed
-
-
-def below(tensors: Mapping[str, Tensor], part: str) -> dict[str, Tensor]:
-    """The entries `part/...`, without it."""
-    return {name.removeprefix(f"{part}/"): v for name, v in tensors.items() if name.startswith(f"{part}/")}
 
 
 class Trainee(NamedTuple):
     """What trains: one or two networks, and the step that moves them."""
 
-    student: AnyLearner
-    teacher: AnyLearner | None
+    student: RunLearner
+    teacher: RunLearner | None
     step: EagerStep
 
-    def state(self) -> dict[str, Tensor]:
-        """Every tensor that training continues from."""
-        parts = {"student": self.student.state(), "step": self.step.state()}
-        if self.teacher is not None:
-            parts["teacher"] = self.teacher.state()
-        return {f"{part}/{name}": value for part, state in parts.items() for name, value in state.items()}
-
-    def own(self) -> set[str]:
-        """The names in `state()` that may differ between ranks."""
-        return {f"{part}/{name}" for part, learner in self.learners().items() for name in learner.own()}
-
-    def sharded(self) -> set[str]:
-        """The names in `state()`, of any rank, whose tensors are pieces."""
-        return {f"{part}/{name}" for part, learner in self.learners().items() for name in learner.sharded()}
-
-    def learners(self) -> dict[str, AnyLearner]:
+    def learners(self) -> dict[str, RunLearner]:
+        """The networks that learn, by their role."""
         return {"student": self.student} | ({} if self.teacher is None else {"teacher": self.teacher})
 
-    def load(self, state: Mapping[str, Tensor]) -> None:
-        for part, holder in (("student", self.student), ("step", self.step), ("teacher", self.teacher)):
-            if holder is not None:
-                holder.load(below(state, part))
+    def parts(self) -> Parts:
+        """What training continues from."""
+        return Parts({**self.learners(), "step": self.step})
 
 
 def assemble(
@@ -86,7 +67,7 @@ def assemble(
             return ReducedTeacher(classes, section.width, section.depth, seed)
         return build_network(section, classes=classes, image_shape=image_shape, seed=seed)
 
-    def learner(section: NetworkConfig, seed: int, average: float) -> AnyLearner:
+    def learner(section: NetworkConfig, seed: int, average: float) -> RunLearner:
         module = _placed(trained(section, config.run.seed * 1009 + seed), config, device)
         system, feedback = config.system, config.feedback
         common: dict[str, Any] = {"steps": config.run.steps, "average": average, "ranks": ranks}
@@ -141,7 +122,6 @@ def mpl_of(config: Config) -> MetaPseudoLabels:
             weight=feedback.weight,
             control=feedback.control,
             baseline=feedback.baseline,
-            cosine=feedback.cosine,
         ),
         consistency=consistency_of(config) if config.uda.weight > 0 and method.name == "mpl" else None,
     )
@@ -178,7 +158,7 @@ def alone_of(config: Config) -> Alone:
 
 def _run_alone(
     method: Alone,
-    student: AnyLearner,
+    student: RunLearner,
     labeller: nn.Module | None,
     parts: Sequence[Batch],
     moment: Moment,

@@ -11,14 +11,14 @@ from fastmpl.data.batch import Batch
 from fastmpl.data.loader import LabelledImages
 from fastmpl.data.prefetch import Prefetcher
 from fastmpl.data.view_stream import Replacement
+from fastmpl.learners.protocol import RunLearner
 from fastmpl.methods.supervised import Supervised
-from fastmpl.run.build import AnyLearner
 from fastmpl.step.eager import EagerStep, Ramp
 from fastmpl.step.single_network_step import alone_step
 from fastmpl.step.step_keys import Moment, Report
 
 
-def finetuned_learner(student: AnyLearner, config: Config) -> AnyLearner:
+def finetuned_learner(student: RunLearner, config: Config) -> RunLearner:
     """A new learner that starts from the student's averaged weights, or from its weights if it keeps no average."""
     section = config.student.model_copy(
         update={"lr": config.finetune.lr, "warmup": 0, "wait": 0, "schedule": "constant"}
@@ -26,7 +26,7 @@ def finetuned_learner(student: AnyLearner, config: Config) -> AnyLearner:
     return student.successor(section, steps=config.finetune.steps)
 
 
-def finetune_step(learner: AnyLearner, config: Config, device: torch.device) -> EagerStep:
+def finetune_step(learner: RunLearner, config: Config, device: torch.device) -> EagerStep:
     """The supervised step on labelled images."""
     run = partial(_run, Supervised(), learner)
     return EagerStep(run, seed=config.run.seed + 1, ramp=Ramp(), device=device, rank=learner.ranks.rank)
@@ -46,5 +46,5 @@ def make_batches(
     return next_batch
 
 
-def _run(method: Supervised, learner: AnyLearner, parts: Sequence[Batch], moment: Moment, baseline: Tensor) -> Report:
+def _run(method: Supervised, learner: RunLearner, parts: Sequence[Batch], moment: Moment, baseline: Tensor) -> Report:
     return alone_step(method, learner, parts, moment)

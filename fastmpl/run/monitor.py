@@ -13,7 +13,7 @@ from fastmpl.data.batch import Batch
 from fastmpl.data.build import Data
 from fastmpl.distributed.ranks import Ranks
 from fastmpl.errors import DivergedError
-from fastmpl.run.build import AnyLearner
+from fastmpl.learners.protocol import RunLearner
 from fastmpl.run.checkpoint import Checkpoint
 from fastmpl.run.scores import Network, Scorer, Split, inferences
 from fastmpl.telemetry.metrics import Evaluation, Log, Meter, lines_a_read
@@ -98,7 +98,7 @@ class Monitor:
                     "Lower student.lr or teacher.lr, set clip = 1.0, or lower feedback.weight."
                 )
 
-    def evaluate(self, step: int, phase: Literal["train", "finetune"], networks: Mapping[Network, AnyLearner]) -> None:
+    def evaluate(self, step: int, phase: Literal["train", "finetune"], networks: Mapping[Network, RunLearner]) -> None:
         """Scores every network, and keeps the best student by its validation accuracy."""
         for network, infer in inferences(networks):
             found = self._scorer.scores(infer)
@@ -113,7 +113,7 @@ class Monitor:
             if self.best is None or accuracies["validation"] > self.best["validation"]:
                 self.best = {"step": step, "network": network} | dict(accuracies.items())
 
-    def accuracies(self, networks: Mapping[Network, AnyLearner]) -> dict[Network, dict[Split, float]]:
+    def accuracies(self, networks: Mapping[Network, RunLearner]) -> dict[Network, dict[Split, float]]:
         """Shares of right answers by network and split; nothing is logged."""
         return self._scorer.accuracies(networks)
 

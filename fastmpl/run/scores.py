@@ -10,7 +10,7 @@ from torch import Tensor
 from fastmpl.data.build import Data
 from fastmpl.data.memory.evaluation_set import EvaluationSet
 from fastmpl.distributed.ranks import ALONE, Ranks
-from fastmpl.run.build import AnyLearner
+from fastmpl.learners.protocol import RunLearner
 
 Network = Literal["student", "average", "teacher"]
 Split = Literal["validation", "test"]
@@ -51,13 +51,13 @@ def score(
     return Score(right / max(count, 1), loss_sum / max(count, 1), int(count))
 
 
-def inferences(networks: Mapping[Network, AnyLearner]) -> Iterator[tuple[Network, Infer]]:
+def inferences(networks: Mapping[Network, RunLearner]) -> Iterator[tuple[Network, Infer]]:
     """Each network by name, and "average" for one that keeps averaged weights. Use each before asking for the next."""
     for name, learner in networks.items():
-        with learner.agreed():
+        with learner.use_mean_statistics():
             yield name, learner.infer
-            if learner.average is not None:
-                with learner.averaged():
+            if learner.has_average:
+                with learner.use_average():
                     yield "average", learner.infer
 
 
@@ -78,7 +78,7 @@ class Scorer:
             name: score(infer, held, self.device, self.counts[name], self.ranks) for name, held in self.splits.items()
         }
 
-    def accuracies(self, networks: Mapping[Network, AnyLearner]) -> dict[Network, dict[Split, float]]:
+    def accuracies(self, networks: Mapping[Network, RunLearner]) -> dict[Network, dict[Split, float]]:
         """Accuracies in [0, 1] by network and split."""
         return {
             name: {split: found.accuracy for split, found in self.scores(infer).items()}

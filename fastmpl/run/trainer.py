@@ -18,9 +18,10 @@ from fastmpl.data.view_stream import Replacement
 from fastmpl.distributed.process_group import Group, Place, join_group, read_place
 from fastmpl.distributed.signals import Stopper
 from fastmpl.errors import StorageError
+from fastmpl.learners.protocol import RunLearner
 from fastmpl.learners.zero.engine import logged
 from fastmpl.run import checkpoint, finetune
-from fastmpl.run.build import AnyLearner, assemble, load_fixed_teacher
+from fastmpl.run.build import assemble, load_fixed_teacher
 from fastmpl.run.checkpoint import Checkpoint
 from fastmpl.run.folder import State, claim_folder, write_status
 from fastmpl.run.graph_choice import choose_execution, loaded_dtype
@@ -54,7 +55,7 @@ class Phase(NamedTuple):
     last: int
     step: EagerStep | GraphedStep
     batches: Callable[[], Batch]
-    networks: dict[Network, AnyLearner]  # those that are evaluated
+    networks: dict[Network, RunLearner]  # those that are evaluated
 
 
 def train(config: Config, *, resume: str = "auto", quiet: bool = False, report: bool = True) -> Results:
@@ -166,9 +167,9 @@ class Training:
             finetuned = self.monitor.accuracies({"student": student})["student"]
         results = Results(self.step, last, self.monitor.best, finetuned, self.monitor.seconds)
         with ExitStack() as held:
-            held.enter_context(student.agreed())
-            if student.average is not None:
-                held.enter_context(student.averaged())
+            held.enter_context(student.use_mean_statistics())
+            if student.has_average:
+                held.enter_context(student.use_average())
             weights = {}
             for name, value in student.weights():
                 if self.ranks.rank == 0:
@@ -231,14 +232,14 @@ class Training:
 
     def _save(self, *, last: bool) -> None:
         """Saves a checkpoint. If the disk is full, training goes on, except after the last step."""
-        learned, monitor, folder = self.learned, self.monitor, self.folder / "checkpoints"
+        parts, monitor, folder = self.learned.parts(), self.monitor, self.folder / "checkpoints"
         monitor.replaced.write(monitor.note)
         made = Checkpoint(
             self.step,
-            learned.state() | monitor.state(),
+            parts.state() | monitor.state(),
             {"data": self.data.train.state(), **monitor.facts()},
-            learned.own() | set(monitor.state()),
-            learned.sharded(),
+            parts.placement().per_rank | set(monitor.state()),
+            parts.placement().sharded,
         )
         try:
             checkpoint.save(folder, made, self.ranks)

@@ -1,7 +1,6 @@
 """The credit phase: what the student's update did to its validation loss, in the form that the method asks for.
 
 scalar               V(theta) - V(theta'), two passes without a graph over the feedback's images
-scalar, cosine       the cosine of the two gradients
 exact, per_example   one labelled backward at theta', one Jacobian-vector product at theta
 """
 
@@ -57,7 +56,7 @@ def credit(
         h = student.mean(before - validation_loss(method, student, parts, moment))
     else:
         gradient = _validation_gradient(method, student, parts, moment)
-        h = student.cosine(update, gradient) if settings.cosine else student.progress(update, gradient)
+        h = student.loss_decrease(update, gradient)
     taken = update.applied > 0
     h = torch.where(taken, h, nothing)
     if settings.kind == "scalar":
@@ -75,7 +74,7 @@ def credit(
     # a part's rows are scaled by its own images
     size = every.square().mean().sqrt() * (len(rows[0]) / method.unlabelled)
     if settings.control == "shuffled":  # over the images of all micro-batches and ranks
-        every = student.permuted(every, lambda all_rows: controlled(all_rows, "shuffled", key))
+        every = student.permute(every, lambda all_rows: controlled(all_rows, "shuffled", key))
     else:
         every = controlled(every, settings.control, key)
     return Given(list(every.chunk(len(parts))), h, size)

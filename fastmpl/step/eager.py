@@ -9,6 +9,7 @@ from torch import Tensor
 
 from fastmpl.data.batch import Batch
 from fastmpl.learners.rates import ramp
+from fastmpl.learners.state import Placement
 from fastmpl.step.step_keys import Moment, Report, moment
 from fastmpl_kernels import keyed
 
@@ -53,6 +54,9 @@ class EagerStep:
     def state(self) -> dict[str, Tensor]:
         return {"step": self.step, "baseline": self.baseline}
 
-    def load(self, state: Mapping[str, Tensor]) -> None:
-        self.step.copy_(state["step"])
-        self.baseline.copy_(state["baseline"])
+    def placement(self) -> Placement:
+        return Placement()
+
+    def load(self, tensors: Mapping[str, Tensor]) -> None:
+        self.step.copy_(tensors["step"])
+        self.baseline.copy_(tensors["baseline"])

@@ -17,13 +17,16 @@ checked on a CPU, where tests imitate graphs operator by operator; no GPU has ru
 """
 
 from collections.abc import Callable, Iterable
-from typing import Any, Final, Protocol
+from functools import partial
+from typing import Any, Final
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn.modules.batchnorm import _BatchNorm
+
+from fastmpl.learners.protocol import Forward, RunLearner
 
 WARMUP: Final = 3  # eager passes before a capture: libraries choose their algorithms
 
@@ -38,17 +41,16 @@ class Room:
         self.is_open = False
 
 
-class PartialGraphs:
-    """Replays the training passes of `module` from the moment it is made; everything else calls it as before.
+class PassGraphs:
+    """Calls like a network: passes in training mode are replayed, everything else is called as it is.
 
     Dropout's draws, running statistics and parameters are tensors that stay; what kind of pass it is (with a graph or
     not, statistics recorded or not, autocast, shapes) decides which graph is replayed.
     """
 
-    def __init__(self, module: nn.Module, device: torch.device, room: Room | None = None) -> None:
-        """room: of its passes with a graph; one of its own if not given."""
-        self.module, self.device, self.room = module, device, room or Room()
-        self.plain: Callable[[Tensor], Tensor] = module.forward
+    def __init__(self, plain: Forward, module: nn.Module, device: torch.device, room: Room | None = None) -> None:
+        """plain: an eager pass of `module`. room: of its passes with a graph; one of its own if not given."""
+        self.plain, self.module, self.device, self.room = plain, module, device, room or Room()
         self.parameters = [p for p in module.parameters() if p.requires_grad]
         self.stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
         self.pool = torch.cuda.graph_pool_handle()
@@ -56,11 +58,9 @@ class PartialGraphs:
         self._counts: dict[Key, int] = {}
         self._observed: dict[Key, _Observed] = {}
         self._differentiated: dict[Key, _Differentiated] = {}
-        module.forward = self._forward
 
-    def _forward(self, images: Tensor) -> Tensor:
-        own = next(self.module.parameters()) is self.parameters[0]
-        if not (own and self.module.training):  # a functional call lends other parameters; evaluation has other shapes
+    def __call__(self, images: Tensor) -> Tensor:
+        if not self.module.training:  # an evaluation's last batch has another shape
             return self.plain(images)
         key = self._key(images)
         self._counts[key] = self._counts.get(key, 0) + 1
@@ -98,23 +98,17 @@ class PartialGraphs:
             return graph, run()
 
 
-class Learns(Protocol):
-    """Who has a network."""
-
-    module: nn.Module
-
-
-def replay_passes(learners: Iterable[Learns], device: torch.device, *, never_open_together: bool) -> None:
+def replay_passes(learners: Iterable[RunLearner], device: torch.device, *, never_open_together: bool) -> None:
     """From now on the passes of these networks are graphs. never_open_together: whether they may share a room."""
     room = Room() if never_open_together else None
     for learner in learners:
-        PartialGraphs(learner.module, device, room)
+        learner.replace_call(partial(PassGraphs, module=learner.module, device=device, room=room))
 
 
 class _Observed:
     """A captured pass without a graph."""
 
-    def __init__(self, graphs: PartialGraphs, images: Tensor) -> None:
+    def __init__(self, graphs: PassGraphs, images: Tensor) -> None:
         self.images = images.clone(memory_format=torch.preserve_format)
         self.graph, self.logits = graphs.captured(lambda: graphs.plain(self.images), graphs.pool)
 
@@ -128,7 +122,7 @@ class _Observed:
 class _Differentiated:
     """A captured pass with a graph, and its backward."""
 
-    def __init__(self, graphs: PartialGraphs, images: Tensor) -> None:
+    def __init__(self, graphs: PassGraphs, images: Tensor) -> None:
         self.images = images.clone(memory_format=torch.preserve_format)
         self.room = graphs.room
         self.forward_graph, logits = graphs.captured(lambda: graphs.plain(self.images), self.room.pool)

@@ -18,7 +18,7 @@ from fastmpl.study.arms import Arm, Outcome, run_arms
 OFF = "off"
 KINDS: tuple[FeedbackKind, ...] = ("exact", "per_example", "scalar")
 # keys of one kind that another refuses
-_OF_SCALAR = {"feedback.baseline": 0.0, "feedback.cosine": False}
+_OF_SCALAR = {"feedback.baseline": 0.0}
 _OF_TANGENT = {"feedback.tangent": "jvp", "feedback.depth": 0}
 
 

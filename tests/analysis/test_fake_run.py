@@ -48,7 +48,7 @@ def test_the_step_of_a_shipped_config_could_be_captured(name: str) -> None:
     "changes",
     [
         {"method__targets": "sampled", "feedback__kind": "scalar", "feedback__baseline": 0.99},
-        {"method__targets": "sampled", "feedback__kind": "scalar", "feedback__cosine": True},
+        {"method__targets": "sampled", "feedback__kind": "scalar", "feedback__baseline": 0.9},
         {"method__targets": "sampled", "feedback__kind": "per_example", "feedback__control": "shuffled"},
         {"feedback__tangent": "difference", "system__schedule": "joint"},
         {"student__optimiser": "adamw", "student__clip": 1.0, "system__precision": "bf16"},

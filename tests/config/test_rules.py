@@ -99,7 +99,6 @@ REFUSED = [
         'feedback.images = "trusted" needs data.trusted above 0, the number of clean images to set aside.',
     ),
     ({"feedback.baseline": 0.99}, 'feedback.baseline is for feedback.kind = "scalar", not "exact".'),
-    ({"feedback.cosine": True}, 'feedback.cosine is for feedback.kind = "scalar", not "exact".'),
     (
         {"method.targets": "sampled", "feedback.kind": "scalar", "feedback.tangent": "difference"},
         'feedback.tangent is for feedback.kind = "exact" or "per_example": the scalar has no tangent.',
@@ -270,7 +269,7 @@ def test_what_cannot_work_is_refused_with_the_reason(read: Load, keys: dict[str,
 
 
 ACCEPTED = [
-    {"method.targets": "sampled", "feedback.kind": "scalar", "feedback.baseline": 0.99, "feedback.cosine": True},
+    {"method.targets": "sampled", "feedback.kind": "scalar", "feedback.baseline": 0.99},
     {"data.source": "file_list", "data.root": "a", "data.start_size": 16, "data.grow_steps": 9},
     {"data.source": "folder", "data.root": "a", "data.decode": "always", "feedback.images": "trusted"},
     {"feedback.tangent": "difference", "feedback.depth": 2},
@@ -282,7 +281,7 @@ ACCEPTED = [
     {"method.name": "distillation", "teacher.model": "timm:resnet18"},
     {"method.name": "uda", "feedback.kind": "off", "feedback.weight": 3.0},
     {"method.name": "supervised", "uda.weight": 0.0},
-    {"feedback.kind": "off", "feedback.images": "trusted", "feedback.cosine": True},
+    {"feedback.kind": "off", "feedback.images": "trusted", "feedback.baseline": 0.9},
     {"data.source": "two_moons", "student.model": "perceptron", "teacher.model": "perceptron_tanh"},
     {"data.source": "two_moons", "student.model": "perceptron", "method.name": "supervised"},
     {"student.optimiser": "nesterov"},

@@ -26,8 +26,8 @@ def test_a_graph_equals_eager_bit_for_bit_over_twenty_steps_with_changing_rates(
         found = graphed(batch)
         for name, a, b in zip(expected._fields, expected, found, strict=True):
             assert torch.equal(a, b), name
-    for name, value in eager.state().items():
-        assert torch.equal(value, captured.state()[name]), name
+    for name, value in eager.parts().state().items():
+        assert torch.equal(value, captured.parts().state()[name]), name
 
 
 @pytest.mark.parametrize("graphed", [False, True], ids=["eager", "graphed"])
@@ -59,7 +59,7 @@ def test_memory_is_as_predicted_on_fake_tensors(form: dict[str, object]) -> None
     batch = batches(settings, 1)[0].to(GPU)
     run.step(batch)
     before = torch.cuda.memory_allocated() - sum(
-        value.nbytes for value in [*run.state().values(), *filter(None.__ne__, batch)]
+        value.nbytes for value in [*run.parts().state().values(), *filter(None.__ne__, batch)]
     )
     torch.cuda.reset_peak_memory_stats()
     run.step(batch)

@@ -54,7 +54,6 @@ CASES = {
     "perceptron scalar": Case(kind="scalar", feedback={"baseline": 0.9}),
     "perceptron per-example": Case(kind="per_example", student={"name": "adamw", "lr": 0.01}),
     "perceptron clipped": Case(student={"clip": 0.3}),
-    "perceptron cosine": Case(kind="scalar", feedback={"cosine": True}),
     "perceptron shuffled": Case(feedback={"control": "shuffled"}),
     "perceptron scalar shuffled": Case(kind="scalar", feedback={"control": "shuffled"}),
     "accumulated exact": Case(parts=4),
@@ -117,7 +116,6 @@ FURTHER = {
     "clipped": Case(student={"clip": 0.3}),
     "clipped adamw": Case(student={"name": "adamw", "lr": 0.01, "clip": 0.3}),
     "fused with average": Case(student={"name": "fastmpl:sgd_ema"}),
-    "cosine": Case(kind="scalar", feedback={"cosine": True}),
     "shuffled": Case(feedback={"control": "shuffled"}),
     "last block": Case(depth=1),
     "last block difference": Case(depth=1, tangent="difference"),
@@ -222,8 +220,8 @@ def gather_wholes(learner: PlainLearner | ZeroLearner) -> dict[str, Tensor]:
     if isinstance(learner, PlainLearner):
         return learner.state()
     found = {f"module/{name}": value.clone() for name, value in learner.weights()}
-    if learner.average is not None:
-        with learner.averaged():
+    if learner.has_average:
+        with learner.use_average():
             found |= {f"average/{name}": value.clone() for name, value in learner.weights()}
     return found
 

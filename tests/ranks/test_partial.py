@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from fastmpl.distributed.ranks import Ranks
-from fastmpl.step.pass_graphs import PartialGraphs
+from fastmpl.step.pass_graphs import replay_passes
 from tests.ranks import parity
 from tests.ranks.spawned import on_ranks
 from tests.step.pooled_cuda import Pooled
@@ -28,7 +28,7 @@ def _train(stage: int, ranks: Ranks, graphs: bool) -> dict[str, Any]:
 
     def make_with_graphs(*arguments: Any, **settings: Any) -> Any:
         learner = honest(*arguments, **settings)
-        PartialGraphs(learner.module, torch.device("cpu"))
+        replay_passes([learner], torch.device("cpu"), never_open_together=False)
         return learner
 
     with pytest.MonkeyPatch.context() as patch:

@@ -17,7 +17,7 @@ SECONDS = 800
 Found = list[dict[str, Any]]  # what each rank ended with, by case
 # what is left of R5 is slow, and adds no path
 FAST = tuple(name for name in R5 if name not in ("accumulated reduced scalar", "accumulated reduced difference"))
-SOME = ("cosine", "clipped adamw", "fused with average", "last block difference", "recomputed")
+SOME = ("clipped adamw", "fused with average", "last block difference", "recomputed")
 # a small step of few parameters: 6e-8 / 1e-4 of such a credit is the rounding of a float32 difference, beyond R5's cases
 ROUNDED = {"last block difference": 3e-5}
 

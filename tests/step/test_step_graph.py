@@ -35,8 +35,8 @@ def test_a_replayed_step_equals_the_eager_one_bit_for_bit_while_rates_change(
     assert cuda.graphs[0].replays == 20
     assert int(captured.step.step) == WARMUP + 20
     assert len(rates) > WARMUP
-    for name, value in eager.state().items():
-        assert torch.equal(value, captured.state()[name]), name
+    for name, value in eager.parts().state().items():
+        assert torch.equal(value, captured.parts().state()[name]), name
 
 
 def test_metrics_are_added_up_within_the_graph(cuda: Cuda) -> None:
@@ -54,12 +54,12 @@ def test_metrics_are_added_up_within_the_graph(cuda: Cuda) -> None:
 def test_a_state_that_is_loaded_after_the_capture_is_the_one_that_goes_on(cuda: Cuda) -> None:
     settings = config()
     eager, captured = trainee(settings, "cpu"), trainee(settings, "cpu")
-    start = {name: value.clone() for name, value in captured.state().items()}
+    start = {name: value.clone() for name, value in captured.parts().state().items()}
     graphed = GraphedStep(captured.step, CPU)
     given = batches(settings, WARMUP + 2)
     for batch in given:
         graphed(batch)
-    captured.load(start)
+    captured.parts().load(start)
     for batch in given[:2]:
         expected, found = eager.step(batch), graphed(batch)
         assert torch.equal(expected.student_loss, found.student_loss)
@@ -120,10 +120,10 @@ def test_a_step_that_reads_the_device_is_refused_and_not_taken_eagerly(cuda: Cud
     given = batches(settings, WARMUP + 1)
     for batch in given[:-1]:
         graphed(batch)
-    before = {name: value.clone() for name, value in run.state().items()}
+    before = {name: value.clone() for name, value in run.parts().state().items()}
     with pytest.raises(CaptureError, match=r'Set system\.graph = "off"'):
         graphed(given[-1])
-    assert all(torch.equal(value, before[name]) for name, value in run.state().items())
+    assert all(torch.equal(value, before[name]) for name, value in run.parts().state().items())
 
 
 def test_the_emulation_freezes_what_python_holds(cuda: Cuda) -> None:

@@ -74,5 +74,5 @@ def _change(config: Config, section: str, **values: object) -> Config:
 
 def _beyond_state(run: FakeRun) -> int:
     """Bytes at the peak of a step, without the lasting state of the networks."""
-    lasting = measure(lambda: None, run.trainee.state()).base_bytes
+    lasting = measure(lambda: None, run.trainee.parts().state()).base_bytes
     return measure(run.step, *run.held()).peak_bytes - lasting

@@ -147,7 +147,7 @@ def _state(config: Config, sizes: Mapping[str, NetworkSize], stage: Stage, ranks
 
 def _gathered(config: Config, student: NetworkSize, stage: Stage, ranks: int) -> Gathered:
     feedback = config.feedback
-    exact = feeds_back(config) and (feedback.kind in ("exact", "per_example") or feedback.cosine)
+    exact = feeds_back(config) and feedback.kind in ("exact", "per_example")
     return gathered_bytes(
         student.elements, stage=stage, ranks=ranks, layer=student.layer, exact=exact, tangent=feedback.tangent
     )

@@ -6,7 +6,7 @@ rows are element-wise. The engine forms graphs, reduces gradients, and gathers p
 """
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Literal
 
 import torch
@@ -21,9 +21,10 @@ from fastmpl.learners.average import Average
 from fastmpl.learners.blocks import last_parameters
 from fastmpl.learners.optimisers import Optimiser, matrices, sum_of_products
 from fastmpl.learners.passes import autocast, difference_step, dual, full, tangent_of
-from fastmpl.learners.protocol import Gradient, Loss, Update
+from fastmpl.learners.protocol import Forward, Gradient, Loss, Update
 from fastmpl.learners.recompute import Recomputation
-from fastmpl.learners.running_statistics import RunningStatistics
+from fastmpl.learners.running_statistics import RunningStatistics, mean_over_ranks, per_rank_names
+from fastmpl.learners.state import Placement
 from fastmpl.learners.zero import engine as deepspeed
 from fastmpl.learners.zero.layerwise import layer_by_layer
 from fastmpl.learners.zero.settings import settings
@@ -39,16 +40,17 @@ class Held(nn.Module):
 
     def __init__(self, network: nn.Module, device: torch.device, precision: Literal["float32", "bf16"]) -> None:
         super().__init__()
-        self.network = network
+        self.network = network  # registered: DeepSpeed takes over its parameters
+        self.call: Forward = network.__call__
         self.device, self.precision, self.precise = device, precision, False
 
     def forward(self, images: Float[Tensor, "N *image"]) -> Float[Tensor, "N K"]:
         with autocast(self.device, "float32" if self.precise else self.precision):
-            return full(self.network(images))
+            return full(self.call(images))
 
 
 class ZeroLearner:
-    """See `fastmpl.learners.protocol.Learner`."""
+    """See `fastmpl.learners.protocol.RunLearner`."""
 
     def __init__(
         self,
@@ -102,7 +104,7 @@ class ZeroLearner:
 
     @torch.no_grad()
     def infer(self, images: Float[Tensor, "N *image"]) -> Float[Tensor, "N K"]:
-        """Logits as a finished network gives them. At stage 3 all ranks call it equally often."""
+        """As `RunLearner.infer`; at stage 3 all ranks call it equally often."""
         self.module.eval()
         try:
             return self._seen(images)
@@ -216,18 +218,10 @@ class ZeroLearner:
         self.shards.spread()
 
     @torch.no_grad()
-    def progress(self, update: Update, gradient: Gradient) -> Float[Tensor, ""]:
+    def loss_decrease(self, update: Update, gradient: Gradient) -> Float[Tensor, ""]:
         assert update.old is not None
         taken = {name: update.old[name] - self.shards.tensors[name] for name in gradient}
         return self._total(sum_of_products(update.old | taken, gradient)).to(self.device)
-
-    @torch.no_grad()
-    def cosine(self, update: Update, gradient: Gradient) -> Float[Tensor, ""]:
-        assert update.gradients is not None
-        mine = {name: update.gradients[name] for name in gradient}
-        pairs = ((update.gradients, mine), (update.gradients | gradient, gradient), (update.gradients, gradient))
-        sums = self._total(torch.stack([sum_of_products(a, b) for a, b in pairs])).to(self.device)
-        return sums[2] / (sums[0].sqrt() * sums[1].sqrt()).clamp(min=1e-30)
 
     @torch.no_grad()
     def mean(self, value: Float[Tensor, ""]) -> Float[Tensor, ""]:
@@ -235,38 +229,27 @@ class ZeroLearner:
         self.ranks.all_reduce_mean_([value])
         return value
 
-    def permuted(self, rows: Float[Tensor, "U *K"], order: Callable[[Tensor], Tensor]) -> Float[Tensor, "U *K"]:
+    def permute(self, rows: Float[Tensor, "U *K"], order: Callable[[Tensor], Tensor]) -> Float[Tensor, "U *K"]:
         return self.ranks.take_own_rows(order(self.ranks.all_gather(rows)))
 
-    def own(self) -> set[str]:
-        """The names in `state()` that may differ between ranks: statistics that each takes of its own images."""
-        buffers = {name for name, value in self.module.named_buffers() if value.is_floating_point()}
-        return {name for name in self.state() if name.partition("/")[2] in buffers}
-
-    def sharded(self) -> set[str]:
-        """The names in `state()`, of any rank, whose tensors are pieces: the ranks' in a row are the whole."""
+    def placement(self) -> Placement:
+        per_rank = per_rank_names(self.module, self.state())
         if self.stage == 0:
-            return set()
+            return Placement(per_rank)
         parts = ("module",) if self.average is None else ("module", "average")
         names = {f"{part}/{name}" for part in parts for name in self.shards.shapes}
-        return names | {f"optimiser/{name}/{key}" for name in self.shards.shapes for key in self.optimiser.row.state}
+        names |= {f"optimiser/{name}/{key}" for name in self.shards.shapes for key in self.optimiser.row.state}
+        return Placement(per_rank, frozenset(names))
 
-    @contextmanager
-    @torch.no_grad()
-    def agreed(self) -> Iterator[None]:
-        """Running statistics are their means over ranks within the block, for the network and its average."""
-        own = self.own() if self.ranks.size > 1 else set()
-        mine = {name: value for name, value in self.state().items() if name in own}
-        kept = {name: value.clone() for name, value in mine.items()}
-        self.ranks.all_reduce_mean_(list(mine.values()))
-        try:
-            yield
-        finally:
-            for name, value in kept.items():
-                mine[name].copy_(value)
+    def use_mean_statistics(self) -> AbstractContextManager[None]:
+        return mean_over_ranks(self, self.ranks)
+
+    @property
+    def has_average(self) -> bool:
+        return self.average is not None
 
     def state(self) -> dict[str, Tensor]:
-        """Every tensor that training continues from: of parameters, this rank's pieces."""
+        """As `Stateful.state`; of parameters, this rank's pieces."""
         state = {f"module/{name}": value for name, value in self._tensors().items()}
         state |= {f"optimiser/{name}": value for name, value in self.optimiser.state().items()}
         if self.average is not None:
@@ -274,18 +257,17 @@ class ZeroLearner:
         return state
 
     @torch.no_grad()
-    def load(self, state: Mapping[str, Tensor]) -> None:
-        """Continues from `state()`, or from one in which pieces are whole parameters, of any number of ranks."""
-        sharded = self.sharded()
+    def load(self, tensors: Mapping[str, Tensor]) -> None:
+        """As `Stateful.load`; `tensors` may hold whole parameters for pieces, from any number of ranks."""
+        sharded = self.placement().sharded
         for name, value in self.state().items():
-            found = state[name]
+            found = tensors[name]
             if name in sharded and found.numel() != value.numel():
                 found = self.shards.cut(self._parameter(name), found)
             value.copy_(found.view_as(value))
         self.shards.spread()
 
     def weights(self) -> Iterator[tuple[str, Tensor]]:
-        """The network's state dict, one whole tensor at a time; every rank goes through all of them."""
         for name, value in self.module.state_dict().items():
             if name not in self.shards.shapes:
                 yield name, value
@@ -296,8 +278,7 @@ class ZeroLearner:
 
     @contextmanager
     @torch.no_grad()
-    def averaged(self) -> Iterator[nn.Module]:
-        """The network with its averaged weights, within a block."""
+    def use_average(self) -> Iterator[nn.Module]:
         assert self.average is not None, "this learner keeps no average"
         buffers = {name: value for name, value in self._tensors().items() if name not in self.shards.shapes}
         kept = {name: value.clone() for name, value in buffers.items()}
@@ -312,14 +293,15 @@ class ZeroLearner:
 
     @torch.no_grad()
     def successor(self, config: NetworkConfig, *, steps: int) -> "ZeroLearner":
-        """A learner of its own that starts from this one's average, where it keeps one, else from its weights."""
         module = _twin(self.twin, share=False).to_empty(device=self.device)
-        with self.averaged() if self.average is not None else nullcontext():
+        with self.use_average() if self.average is not None else nullcontext():
             module.load_state_dict(dict(self.weights()))
         return ZeroLearner(module, config, self.system, steps=steps, ranks=self.ranks)
 
+    def replace_call(self, wrap: Callable[[Forward], Forward]) -> None:
+        self.held.call = wrap(self.held.call)
+
     def close(self) -> None:
-        """Takes the engine down; the last use of a learner."""
         deepspeed.destroy(self.engine)
 
     def _seen(self, images: Tensor, precise: bool = False) -> Tensor:
