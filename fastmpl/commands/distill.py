@@ -25,7 +25,7 @@ from fastmpl.data.stores.store import Header, checksum
 from fastmpl.data.stores.store_writer import StorePlan, StoreWriter
 from fastmpl.data.stores.tables import read_table
 from fastmpl.errors import ConfigError
-from fastmpl.run.build import load_fixed_teacher
+from fastmpl.run.fixed_teacher import Target, load_fixed_teacher
 from fastmpl.run.student_file import WEIGHTS
 
 IMAGES = 256  # a pass
@@ -81,7 +81,7 @@ def distill(
     writer = StoreWriter(folder, plan, rank=rank, world=world)
     missing = list(writer.missing())
     with tempfile.TemporaryDirectory(dir=folder, prefix="reading-") as scratch:
-        rows = _rows(config, source, data, Path(scratch)) if missing else None
+        rows = _rows(source, data, Path(scratch), tell) if missing else None
         for done, shard in enumerate(missing, 1):
             assert rows is not None
             writer.write(shard, rows(*plan.range(shard)))
@@ -99,13 +99,19 @@ def _words(source: Source) -> str:
     return said + (f" ({checksum(file)[:8]})" if file.is_file() else "") + views
 
 
-def _rows(config: Config, source: Source, data: Data, scratch: Path) -> Callable[[int, int], Iterator[Probabilities]]:
+def _rows(
+    source: Source, data: Data, scratch: Path, tell: Callable[[str], None]
+) -> Callable[[int, int], Iterator[Probabilities]]:
     """A function of a range of images that gives their distributions in parts."""
     classes = len(data.classes)
     if source.probabilities is not None:
         return read_table(source.probabilities, data.names, classes, scratch).rows
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    network = load_fixed_teacher(source.teacher, classes=classes, image_shape=data.image_shape).to(device).eval()
+    target = Target(data.classes, data.image_shape, data.normalisation)
+    teacher = load_fixed_teacher(source.teacher, target)
+    for remark in teacher.remarks:
+        tell(remark)
+    network = teacher.module.to(device)
     if source.views == 1:
         return lambda first, last: _centre_views(network, data, first, last, device)
     return lambda first, last: _mean_of_views(network, data, first, last, source.views, device)

@@ -108,6 +108,18 @@ def _models(config: "Config") -> Iterator[str]:
                 yield f'data.source = "two_moons" with {role}.model = "{model}": use "perceptron".'
 
 
+def _weights(config: "Config") -> Iterator[str]:
+    """Networks that train start from random weights, so a name of timm that asks for trained ones is refused."""
+    for role in trained(config):
+        model: str = getattr(config, role).model
+        name, _, tag = model.partition(".")
+        if model.startswith("timm:") and tag:
+            yield (
+                f'{role}.model = "{model}" asks for the weights "{tag}", and a network that is trained starts from random '
+                f'ones. Use "{name}", or name it as the fixed teacher of method.name = "distillation" or "pseudo_label".'
+            )
+
+
 def _optimisers(config: "Config") -> Iterator[str]:
     for role, network in (("teacher", config.teacher), ("student", config.student)):
         if network.optimiser == "nesterov" and network.momentum == 0:
@@ -270,7 +282,7 @@ def _system(config: "Config") -> Iterator[str]:
 
 
 def _refusals(config: "Config") -> Iterable[str]:
-    for rule in (_run, _models, _optimisers, _method, _feedback, _data, _system):
+    for rule in (_run, _models, _weights, _optimisers, _method, _feedback, _data, _system):
         yield from rule(config)
 
 

@@ -2,16 +2,14 @@
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from fastmpl.config import Config, NetworkConfig, names_run
+from fastmpl.config import Config, NetworkConfig, names_own_model
 from fastmpl.data.batch import Batch
 from fastmpl.distributed.ranks import ALONE, Ranks
-from fastmpl.errors import ConfigError
 from fastmpl.learners.plain import PlainLearner
 from fastmpl.learners.protocol import RunLearner
 from fastmpl.learners.state import Parts
@@ -25,7 +23,6 @@ from fastmpl.methods.uda import Consistency, Uda
 from fastmpl.models import build_network
 from fastmpl.models.layout import channels_last
 from fastmpl.models.reduced_teacher import ReducedTeacher, StoredTeacher
-from fastmpl.run.student_file import load_network
 from fastmpl.step.eager import EagerStep, Ramp, Run
 from fastmpl.step.mpl_step import meta_step
 from fastmpl.step.order import joint, split
@@ -146,7 +143,7 @@ def alone_of(config: Config) -> Alone:
         )
     return PseudoLabel(
         targets=method.targets,
-        labeller="fixed" if names_run(config.teacher.model) else "self",
+        labeller="self" if names_own_model(config.teacher.model) else "fixed",
         label_view=method.label_view,
         temperature=method.temperature,
         threshold=method.threshold,
@@ -176,19 +173,3 @@ def _placed(module: nn.Module, config: Config, device: torch.device) -> nn.Modul
     if device.type != "cpu":
         module = module.to(device)
     return channels_last(module) if config.system.channels_last else module
-
-
-def load_fixed_teacher(model: str, *, classes: int, image_shape: tuple[int, ...]) -> nn.Module:
-    """A teacher that does not learn: the student of a run, or a pretrained network of timm with these classes."""
-    if not model.startswith("timm:"):
-        return load_network(Path(model), classes=classes, image_shape=image_shape)
-    import timm
-
-    try:
-        module: nn.Module = timm.create_model(model.removeprefix("timm:"), pretrained=True)
-    except (RuntimeError, OSError) as error:
-        raise ConfigError(f'teacher.model = "{model}" cannot be loaded: {error}.') from error
-    held_classes = getattr(module, "num_classes", None)
-    if held_classes != classes:
-        raise ConfigError(f'teacher.model = "{model}" has {held_classes} classes; the data has {classes}.')
-    return module

@@ -1,5 +1,6 @@
 """student.safetensors: the student of a finished run, with its classes, image size and normalisation."""
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
@@ -36,7 +37,7 @@ def save_network(
 ) -> Path:
     """Writes the weights; the metadata holds the classes, the image shape and the normalisation."""
     tensors = {name: value.detach().cpu().contiguous() for name, value in weights.items()}
-    facts = {"classes": "\n".join(classes), "image_shape": " ".join(map(str, image_shape))}
+    facts = {"class_names": json.dumps(classes), "image_shape": " ".join(map(str, image_shape))}
     if normalisation is not None:
         facts |= {name: " ".join(map(repr, values)) for name, values in normalisation._asdict().items()}
     draft = folder / f"{WEIGHTS}.tmp"
@@ -53,7 +54,7 @@ def load_classifier(folder: Path) -> Classifier:
         with safetensors.safe_open(folder / WEIGHTS, "pt") as file:
             facts = file.metadata()
             state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # not a mapping
-        classes = tuple(facts["classes"].split("\n"))
+        classes = _class_names(facts)
         image_shape = tuple(map(int, facts["image_shape"].split()))
         mean, std = (tuple(map(float, facts.get(name, "").split())) for name in Normalisation._fields)
         module = build_network(config.student, classes=len(classes), image_shape=image_shape, seed=0)
@@ -66,8 +67,17 @@ def load_classifier(folder: Path) -> Classifier:
     return Classifier(module.eval(), config, classes, image_shape, Normalisation(mean, std) if mean else None)
 
 
+def _class_names(facts: Mapping[str, str]) -> tuple[str, ...]:
+    """The classes in the metadata: a JSON list, or lines in a file of version 0.1.0."""
+    names = json.loads(facts["class_names"]) if "class_names" in facts else facts["classes"].split("\n")
+    return tuple(map(str, names))
+
+
 def load_network(folder: Path, *, classes: int, image_shape: tuple[int, ...]) -> nn.Module:
-    """The student of the run in `folder`. Raises ConfigError if there is none or its shapes differ from those asked for."""
+    """The student of the run in `folder`, for experiments on the very data of that run.
+
+    Raises ConfigError if there is none or its shapes differ from those asked for.
+    """
     held = load_classifier(folder)
     if len(held.classes) != classes or held.image_shape != image_shape:
         raise ConfigError(

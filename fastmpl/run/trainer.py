@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import torch
+from torch import nn
 
 from fastmpl.config import Config
 from fastmpl.data.batch import Batch
@@ -21,8 +22,9 @@ from fastmpl.errors import StorageError
 from fastmpl.learners.protocol import RunLearner
 from fastmpl.learners.zero.engine import logged
 from fastmpl.run import checkpoint, finetune
-from fastmpl.run.build import assemble, load_fixed_teacher
+from fastmpl.run.build import assemble
 from fastmpl.run.checkpoint import Checkpoint
+from fastmpl.run.fixed_teacher import Target, load_fixed_teacher
 from fastmpl.run.folder import State, claim_folder, write_status
 from fastmpl.run.graph_choice import choose_execution, loaded_dtype
 from fastmpl.run.monitor import Monitor
@@ -113,21 +115,28 @@ class Training:
             device=self.device.index or 0 if self.device.type == "cuda" else None,
             dtype=loaded_dtype(config, self.device),
         )
+        self.notes = self.data.remarks()  # shown when training begins
         require_trusted(config, self.data.trusted_count)
         require_same_data(self.data.train.state()["fingerprint"], self.ranks)
         self.monitor = Monitor(config, self.data, folder, self.device, self.ranks, quiet=quiet or not here.is_first)
-        kind = {"classes": len(self.data.classes), "image_shape": self.data.image_shape}
         trainee = assemble(
             config,
+            classes=len(self.data.classes),
+            image_shape=self.data.image_shape,
             device=self.device,
             ranks=self.ranks,
-            fixed_teacher=lambda: load_fixed_teacher(config.teacher.model, **kind),  # type: ignore[arg-type]
-            **kind,  # type: ignore[arg-type]
+            fixed_teacher=self._load_fixed_teacher,
         )
         self.learned = Learned(trainee, config, self.device, self.monitor.meter.add)
         self.total = config.run.steps + config.finetune.steps
         self.step, self.saved = 0, -1
-        self.notes = self.data.remarks()  # shown when training begins
+
+    def _load_fixed_teacher(self) -> nn.Module:
+        data = self.data
+        target = Target(data.classes, data.image_shape, data.normalisation)
+        module, remarks = load_fixed_teacher(self.config.teacher.model, target)
+        self.notes += remarks
+        return module
 
     def restore(self, resume: str) -> None:
         """Continues from a checkpoint, if there is one."""

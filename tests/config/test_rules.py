@@ -245,6 +245,12 @@ REFUSED = [
         {"system.compile": True, "system.recompute": True},
         "system.compile = true with system.recompute = true: choose one of the two.",
     ),
+    (
+        {"student.model": "timm:resnet18.a1_in1k"},
+        'student.model = "timm:resnet18.a1_in1k" asks for the weights "a1_in1k", and a network that is trained starts from '
+        'random ones. Use "timm:resnet18", or name it as the fixed teacher of method.name = "distillation" or '
+        '"pseudo_label".',
+    ),
     ({"run.name": ".."}, 'run.name = ".." is not the name of a folder of its own.'),
 ]
 
@@ -278,7 +284,8 @@ ACCEPTED = [
     {"method.name": "pseudo_label", "method.targets": "argmax", "method.threshold": 0.9},
     {"method.name": "pseudo_label", "teacher.model": "runs/a"},
     {"method.name": "distillation", "teacher.model": "runs/a"},
-    {"method.name": "distillation", "teacher.model": "timm:resnet18"},
+    {"method.name": "distillation", "teacher.model": "timm:resnet18.a1_in1k"},
+    {"method.name": "pseudo_label", "teacher.model": "timm:resnet18"},
     {"method.name": "uda", "feedback.kind": "off", "feedback.weight": 3.0},
     {"method.name": "supervised", "uda.weight": 0.0},
     {"feedback.kind": "off", "feedback.images": "trusted", "feedback.baseline": 0.9},

@@ -1,0 +1,166 @@
+"""A teacher that does not learn: the student of a run, or a pretrained network of timm, on the data of another run.
+
+The teacher sees images with the normalisation and, for timm, the size that it was trained with. Its classes are brought
+into the data's order by their names. Both are done here, so that distillation, pseudo-labels and `fastmpl distill` agree.
+"""
+
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from fastmpl.data.classes import class_order
+from fastmpl.data.normalise import Normalisation
+from fastmpl.errors import ConfigError
+from fastmpl.run.student_file import load_classifier
+
+BYTES = 255.0  # timm's constants are for pixels in [0, 1]
+
+
+class Target(NamedTuple):
+    """The data that a teacher labels. `normalisation` is None for points."""
+
+    classes: tuple[str, ...]
+    image_shape: tuple[int, ...]
+    normalisation: Normalisation | None
+
+
+class FixedTeacher(NamedTuple):
+    """A network from the data's inputs to logits in the data's order of classes, and sentences on what was adapted."""
+
+    module: nn.Module
+    remarks: tuple[str, ...]
+
+
+class AdaptedNetwork(nn.Module):
+    """A network behind an affine map and a resize of its inputs; its logits in another order of classes."""
+
+    scale: Tensor | None
+    shift: Tensor | None
+    order: Tensor | None
+
+    def __init__(
+        self,
+        network: nn.Module,
+        *,
+        data: Normalisation | None,
+        own: Normalisation | None,
+        size: tuple[int, int] | None = None,
+        order: Tensor | None = None,
+    ) -> None:
+        """data: normalisation of the inputs given; own: of the inputs that `network` was trained on.
+
+        size: (height, width) of the images that `network` needs; None leaves them. order [K]: output k is the network's
+        output order[k]; None leaves them.
+        """
+        super().__init__()
+        self.network, self.size = network, size
+        scale = shift = None
+        if data is not None and own is not None:
+            # (x std_d + mean_d - mean_t) / std_t for an input x normalised by the data's constants
+            (mean_d, std_d), (mean_t, std_t) = (
+                (torch.tensor(part, dtype=torch.float64)[:, None, None] for part in constants)
+                for constants in (data, own)
+            )
+            scale, shift = (std_d / std_t).float(), ((mean_d - mean_t) / std_t).float()
+        self.register_buffer("scale", scale)
+        self.register_buffer("shift", shift)
+        self.register_buffer("order", order)
+
+    def forward(self, images: Tensor) -> Tensor:
+        images = images.float()  # the loader may give bfloat16
+        if self.scale is not None and self.shift is not None:
+            images = images * self.scale + self.shift
+        if self.size is not None:
+            images = F.interpolate(images, self.size, mode="bilinear", antialias=True, align_corners=False)
+        logits: Tensor = self.network(images)
+        return logits if self.order is None else logits.index_select(-1, self.order)
+
+
+def load_fixed_teacher(model: str, target: Target) -> FixedTeacher:
+    """The teacher named `model`, a run's folder or "timm:NAME", for the data `target`; on the CPU, in evaluation mode.
+
+    Raises ConfigError if it cannot be loaded or its images have another shape, and DataError if its classes have other
+    names than the data's. The same names in another order are mapped, which a remark says.
+    """
+    return _load_timm(model, target) if model.startswith("timm:") else _load_run(model, target)
+
+
+def _load_run(folder: str, target: Target) -> FixedTeacher:
+    held = load_classifier(Path(folder))
+    if held.image_shape != target.image_shape:
+        raise ConfigError(
+            f"The teacher {folder} was trained on images of shape {held.image_shape}; this run's have shape "
+            f"{target.image_shape}. Set data.image_size and data.channels to the teacher's."
+        )
+    return _adapt(held.module, f"The teacher {folder}", held.classes, held.normalisation, None, target)
+
+
+def _load_timm(model: str, target: Target) -> FixedTeacher:
+    import timm  # takes a second
+
+    if target.normalisation is None:
+        raise ConfigError(f'teacher.model = "{model}" classifies images, and the data are points.')
+    try:
+        module: nn.Module = timm.create_model(model.removeprefix("timm:"), pretrained=True).eval()
+    except (RuntimeError, OSError) as error:
+        raise ConfigError(f'teacher.model = "{model}" cannot be loaded: {error}.') from error
+    expects: dict[str, Any] = getattr(module, "pretrained_cfg", {})
+    channels, *size = expects.get("input_size", target.image_shape)
+    held, wanted = getattr(module, "num_classes", None), len(target.classes)
+    if held != wanted:
+        raise ConfigError(f'teacher.model = "{model}" has {held} classes; the data has {wanted}.')
+    if channels != target.image_shape[0]:
+        raise ConfigError(
+            f'teacher.model = "{model}" needs images with {channels} channels: set data.channels = {channels}.'
+        )
+    own = None
+    if "mean" in expects and "std" in expects:
+        own = Normalisation(*(tuple(BYTES * value for value in expects[key]) for key in ("mean", "std")))
+    needed = (size[0], size[1]) if tuple(size) != target.image_shape[1:] else None
+    return _adapt(module, f'The teacher "{model}"', _timm_classes(module), own, needed, target)
+
+
+def _timm_classes(module: nn.Module) -> tuple[str, ...] | None:
+    """The class names of a pretrained network of timm: those it comes with, or those of its part of ImageNet."""
+    from timm.data import ImageNetInfo, infer_imagenet_subset
+
+    if names := getattr(module, "pretrained_cfg", {}).get("label_names"):
+        return tuple(map(str, names))
+    subset = infer_imagenet_subset(module)
+    return tuple(ImageNetInfo(subset).label_names()) if subset else None
+
+
+def _adapt(
+    module: nn.Module,
+    who: str,
+    classes: tuple[str, ...] | None,
+    own: Normalisation | None,
+    size: tuple[int, int] | None,
+    target: Target,
+) -> FixedTeacher:
+    """`module` for the data `target`; `who` names it in sentences. classes: None if it does not name them."""
+    remarks, order = [], None
+    if classes is None:
+        remarks.append(f"{who} does not name its classes: they are taken in the order of the data's classes.")
+    else:
+        order = torch.from_numpy(class_order(classes, target.classes, who))
+        if torch.equal(order, torch.arange(len(order))):
+            order = None
+        else:
+            remarks.append(f"{who} has the data's classes in another order: its scores are mapped by class name.")
+    if target.normalisation is not None and own is not None and _differ(own, target.normalisation):
+        remarks.append(f"{who} sees the images with the normalisation that it was trained with.")
+    else:
+        own = None
+    if size is not None:
+        remarks.append(f"{who} sees the images at its own size, {size[0]} x {size[1]} pixels.")
+    adapted = AdaptedNetwork(module, data=target.normalisation, own=own, size=size, order=order)
+    return FixedTeacher(adapted.eval(), tuple(remarks))
+
+
+def _differ(one: Normalisation, other: Normalisation) -> bool:
+    """Whether two normalisations differ by more than rounding (a hundredth of a grey level)."""
+    return max(abs(a - b) for a, b in zip((*one.mean, *one.std), (*other.mean, *other.std), strict=True)) > 0.01
