@@ -21,7 +21,7 @@ from benchmarks.harness import Sample, sample
 from benchmarks.records import Record, Row, save
 from fastmpl_kernels import dispatch
 from fastmpl_kernels.batch_norm_act import batch_norm_act, native
-from fastmpl_kernels.batch_norm_act.settings import NUMBER
+from fastmpl_kernels.batch_norm_act.settings import NUMBER, Norm, Running
 
 SHAPES = [(128, 16, 32, 32), (128, 32, 32, 32), (128, 64, 16, 16), (128, 128, 8, 8)]
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -75,10 +75,10 @@ def variants(shape: tuple[int, ...], dtype: torch.dtype) -> tuple[dict[str, Call
             return forward_ad.unpack_dual(op(*duals))  # type: ignore[no-untyped-call]
 
     def kernels() -> object:
-        how = (NUMBER["leaky_relu"], SLOPE)
         x, weight, bias = plain
-        _, moments = native.train(x, weight, bias, None, None, None, 0.1, 1e-5, *how)
-        return native.backward(d, x, moments, weight, bias, None, *how)
+        norm = Norm(weight, bias, None, NUMBER["leaky_relu"], SLOPE)
+        _, moments = native.train(x, norm, Running(None, None, 0.1, 1e-5))
+        return native.backward(d, x, moments, norm)
 
     passes = {"forward": forward, "forward and backward": both, "jvp": tangent}
     ops: dict[str, Op] = {"ours": ours, "torch": torch_s}
@@ -100,7 +100,7 @@ def row(shape: tuple[int, ...], name: str, rounds: int) -> Row:
     beside = interleaved("forward, ours", "jvp, ours")
     x = leaves[0].detach()
     alone = interleaved("kernels alone") | sample({"copy": partial(torch.empty_like(x).copy_, x)}, rounds, warmup=3)
-    assert dispatch.ran("batch_norm_act") == "native", "build the native library first: pip install ."
+    assert dispatch.last_backend("batch_norm_act") == "native", "build the native library first: pip install ."
 
     def ratio(a: list[Sample], b: list[Sample]) -> float:
         return median(p.cpu / q.cpu for p, q in zip(a, b, strict=True))

@@ -78,7 +78,7 @@ def variants(shapes: list[tuple[int, ...]]) -> dict[str, Callable[[], object]]:
 def rows(network: str, rounds: int, repeats: int) -> list[Row]:
     calls = variants(NETWORKS[network]())
     samples = sample(calls, rounds=rounds, warmup=3, repeats=repeats)
-    assert dispatch.ran("sgd_ema") == "native", "build the native library first: pip install ."
+    assert dispatch.last_backend("sgd_ema") == "native", "build the native library first: pip install ."
     found: list[Row] = []
     for name, baseline in (("sgd_ema", "torch, fused step and lerp"), ("global_norm", "torch, norm")):
         a, b = ([s.cpu for s in samples[who]] for who in (name, baseline))

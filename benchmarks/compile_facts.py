@@ -1,4 +1,4 @@
-"""What the row kernels' machine code does on sm_80, sm_90 and sm_100: registers, spills, widths, bytes a row.
+"""The row kernels' machine code on sm_80, sm_90 and sm_100: registers, spills, widths, bytes a row.
 
     python -m benchmarks.compile_facts [--output benchmarks/results/kernel_compile.json]
 
@@ -12,9 +12,8 @@ from typing import Any, NamedTuple
 
 import triton
 
+from benchmarks.machine_code import ARCHITECTURES, MachineCode, compile_kernel
 from benchmarks.records import Record, Row, Scalar, save
-from fastmpl_kernels import inspect_sass
-from fastmpl_kernels.inspect_sass import ARCHITECTURES, Facts
 from fastmpl_kernels.soft_cross_entropy.triton_impl import cross_entropy_rows
 from fastmpl_kernels.student_objective.native import TARGETS
 from fastmpl_kernels.student_objective.triton_impl import student_rows
@@ -127,15 +126,15 @@ def cases(classes: tuple[int, ...] = CLASSES) -> Iterator[Case]:
             yield from (_cross_entropy(dtype, k, target) for target in ("label", "distribution"))
 
 
-def facts(case: Case, capability: int) -> Facts:
-    """What the case's machine code does."""
+def compile_case(case: Case, capability: int) -> MachineCode:
+    """The case's machine code."""
     shape = launch(case.classes)
-    return inspect_sass.compiled(case.kernel, case.arguments, capability, shape.warps, shape.registers)
+    return compile_kernel(case.kernel, case.arguments, capability, shape.warps, shape.registers)
 
 
 def record(case: Case, capability: int) -> dict[str, Any]:
-    """One line of the record. Without `one_block` a row is read again, from the cache, at each walk."""
-    found = facts(case, capability)
+    """One line of the record. Where not `one_block`, a row is read again, from the cache, at each walk."""
+    found = compile_case(case, capability)
     row_bytes = case.classes * ELEMENT_BYTES[case.dtype]
     return {
         "op": case.op,

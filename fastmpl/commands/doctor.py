@@ -139,7 +139,7 @@ def _version(distribution: str) -> str:
 def _checked(name: str, run: Callable[[torch.device], Sequence[Tensor]], device: torch.device) -> Finding:
     try:
         with dispatch.use("auto"):
-            ours, backend = run(device), dispatch.ran(name)
+            ours, backend = run(device), dispatch.last_backend(name)
     except Exception as error:  # whatever a driver or compiler raises is the finding
         return Finding("bad", name, f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}")
     with dispatch.use("reference"):

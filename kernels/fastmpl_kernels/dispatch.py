@@ -43,22 +43,22 @@ def use(choice: Choice) -> Iterator[None]:
         set_backend(before)
 
 
-def ran(op: str) -> Backend | None:
+def last_backend(op: str) -> Backend | None:
     """The backend that the last call of `op` ran on; proves that a forced backend was the one used."""
     return _ran.get(op)
 
 
-def note(op: str, backend: Backend) -> None:
+def record_backend(op: str, backend: Backend) -> None:
     """Records what an op ran on, for an op that chose without `select`."""
     _ran[op] = backend
 
 
-def forced() -> bool:
+def is_forced() -> bool:
     """Whether a backend was asked for by name."""
     return _choice != "auto"
 
 
-def interpreted() -> bool:
+def is_interpreted() -> bool:
     """Whether Triton runs in its interpreter, on CPU tensors (read by Triton when it is imported)."""
     return os.environ.get("TRITON_INTERPRET", "0") == "1"
 
@@ -67,7 +67,7 @@ def _can_triton(tensors: tuple[Tensor, ...]) -> str | None:
     """None if Triton can run on these tensors, else the reason why not."""
     if any(t.dtype == torch.float64 for t in tensors):
         return "float64 is for the reference"
-    if not all(t.is_cuda for t in tensors) and not interpreted():
+    if not all(t.is_cuda for t in tensors) and not is_interpreted():
         return "Triton needs CUDA tensors, or TRITON_INTERPRET=1"
     return None
 

@@ -36,7 +36,7 @@ def check_labels(op: str, name: str, labels: Tensor, rows: int) -> None:
         raise ValueError(f"{op}: {name} must be int64 [{rows}], found {labels.dtype} {tuple(labels.shape)}.")
 
 
-def gradient_wanted(*logits: Tensor | None) -> bool:
+def wants_gradient(*logits: Tensor | None) -> bool:
     """Whether a gradient or a tangent may be asked of an op on these logits."""
     if forward_ad._current_level >= 0:
         return True
@@ -59,7 +59,7 @@ def gradient_like(logits: Tensor, wanted: bool) -> Tensor:
     return torch.empty(logits.shape if wanted else (0,), dtype=logits.dtype, device=logits.device)
 
 
-def below_autograd(op: Op, *arguments: Any) -> Any:
+def call_below_autograd(op: Op, *arguments: Any) -> Any:
     """Calls a low-level op from an autograd.Function's forward, where its guard has nothing left to refuse."""
     with torch._C._AutoDispatchBelowAutograd():
         return op(*arguments)
@@ -88,7 +88,7 @@ def unit(loss: Float[Tensor, ""]) -> Float[Tensor, ""]:
     return constant(1.0, loss)
 
 
-def scaled(gradient: Tensor, upstream: Tensor) -> Tensor | None:
+def scale_gradient(gradient: Tensor, upstream: Tensor) -> Tensor | None:
     """The saved gradient times what the loss became, in place: as large as the logits, it is not copied.
 
     A second backward through the same graph is then refused by autograd, which sees that a saved tensor has changed.
@@ -100,7 +100,7 @@ def scaled(gradient: Tensor, upstream: Tensor) -> Tensor | None:
     return gradient if is_unit else gradient.mul_(upstream)
 
 
-class Recorded(torch.autograd.Function):
+class RecordedLoss(torch.autograd.Function):
     """([loss], its gradient by each of the logits, logits...) -> the loss, for a graph that autograd alone records.
 
     The loss comes in a list: a tensor that is an input and an output becomes a view of itself, at the price of an op.
@@ -114,7 +114,7 @@ class Recorded(torch.autograd.Function):
     @staticmethod
     @once
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
-        return None, None, *[scaled(gradient, upstream) for gradient in ctx.saved_tensors]
+        return None, None, *[scale_gradient(gradient, upstream) for gradient in ctx.saved_tensors]
 
 
 def tangent_of_loss(*pairs: tuple[Tensor, Tensor | None]) -> Tensor:
@@ -126,7 +126,7 @@ def tangent_of_loss(*pairs: tuple[Tensor, Tensor | None]) -> Tensor:
     return total
 
 
-def native_form(logits: Tensor, dtype: torch.dtype) -> Tensor:
+def as_native(logits: Tensor, dtype: torch.dtype) -> Tensor:
     """`logits` as the native kernels read them: contiguous rows of `dtype` (no copy if they are that already)."""
     return logits if logits.dtype == dtype and logits.is_contiguous() else logits.to(dtype).contiguous()
 

@@ -25,7 +25,7 @@ SHAPES = [
     (2, 7, 31),
     (2, 1, 9, 9),
 ]
-if dispatch.interpreted():  # a hundred times slower
+if dispatch.is_interpreted():  # a hundred times slower
     SHAPES = [(3, 5, 7, 3), (19, 32, 1, 1), (2, 130, 3, 2)]
 LARGE = (5, 32, 60, 30)  # several blocks and parts; native only, the interpreter takes minutes
 
@@ -85,7 +85,7 @@ def run(c: Case, activation: Activation, with_residual: bool, ours: bool) -> dic
 def assert_three_way(c: Case, activation: Activation, with_residual: bool) -> None:
     with dispatch.use(kernel_backend()):
         ours = run(c, activation, with_residual, ours=True)
-        assert dispatch.ran("batch_norm_act") == kernel_backend()
+        assert dispatch.last_backend("batch_norm_act") == kernel_backend()
     theirs = run(c, activation, with_residual, ours=False)
     exact = run(c.to(torch.float64), activation, with_residual, ours=False)
     for name, value in ours.items():
@@ -101,7 +101,7 @@ def test_three_way(shape: tuple[int, ...], activation: Activation, with_residual
     assert_three_way(case(shape, dtype), activation, with_residual)
 
 
-@pytest.mark.skipif(dispatch.interpreted(), reason="minutes in Triton's interpreter: unset TRITON_INTERPRET")
+@pytest.mark.skipif(dispatch.is_interpreted(), reason="minutes in Triton's interpreter: unset TRITON_INTERPRET")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.usefixtures("poisoned")
 def test_three_way_over_many_blocks(dtype: torch.dtype) -> None:
@@ -172,7 +172,7 @@ def test_any_layout_gives_the_same(layout: str) -> None:
         x = c.x.transpose(2, 3).contiguous().transpose(2, 3)
     with dispatch.use(kernel_backend()):
         expected, found = (batch_norm_act(t, c.weight, c.bias) for t in (c.x, x))
-        assert dispatch.ran("batch_norm_act") == kernel_backend()
+        assert dispatch.last_backend("batch_norm_act") == kernel_backend()
     torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-6)
 
 
@@ -192,12 +192,12 @@ def test_contiguous_input_keeps_its_layout_and_takes_torch_s_own() -> None:
     x = torch.randn(2, 3, 4, 5)
     y = batch_norm_act(x, torch.ones(3), torch.zeros(3), activation="relu")
     assert y.is_contiguous()
-    assert dispatch.ran("batch_norm_act") == "reference"
+    assert dispatch.last_backend("batch_norm_act") == "reference"
     torch.testing.assert_close(y, F.relu(F.batch_norm(x, None, None, None, None, True)))
 
 
 def test_result_does_not_depend_on_the_number_of_threads() -> None:
-    c = case(LARGE if not dispatch.interpreted() else (2, 16, 3, 3), torch.float32)
+    c = case(LARGE if not dispatch.is_interpreted() else (2, 16, 3, 3), torch.float32)
     results = []
     for threads in (1, 2):
         torch.set_num_threads(threads)

@@ -23,7 +23,7 @@ def test_float64_reference_passes_gradcheck_in_both_modes(activation: str) -> No
         return batch_norm_act(x, weight, bias, activation=activation, slope=0.1, residual=residual)  # type: ignore[arg-type]
 
     assert torch.autograd.gradcheck(op, leaves, check_forward_ad=True)
-    assert dispatch.ran("batch_norm_act") == "reference"
+    assert dispatch.last_backend("batch_norm_act") == "reference"
 
 
 @pytest.mark.parametrize(

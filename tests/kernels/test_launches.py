@@ -11,7 +11,9 @@ from fastmpl_kernels import dispatch
 from fastmpl_kernels.rows import constant, unit
 from fastmpl_kernels.soft_cross_entropy import soft_cross_entropy
 from fastmpl_kernels.student_objective import student_objective
+from fastmpl_kernels.student_objective.arguments import StudentArguments
 from fastmpl_kernels.teacher_objective import ScalarFeedback, Uda, teacher_objective
+from fastmpl_kernels.teacher_objective.arguments import TeacherArguments
 from tests.kernels.three_way import logits
 
 pytest.importorskip("triton", reason="Triton is not installed: pip install triton")
@@ -38,14 +40,17 @@ class Launches:
 
 A, B, C = (logits(ROWS, CLASSES, torch.float32, seed) for seed in range(3))
 LABELS, ONE, KEY = torch.arange(ROWS) % CLASSES, torch.ones(()), torch.tensor(5)
-SCALAR = (ONE, ONE, None, ONE, LABELS, "scalar", False, 0.7, 0.1, 1.0, 0.7, 0.2, [True, True, False])
+STUDENT = StudentArguments(A, B, KEY, LABELS, "sampled", 0.7, 0.1, 0.2, True)
+TEACHER = TeacherArguments(
+    A, LABELS, B, C, ONE, ONE, None, ONE, LABELS, "scalar", False, 0.7, 0.1, 1.0, 0.7, 0.2, [True, True, False]
+)
 
 
 @pytest.mark.parametrize(
     ("module", "kernel", "arguments"),
     [
-        (student, "student_rows", (A, B, KEY, LABELS, "sampled", 0.7, 0.1, 0.2, True)),
-        (teacher, "teacher_rows", (A, LABELS, B, C, *SCALAR)),
+        (student, "student_rows", (STUDENT,)),
+        (teacher, "teacher_rows", (TEACHER,)),
         (cross_entropy, "cross_entropy_rows", (A, LABELS, 0.1, True)),
     ],
     ids=["student_objective", "teacher_objective", "soft_cross_entropy"],
@@ -81,7 +86,7 @@ NOTHING = {
 
 
 @pytest.mark.skipif(
-    dispatch.interpreted(), reason="the interpreter's kernels are torch operators: unset TRITON_INTERPRET"
+    dispatch.is_interpreted(), reason="the interpreter's kernels are torch operators: unset TRITON_INTERPRET"
 )
 def test_the_backward_of_a_loss_multiplies_nothing() -> None:
     """A leaf keeps a copy of its gradient; a network's last layer takes it as it is."""

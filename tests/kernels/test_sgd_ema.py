@@ -67,7 +67,7 @@ def test_three_way(lists: Lists, nesterov: bool, clip: float) -> None:
     ours, theirs, exact = lists.clone(), lists.clone(), lists.clone(torch.float64)
     with dispatch.use(kernel_backend()):
         step(ours, nesterov=nesterov, clip=clip)
-        assert dispatch.ran("sgd_ema") == kernel_backend()
+        assert dispatch.last_backend("sgd_ema") == kernel_backend()
     torch_s(theirs, nesterov, clip)
     torch_s(exact, nesterov, clip)
     for name in ("params", "buffers", "averages"):
@@ -80,7 +80,7 @@ def test_three_way(lists: Lists, nesterov: bool, clip: float) -> None:
 def test_reference_equals_torch_in_float64(lists: Lists) -> None:
     ours, theirs = lists.clone(torch.float64), lists.clone(torch.float64)
     step(ours, clip=0.3)
-    assert dispatch.ran("sgd_ema") == "reference"
+    assert dispatch.last_backend("sgd_ema") == "reference"
     torch_s(theirs, True, 0.3)
     torch.testing.assert_close(ours, theirs, rtol=1e-13, atol=1e-13)
 
@@ -127,7 +127,7 @@ def test_mixed_layouts_take_the_reference_and_give_the_same(lists: Lists) -> Non
     found.grads[2] = found.grads[2].contiguous(memory_format=torch.channels_last)
     step(expected)
     step(found)
-    assert dispatch.ran("sgd_ema") == "reference"
+    assert dispatch.last_backend("sgd_ema") == "reference"
     torch.testing.assert_close(found.params, expected.params)
 
 
@@ -163,7 +163,7 @@ def test_lists_of_different_lengths_are_refused(lists: Lists) -> None:
 def test_global_norm_is_that_of_all_gradients_together(lists: Lists) -> None:
     with dispatch.use(kernel_backend()):
         norm = global_norm(lists.grads)
-        assert dispatch.ran("global_norm") == kernel_backend()
+        assert dispatch.last_backend("global_norm") == kernel_backend()
     exact = math.sqrt(sum(g.double().square().sum().item() for g in lists.grads))
     assert norm.shape == ()
     assert norm.item() == pytest.approx(exact, rel=2**-23)
@@ -186,7 +186,7 @@ def test_global_norm_does_not_overflow_where_the_squares_would() -> None:
 def test_inner_product_is_that_of_all_tensors_together(lists: Lists, layout: torch.memory_format) -> None:
     a = [g.contiguous(memory_format=layout) if g.dim() == 4 else g for g in lists.grads]
     found = inner_product(a, lists.params)  # of one layout, or of two
-    assert dispatch.ran("inner_product") == ("native" if layout is torch.contiguous_format else "reference")
+    assert dispatch.last_backend("inner_product") == ("native" if layout is torch.contiguous_format else "reference")
     exact = sum((x.double() * y.double()).sum().item() for x, y in zip(a, lists.params, strict=True))
     size = sum((x.double() * y.double()).abs().sum().item() for x, y in zip(a, lists.params, strict=True))
     assert found.shape == ()

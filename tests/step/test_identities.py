@@ -31,7 +31,7 @@ from fastmpl.step import mpl_step as meta
 from fastmpl.step.order import Order, joint, split
 from fastmpl.step.single_network_step import alone_step
 from fastmpl.step.step_keys import STUDENT, TEACHER, VALIDATION
-from fastmpl_kernels.teacher_objective.reference import PerExampleFeedback, credited
+from fastmpl_kernels.teacher_objective.reference import PerExampleFeedback, credit_loss
 from tests.learners import fake_apex
 from tests.step.worlds import CLASSES, World, optimiser, relative
 
@@ -258,7 +258,7 @@ def test_per_example_feedback_in_expectation_is_the_exact_one() -> None:
         label = torch.full((4,), c)
         credit = feedback.at_label(r, label)
         weight = torch.ones((), dtype=torch.float64)
-        loss = credited(logits, PerExampleFeedback(credit, label, weight), 0.7)
+        loss = credit_loss(logits, PerExampleFeedback(credit, label, weight), 0.7)
         found += q.detach()[:, c : c + 1] * torch.autograd.grad(loss, logits)[0]
     assert relative(found, expected) < 1e-12
 

@@ -2,8 +2,8 @@
 
     z = weight (x - mean) / sqrt(var + eps) + bias + residual,    y = act(z)
 
-with mean and (biased) variance over everything but channels (Ioffe and Szegedy, 2015). Only x and per-channel
-statistics are kept for the backward pass: z is computed again. Float32 arithmetic, sums in float64; y has x's type.
+with the mean and the biased variance over all dimensions but channels (Ioffe and Szegedy, 2015). The backward pass keeps x
+and one row of statistics a channel, and computes z again. Arithmetic is in float32, sums in float64; y has x's type.
 """
 
 import torch
@@ -14,18 +14,18 @@ from torch import Tensor
 from fastmpl_kernels import dispatch
 from fastmpl_kernels.batch_norm_act.function import (
     BatchNormAct,
-    Recorded,
-    dense,
-    dual_batch_norm_act,
+    RecordedBatchNorm,
+    as_dense,
+    compute_dual,
     is_dense,
-    parted,
     train,
+    unpack_duals,
     wants_graph,
 )
 from fastmpl_kernels.batch_norm_act.library_ops import OP, kernels_for
 from fastmpl_kernels.batch_norm_act.reference import activate, move_running, reference
-from fastmpl_kernels.batch_norm_act.settings import NUMBER, Activation, Reduce, Settings
-from fastmpl_kernels.ops import plain, transformed
+from fastmpl_kernels.batch_norm_act.settings import NUMBER, Activation, Norm, Reduce, Running, Settings
+from fastmpl_kernels.ops import is_plain, is_transformed
 
 __all__ = ["Activation", "Reduce", "batch_norm_act"]
 
@@ -62,12 +62,12 @@ def batch_norm_act(
 ) -> Float[Tensor, "N C *pixels"]:
     """act(batch_norm(x) + residual) with the statistics of the batch.
 
-    x is float32, bfloat16 (float16 and float64 by the reference), any layout; the kernels are for channels-last and
-    [N, C]. A contiguous NCHW input takes torch's own batch norm, and keeps its layout. `weight` and `bias` may be None
-    (1 and 0). `slope` is the leaky ReLU's. `update_running` moves `running_mean` and `running_var`, where given, by
-    `momentum` in place. `reduce` sums one vector over ranks (Reduce): statistics and input gradients are then those of
-    the whole batch, parameter gradients this rank's. Raises ValueError for an unknown activation, for one value per
-    channel, and for a residual of another shape.
+    x is float32 or bfloat16 (float16 and float64 take the reference) of any layout. The kernels serve channels-last and
+    [N, C]; a contiguous NCHW input takes torch's own batch norm and keeps its layout. `weight` and `bias` may be None
+    (1 and 0). `slope` is the leaky ReLU's. With `update_running` the call moves `running_mean` and `running_var`, where
+    given, by `momentum` in place. `reduce` sums one vector over ranks (Reduce): statistics and input gradients are then
+    those of the whole batch, parameter gradients those of this rank. Raises ValueError for an unknown activation, for
+    one value per channel, and for a residual of another shape.
     """
     _check(x, activation, residual, reduce)
     parameters = torch.float64 if x.dtype == torch.float64 else torch.float32
@@ -76,16 +76,16 @@ def batch_norm_act(
     r = None if residual is None else _as(residual, x.dtype)
     running = (running_mean, running_var) if update_running else (None, None)
     if torch.compiler.is_compiling():
-        return _compiled(x, w, b, r, running, momentum, eps, activation, slope, reduce)
+        return _with_compiler(x, w, b, r, running, momentum, eps, activation, slope, reduce)
     as_is = is_dense(x)
-    if not as_is and reduce is None and not dispatch.forced():
-        return _torch(x, w, b, r, running, momentum, eps, activation, slope)
+    if not as_is and reduce is None and not dispatch.is_forced():
+        return _with_torch(x, w, b, r, running, momentum, eps, activation, slope)
     settings = Settings(momentum, eps, NUMBER[activation], slope, reduce)
-    y = _graphed(x if as_is else dense(x), w, b, None if r is None else dense(r), *running, settings)
+    y = _with_kernels(x if as_is else as_dense(x), w, b, None if r is None else as_dense(r), *running, settings)
     return y if as_is else y.contiguous()
 
 
-def _graphed(
+def _with_kernels(
     x: Tensor,
     weight: Tensor,
     bias: Tensor,
@@ -94,20 +94,25 @@ def _graphed(
     running_var: Tensor | None,
     settings: Settings,
 ) -> Tensor:
-    """The kernels, with whatever torch is recording: nothing, a graph, tangents, or both."""
+    """The kernels, in whatever torch records: nothing, a graph, tangents, or both."""
     arguments = (x, weight, bias, residual, running_mean, running_var, settings)
     tensors = (x, weight, bias, residual)
-    if transformed():
-        duals = parted(*tensors)
+    if is_transformed():
+        duals = unpack_duals(*tensors)
         if duals is not None:
-            return dual_batch_norm_act(duals, running_mean, running_var, settings)
+            return compute_dual(duals, running_mean, running_var, settings)
         y: Tensor = BatchNormAct.apply(*arguments)[0]
         return y
-    kernels = kernels_for(x) if settings.reduce is None and plain(*tensors) else None
-    return Recorded.apply(kernels, *arguments) if wants_graph(*tensors) else train(kernels, *arguments)[0]
+    kernels = kernels_for(x) if settings.reduce is None and is_plain(*tensors) else None
+    if wants_graph(*tensors):
+        recorded: Tensor = RecordedBatchNorm.apply(kernels, *arguments)
+        return recorded
+    norm = Norm(weight, bias, residual, settings.activation, settings.slope)
+    running = Running(running_mean, running_var, settings.momentum, settings.eps)
+    return train(kernels, x, norm, running, settings.reduce)[0]
 
 
-def _torch(
+def _with_torch(
     x: Tensor,
     weight: Tensor,
     bias: Tensor,
@@ -118,13 +123,13 @@ def _torch(
     activation: Activation,
     slope: float,
 ) -> Tensor:
-    """The same from torch's functions, for the layout that the kernels are not for."""
-    dispatch.note(OP, "reference")
+    """The same by torch's own functions, for a layout that the kernels do not serve."""
+    dispatch.record_backend(OP, "reference")
     z = F.batch_norm(x, *running, weight, bias, True, momentum, eps)
     return activate(z if residual is None else z + residual, activation, slope)
 
 
-def _compiled(
+def _with_compiler(
     x: Tensor,
     weight: Tensor,
     bias: Tensor,
@@ -136,7 +141,7 @@ def _compiled(
     slope: float,
     reduce: Reduce | None,
 ) -> Tensor:
-    """The reference, which torch.compile can trace and fuse; it would drop the tangent of an autograd.Function."""
+    """The reference, which torch.compile traces and fuses. Of an autograd.Function it would drop the tangent."""
     if reduce is not None:
         raise NotImplementedError(
             "batch_norm_act does not synchronise its statistics under torch.compile: run it eagerly."

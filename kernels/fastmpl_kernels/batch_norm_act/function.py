@@ -1,4 +1,4 @@
-"""batch_norm_act's phases composed: with no graph, in autograd's, and in forward mode."""
+"""The phases of batch_norm_act put together: without a graph, in autograd's graph, and in forward mode."""
 
 import inspect
 from types import ModuleType
@@ -21,83 +21,84 @@ from fastmpl_kernels.batch_norm_act.library_ops import (
     bn_sums,
     bn_tangent,
     bn_train,
+    flatten,
+    flatten_dual,
 )
-from fastmpl_kernels.batch_norm_act.settings import NUMBER, Reduce, Settings
-from fastmpl_kernels.ops import dual_of, once, plain, transformed
+from fastmpl_kernels.batch_norm_act.settings import NUMBER, Norm, Reduce, Running, Settings, Tangents
+from fastmpl_kernels.ops import is_plain, is_transformed, make_dual, once
 
 
 def is_dense(x: Tensor) -> bool:
-    """Whether pixels are rows and channels columns of contiguous memory."""
+    """Whether pixels are rows and channels columns of contiguous memory (channels-last, or `[N, C]`)."""
     if x.dim() == 4:
         return x.is_contiguous(memory_format=torch.channels_last)
     return x.movedim(1, -1).is_contiguous()
 
 
-def dense(x: Tensor) -> Tensor:
-    """x in that layout; itself where it is so already."""
+def as_dense(x: Tensor) -> Tensor:
+    """x in that layout; x itself where it has the layout already."""
     return x if is_dense(x) else x.movedim(1, -1).contiguous().movedim(-1, 1)
 
 
-def _over_ranks(partial: Tensor, reduce: Reduce | None) -> Tensor:
+def _sum_over_ranks(partial: Tensor, reduce: Reduce | None) -> Tensor:
+    """The sums of all ranks as one part; the parts of this rank where there is no other."""
     return partial if reduce is None else reduce(partial.sum(0)).unsqueeze(0)
 
 
-def train(
-    kernels: ModuleType | None,
-    x: Tensor,
+def _records(
     weight: Tensor,
     bias: Tensor,
     residual: Tensor | None,
     running_mean: Tensor | None,
     running_var: Tensor | None,
     s: Settings,
+) -> tuple[Norm, Running]:
+    """The arguments of an autograd.Function, which must be flat, as the phases take them."""
+    return Norm(weight, bias, residual, s.activation, s.slope), Running(running_mean, running_var, s.momentum, s.eps)
+
+
+def train(
+    kernels: ModuleType | None, x: Tensor, norm: Norm, running: Running, reduce: Reduce | None
 ) -> tuple[Tensor, Tensor]:
-    """y and moments, with no graph: by `kernels` themselves, or where that is None by the library ops."""
-    rest = (weight, bias, residual, running_mean, running_var, s.momentum, s.eps, s.activation, s.slope)
+    """y and moments, without a graph: by `kernels` directly, or by the library ops where that is None."""
     outputs: tuple[Tensor, Tensor]
     if kernels is not None:
-        outputs = kernels.train(x, *rest)
-    elif s.reduce is None:
-        outputs = bn_train(x, *rest)
+        outputs = kernels.train(x, norm, running)
+    elif reduce is None:
+        outputs = bn_train(x, *flatten(norm, running))
     else:
-        outputs = bn_forward(x, _over_ranks(bn_sums(x), s.reduce), *rest)
+        outputs = bn_forward(x, _sum_over_ranks(bn_sums(x), reduce), *flatten(norm, running))
     return outputs
 
 
 def backward(
-    kernels: ModuleType | None,
-    dy: Tensor,
-    x: Tensor,
-    moments: Tensor,
-    weight: Tensor,
-    bias: Tensor,
-    residual: Tensor | None,
-    s: Settings,
+    kernels: ModuleType | None, dy: Tensor, x: Tensor, moments: Tensor, norm: Norm, reduce: Reduce | None
 ) -> tuple[Tensor | None, ...]:
-    """The gradients of x, weight, bias and residual; by `kernels` themselves unless something watches by now."""
-    dy, rest = dense(dy), (weight, bias, residual, s.activation, s.slope)
-    if kernels is not None and plain(dy) and not transformed():
-        dx, dresidual, dweight, dbias = kernels.backward(dy, x, moments, *rest)
-    elif s.reduce is None:
-        dx, dresidual, dweight, dbias = bn_backward(dy, x, moments, *rest)
+    """The gradients of x, weight, bias and residual; by `kernels` directly unless a mode or a transform watches by now."""
+    dy = as_dense(dy)
+    if kernels is not None and is_plain(dy) and not is_transformed():
+        dx, dresidual, dweight, dbias = kernels.backward(dy, x, moments, norm)
+    elif reduce is None:
+        dx, dresidual, dweight, dbias = bn_backward(dy, x, moments, *norm)
     else:
-        local = bn_gradient_sums(dy, x, moments, *rest)
-        dx, dresidual, dweight, dbias = bn_gradient(dy, x, moments, _over_ranks(local, s.reduce), local, *rest)
-    return dx, dweight, dbias, None if residual is None else dresidual
+        local = bn_gradient_sums(dy, x, moments, *norm)
+        dx, dresidual, dweight, dbias = bn_gradient(dy, x, moments, _sum_over_ranks(local, reduce), local, *norm)
+    return dx, dweight, dbias, None if norm.residual is None else dresidual
 
 
-class Recorded(torch.autograd.Function):
+class RecordedBatchNorm(torch.autograd.Function):
     """(kernels, x, weight, bias, residual, running_mean, running_var, settings) -> y, for a graph that autograd alone
-    records; `kernels` as `train` and `backward` take them.
+    records; `kernels` as in `train` and `backward`.
 
-    Keeps x, the parameters and moments, and the residual where there is one (it is as a rule alive anyway, as the input
-    of the block). Once differentiable: a second derivative raises.
+    It saves x, the parameters, the moments, and the residual if there is one (as a rule it is alive anyway, as the input
+    of the block). A second derivative raises.
     """
 
     @staticmethod
     def forward(ctx: Any, *arguments: Any) -> Tensor:
-        ctx.kernels, x, weight, bias, residual, _, _, ctx.settings = arguments
-        y, moments = train(*arguments)
+        ctx.kernels, x, weight, bias, residual, running_mean, running_var, ctx.settings = arguments
+        norm, running = _records(weight, bias, residual, running_mean, running_var, ctx.settings)
+        y, moments = train(ctx.kernels, x, norm, running, ctx.settings.reduce)
         ctx.save_for_backward(x, weight, bias, residual, moments)
         return y
 
@@ -105,12 +106,14 @@ class Recorded(torch.autograd.Function):
     @once
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
         x, weight, bias, residual, moments = ctx.saved_tensors
-        gradients = backward(ctx.kernels, dy, x, moments, weight, bias, residual, ctx.settings)
-        return None, *gradients, None, None, None
+        s: Settings = ctx.settings
+        norm = Norm(weight, bias, residual, s.activation, s.slope)
+        return None, *backward(ctx.kernels, dy, x, moments, norm, s.reduce), None, None, None
 
 
 class BatchNormAct(torch.autograd.Function):
-    """The same with a forward mode, and as torch.func needs it; returns (y, moments). Twice the price a call."""
+    """The same with a forward mode and in the form that torch.func needs; returns (y, moments). A call costs twice as
+    much."""
 
     @staticmethod
     def forward(
@@ -122,7 +125,8 @@ class BatchNormAct(torch.autograd.Function):
         running_var: Tensor | None,
         settings: Settings,
     ) -> tuple[Tensor, Tensor]:
-        return train(None, x, weight, bias, residual, running_mean, running_var, settings)
+        norm, running = _records(weight, bias, residual, running_mean, running_var, settings)
+        return train(None, x, norm, running, settings.reduce)
 
     @staticmethod
     def setup_context(ctx: FunctionCtx, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
@@ -139,7 +143,9 @@ class BatchNormAct(torch.autograd.Function):
         if dy is None:
             return (None,) * 7
         x, weight, bias, residual, moments = ctx.saved_tensors
-        return *backward(None, dy, x, moments, weight, bias, residual, ctx.settings), None, None, None
+        s: Settings = ctx.settings
+        norm = Norm(weight, bias, residual, s.activation, s.slope)
+        return *backward(None, dy, x, moments, norm, s.reduce), None, None, None
 
     @staticmethod
     def jvp(ctx: Any, *tangents: Tensor | None) -> tuple[Tensor, None]:
@@ -150,9 +156,10 @@ class BatchNormAct(torch.autograd.Function):
             for tangent, primal in zip(tangents, (x, weight, bias, residual), strict=False)
         )
         assert of_x is not None
-        of_x = dense(of_x)
-        of_residual = None if of_residual is None else dense(of_residual)
-        total = _over_ranks(bn_gradient_sums(of_x, x, moments, weight, bias, None, NUMBER["none"], 0.0), s.reduce)
+        of_x = as_dense(of_x)
+        of_residual = None if of_residual is None else as_dense(of_residual)
+        local = bn_gradient_sums(of_x, x, moments, weight, bias, None, NUMBER["none"], 0.0)
+        total = _sum_over_ranks(local, s.reduce)
         y = bn_tangent(
             x, of_x, moments, total, weight, bias, of_weight, of_bias, residual, of_residual, s.activation, s.slope
         )
@@ -160,7 +167,7 @@ class BatchNormAct(torch.autograd.Function):
 
 
 def wants_graph(*tensors: Tensor | None) -> bool:
-    """Whether a graph is to be recorded."""
+    """Whether autograd records a graph of these tensors."""
     if torch.is_grad_enabled():
         for t in tensors:  # not any() of a generator, which takes longer than the rest
             if t is not None and t.requires_grad:
@@ -168,44 +175,40 @@ def wants_graph(*tensors: Tensor | None) -> bool:
     return False
 
 
-Parted = tuple[Tensor | None, Tensor | None]
+Dual = tuple[Tensor | None, Tensor | None]
 
 
-def parted(x: Tensor, *rest: Tensor | None) -> list[Parted] | None:
-    """Values and their tangents; None where there is no tangent, a graph is recorded beside them, or the backend does not
-    compute both at once."""
+def unpack_duals(x: Tensor, *rest: Tensor | None) -> list[Dual] | None:
+    """Values and their tangents. None where there is no tangent, where autograd records a graph as well, or where the
+    backend has no kernel that computes both at once."""
     if forward_ad._current_level < 0 or wants_graph(x, *rest):
         return None
-    duals: list[Parted] = [(None, None) if t is None else torch._VF._unpack_dual(t, level=0) for t in (x, *rest)]
+    duals: list[Dual] = [(None, None) if t is None else torch._VF._unpack_dual(t, level=0) for t in (x, *rest)]
     if all(tangent is None for _, tangent in duals) or backend_of(x) == "triton":
         return None
     return duals
 
 
-def dual_batch_norm_act(
-    duals: list[Parted],
-    running_mean: Tensor | None,
-    running_var: Tensor | None,
-    settings: Settings,
+def compute_dual(
+    duals: list[Dual], running_mean: Tensor | None, running_var: Tensor | None, settings: Settings
 ) -> Tensor:
     """y as a dual tensor: the sums of x and of its tangent in one pass, y and its tangent in another."""
-    s = settings
-    (x, of_x), (w, of_weight), (b, of_bias), (r, of_residual) = (
+    (x, of_x), (weight, of_weight), (bias, of_bias), (residual, of_residual) = (
         (value, torch.zeros_like(value) if tangent is None and value is not None else tangent)
         for value, tangent in duals
     )
-    assert of_x is not None  # x is always there, and a missing tangent is zeros by now
-    of_x = dense(of_x)
-    rest = (
-        w, b, of_weight, of_bias, r, None if of_residual is None else dense(of_residual),
-        running_mean, running_var, s.momentum, s.eps, s.activation, s.slope,
-    )  # fmt: skip
-    y, tangent = (
-        bn_dual_train.parted(x, of_x, *rest)
-        if s.reduce is None
-        else bn_dual.parted(x, of_x, _over_ranks(bn_dual_sums.parted(x, of_x), s.reduce), *rest)
-    )
-    return dual_of(y, tangent)
+    assert x is not None and weight is not None and bias is not None
+    assert of_x is not None and of_weight is not None and of_bias is not None  # zeros where there was none
+    of_residual = None if of_residual is None else as_dense(of_residual)
+    tangents = Tangents(as_dense(of_x), of_weight, of_bias, of_residual)
+    norm, running = _records(weight, bias, residual, running_mean, running_var, settings)
+    rest = flatten_dual(tangents, norm, running)
+    if settings.reduce is None:
+        y, tangent = bn_dual_train.call_on_parts(x, tangents.x, *rest)
+    else:
+        total = _sum_over_ranks(bn_dual_sums.call_on_parts(x, tangents.x), settings.reduce)
+        y, tangent = bn_dual.call_on_parts(x, tangents.x, total, *rest)
+    return make_dual(y, tangent)
 
 
 # `apply` binds its arguments to forward's signature on every call; inspecting it anew costs as much as a small kernel.

@@ -1,6 +1,8 @@
-"""batch_norm_act's phases as library ops, each on the backend that its first tensor asks for."""
+"""The phases of batch_norm_act as library ops of flat signatures, each on the backend that suits its first tensor.
 
-from collections.abc import Callable
+Below the schemas the phases take the records of settings.py (Norm, Running, Tangents).
+"""
+
 from types import ModuleType
 from typing import Any
 
@@ -9,6 +11,7 @@ from torch import Tensor
 
 from fastmpl_kernels import dispatch
 from fastmpl_kernels.batch_norm_act import native, phases
+from fastmpl_kernels.batch_norm_act.settings import Norm, Running, Tangents
 from fastmpl_kernels.library import available
 from fastmpl_kernels.ops import define
 
@@ -18,16 +21,17 @@ MOST_PARTS = 512
 
 
 def parts(rows: int, channels: int) -> int:
-    """How many parts Triton's sums come in: a function of the shape alone, so that results do not depend on the GPU."""
+    """The number of parts of Triton's sums. It depends on the shape alone, so that results do not depend on the GPU."""
     return max(1, min(MOST_PARTS, rows * channels // SMALLEST_PART, rows // 16))
 
 
 def backend_of(x: Tensor) -> dispatch.Backend:
+    """The backend for tensors of x's type and device."""
     return dispatch.select(OP, (x,), available if x.dtype in native.DTYPES else None)
 
 
 def kernels_for(x: Tensor) -> ModuleType:
-    """The implementation of every phase for tensors like x, as functions of phases.py's names."""
+    """The module that computes every phase for tensors of x's type and device; its functions have phases.py's names."""
     backend = backend_of(x)
     if backend == "triton":
         from fastmpl_kernels.batch_norm_act import triton_impl  # needs Triton: only where it was chosen
@@ -36,35 +40,128 @@ def kernels_for(x: Tensor) -> ModuleType:
     return native if backend == "native" else phases
 
 
-def _parts(x: Tensor) -> int:
+def flatten(norm: Norm, running: Running) -> tuple[Any, ...]:
+    """The arguments of bn_train and bn_forward that follow x and its sums, in the schemas' order."""
+    weight, bias, residual, activation, slope = norm
+    mean, var, momentum, eps = running
+    return weight, bias, residual, mean, var, momentum, eps, activation, slope
+
+
+def flatten_dual(tangents: Tangents, norm: Norm, running: Running) -> tuple[Any, ...]:
+    """The arguments of bn_dual and bn_dual_train that follow x, its tangent and their sums, in the schemas' order."""
+    weight, bias, *rest = flatten(norm, running)
+    return weight, bias, tangents.weight, tangents.bias, rest[0], tangents.residual, *rest[1:]
+
+
+def _unflatten(
+    weight: Tensor,
+    bias: Tensor,
+    residual: Tensor | None,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    momentum: float,
+    eps: float,
+    activation: int,
+    slope: float,
+) -> tuple[Norm, Running]:
+    norm = Norm(weight, bias, residual, activation, slope)
+    return norm, Running(running_mean, running_var, momentum, eps)
+
+
+def _unflatten_dual(
+    x_tangent: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    weight_tangent: Tensor,
+    bias_tangent: Tensor,
+    residual: Tensor | None,
+    residual_tangent: Tensor | None,
+    *rest: Any,
+) -> tuple[Tangents, Norm, Running]:
+    tangents = Tangents(x_tangent, weight_tangent, bias_tangent, residual_tangent)
+    return tangents, *_unflatten(weight, bias, residual, *rest)
+
+
+def _sums(x: Tensor) -> Any:
+    return kernels_for(x).sums(x)
+
+
+def _dual_sums(x: Tensor, x_tangent: Tensor) -> Any:
+    return kernels_for(x).dual_sums(x, x_tangent)
+
+
+def _train(x: Tensor, *rest: Any) -> Any:
+    return kernels_for(x).train(x, *_unflatten(*rest))
+
+
+def _forward(x: Tensor, sums: Tensor, *rest: Any) -> Any:
+    return kernels_for(x).forward(x, sums, *_unflatten(*rest))
+
+
+def _backward(dy: Tensor, x: Tensor, moments: Tensor, *norm: Any) -> Any:
+    return kernels_for(dy).backward(dy, x, moments, Norm(*norm))
+
+
+def _gradient_sums(dy: Tensor, x: Tensor, moments: Tensor, *norm: Any) -> Any:
+    return kernels_for(dy).gradient_sums(dy, x, moments, Norm(*norm))
+
+
+def _gradient(dy: Tensor, x: Tensor, moments: Tensor, sums: Tensor, local: Tensor, *norm: Any) -> Any:
+    return kernels_for(dy).gradient(dy, x, moments, sums, local, Norm(*norm))
+
+
+def _tangent(
+    x: Tensor,
+    x_tangent: Tensor,
+    moments: Tensor,
+    sums: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    weight_tangent: Tensor,
+    bias_tangent: Tensor,
+    residual: Tensor | None,
+    residual_tangent: Tensor | None,
+    activation: int,
+    slope: float,
+) -> Any:
+    tangents = Tangents(x_tangent, weight_tangent, bias_tangent, residual_tangent)
+    norm = Norm(weight, bias, residual, activation, slope)
+    return kernels_for(x).tangent(x, tangents, moments, sums, norm)
+
+
+def _dual(x: Tensor, x_tangent: Tensor, sums: Tensor, *rest: Any) -> Any:
+    tangents, norm, running = _unflatten_dual(x_tangent, *rest)
+    return kernels_for(x).dual(x, tangents, sums, norm, running)
+
+
+def _dual_train(x: Tensor, x_tangent: Tensor, *rest: Any) -> Any:
+    return kernels_for(x).dual_train(x, *_unflatten_dual(x_tangent, *rest))
+
+
+def _part_count(x: Tensor) -> int:
     return parts(x.numel() // x.shape[1], x.shape[1]) if backend_of(x) == "triton" else 1
 
 
-def _runner(phase: str) -> Callable[..., Any]:
-    """A phase on whichever backend its first tensor asks for."""
-
-    def run(x: Tensor, *rest: Any) -> Any:
-        return getattr(kernels_for(x), phase)(x, *rest)
-
-    return run
-
-
-def _sums_like(x: Tensor, *_: Any) -> Tensor:
-    return x.new_empty((_parts(x), 2 * x.shape[1] + 1), dtype=torch.float64)
+def _sums_like(x: Tensor) -> Tensor:
+    return x.new_empty((_part_count(x), 2 * x.shape[1] + 1), dtype=torch.float64)
 
 
 def _forward_like(x: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
-    return torch.empty_like(x), x.new_empty((4, x.shape[1]), dtype=phases.wide(x))
+    return torch.empty_like(x), x.new_empty((4, x.shape[1]), dtype=phases.wide_dtype(x))
 
 
 def _gradient_sums_like(dy: Tensor, *_: Any) -> Tensor:
-    return dy.new_empty((_parts(dy), 2 * dy.shape[1]), dtype=torch.float64)
+    return dy.new_empty((_part_count(dy), 2 * dy.shape[1]), dtype=torch.float64)
 
 
-def _gradient_like(dy: Tensor, x: Tensor, moments: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    residual = rest[4]
+def _backward_like(dy: Tensor, x: Tensor, moments: Tensor, *norm: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    residual = Norm(*norm).residual
     of_residual = x.new_empty(0) if residual is None else torch.empty_like(residual)
     return torch.empty_like(x), of_residual, torch.empty_like(moments[0]), torch.empty_like(moments[0])
+
+
+def _gradient_like(dy: Tensor, x: Tensor, moments: Tensor, sums: Tensor, local: Tensor, *norm: Any) -> Any:
+    return _backward_like(dy, x, moments, *norm)
 
 
 def _tangent_like(x: Tensor, *_: Any) -> Tensor:
@@ -75,60 +172,64 @@ def _dual_like(x: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
     return torch.empty_like(x), torch.empty_like(x)
 
 
+def _dual_sums_like(x: Tensor, _: Tensor) -> Tensor:
+    return x.new_empty((1, 4 * x.shape[1] + 1), dtype=torch.float64)
+
+
 bn_train = define(
     "bn_train(Tensor x, Tensor weight, Tensor bias, Tensor? residual, Tensor(a!)? running_mean, "
     "Tensor(b!)? running_var, float momentum, float eps, int activation, float slope) -> (Tensor, Tensor)",
-    _runner("train"),
+    _train,
     _forward_like,
 )
 bn_backward = define(
     "bn_backward(Tensor dy, Tensor x, Tensor moments, Tensor weight, Tensor bias, Tensor? residual, "
     "int activation, float slope) -> (Tensor, Tensor, Tensor, Tensor)",
-    _runner("backward"),
-    lambda dy, x, moments, weight, bias, residual, *_: _gradient_like(dy, x, moments, dy, dy, weight, bias, residual),
+    _backward,
+    _backward_like,
 )
-bn_sums = define("bn_sums(Tensor x) -> Tensor", _runner("sums"), _sums_like)
+bn_sums = define("bn_sums(Tensor x) -> Tensor", _sums, _sums_like)
 bn_forward = define(
     "bn_forward(Tensor x, Tensor sums, Tensor weight, Tensor bias, Tensor? residual, Tensor(a!)? running_mean, "
     "Tensor(b!)? running_var, float momentum, float eps, int activation, float slope) -> (Tensor, Tensor)",
-    _runner("forward"),
+    _forward,
     _forward_like,
 )
 bn_gradient_sums = define(
     "bn_gradient_sums(Tensor dy, Tensor x, Tensor moments, Tensor weight, Tensor bias, Tensor? residual, "
     "int activation, float slope) -> Tensor",
-    _runner("gradient_sums"),
+    _gradient_sums,
     _gradient_sums_like,
 )
 bn_gradient = define(
     "bn_gradient(Tensor dy, Tensor x, Tensor moments, Tensor sums, Tensor local, Tensor weight, Tensor bias, "
     "Tensor? residual, int activation, float slope) -> (Tensor, Tensor, Tensor, Tensor)",
-    _runner("gradient"),
+    _gradient,
     _gradient_like,
 )
 bn_tangent = define(
     "bn_tangent(Tensor x, Tensor x_tangent, Tensor moments, Tensor sums, Tensor weight, Tensor bias, "
     "Tensor weight_tangent, Tensor bias_tangent, Tensor? residual, Tensor? residual_tangent, int activation, "
     "float slope) -> Tensor",
-    _runner("tangent"),
+    _tangent,
     _tangent_like,
 )
 bn_dual_sums = define(
     "bn_dual_sums(Tensor x, Tensor x_tangent) -> Tensor",
-    _runner("dual_sums"),
-    lambda x, _: x.new_empty((1, 4 * x.shape[1] + 1), dtype=torch.float64),
+    _dual_sums,
+    _dual_sums_like,
 )
 bn_dual = define(
     "bn_dual(Tensor x, Tensor x_tangent, Tensor sums, Tensor weight, Tensor bias, Tensor weight_tangent, "
     "Tensor bias_tangent, Tensor? residual, Tensor? residual_tangent, Tensor(a!)? running_mean, "
     "Tensor(b!)? running_var, float momentum, float eps, int activation, float slope) -> (Tensor, Tensor)",
-    _runner("dual"),
+    _dual,
     _dual_like,
 )
 bn_dual_train = define(
     "bn_dual_train(Tensor x, Tensor x_tangent, Tensor weight, Tensor bias, Tensor weight_tangent, Tensor bias_tangent, "
     "Tensor? residual, Tensor? residual_tangent, Tensor(a!)? running_mean, Tensor(b!)? running_var, float momentum, "
     "float eps, int activation, float slope) -> (Tensor, Tensor)",
-    _runner("dual_train"),
+    _dual_train,
     _dual_like,
 )

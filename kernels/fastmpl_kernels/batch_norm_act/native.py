@@ -1,6 +1,7 @@
 """The phases of batch_norm_act on the native library (csrc/batch_norm_act.cpp).
 
-x, dy, residuals and tangents are dense channels-last tensors of one type, float32 or bfloat16; parameters are float32.
+x, dy, residuals and the inputs' tangents are dense channels-last tensors of one type, float32 or bfloat16; parameters are
+float32.
 """
 
 import ctypes
@@ -11,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fastmpl_kernels.batch_norm_act.settings import Norm, Running, Tangents
 from fastmpl_kernels.library import library, pointer
 
 DTYPES = (torch.float32, torch.bfloat16)
@@ -41,12 +43,17 @@ def _function(name: str) -> Callable[..., None]:
 
 
 def _shape(x: Tensor) -> tuple[bool, int, int]:
-    """Is it bfloat16, how many rows, how many channels."""
+    """Whether x is bfloat16, its rows (pixels of all images) and its channels."""
     return x.dtype == torch.bfloat16, x.numel() // x.shape[1], x.shape[1]
 
 
-def _folded(partial: Tensor) -> Tensor:
-    """One row of sums, from however many parts."""
+def _running(running: Running) -> tuple[float, float, int | None, int | None]:
+    """Eps, momentum and the addresses of the running statistics, in the C functions' order."""
+    return running.eps, running.momentum, pointer(running.mean), pointer(running.var)
+
+
+def _add_parts(partial: Tensor) -> Tensor:
+    """The sum over parts, as one row."""
     return partial if partial.shape[0] == 1 else partial.sum(0, keepdim=True)
 
 
@@ -62,179 +69,86 @@ def dual_sums(x: Tensor, x_tangent: Tensor) -> Tensor:
     return out
 
 
-def forward(
-    x: Tensor,
-    partial: Tensor,
-    weight: Tensor,
-    bias: Tensor,
-    residual: Tensor | None,
-    running_mean: Tensor | None,
-    running_var: Tensor | None,
-    momentum: float,
-    eps: float,
-    activation: int,
-    slope: float,
-) -> tuple[Tensor, Tensor]:
+def forward(x: Tensor, partial: Tensor, norm: Norm, running: Running) -> tuple[Tensor, Tensor]:
     y, moments = torch.empty_like(x), torch.empty((4, x.shape[1]), dtype=torch.float32)
-    total = _folded(partial)
+    total = _add_parts(partial)
     _function("forward")(
-        pointer(x), pointer(residual), *_shape(x), pointer(total), pointer(weight), pointer(bias), eps, momentum,
-        pointer(running_mean), pointer(running_var), activation, slope, pointer(moments), pointer(y),
+        pointer(x), pointer(norm.residual), *_shape(x), pointer(total), pointer(norm.weight), pointer(norm.bias),
+        *_running(running), norm.activation, norm.slope, pointer(moments), pointer(y),
     )  # fmt: skip
     return y, moments
 
 
-def gradient_sums(
-    dy: Tensor,
-    x: Tensor,
-    moments: Tensor,
-    weight: Tensor,
-    bias: Tensor,
-    residual: Tensor | None,
-    activation: int,
-    slope: float,
-) -> Tensor:
+def gradient_sums(dy: Tensor, x: Tensor, moments: Tensor, norm: Norm) -> Tensor:
     out = torch.empty((1, 2 * x.shape[1]), dtype=torch.float64)
     _function("gradient_sums")(
-        pointer(dy), pointer(x), pointer(residual), *_shape(x), pointer(moments), pointer(weight), pointer(bias),
-        activation, slope, pointer(out),
+        pointer(dy), pointer(x), pointer(norm.residual), *_shape(x), pointer(moments), pointer(norm.weight),
+        pointer(norm.bias), norm.activation, norm.slope, pointer(out),
     )  # fmt: skip
     return out
 
 
 def gradient(
-    dy: Tensor,
-    x: Tensor,
-    moments: Tensor,
-    partial: Tensor,
-    local: Tensor,
-    weight: Tensor,
-    bias: Tensor,
-    residual: Tensor | None,
-    activation: int,
-    slope: float,
+    dy: Tensor, x: Tensor, moments: Tensor, partial: Tensor, local: Tensor, norm: Norm
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     dx = torch.empty_like(x)
-    dresidual = x.new_empty(0) if residual is None else torch.empty_like(residual)
-    dweight, dbias = torch.empty_like(weight), torch.empty_like(bias)
-    total, own = _folded(partial), _folded(local)
+    dresidual = x.new_empty(0) if norm.residual is None else torch.empty_like(norm.residual)
+    dweight, dbias = torch.empty_like(norm.weight), torch.empty_like(norm.bias)
+    total, own = _add_parts(partial), _add_parts(local)
     _function("gradient")(
-        pointer(dy), pointer(x), pointer(residual), *_shape(x), pointer(moments), pointer(total), pointer(own),
-        pointer(weight), pointer(bias), activation, slope, pointer(dx), pointer(dresidual), pointer(dweight),
-        pointer(dbias),
+        pointer(dy), pointer(x), pointer(norm.residual), *_shape(x), pointer(moments), pointer(total), pointer(own),
+        pointer(norm.weight), pointer(norm.bias), norm.activation, norm.slope, pointer(dx), pointer(dresidual),
+        pointer(dweight), pointer(dbias),
     )  # fmt: skip
     return dx, dresidual, dweight, dbias
 
 
-def tangent(
-    x: Tensor,
-    x_tangent: Tensor,
-    moments: Tensor,
-    partial: Tensor,
-    weight: Tensor,
-    bias: Tensor,
-    weight_tangent: Tensor,
-    bias_tangent: Tensor,
-    residual: Tensor | None,
-    residual_tangent: Tensor | None,
-    activation: int,
-    slope: float,
-) -> Tensor:
-    out, total = torch.empty_like(x), _folded(partial)
+def tangent(x: Tensor, tangents: Tangents, moments: Tensor, partial: Tensor, norm: Norm) -> Tensor:
+    out, total = torch.empty_like(x), _add_parts(partial)
     _function("tangent")(
-        pointer(x), pointer(x_tangent), pointer(residual), pointer(residual_tangent), *_shape(x), pointer(moments),
-        pointer(total), pointer(weight), pointer(bias), pointer(weight_tangent), pointer(bias_tangent), activation,
-        slope, pointer(out),
+        pointer(x), pointer(tangents.x), pointer(norm.residual), pointer(tangents.residual), *_shape(x), pointer(moments),
+        pointer(total), pointer(norm.weight), pointer(norm.bias), pointer(tangents.weight), pointer(tangents.bias),
+        norm.activation, norm.slope, pointer(out),
     )  # fmt: skip
     return out
 
 
-def dual(
-    x: Tensor,
-    x_tangent: Tensor,
-    partial: Tensor,
-    weight: Tensor,
-    bias: Tensor,
-    weight_tangent: Tensor,
-    bias_tangent: Tensor,
-    residual: Tensor | None,
-    residual_tangent: Tensor | None,
-    running_mean: Tensor | None,
-    running_var: Tensor | None,
-    momentum: float,
-    eps: float,
-    activation: int,
-    slope: float,
-) -> tuple[Tensor, Tensor]:
-    y, y_tangent, total = torch.empty_like(x), torch.empty_like(x), _folded(partial)
+def dual(x: Tensor, tangents: Tangents, partial: Tensor, norm: Norm, running: Running) -> tuple[Tensor, Tensor]:
+    y, y_tangent, total = torch.empty_like(x), torch.empty_like(x), _add_parts(partial)
     _function("dual")(
-        pointer(x), pointer(x_tangent), pointer(residual), pointer(residual_tangent), *_shape(x), pointer(total),
-        pointer(weight), pointer(bias), pointer(weight_tangent), pointer(bias_tangent), eps, momentum,
-        pointer(running_mean), pointer(running_var), activation, slope, pointer(y), pointer(y_tangent),
+        pointer(x), pointer(tangents.x), pointer(norm.residual), pointer(tangents.residual), *_shape(x), pointer(total),
+        pointer(norm.weight), pointer(norm.bias), pointer(tangents.weight), pointer(tangents.bias),
+        *_running(running), norm.activation, norm.slope, pointer(y), pointer(y_tangent),
     )  # fmt: skip
     return y, y_tangent
 
 
-def train(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor,
-    residual: Tensor | None,
-    running_mean: Tensor | None,
-    running_var: Tensor | None,
-    momentum: float,
-    eps: float,
-    activation: int,
-    slope: float,
-) -> tuple[Tensor, Tensor]:
+def train(x: Tensor, norm: Norm, running: Running) -> tuple[Tensor, Tensor]:
     y, moments = torch.empty_like(x), torch.empty((4, x.shape[1]), dtype=torch.float32)
     _function("train")(
-        x.data_ptr(), pointer(residual), *_shape(x), weight.data_ptr(), bias.data_ptr(), eps, momentum,
-        pointer(running_mean), pointer(running_var), activation, slope, moments.data_ptr(), y.data_ptr(),
+        x.data_ptr(), pointer(norm.residual), *_shape(x), norm.weight.data_ptr(), norm.bias.data_ptr(),
+        *_running(running), norm.activation, norm.slope, moments.data_ptr(), y.data_ptr(),
     )  # fmt: skip
     return y, moments
 
 
-def backward(
-    dy: Tensor,
-    x: Tensor,
-    moments: Tensor,
-    weight: Tensor,
-    bias: Tensor,
-    residual: Tensor | None,
-    activation: int,
-    slope: float,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def backward(dy: Tensor, x: Tensor, moments: Tensor, norm: Norm) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     dx = torch.empty_like(x)
-    dresidual = x.new_empty(0) if residual is None else torch.empty_like(residual)
-    dweight, dbias = torch.empty_like(weight), torch.empty_like(bias)
+    dresidual = x.new_empty(0) if norm.residual is None else torch.empty_like(norm.residual)
+    dweight, dbias = torch.empty_like(norm.weight), torch.empty_like(norm.bias)
     _function("backward")(
-        dy.data_ptr(), x.data_ptr(), pointer(residual), *_shape(x), moments.data_ptr(), weight.data_ptr(),
-        bias.data_ptr(), activation, slope, dx.data_ptr(), dresidual.data_ptr(), dweight.data_ptr(), dbias.data_ptr(),
+        dy.data_ptr(), x.data_ptr(), pointer(norm.residual), *_shape(x), moments.data_ptr(), norm.weight.data_ptr(),
+        norm.bias.data_ptr(), norm.activation, norm.slope, dx.data_ptr(), dresidual.data_ptr(), dweight.data_ptr(),
+        dbias.data_ptr(),
     )  # fmt: skip
     return dx, dresidual, dweight, dbias
 
 
-def dual_train(
-    x: Tensor,
-    x_tangent: Tensor,
-    weight: Tensor,
-    bias: Tensor,
-    weight_tangent: Tensor,
-    bias_tangent: Tensor,
-    residual: Tensor | None,
-    residual_tangent: Tensor | None,
-    running_mean: Tensor | None,
-    running_var: Tensor | None,
-    momentum: float,
-    eps: float,
-    activation: int,
-    slope: float,
-) -> tuple[Tensor, Tensor]:
+def dual_train(x: Tensor, tangents: Tangents, norm: Norm, running: Running) -> tuple[Tensor, Tensor]:
     y, y_tangent = torch.empty_like(x), torch.empty_like(x)
     _function("dual_train")(
-        x.data_ptr(), x_tangent.data_ptr(), pointer(residual), pointer(residual_tangent), *_shape(x),
-        weight.data_ptr(), bias.data_ptr(), weight_tangent.data_ptr(), bias_tangent.data_ptr(), eps, momentum,
-        pointer(running_mean), pointer(running_var), activation, slope, y.data_ptr(), y_tangent.data_ptr(),
+        x.data_ptr(), tangents.x.data_ptr(), pointer(norm.residual), pointer(tangents.residual), *_shape(x),
+        norm.weight.data_ptr(), norm.bias.data_ptr(), tangents.weight.data_ptr(), tangents.bias.data_ptr(),
+        *_running(running), norm.activation, norm.slope, y.data_ptr(), y_tangent.data_ptr(),
     )  # fmt: skip
     return y, y_tangent

@@ -18,7 +18,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from fastmpl_kernels.batch_norm_act.reference import activate
-from fastmpl_kernels.batch_norm_act.settings import NUMBER, Activation
+from fastmpl_kernels.batch_norm_act.settings import NUMBER, Activation, Norm, Running, Tangents
 
 NAMES: dict[int, Activation] = {number: name for name, number in NUMBER.items()}  # type: ignore[misc]
 
@@ -28,7 +28,7 @@ def as_rows(x: Tensor) -> Float[Tensor, "M C"]:
     return x.movedim(1, -1).reshape(-1, x.shape[1])
 
 
-def wide(x: Tensor) -> torch.dtype:
+def wide_dtype(x: Tensor) -> torch.dtype:
     """The type of what is computed from x."""
     return torch.promote_types(x.dtype, torch.float32)
 
@@ -58,36 +58,22 @@ def moments_of(total: Float[Tensor, "2C_plus_1"], eps: float, dtype: torch.dtype
     return torch.stack(parts), mean, var
 
 
-def pre_activation(
-    x: Tensor, moments: Tensor, weight: Tensor, bias: Tensor, residual: Tensor | None
-) -> tuple[Tensor, Tensor]:
+def pre_activation(x: Tensor, moments: Tensor, norm: Norm) -> tuple[Tensor, Tensor]:
     """z and x - mean, as rows."""
     high, low, rstd, _ = moments
     centred = as_rows(x).to(moments.dtype) - high - low
-    z = centred * (weight * rstd) + bias
-    return (z if residual is None else z + as_rows(residual)), centred
+    z = centred * (norm.weight * rstd) + norm.bias
+    return (z if norm.residual is None else z + as_rows(norm.residual)), centred
 
 
-def forward(
-    x: Tensor,
-    partial: Tensor,
-    weight: Tensor,
-    bias: Tensor,
-    residual: Tensor | None,
-    running_mean: Tensor | None,
-    running_var: Tensor | None,
-    momentum: float,
-    eps: float,
-    activation: int,
-    slope: float,
-) -> tuple[Tensor, Tensor]:
+def forward(x: Tensor, partial: Tensor, norm: Norm, running: Running) -> tuple[Tensor, Tensor]:
     total = partial.sum(0)
-    moments, mean, var = moments_of(total, eps, wide(x))
-    if running_mean is not None and running_var is not None:
-        running_mean.lerp_(mean.to(running_mean.dtype), momentum)
-        running_var.lerp_((var * (total[-1] / (total[-1] - 1))).to(running_var.dtype), momentum)
-    z, _ = pre_activation(x, moments, weight, bias, residual)
-    return from_rows(activate(z, NAMES[activation], slope), x), moments
+    moments, mean, var = moments_of(total, running.eps, wide_dtype(x))
+    if running.mean is not None and running.var is not None:
+        running.mean.lerp_(mean.to(running.mean.dtype), running.momentum)
+        running.var.lerp_((var * (total[-1] / (total[-1] - 1))).to(running.var.dtype), running.momentum)
+    z, _ = pre_activation(x, moments, norm)
+    return from_rows(activate(z, NAMES[norm.activation], norm.slope), x), moments
 
 
 def derivative(z: Tensor, activation: int, slope: float) -> Tensor:
@@ -102,22 +88,13 @@ def derivative(z: Tensor, activation: int, slope: float) -> Tensor:
     return torch.ones_like(z)
 
 
-def gradient_sums(
-    dy: Tensor,
-    x: Tensor,
-    moments: Tensor,
-    weight: Tensor,
-    bias: Tensor,
-    residual: Tensor | None,
-    activation: int,
-    slope: float,
-) -> Float[Tensor, "1 2C"]:
-    z, centred = pre_activation(x, moments, weight, bias, residual)
-    dz = (as_rows(dy) * derivative(z, activation, slope)).double()
+def gradient_sums(dy: Tensor, x: Tensor, moments: Tensor, norm: Norm) -> Float[Tensor, "1 2C"]:
+    z, centred = pre_activation(x, moments, norm)
+    dz = (as_rows(dy) * derivative(z, norm.activation, norm.slope)).double()
     return torch.cat([dz.sum(0), (dz * centred).sum(0)]).unsqueeze(0)
 
 
-def projected(d: Tensor, centred: Tensor, moments: Tensor, partial: Tensor) -> Tensor:
+def project(d: Tensor, centred: Tensor, moments: Tensor, partial: Tensor) -> Tensor:
     """rstd (d - mean(d) - xhat mean(d xhat)): the derivative of xhat by x, applied to rows d. It is symmetric, hence the
     same in the backward and in the forward mode."""
     _, _, rstd, inverse_count = moments
@@ -129,21 +106,12 @@ def projected(d: Tensor, centred: Tensor, moments: Tensor, partial: Tensor) -> T
 
 
 def gradient(
-    dy: Tensor,
-    x: Tensor,
-    moments: Tensor,
-    partial: Tensor,
-    local: Tensor,
-    weight: Tensor,
-    bias: Tensor,
-    residual: Tensor | None,
-    activation: int,
-    slope: float,
+    dy: Tensor, x: Tensor, moments: Tensor, partial: Tensor, local: Tensor, norm: Norm
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    z, centred = pre_activation(x, moments, weight, bias, residual)
-    dz = as_rows(dy) * derivative(z, activation, slope)
-    dx = from_rows(weight * projected(dz, centred, moments, partial), x)
-    dresidual = x.new_empty(0) if residual is None else from_rows(dz, residual)
+    z, centred = pre_activation(x, moments, norm)
+    dz = as_rows(dy) * derivative(z, norm.activation, norm.slope)
+    dx = from_rows(norm.weight * project(dz, centred, moments, partial), x)
+    dresidual = x.new_empty(0) if norm.residual is None else from_rows(dz, norm.residual)
     dbias, dweight = parameter_gradients(moments, local)
     return dx, dresidual, dweight, dbias
 
@@ -154,26 +122,13 @@ def parameter_gradients(moments: Tensor, local: Tensor) -> tuple[Tensor, Tensor]
     return of_dz.to(moments.dtype), (of_product * moments[2]).to(moments.dtype)
 
 
-def tangent(
-    x: Tensor,
-    x_tangent: Tensor,
-    moments: Tensor,
-    partial: Tensor,
-    weight: Tensor,
-    bias: Tensor,
-    weight_tangent: Tensor,
-    bias_tangent: Tensor,
-    residual: Tensor | None,
-    residual_tangent: Tensor | None,
-    activation: int,
-    slope: float,
-) -> Tensor:
-    z, centred = pre_activation(x, moments, weight, bias, residual)
-    moved = projected(as_rows(x_tangent).to(moments.dtype), centred, moments, partial)
-    z_tangent = weight * moved + weight_tangent * (centred * moments[2]) + bias_tangent
-    if residual_tangent is not None:
-        z_tangent = z_tangent + as_rows(residual_tangent)
-    return from_rows(z_tangent * derivative(z, activation, slope), x)
+def tangent(x: Tensor, tangents: Tangents, moments: Tensor, partial: Tensor, norm: Norm) -> Tensor:
+    z, centred = pre_activation(x, moments, norm)
+    moved = project(as_rows(tangents.x).to(moments.dtype), centred, moments, partial)
+    z_tangent = norm.weight * moved + tangents.weight * (centred * moments[2]) + tangents.bias
+    if tangents.residual is not None:
+        z_tangent = z_tangent + as_rows(tangents.residual)
+    return from_rows(z_tangent * derivative(z, norm.activation, norm.slope), x)
 
 
 def dual_sums(x: Tensor, x_tangent: Tensor) -> Float[Tensor, "1 4C_plus_1"]:
@@ -182,82 +137,24 @@ def dual_sums(x: Tensor, x_tangent: Tensor) -> Float[Tensor, "1 4C_plus_1"]:
     return torch.cat([of_x[:-1], tangents.sum(0), (tangents * rows).sum(0), of_x[-1:]]).unsqueeze(0)
 
 
-def dual(
-    x: Tensor,
-    x_tangent: Tensor,
-    partial: Tensor,
-    weight: Tensor,
-    bias: Tensor,
-    weight_tangent: Tensor,
-    bias_tangent: Tensor,
-    residual: Tensor | None,
-    residual_tangent: Tensor | None,
-    running_mean: Tensor | None,
-    running_var: Tensor | None,
-    momentum: float,
-    eps: float,
-    activation: int,
-    slope: float,
-) -> tuple[Tensor, Tensor]:
+def dual(x: Tensor, tangents: Tangents, partial: Tensor, norm: Norm, running: Running) -> tuple[Tensor, Tensor]:
     """y and its tangent from one set of sums."""
     of_x, of_square, of_tangent, of_product = partial.sum(0)[:-1].chunk(4)
     count = partial[:, -1:].sum(0)
     total = torch.cat([of_x, of_square, count]).unsqueeze(0)
-    y, moments = forward(x, total, weight, bias, residual, running_mean, running_var, momentum, eps, activation, slope)
+    y, moments = forward(x, total, norm, running)
     centred = torch.cat([of_tangent, of_product - of_x / count * of_tangent]).unsqueeze(0)
-    y_tangent = tangent(
-        x, x_tangent, moments, centred, weight, bias, weight_tangent, bias_tangent, residual, residual_tangent,
-        activation, slope,
-    )  # fmt: skip
-    return y, y_tangent
+    return y, tangent(x, tangents, moments, centred, norm)
 
 
-def train(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor,
-    residual: Tensor | None,
-    running_mean: Tensor | None,
-    running_var: Tensor | None,
-    momentum: float,
-    eps: float,
-    activation: int,
-    slope: float,
-) -> tuple[Tensor, Tensor]:
-    return forward(x, sums(x), weight, bias, residual, running_mean, running_var, momentum, eps, activation, slope)
+def train(x: Tensor, norm: Norm, running: Running) -> tuple[Tensor, Tensor]:
+    return forward(x, sums(x), norm, running)
 
 
-def backward(
-    dy: Tensor,
-    x: Tensor,
-    moments: Tensor,
-    weight: Tensor,
-    bias: Tensor,
-    residual: Tensor | None,
-    activation: int,
-    slope: float,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    total = gradient_sums(dy, x, moments, weight, bias, residual, activation, slope)
-    return gradient(dy, x, moments, total, total, weight, bias, residual, activation, slope)
+def backward(dy: Tensor, x: Tensor, moments: Tensor, norm: Norm) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    total = gradient_sums(dy, x, moments, norm)
+    return gradient(dy, x, moments, total, total, norm)
 
 
-def dual_train(
-    x: Tensor,
-    x_tangent: Tensor,
-    weight: Tensor,
-    bias: Tensor,
-    weight_tangent: Tensor,
-    bias_tangent: Tensor,
-    residual: Tensor | None,
-    residual_tangent: Tensor | None,
-    running_mean: Tensor | None,
-    running_var: Tensor | None,
-    momentum: float,
-    eps: float,
-    activation: int,
-    slope: float,
-) -> tuple[Tensor, Tensor]:
-    return dual(
-        x, x_tangent, dual_sums(x, x_tangent), weight, bias, weight_tangent, bias_tangent, residual, residual_tangent,
-        running_mean, running_var, momentum, eps, activation, slope,
-    )  # fmt: skip
+def dual_train(x: Tensor, tangents: Tangents, norm: Norm, running: Running) -> tuple[Tensor, Tensor]:
+    return dual(x, tangents, dual_sums(x, tangents.x), norm, running)

@@ -12,7 +12,7 @@ import triton.language as tl
 from torch import Tensor
 
 from fastmpl_kernels.batch_norm_act.library_ops import parts
-from fastmpl_kernels.batch_norm_act.settings import NUMBER
+from fastmpl_kernels.batch_norm_act.settings import NUMBER, Norm, Running, Tangents
 
 RELU = tl.constexpr(NUMBER["relu"])
 LEAKY_RELU = tl.constexpr(NUMBER["leaky_relu"])
@@ -257,132 +257,73 @@ def sums(x: Tensor) -> Tensor:
     return out
 
 
-def forward(
-    x: Tensor,
-    partial: Tensor,
-    weight: Tensor,
-    bias: Tensor,
-    residual: Tensor | None,
-    running_mean: Tensor | None,
-    running_var: Tensor | None,
-    momentum: float,
-    eps: float,
-    activation: int,
-    slope: float,
-) -> tuple[Tensor, Tensor]:
+def forward(x: Tensor, partial: Tensor, norm: Norm, running: Running) -> tuple[Tensor, Tensor]:
     M, C, _, _, R, K = _shape(x)
     y = torch.empty_like(x)
     moments, table = (torch.empty((n, C), dtype=torch.float32, device=x.device) for n in (4, 2))
-    running = running_mean is not None and running_var is not None
+    moves = running.mean is not None and running.var is not None
     _moments_kernel[(triton.cdiv(C, K),)](
-        partial, moments, weight, bias, table, running_mean if running else weight, running_var if running else weight,
-        partial.shape[0], momentum, eps, RUNNING=running, C=C, K=K,
+        partial, moments, norm.weight, norm.bias, table, running.mean if moves else norm.weight,
+        running.var if moves else norm.weight, partial.shape[0], running.momentum, running.eps, RUNNING=moves, C=C, K=K,
     )  # fmt: skip
     _forward_kernel[(triton.cdiv(M, R), triton.cdiv(C, K))](
-        x, x if residual is None else residual, y, moments, table, M, slope,
-        ACT=activation, RESIDUAL=residual is not None, C=C, R=R, K=K,
+        x, x if norm.residual is None else norm.residual, y, moments, table, M, norm.slope,
+        ACT=norm.activation, RESIDUAL=norm.residual is not None, C=C, R=R, K=K,
     )  # fmt: skip
     return y, moments
 
 
-def gradient_sums(
-    dy: Tensor,
-    x: Tensor,
-    moments: Tensor,
-    weight: Tensor,
-    bias: Tensor,
-    residual: Tensor | None,
-    activation: int,
-    slope: float,
-) -> Tensor:
+def gradient_sums(dy: Tensor, x: Tensor, moments: Tensor, norm: Norm) -> Tensor:
     M, C, P, per_part, R, K = _shape(x)
     out = _partial(x, 2 * C)
     _gradient_sums_kernel[(P, triton.cdiv(C, K))](
-        dy, x, x if residual is None else residual, moments, weight, bias, out, M, per_part, slope,
-        ACT=activation, RESIDUAL=residual is not None, C=C, R=R, K=K,
+        dy, x, x if norm.residual is None else norm.residual, moments, norm.weight, norm.bias, out, M, per_part, norm.slope,
+        ACT=norm.activation, RESIDUAL=norm.residual is not None, C=C, R=R, K=K,
     )  # fmt: skip
     return out
 
 
 def gradient(
-    dy: Tensor,
-    x: Tensor,
-    moments: Tensor,
-    partial: Tensor,
-    local: Tensor,
-    weight: Tensor,
-    bias: Tensor,
-    residual: Tensor | None,
-    activation: int,
-    slope: float,
+    dy: Tensor, x: Tensor, moments: Tensor, partial: Tensor, local: Tensor, norm: Norm
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     M, C, _, _, R, K = _shape(x)
     dx = torch.empty_like(x)
-    dresidual = x.new_empty(0) if residual is None else torch.empty_like(residual)
-    dweight, dbias = torch.empty_like(weight), torch.empty_like(bias)
+    dresidual = x.new_empty(0) if norm.residual is None else torch.empty_like(norm.residual)
+    dweight, dbias = torch.empty_like(norm.weight), torch.empty_like(norm.bias)
     table = torch.empty_like(moments)
     _constants_kernel[(triton.cdiv(C, K),)](
-        moments, partial, weight, bias, weight, bias, local, dweight, dbias, table, partial.shape[0], local.shape[0],
+        moments, partial, norm.weight, norm.bias, norm.weight, norm.bias, local, dweight, dbias, table,
+        partial.shape[0], local.shape[0],
         TANGENT=False, C=C, K=K,
     )  # fmt: skip
     _derivative_kernel[(triton.cdiv(M, R), triton.cdiv(C, K))](
-        dy, x, x if residual is None else residual, x, dx, x if residual is None else dresidual, moments, table, M, slope,
-        TANGENT=False, ACT=activation, RESIDUAL=residual is not None, C=C, R=R, K=K,
+        dy, x, x if norm.residual is None else norm.residual, x, dx, x if norm.residual is None else dresidual,
+        moments, table, M, norm.slope, TANGENT=False, ACT=norm.activation,
+        RESIDUAL=norm.residual is not None, C=C, R=R, K=K,
     )  # fmt: skip
     return dx, dresidual, dweight, dbias
 
 
-def tangent(
-    x: Tensor,
-    x_tangent: Tensor,
-    moments: Tensor,
-    partial: Tensor,
-    weight: Tensor,
-    bias: Tensor,
-    weight_tangent: Tensor,
-    bias_tangent: Tensor,
-    residual: Tensor | None,
-    residual_tangent: Tensor | None,
-    activation: int,
-    slope: float,
-) -> Tensor:
+def tangent(x: Tensor, tangents: Tangents, moments: Tensor, partial: Tensor, norm: Norm) -> Tensor:
     M, C, _, _, R, K = _shape(x)
     out, table = torch.empty_like(x), torch.empty_like(moments)
     _constants_kernel[(triton.cdiv(C, K),)](
-        moments, partial, weight, bias, weight_tangent, bias_tangent, partial, table, table, table, partial.shape[0], 0,
+        moments, partial, norm.weight, norm.bias, tangents.weight, tangents.bias, partial, table, table, table,
+        partial.shape[0], 0,
         TANGENT=True, C=C, K=K,
     )  # fmt: skip
     _derivative_kernel[(triton.cdiv(M, R), triton.cdiv(C, K))](
-        x_tangent, x, x if residual is None else residual, x if residual_tangent is None else residual_tangent, out, out,
-        moments, table, M, slope, TANGENT=True, ACT=activation, RESIDUAL=residual is not None, C=C, R=R, K=K,
+        tangents.x, x, x if norm.residual is None else norm.residual,
+        x if tangents.residual is None else tangents.residual, out, out, moments, table, M, norm.slope, TANGENT=True,
+        ACT=norm.activation, RESIDUAL=norm.residual is not None, C=C, R=R, K=K,
     )  # fmt: skip
     return out
 
 
-def train(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor,
-    residual: Tensor | None,
-    running_mean: Tensor | None,
-    running_var: Tensor | None,
-    momentum: float,
-    eps: float,
-    activation: int,
-    slope: float,
-) -> tuple[Tensor, Tensor]:
-    return forward(x, sums(x), weight, bias, residual, running_mean, running_var, momentum, eps, activation, slope)
+def train(x: Tensor, norm: Norm, running: Running) -> tuple[Tensor, Tensor]:
+    return forward(x, sums(x), norm, running)
 
 
-def backward(
-    dy: Tensor,
-    x: Tensor,
-    moments: Tensor,
-    weight: Tensor,
-    bias: Tensor,
-    residual: Tensor | None,
-    activation: int,
-    slope: float,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    total = gradient_sums(dy, x, moments, weight, bias, residual, activation, slope)
-    return gradient(dy, x, moments, total, total, weight, bias, residual, activation, slope)
+def backward(dy: Tensor, x: Tensor, moments: Tensor, norm: Norm) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    total = gradient_sums(dy, x, moments, norm)
+    return gradient(dy, x, moments, total, total, norm)

@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from fastmpl_kernels.sgd_ema.function import global_norm_, inner_product_, sgd_ema_
+from fastmpl_kernels.sgd_ema.library_ops import global_norm_, inner_product_, sgd_ema_
 
 __all__ = ["global_norm", "inner_product", "sgd_ema"]
 

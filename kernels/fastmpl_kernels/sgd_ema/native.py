@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from fastmpl_kernels.library import library, pointer
+from fastmpl_kernels.sgd_ema.arguments import Step
 
 _P, _N, _F, _B = ctypes.c_void_p, ctypes.c_int64, ctypes.c_float, ctypes.c_bool
 _ARGUMENTS: dict[str, list[Any]] = {
@@ -40,25 +41,14 @@ def _at(values: "array[int]") -> int:
     return values.buffer_info()[0]
 
 
-def sgd_ema(
-    params: list[Tensor],
-    grads: list[Tensor],
-    buffers: list[Tensor],
-    averages: list[Tensor],
-    lr: Tensor,
-    clip_factor: Tensor | None,
-    found_inf: Tensor | None,
-    decay: Tensor,
-    momentum: float,
-    weight_decay: float,
-    nesterov: bool,
-) -> None:
-    lists = [_addresses(tensors) for tensors in (params, grads, buffers, averages)]  # held until the call is over
-    sizes = _sizes(params)
-    p, g, b, a = map(_at, lists)
+def sgd_ema(step: Step) -> None:
+    addresses = [_addresses(tensors) for tensors in step[:4]]  # held until the call is over
+    sizes = _sizes(step.params)
+    p, g, b, a = map(_at, addresses)
     _function("sgd_ema")(
-        len(params), _at(sizes), p, g, b, a if averages else None, pointer(lr), pointer(clip_factor),
-        pointer(found_inf), pointer(decay), momentum, weight_decay, nesterov,
+        len(step.params), _at(sizes), p, g, b, a if step.averages else None, pointer(step.lr),
+        pointer(step.clip_factor), pointer(step.found_inf), pointer(step.decay), step.momentum, step.weight_decay,
+        step.nesterov,
     )  # fmt: skip
 
 

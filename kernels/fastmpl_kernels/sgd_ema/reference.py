@@ -3,30 +3,21 @@
 import torch
 from torch import Tensor
 
+from fastmpl_kernels.sgd_ema.arguments import Step
 
-def sgd_ema(
-    params: list[Tensor],
-    grads: list[Tensor],
-    buffers: list[Tensor],
-    averages: list[Tensor],
-    lr: Tensor,
-    clip_factor: Tensor | None,
-    found_inf: Tensor | None,
-    decay: Tensor,
-    momentum: float,
-    weight_decay: float,
-    nesterov: bool,
-) -> None:
-    for i, (p, g, b) in enumerate(zip(params, grads, buffers, strict=True)):
-        d = g.to(p.dtype) if clip_factor is None else g.to(p.dtype) * clip_factor
-        d = d + weight_decay * p
-        velocity = momentum * b + d
-        moved = p - lr * (d + momentum * velocity if nesterov else velocity)
+
+def sgd_ema(step: Step) -> None:
+    for i, (p, g, b) in enumerate(zip(step.params, step.grads, step.buffers, strict=True)):
+        d = g.to(p.dtype) if step.clip_factor is None else g.to(p.dtype) * step.clip_factor
+        d = d + step.weight_decay * p
+        velocity = step.momentum * b + d
+        moved = p - step.lr * (d + step.momentum * velocity if step.nesterov else velocity)
         updates = [(b, velocity), (p, moved)]
-        if averages:
-            updates.append((averages[i], averages[i] + (1 - decay) * (moved - averages[i])))
+        if step.averages:
+            average = step.averages[i]
+            updates.append((average, average + (1 - step.decay) * (moved - average)))
         for old, new in updates:
-            old.copy_(new if found_inf is None else torch.where(found_inf != 0, old, new))
+            old.copy_(new if step.found_inf is None else torch.where(step.found_inf != 0, old, new))
 
 
 def global_norm(grads: list[Tensor]) -> Tensor:

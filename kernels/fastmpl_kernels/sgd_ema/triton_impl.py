@@ -14,6 +14,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from fastmpl_kernels.sgd_ema.arguments import Step
+
 BLOCK = 1024  # two 128-bit loads a thread and list; the masked tail would need 168 registers at 2048
 _TABLES_KEPT = 16  # two networks, step and norm, and the odd change of addresses
 
@@ -138,27 +140,16 @@ def _squares_kernel(addresses, sizes, tensors, blocks, out, ALIGNED: tl.constexp
         tl.store(out + program, tl.sum(g * g, axis=0))
 
 
-def sgd_ema(
-    params: list[Tensor],
-    grads: list[Tensor],
-    buffers: list[Tensor],
-    averages: list[Tensor],
-    lr: Tensor,
-    clip_factor: Tensor | None,
-    found_inf: Tensor | None,
-    decay: Tensor,
-    momentum: float,
-    weight_decay: float,
-    nesterov: bool,
-) -> None:
-    table = _table([params, grads, buffers, averages] if averages else [params, grads, buffers])
+def sgd_ema(step: Step) -> None:
+    table = _table(step.lists())
     if table.tensor.numel() == 0:
         return
+    lr, clip_factor, found_inf = step.lr, step.clip_factor, step.found_inf
     _sgd_ema_kernel[(table.tensor.numel(),)](
-        table.addresses, table.sizes, table.tensor, table.block, len(params),
-        lr, lr if clip_factor is None else clip_factor, lr if found_inf is None else found_inf, decay,
-        momentum, weight_decay,
-        NESTEROV=nesterov, AVERAGE=bool(averages), CLIP=clip_factor is not None, SKIP=found_inf is not None,
+        table.addresses, table.sizes, table.tensor, table.block, len(step.params),
+        lr, lr if clip_factor is None else clip_factor, lr if found_inf is None else found_inf, step.decay,
+        step.momentum, step.weight_decay,
+        NESTEROV=step.nesterov, AVERAGE=bool(step.averages), CLIP=clip_factor is not None, SKIP=found_inf is not None,
         ALIGNED=table.aligned, BLOCK=BLOCK, num_warps=4,
     )  # fmt: skip
 

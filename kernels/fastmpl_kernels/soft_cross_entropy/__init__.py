@@ -15,14 +15,14 @@ from torch.autograd.function import once_differentiable
 
 from fastmpl_kernels import dispatch, library, ops
 from fastmpl_kernels.rows import (
-    Recorded,
-    below_autograd,
+    RecordedLoss,
+    call_below_autograd,
     check_labels,
     check_rows,
     gradient_like,
-    gradient_wanted,
-    scaled,
+    scale_gradient,
     tangent_of_loss,
+    wants_gradient,
 )
 from fastmpl_kernels.soft_cross_entropy import native, reference
 
@@ -52,7 +52,7 @@ _op = ops.define(
 class _SoftCrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(logits: Tensor, target: Tensor, backend: str, label_smoothing: float) -> tuple[Tensor, Tensor]:
-        outputs: tuple[Tensor, Tensor] = below_autograd(_op, backend, logits, target, label_smoothing, True)
+        outputs: tuple[Tensor, Tensor] = call_below_autograd(_op, backend, logits, target, label_smoothing, True)
         return outputs
 
     @staticmethod
@@ -65,7 +65,7 @@ class _SoftCrossEntropy(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, upstream: Tensor, _: Any) -> tuple[Tensor | None, ...]:
         (gradient,) = ctx.saved_tensors
-        return scaled(gradient, upstream), None, None, None
+        return scale_gradient(gradient, upstream), None, None, None
 
     @staticmethod
     def jvp(ctx: Any, tangent: Tensor | None, *_: Any) -> tuple[Tensor | None, ...]:
@@ -97,9 +97,9 @@ def soft_cross_entropy(
         return reference.soft_cross_entropy(logits, target, label_smoothing)
     loss: Tensor
     target = target.detach() if target.requires_grad else target
-    if ops.transformed():
+    if ops.is_transformed():
         loss, _ = _SoftCrossEntropy.apply(logits, target, backend, label_smoothing)
         return loss
-    wanted = gradient_wanted(logits)
-    loss, gradient = _op.among((logits, target), backend, logits, target, label_smoothing, wanted)
-    return Recorded.apply([loss], [gradient], logits) if wanted else loss
+    wanted = wants_gradient(logits)
+    loss, gradient = _op.call_on((logits, target), backend, logits, target, label_smoothing, wanted)
+    return RecordedLoss.apply([loss], [gradient], logits) if wanted else loss

@@ -70,7 +70,7 @@ def cross_entropy_rows(
 
 
 def run(logits: Tensor, target: Tensor, label_smoothing: float, with_gradient: bool) -> tuple[Tensor, Tensor]:
-    """Loss, gradient (empty unless asked for)."""
+    """The loss and its gradient by the logits, which is empty unless asked for."""
     rows, columns = logits.shape
     hard = target.dim() == 1
     logits = rows_of(logits)

@@ -19,38 +19,38 @@ from torch.autograd.function import once_differentiable
 
 from fastmpl_kernels import dispatch, library, ops
 from fastmpl_kernels.rows import (
-    Recorded,
-    below_autograd,
+    RecordedLoss,
+    call_below_autograd,
     check_labels,
     check_rows,
     gradient_like,
-    gradient_wanted,
-    scaled,
+    scale_gradient,
     tangent_of_loss,
+    wants_gradient,
 )
 from fastmpl_kernels.student_objective import native, reference
+from fastmpl_kernels.student_objective.arguments import StudentArguments, StudentResults
 from fastmpl_kernels.student_objective.reference import StudentObjective, Targets
 
 __all__ = ["StudentObjective", "Targets", "student_objective"]
 
-Outputs = tuple[Tensor, Tensor, Tensor, Tensor]
 
-
-def _run(backend: str, *arguments: Any) -> Outputs:
+def _run(backend: str, *arguments: Any) -> StudentResults:
     if backend == "native":
-        return native.run(*arguments)
+        return native.run(StudentArguments(*arguments))
     from fastmpl_kernels.student_objective import triton_impl
 
-    return triton_impl.run(*arguments)
+    return triton_impl.run(StudentArguments(*arguments))
 
 
-def _fake(backend: str, label_logits: Tensor, student_logits: Tensor, *arguments: Any) -> Outputs:
-    rows = student_logits.shape[0]
-    return (
-        student_logits.new_empty(3, dtype=torch.float32),
-        student_logits.new_empty(rows, dtype=torch.int64),
-        student_logits.new_empty(rows, dtype=torch.bool),
-        gradient_like(student_logits, arguments[-1]),
+def _fake(backend: str, *arguments: Any) -> StudentResults:
+    a = StudentArguments(*arguments)
+    logits, rows = a.student_logits, a.student_logits.shape[0]
+    return StudentResults(
+        logits.new_empty(3, dtype=torch.float32),
+        logits.new_empty(rows, dtype=torch.int64),
+        logits.new_empty(rows, dtype=torch.bool),
+        gradient_like(logits, a.with_gradient),
     )
 
 
@@ -66,7 +66,7 @@ _op = ops.define(
 class _StudentObjective(torch.autograd.Function):
     @staticmethod
     def forward(student_logits: Tensor, label_logits: Tensor, backend: str, *arguments: Any) -> tuple[Tensor, ...]:
-        parts, *rest = below_autograd(_op, backend, label_logits, student_logits, *arguments)
+        parts, *rest = call_below_autograd(_op, backend, label_logits, student_logits, *arguments)
         return parts[0], parts[1:], *rest
 
     @staticmethod
@@ -81,7 +81,7 @@ class _StudentObjective(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, upstream: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
         (gradient,) = ctx.saved_tensors
-        return scaled(gradient, upstream), *[None] * 9
+        return scale_gradient(gradient, upstream), *[None] * 9
 
     @staticmethod
     def jvp(ctx: Any, tangent: Tensor | None, *_: Any) -> tuple[Tensor | None, ...]:
@@ -119,14 +119,14 @@ def student_objective(
     backend = dispatch.select("student_objective", (label_logits, student_logits), library.available)
     if backend == "reference":
         return reference.student_objective(label_logits, student_logits, *settings, key, index)
-    if ops.transformed():
+    if ops.is_transformed():
         loss, shares, label, mask, _ = _StudentObjective.apply(
             student_logits, label_logits.detach(), backend, key, index, *settings, True
         )
         return StudentObjective(loss, label, mask, *shares.unbind())
-    wanted = gradient_wanted(student_logits)
+    wanted = wants_gradient(student_logits)
     parts, label, mask, gradient = _op(backend, label_logits, student_logits, key, index, *settings, wanted)
     loss, confidence, coverage = parts.unbind()
     if wanted:
-        loss = Recorded.apply([loss], [gradient], student_logits)
+        loss = RecordedLoss.apply([loss], [gradient], student_logits)
     return StudentObjective(loss, label, mask, confidence, coverage)

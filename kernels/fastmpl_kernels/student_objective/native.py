@@ -1,16 +1,16 @@
-"""Calls the C++ form of the student's loss (csrc/student_objective.cpp)."""
+"""Calls the C++ kernel of the student's loss (csrc/student_objective.cpp)."""
 
 import ctypes
 
 import torch
-from torch import Tensor
 
-from fastmpl_kernels.rows import address, as_type, call_native, gradient_like, native_dtype, native_form
+from fastmpl_kernels.rows import address, as_native, as_type, call_native, gradient_like, native_dtype
+from fastmpl_kernels.student_objective.arguments import StudentArguments, StudentResults
 
 TARGETS = {"soft": 0, "sampled": 1, "argmax": 2}
 
 
-class _Arguments(ctypes.Structure):
+class _StudentStruct(ctypes.Structure):
     _fields_ = (
         *((name, ctypes.c_int64) for name in ("rows", "columns")),
         *((name, ctypes.c_void_p) for name in ("label_logits", "student_logits", "key", "index")),
@@ -20,28 +20,18 @@ class _Arguments(ctypes.Structure):
     )
 
 
-def run(
-    label_logits: Tensor,
-    student_logits: Tensor,
-    key: Tensor | None,
-    index: Tensor | None,
-    targets: str,
-    temperature: float,
-    label_smoothing: float,
-    threshold: float,
-    with_gradient: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Parts (loss, confidence, coverage), label, mask, gradient (empty unless asked for)."""
-    dtype = native_dtype(label_logits, student_logits)
-    rows, columns = student_logits.shape
-    labels, students = native_form(label_logits, dtype), native_form(student_logits, dtype)
-    index = None if index is None else index.contiguous()
+def run(a: StudentArguments) -> StudentResults:
+    """The loss, labels and gradient of one call."""
+    dtype = native_dtype(a.label_logits, a.student_logits)
+    rows, columns = a.student_logits.shape
+    labels, students = as_native(a.label_logits, dtype), as_native(a.student_logits, dtype)
+    index = None if a.image is None else a.image.contiguous()
     parts, label, mask = torch.empty(3), torch.empty(rows, dtype=torch.int64), torch.empty(rows, dtype=torch.bool)
-    gradient = gradient_like(students, with_gradient)
-    arguments = _Arguments(
-        rows, columns, labels.data_ptr(), students.data_ptr(), address(key), address(index),
+    gradient = gradient_like(students, a.with_gradient)
+    struct = _StudentStruct(
+        rows, columns, labels.data_ptr(), students.data_ptr(), address(a.key), address(index),
         parts.data_ptr(), label.data_ptr(), mask.data_ptr(), address(gradient),
-        TARGETS[targets], temperature, label_smoothing, threshold,
+        TARGETS[a.targets], a.temperature, a.label_smoothing, a.threshold,
     )  # fmt: skip
-    call_native("fastmpl_student_objective", arguments, dtype)
-    return parts, label, mask, as_type(gradient, student_logits.dtype)
+    call_native("fastmpl_student_objective", struct, dtype)
+    return StudentResults(parts, label, mask, as_type(gradient, a.student_logits.dtype))

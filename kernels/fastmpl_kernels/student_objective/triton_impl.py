@@ -4,9 +4,9 @@
 import torch
 import triton
 import triton.language as tl
-from torch import Tensor
 
 from fastmpl_kernels.rows import gradient_like
+from fastmpl_kernels.student_objective.arguments import StudentArguments, StudentResults
 from fastmpl_kernels.student_objective.native import TARGETS
 from fastmpl_kernels.triton_rows import (
     agreement,
@@ -126,50 +126,40 @@ def student_rows(
     finish(part_ptr, parts_ptr, arrivals_ptr, rows, 3)
 
 
-def run(
-    label_logits: Tensor,
-    student_logits: Tensor,
-    key: Tensor | None,
-    index: Tensor | None,
-    targets: str,
-    temperature: float,
-    label_smoothing: float,
-    threshold: float,
-    with_gradient: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Parts (loss, confidence, coverage), label, mask, gradient (empty unless asked for)."""
-    rows, columns = student_logits.shape
-    label_logits, student_logits = rows_of(label_logits), rows_of(student_logits)
+def run(a: StudentArguments) -> StudentResults:
+    """The loss, labels and gradient of one call."""
+    rows, columns = a.student_logits.shape
+    label_logits, student_logits = rows_of(a.label_logits), rows_of(a.student_logits)
     part = torch.empty(3 * rows, dtype=torch.float32, device=student_logits.device)
     parts = torch.empty(3, dtype=torch.float32, device=student_logits.device)
     label = torch.empty(rows, dtype=torch.int64, device=student_logits.device)
     mask = torch.empty(rows, dtype=torch.bool, device=student_logits.device)
-    gradient = gradient_like(student_logits, with_gradient)
+    gradient = gradient_like(student_logits, a.with_gradient)
     block, warps, registers = launch(columns)
     with on_device(student_logits):
         student_rows[(rows,)](
             label_logits,
             student_logits,
-            key,
-            None if index is None else index.contiguous(),
+            a.key,
+            None if a.image is None else a.image.contiguous(),
             part,
             parts,
             arrivals(student_logits),
             label,
             mask,
             gradient,
-            1.0 / temperature,
-            label_smoothing,
-            threshold,
+            1.0 / a.temperature,
+            a.label_smoothing,
+            a.threshold,
             1.0 / rows,
             rows,
             LABEL_STRIDE=label_logits.stride(0),
             STUDENT_STRIDE=student_logits.stride(0),
             K=columns,
             BLOCK=block,
-            TARGETS=TARGETS[targets],
-            WITH_GRADIENT=with_gradient,
+            TARGETS=TARGETS[a.targets],
+            WITH_GRADIENT=a.with_gradient,
             num_warps=warps,
             maxnreg=registers,
         )
-    return parts, label, mask, gradient
+    return StudentResults(parts, label, mask, gradient)

@@ -24,16 +24,17 @@ from torch.autograd.function import once_differentiable
 
 from fastmpl_kernels import dispatch, library, ops
 from fastmpl_kernels.rows import (
-    Recorded,
-    below_autograd,
+    RecordedLoss,
+    call_below_autograd,
     check_labels,
     check_rows,
     gradient_like,
-    gradient_wanted,
-    scaled,
+    scale_gradient,
     tangent_of_loss,
+    wants_gradient,
 )
 from fastmpl_kernels.teacher_objective import native, reference
+from fastmpl_kernels.teacher_objective.arguments import TeacherArguments, TeacherResults
 from fastmpl_kernels.teacher_objective.reference import (
     ExactFeedback,
     Feedback,
@@ -55,22 +56,20 @@ __all__ = [
     "teacher_objective",
 ]
 
-Outputs = tuple[Tensor, Tensor, Tensor, Tensor]
 
-
-def _run(backend: str, *arguments: Any) -> Outputs:
+def _run(backend: str, *arguments: Any) -> TeacherResults:
     if backend == "native":
-        return native.run(*arguments)
+        return native.run(TeacherArguments(*arguments))
     from fastmpl_kernels.teacher_objective import triton_impl
 
-    return triton_impl.run(*arguments)
+    return triton_impl.run(TeacherArguments(*arguments))
 
 
-def _fake(backend: str, labelled: Tensor, targets: Tensor, strong: Tensor, weak: Tensor | None, *rest: Any) -> Outputs:
-    parts = labelled.new_empty(5, dtype=torch.float32)
-    views = (labelled, strong, strong if weak is None else weak)
-    gradients = [gradient_like(x, wanted) for x, wanted in zip(views, rest[-1], strict=True)]
-    return parts, gradients[0], gradients[1], gradients[2]
+def _fake(backend: str, *arguments: Any) -> TeacherResults:
+    a = TeacherArguments(*arguments)
+    parts = a.labelled_logits.new_empty(5, dtype=torch.float32)
+    views = (a.labelled_logits, a.strong_logits, a.strong_logits if a.weak_logits is None else a.weak_logits)
+    return TeacherResults(parts, *(gradient_like(x, wanted) for x, wanted in zip(views, a.with_gradient, strict=True)))
 
 
 _op = ops.define(
@@ -88,7 +87,7 @@ class _TeacherObjective(torch.autograd.Function):
     def forward(
         labelled: Tensor, strong: Tensor, weak: Tensor | None, backend: str, targets: Tensor, *arguments: Any
     ) -> tuple[Tensor, ...]:
-        parts, *gradients = below_autograd(_op, backend, labelled, targets, strong, weak, *arguments)
+        parts, *gradients = call_below_autograd(_op, backend, labelled, targets, strong, weak, *arguments)
         return parts[0], parts[1:], *gradients
 
     @staticmethod
@@ -101,7 +100,7 @@ class _TeacherObjective(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, upstream: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
-        return *(scaled(gradient, upstream) for gradient in ctx.saved_tensors), *[None] * 15
+        return *(scale_gradient(gradient, upstream) for gradient in ctx.saved_tensors), *[None] * 15
 
     @staticmethod
     def jvp(ctx: Any, *tangents: Tensor | None) -> tuple[Tensor | None, ...]:
@@ -182,7 +181,7 @@ def teacher_objective(
     if backend == "reference":
         return reference.teacher_objective(labelled_logits, targets, strong_logits, weak_logits, *plain)
     constants, kind = _flattened(feedback)
-    wanted = gradient_wanted(*views)
+    wanted = wants_gradient(*views)
     arguments = (
         *(None if uda is None else uda.weight, *constants, kind, on_weak),
         *(temperature, label_smoothing, supervised_weight),
@@ -193,11 +192,11 @@ def teacher_objective(
             wanted and feedback is not None and on_weak,
         ],
     )
-    if ops.transformed():
+    if ops.is_transformed():
         results = _TeacherObjective.apply(labelled_logits, strong_logits, weak_logits, backend, targets, *arguments)
         return TeacherObjective(results[0], *results[1].unbind())
     parts, *gradients = _op(backend, labelled_logits, targets, strong_logits, weak_logits, *arguments)
     loss, *terms = parts.unbind()
     if wanted:
-        loss = Recorded.apply([loss], gradients, labelled_logits, strong_logits, weak_logits)
+        loss = RecordedLoss.apply([loss], gradients, labelled_logits, strong_logits, weak_logits)
     return TeacherObjective(loss, *terms)

@@ -1,16 +1,17 @@
-"""Calls the C++ form of the teacher's losses (csrc/teacher_objective.cpp)."""
+"""Calls the C++ kernel of the teacher's losses (csrc/teacher_objective.cpp)."""
 
 import ctypes
 
 import torch
 from torch import Tensor
 
-from fastmpl_kernels.rows import address, as_type, call_native, gradient_like, native_dtype, native_form
+from fastmpl_kernels.rows import address, as_native, as_type, call_native, gradient_like, native_dtype
+from fastmpl_kernels.teacher_objective.arguments import TeacherArguments, TeacherResults
 
 KINDS = {"none": 0, "exact": 1, "per_example": 2, "scalar": 2}
 
 
-class _Arguments(ctypes.Structure):
+class _TeacherStruct(ctypes.Structure):
     _fields_ = (
         *((name, ctypes.c_int64) for name in ("labelled", "unlabelled", "columns")),
         *((name, ctypes.c_void_p) for name in ("labelled_logits", "strong_logits", "weak_logits", "target")),
@@ -23,52 +24,32 @@ class _Arguments(ctypes.Structure):
     )
 
 
-def _float(tensor: Tensor | None) -> Tensor | None:
-    return None if tensor is None else native_form(tensor, torch.float32)
+def _as_float(tensor: Tensor | None) -> Tensor | None:
+    return None if tensor is None else as_native(tensor, torch.float32)
 
 
-def run(
-    labelled_logits: Tensor,
-    targets: Tensor,
-    strong_logits: Tensor,
-    weak_logits: Tensor | None,
-    uda_weight: Tensor | None,
-    feedback_weight: Tensor | None,
-    tangent: Tensor | None,
-    credit: Tensor | None,
-    drawn: Tensor | None,
-    feedback: str,
-    on_weak: bool,
-    temperature: float,
-    label_smoothing: float,
-    supervised_weight: float,
-    uda_temperature: float,
-    uda_threshold: float,
-    with_gradient: list[bool],
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Parts (loss, supervised, uda, feedback, coverage) and the gradients of labelled, strong and weak logits."""
-    dtype = native_dtype(labelled_logits, strong_logits, weak_logits)
-    (labelled, columns), unlabelled = labelled_logits.shape, strong_logits.shape[0]
-    views = (labelled_logits, strong_logits, weak_logits)
-    rows = [None if x is None else native_form(x, dtype) for x in views]
-    constants = [
-        None if x is None else native_form(x, torch.float32) for x in (uda_weight, feedback_weight, tangent, credit)
-    ]
-    target, label = targets.contiguous(), None if drawn is None else drawn.contiguous()
+def run(a: TeacherArguments) -> TeacherResults:
+    """The losses of one call and the gradients by its views."""
+    views = (a.labelled_logits, a.strong_logits, a.weak_logits)
+    dtype = native_dtype(*views)
+    (labelled, columns), unlabelled = a.labelled_logits.shape, a.strong_logits.shape[0]
+    rows = [None if x is None else as_native(x, dtype) for x in views]
+    constants = map(_as_float, (a.uda_weight, a.feedback_weight, a.tangent, a.credit))
+    held = [a.targets.contiguous(), *constants, None if a.drawn is None else a.drawn.contiguous()]
     part, parts = torch.empty(labelled + unlabelled, 4), torch.empty(5)
     gradients = [
         torch.empty(0, dtype=dtype) if x is None else gradient_like(x, wanted)
-        for x, wanted in zip(rows, with_gradient, strict=True)
+        for x, wanted in zip(rows, a.with_gradient, strict=True)
     ]
-    arguments = _Arguments(
+    struct = _TeacherStruct(
         labelled, unlabelled, columns,
-        *map(address, (*rows, target, *constants, label, part, parts, *gradients)),
-        uda_weight is not None, KINDS[feedback], feedback == "per_example", on_weak,
-        temperature, label_smoothing, supervised_weight,
-        uda_temperature, uda_threshold, -1.0 if feedback == "scalar" else 1.0,
+        *map(address, (*rows, *held, part, parts, *gradients)),
+        a.uda_weight is not None, KINDS[a.feedback], a.feedback == "per_example", a.on_weak,
+        a.temperature, a.label_smoothing, a.supervised_weight,
+        a.uda_temperature, a.uda_threshold, -1.0 if a.feedback == "scalar" else 1.0,
     )  # fmt: skip
-    if bad := call_native("fastmpl_teacher_objective", arguments, dtype):
+    if bad := call_native("fastmpl_teacher_objective", struct, dtype):
         kind, row = ("unlabelled", bad - 1 - labelled) if bad > labelled else ("labelled", bad - 1)
         raise ValueError(f"teacher_objective: the label of {kind} row {row} is not one of the {columns} classes.")
-    as_given = [g if x is None else as_type(g, x.dtype) for g, x in zip(gradients, views, strict=True)]
-    return parts, as_given[0], as_given[1], as_given[2]
+    as_given = (g if x is None else as_type(g, x.dtype) for g, x in zip(gradients, views, strict=True))
+    return TeacherResults(parts, *as_given)

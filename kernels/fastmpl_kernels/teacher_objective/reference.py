@@ -71,7 +71,7 @@ def consistency(
     return row.masked_fill(~mask, 0.0).mean(), mask.to(row.dtype).mean()
 
 
-def credited(logits: Float[Tensor, "U K"], feedback: Feedback, temperature: float) -> Float[Tensor, ""]:
+def credit_loss(logits: Float[Tensor, "U K"], feedback: Feedback, temperature: float) -> Float[Tensor, ""]:
     """The feedback loss on the logits of the view that labelled."""
     log_q = torch.log_softmax(wide(logits) / temperature, -1)
     if isinstance(feedback, ExactFeedback):
@@ -105,6 +105,6 @@ def teacher_objective(
     if feedback is not None:
         view = weak_logits if label_view == "weak" else strong_logits
         assert view is not None
-        feedback_loss = credited(view, feedback, temperature)
+        feedback_loss = credit_loss(view, feedback, temperature)
         loss = loss + feedback.weight * feedback_loss
     return TeacherObjective(loss, supervised.detach(), uda_loss.detach(), feedback_loss.detach(), coverage)

@@ -4,9 +4,9 @@
 import torch
 import triton
 import triton.language as tl
-from torch import Tensor
 
 from fastmpl_kernels.rows import gradient_like
+from fastmpl_kernels.teacher_objective.arguments import TeacherArguments, TeacherResults
 from fastmpl_kernels.teacher_objective.native import KINDS
 from fastmpl_kernels.triton_rows import (
     agreement,
@@ -179,46 +179,28 @@ def teacher_rows(
     finish(every_part_ptr, parts_ptr, arrivals_ptr, programs, 5)
 
 
-def run(
-    labelled_logits: Tensor,
-    targets: Tensor,
-    strong_logits: Tensor,
-    weak_logits: Tensor | None,
-    uda_weight: Tensor | None,
-    feedback_weight: Tensor | None,
-    tangent: Tensor | None,
-    credit: Tensor | None,
-    drawn: Tensor | None,
-    feedback: str,
-    on_weak: bool,
-    temperature: float,
-    label_smoothing: float,
-    supervised_weight: float,
-    uda_temperature: float,
-    uda_threshold: float,
-    with_gradient: list[bool],
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Parts (loss, supervised, uda, feedback, coverage) and the gradients of labelled, strong and weak logits."""
-    (labelled, columns), unlabelled = labelled_logits.shape, strong_logits.shape[0]
-    labelled_logits, strong_logits = rows_of(labelled_logits), rows_of(strong_logits)
-    weak_logits = None if weak_logits is None else rows_of(weak_logits)
-    tangent = None if tangent is None else rows_of(tangent)
+def run(a: TeacherArguments) -> TeacherResults:
+    """The losses of one call and the gradients by its views."""
+    (labelled, columns), unlabelled = a.labelled_logits.shape, a.strong_logits.shape[0]
+    labelled_logits, strong_logits = rows_of(a.labelled_logits), rows_of(a.strong_logits)
+    weak_logits = None if a.weak_logits is None else rows_of(a.weak_logits)
+    tangent = None if a.tangent is None else rows_of(a.tangent)
     part = torch.empty(5, labelled + unlabelled, dtype=torch.float32, device=strong_logits.device)
     parts = torch.empty(5, dtype=torch.float32, device=strong_logits.device)
     views = (labelled_logits, strong_logits, strong_logits if weak_logits is None else weak_logits)
-    gradients = [gradient_like(x, wanted) for x, wanted in zip(views, with_gradient, strict=True)]
+    gradients = [gradient_like(x, wanted) for x, wanted in zip(views, a.with_gradient, strict=True)]
     block, warps, registers = launch(columns)
     with on_device(strong_logits):
         teacher_rows[(labelled + unlabelled,)](
             labelled_logits,
             strong_logits,
             weak_logits,
-            targets.contiguous(),
-            uda_weight,
-            feedback_weight,
+            a.targets.contiguous(),
+            a.uda_weight,
+            a.feedback_weight,
             tangent,
-            None if credit is None else credit.contiguous(),
-            None if drawn is None else drawn.contiguous(),
+            None if a.credit is None else a.credit.contiguous(),
+            None if a.drawn is None else a.drawn.contiguous(),
             part,
             parts,
             arrivals(strong_logits),
@@ -227,26 +209,26 @@ def run(
             labelled + unlabelled,
             1.0 / labelled,
             1.0 / unlabelled,
-            supervised_weight,
-            label_smoothing,
-            1.0 / temperature,
-            1.0 / uda_temperature,
-            uda_threshold,
-            -1.0 if feedback == "scalar" else 1.0,
+            a.supervised_weight,
+            a.label_smoothing,
+            1.0 / a.temperature,
+            1.0 / a.uda_temperature,
+            a.uda_threshold,
+            -1.0 if a.feedback == "scalar" else 1.0,
             LABELLED_STRIDE=labelled_logits.stride(0),
             STRONG_STRIDE=strong_logits.stride(0),
             WEAK_STRIDE=0 if weak_logits is None else weak_logits.stride(0),
             TANGENT_STRIDE=0 if tangent is None else tangent.stride(0),
             K=columns,
             BLOCK=block,
-            UDA=uda_weight is not None,
-            KIND=KINDS[feedback],
-            CREDIT_A_ROW=feedback == "per_example",
-            ON_WEAK=on_weak,
-            LABELLED_GRADIENT=with_gradient[0],
-            STRONG_GRADIENT=with_gradient[1],
-            WEAK_GRADIENT=with_gradient[2],
+            UDA=a.uda_weight is not None,
+            KIND=KINDS[a.feedback],
+            CREDIT_A_ROW=a.feedback == "per_example",
+            ON_WEAK=a.on_weak,
+            LABELLED_GRADIENT=a.with_gradient[0],
+            STRONG_GRADIENT=a.with_gradient[1],
+            WEAK_GRADIENT=a.with_gradient[2],
             num_warps=warps,
             maxnreg=registers,
         )
-    return parts, gradients[0], gradients[1], gradients[2]
+    return TeacherResults(parts, *gradients)

@@ -1,7 +1,7 @@
-"""Compiles Triton kernels for GPUs that are not here, and reads the machine code.
+"""Compiles Triton kernels for GPUs that this machine does not have, and reads their machine code.
 
-What a GPU would be made to do (the width of every load, registers, spills) can be asserted on a machine without one:
-Triton compiles offline, and ships the disassembler. This says nothing about speed.
+Triton compiles without a GPU and ships a disassembler, so a test can assert registers, spills and the width of every load
+on any machine. This says nothing about speed.
 """
 
 import re
@@ -20,23 +20,23 @@ ARCHITECTURES = (80, 90, 100)  # A100, H100, B200
 BIN = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 
 
-class Facts(NamedTuple):
-    """What the machine code of one kernel does: counts of instructions a thread executes or may execute."""
+class MachineCode(NamedTuple):
+    """What one kernel compiled to. Counts are of instructions in the code, which a thread may execute more than once."""
 
     registers: int
-    stack_bytes: int
+    stack_bytes: int  # local memory of a thread
     loads: Counter[str]  # global loads by width: "128", "64", "32", "16", "8"
     stores: Counter[str]
     spills: int  # loads and stores of local memory
 
 
-def compiled(
+def compile_kernel(
     kernel: Any, arguments: Mapping[str, str | int | bool], capability: int, warps: int, registers: int | None = None
-) -> Facts:
-    """Compiles `kernel` for compute capability `capability` (80: sm_80) and reads what came out.
+) -> MachineCode:
+    """Compiles `kernel` for compute capability `capability` (80: sm_80) and reads the result.
 
-    `arguments` gives each parameter a Triton type ("*bf16", "fp32", "i64"; "none" for an absent tensor), or the value
-    of a constant. Pointers are taken as aligned to 16 bytes, as torch's allocations are.
+    `arguments` gives each parameter a Triton type ("*bf16", "fp32", "i64"; "none" for an absent tensor) or the value of a
+    constant. Pointers count as aligned to 16 bytes, as torch's allocations are. `registers` is the assembler's ceiling.
     """
     names = list(kernel.arg_names)
     constants = {n: None if v == "none" else v for n, v in arguments.items() if not isinstance(v, str) or v == "none"}
@@ -63,12 +63,12 @@ def _width(opcode: str) -> str:
     return width.group(1) if width else "32"
 
 
-def _read(usage: str, sass: str) -> Facts:
+def _read(usage: str, sass: str) -> MachineCode:
     registers, stack = (re.search(rf"{name}:(\d+)", usage) for name in ("REG", "STACK"))
     assert registers is not None, usage
     assert stack is not None, usage
     opcodes = re.findall(r"\b((?:LDG|STG|LDL|STL)(?:\.\w+)*)", sass)
-    return Facts(
+    return MachineCode(
         int(registers.group(1)),
         int(stack.group(1)),
         Counter(_width(o) for o in opcodes if o.startswith("LDG")),

@@ -1,8 +1,9 @@
-"""sgd_ema, global_norm and inner_product as library ops, each on whichever backend its tensors ask for."""
+"""sgd_ema, global_norm and inner_product as library ops, each on the backend that suits its tensors."""
 
 from collections.abc import Sequence
 from itertools import chain
 from types import ModuleType
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -11,13 +12,15 @@ from fastmpl_kernels import dispatch
 from fastmpl_kernels.library import available
 from fastmpl_kernels.ops import define
 from fastmpl_kernels.sgd_ema import native, reference
+from fastmpl_kernels.sgd_ema.arguments import Step
 
 
 def _module(op: str, *lists: Sequence[Tensor]) -> ModuleType:
-    """Kernels walk memory: they need float32, and the four tensors of a parameter laid out alike."""
+    """The implementation for these lists. Kernels walk memory: they need float32, and one layout for the four tensors of a
+    parameter."""
     flat = {t.dtype for t in chain(*lists)} == {torch.float32} and _same_layouts(*lists)
-    if not flat and not dispatch.forced():
-        dispatch.note(op, "reference")
+    if not flat and not dispatch.is_forced():
+        dispatch.record_backend(op, "reference")
         return reference
     if not flat and not any(t.dtype == torch.float64 for t in lists[0]):
         raise dispatch.BackendError(f"{op}: the kernels need dense float32 tensors, of one layout for each parameter.")
@@ -30,35 +33,21 @@ def _module(op: str, *lists: Sequence[Tensor]) -> ModuleType:
 
 
 def _same_layouts(*lists: Sequence[Tensor]) -> bool:
-    """Whether element i of memory is the same element of a parameter, its gradient, its buffer and its average."""
+    """Whether element i in memory is the same element of a parameter, its gradient, its buffer and its average."""
     if False not in {t.is_contiguous() for t in chain(*lists)}:  # the common case, at 50 ns a tensor
         return True
-    return all(_alike(*tensors) for tensors in zip(*lists, strict=True))
+    return all(_has_one_layout(*tensors) for tensors in zip(*lists, strict=True))
 
 
-def _alike(*tensors: Tensor) -> bool:
+def _has_one_layout(*tensors: Tensor) -> bool:
     if all(t.is_contiguous() for t in tensors):
         return True
     return tensors[0].dim() == 4 and all(t.is_contiguous(memory_format=torch.channels_last) for t in tensors)
 
 
-def _sgd_ema(
-    params: list[Tensor],
-    grads: list[Tensor],
-    buffers: list[Tensor],
-    averages: list[Tensor],
-    lr: Tensor,
-    clip_factor: Tensor | None,
-    found_inf: Tensor | None,
-    decay: Tensor,
-    momentum: float,
-    weight_decay: float,
-    nesterov: bool,
-) -> None:
-    lists = [params, grads, buffers, averages] if averages else [params, grads, buffers]
-    _module("sgd_ema", *lists).sgd_ema(
-        params, grads, buffers, averages, lr, clip_factor, found_inf, decay, momentum, weight_decay, nesterov
-    )
+def _sgd_ema(*arguments: Any) -> None:
+    step = Step(*arguments)
+    _module("sgd_ema", *step.lists()).sgd_ema(step)
 
 
 def _global_norm(grads: list[Tensor]) -> Tensor:
@@ -67,10 +56,10 @@ def _global_norm(grads: list[Tensor]) -> Tensor:
 
 
 def _inner_product(a: list[Tensor], b: list[Tensor]) -> Tensor:
-    """There is no Triton form: it would need a table of addresses, and those of a step's temporaries change."""
+    """Has no Triton form: that would need a table of addresses, and those of a step's temporaries change."""
     kernel = a[0].is_cpu and _module("inner_product", a, b) is native
     if not kernel:
-        dispatch.note("inner_product", "reference")
+        dispatch.record_backend("inner_product", "reference")
     return native.inner_product(a, b) if kernel else reference.inner_product(a, b)
 
 

@@ -1,4 +1,4 @@
-"""What the row kernels' machine code does, compiled here for GPUs that are not: nothing is run."""
+"""The machine code of the row kernels, compiled for GPUs that this machine does not have. Nothing runs."""
 
 import os
 from functools import cache
@@ -15,15 +15,15 @@ ARCHITECTURES = [pytest.param(80, marks=SLOW), 90, pytest.param(100, marks=SLOW)
 
 
 @cache
-def facts(classes: int, capability: int):  # type: ignore[no-untyped-def]
+def compile_cases(classes: int, capability: int):  # type: ignore[no-untyped-def]
     from benchmarks import compile_facts
 
-    return [(case, compile_facts.facts(case, capability)) for case in compile_facts.cases((classes,))]
+    return [(case, compile_facts.compile_case(case, capability)) for case in compile_facts.cases((classes,))]
 
 
 @pytest.mark.parametrize("capability", ARCHITECTURES)
 def test_rows_of_1000_classes_are_read_and_written_once_in_128_bits(capability: int) -> None:
-    for case, found in facts(1000, capability):
+    for case, found in compile_cases(1000, capability):
         vectors = 2 if case.dtype == "fp32" else 1  # 8 columns a thread
         labelled = case.op == "teacher_objective"  # the labelled rows' branch: one row in, one out
         assert found.loads["128"] == vectors * (case.rows_read + labelled), (case[:4], found)
@@ -33,7 +33,7 @@ def test_rows_of_1000_classes_are_read_and_written_once_in_128_bits(capability: 
 
 @pytest.mark.parametrize("capability", [80, 90, 100])
 def test_registers_stay_low_at_1000_classes(capability: int) -> None:
-    for case, found in facts(1000, capability):
+    for case, found in compile_cases(1000, capability):
         assert found.registers <= REGISTERS[case.op], (case[:4], found)
 
 
@@ -42,6 +42,6 @@ def test_registers_stay_low_at_1000_classes(capability: int) -> None:
     "classes", [pytest.param(10, marks=SLOW), 1000, pytest.param(8000, marks=SLOW), pytest.param(21841, marks=SLOW)]
 )
 def test_nothing_spills(classes: int, capability: int) -> None:
-    for case, found in facts(classes, capability):
+    for case, found in compile_cases(classes, capability):
         assert found.spills == 0, (case[:4], found)
         assert found.stack_bytes == 0, (case[:4], found)
