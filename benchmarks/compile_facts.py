@@ -19,7 +19,7 @@ from fastmpl_kernels.student_objective.native import TARGETS
 from fastmpl_kernels.student_objective.triton_impl import student_rows
 from fastmpl_kernels.teacher_objective.native import KINDS
 from fastmpl_kernels.teacher_objective.triton_impl import teacher_rows
-from fastmpl_kernels.triton_rows import launch
+from fastmpl_kernels.triton_rows import launch_shape
 
 CLASSES = (2, 10, 17, 100, 1000, 8000, 21841)
 ELEMENT_BYTES = {"bf16": 2, "fp32": 4}
@@ -61,7 +61,7 @@ def _student(dtype: str, k: int, targets: str) -> Case:
         "LABEL_STRIDE": k,
         "STUDENT_STRIDE": k,
         "K": k,
-        "BLOCK": launch(k).block,
+        "BLOCK": launch_shape(k).block,
         "TARGETS": TARGETS[targets],
         "WITH_GRADIENT": True,
     }
@@ -84,7 +84,7 @@ def _teacher(dtype: str, k: int, feedback: str) -> Case:
         **dict.fromkeys(("labelled_share", "unlabelled_share", "supervised_weight", "label_smoothing"), "fp32"),
         **dict.fromkeys(("inverse_temperature", "uda_inverse_temperature", "uda_threshold", "credit_sign"), "fp32"),
         **dict.fromkeys(("LABELLED_STRIDE", "STRONG_STRIDE", "WEAK_STRIDE", "TANGENT_STRIDE", "K"), k),
-        "BLOCK": launch(k).block,
+        "BLOCK": launch_shape(k).block,
         "UDA": True,
         "KIND": KINDS[feedback],
         "CREDIT_A_ROW": feedback == "per_example",
@@ -108,7 +108,7 @@ def _cross_entropy(dtype: str, k: int, target: str) -> Case:
         "STRIDE": k,
         "TARGET_STRIDE": 1 if hard else k,
         "K": k,
-        "BLOCK": launch(k).block,
+        "BLOCK": launch_shape(k).block,
         "HARD": hard,
         "WITH_GRADIENT": True,
     }
@@ -128,7 +128,7 @@ def cases(classes: tuple[int, ...] = CLASSES) -> Iterator[Case]:
 
 def compile_case(case: Case, capability: int) -> MachineCode:
     """The case's machine code."""
-    shape = launch(case.classes)
+    shape = launch_shape(case.classes)
     return compile_kernel(case.kernel, case.arguments, capability, shape.warps, shape.registers)
 
 
@@ -142,8 +142,8 @@ def record(case: Case, capability: int) -> dict[str, Any]:
         "dtype": case.dtype,
         "classes": case.classes,
         "architecture": f"sm_{capability}",
-        "warps": launch(case.classes).warps,
-        "block": launch(case.classes).block,
+        "warps": launch_shape(case.classes).warps,
+        "block": launch_shape(case.classes).block,
         "registers": found.registers,
         "stack_bytes": found.stack_bytes,
         "spills": found.spills,
@@ -153,7 +153,7 @@ def record(case: Case, capability: int) -> dict[str, Any]:
         "rows_read": case.rows_read,
         "rows_written": case.rows_written,
         "walks": case.walks,
-        "one_block": launch(case.classes).block >= case.classes,
+        "one_block": launch_shape(case.classes).block >= case.classes,
     }
 
 

@@ -1,1 +1,1 @@
-"""Fused operations of Meta Pseudo Labels: one public function an op, each with a reference, Triton and C++ form."""
+"""Fused ops of Meta Pseudo Labels. Each op is one public function with three implementations: reference, Triton, C++."""

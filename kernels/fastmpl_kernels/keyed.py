@@ -1,10 +1,9 @@
-"""Random numbers that are a pure function of their key: no generator, no state.
+"""Random numbers that are a pure function of a key, without a generator or any other state.
 
-A generator's draw depends on what was drawn before it, so resuming, another number of ranks, another schedule or a
-captured graph would each see other numbers. Here draw `c` of item `i` under a key is
-`splitmix64(splitmix64(key + i) + c)`, with the finaliser of Steele, Lea and Flood, "Fast splittable pseudorandom number
-generators", OOPSLA 2014, in int64 arithmetic that wraps: bit-identical on every device, and capturable, because the
-key is a 0-D tensor.
+What a generator draws depends on its earlier draws. A resumed run, another number of ranks, another schedule and a captured
+graph would each draw other numbers. Here draw `c` of item `i` under a key is `splitmix64(splitmix64(key + i) + c)`, with
+the finaliser of Steele, Lea and Flood, "Fast splittable pseudorandom number generators", OOPSLA 2014. Its int64 arithmetic
+wraps around and gives the same bits on every device. A CUDA graph can capture it, because the key is a 0-D tensor.
 """
 
 import torch
@@ -29,14 +28,14 @@ def splitmix64(x: Int[Tensor, "*n"]) -> Int[Tensor, "*n"]:
 
 
 def combine(key: Int[Tensor, ""], *words: int | Tensor) -> Int[Tensor, ""]:
-    """A new key from a key and further words (a purpose, a step, a layer's number)."""
+    """Makes a new key from a key and further words (a purpose, a step, a layer's number)."""
     for word in words:
         key = splitmix64(key + word)
     return key
 
 
 def uniform(key: Int[Tensor, ""], item: Int[Tensor, "*n"], columns: int) -> Float[Tensor, "*n columns"]:
-    """Float32 in the open interval (0, 1): `columns` draws for each item, from the item's number alone."""
+    """Float32 numbers in the open interval (0, 1): `columns` draws for each item, a function of its number alone."""
     column = torch.arange(columns, device=item.device)
     bits = splitmix64(splitmix64(key + item).unsqueeze(-1) + column)
     return (_unsigned_shift(bits, 41).to(torch.float32) + 0.5) * (1.0 / (1 << 23))

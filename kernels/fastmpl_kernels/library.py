@@ -1,9 +1,8 @@
-"""The native library: finds it, loads it once, and lends it torch's threads.
+"""Finds the native library, loads it once, and lets it use torch's threads.
 
-It may be absent (no C++ compiler at installation): `library()` is then None, the log says so once, and every op has its
-reference. One that was built from other sources than those beside this package is refused: its functions may take other
-arguments, and would read and write anywhere. What each function of the library takes is declared where it is bound, in
-the op's native.py.
+The library may be absent (no C++ compiler at installation). Then `library()` is None, the log says so once, and the
+references serve. A library that was built from other sources than those beside this package is refused: its functions may
+take other arguments, and would read and write anywhere. Each op's native.py declares the arguments of its functions.
 """
 
 import ctypes
@@ -18,25 +17,25 @@ import torch
 
 NAME = "libfastmpl_native.so"
 PATH_VARIABLE = "FASTMPL_NATIVE_LIBRARY"
-SOURCES = Path(__file__).parents[1] / "csrc"  # of a checkout; a wheel has none, and brings its own library
+SOURCES = Path(__file__).parents[1] / "csrc"  # in a checkout; a wheel has no sources and contains its library
 
 log = logging.getLogger(__name__)
 
 
 def _path() -> Path:
-    """Where the library should be: the environment's word, else beside this package (not beside this file: an editable
-    installation keeps the sources and what was built in two folders)."""
+    """Where the library should be: at PATH_VARIABLE, else in this package. An editable installation keeps sources and build
+    products in two folders, so the folder of this file would be wrong."""
     if explicit := os.environ.get(PATH_VARIABLE):
         return Path(explicit)
     return Path(str(files("fastmpl_kernels").joinpath(NAME)))
 
 
 def _lend_threads(native: ctypes.CDLL) -> None:
-    """Hands over torch's C function `torch_parallel_for` (torch 2.10 and later); without it loops are serial."""
+    """Gives the library torch's C function `torch_parallel_for` (torch 2.10 and later); without it loops are serial."""
     torch_cpu = Path(torch.__file__).parent / "lib" / "libtorch_cpu.so"
     if not torch_cpu.is_file():
         return
-    exported = ctypes.CDLL(str(torch_cpu))  # already in the process: this only finds it
+    exported = ctypes.CDLL(str(torch_cpu))  # already loaded: this only finds it
     if hasattr(exported, "torch_parallel_for"):
         native.fastmpl_use.argtypes = [ctypes.c_void_p]
         native.fastmpl_use.restype = None
@@ -44,7 +43,7 @@ def _lend_threads(native: ctypes.CDLL) -> None:
 
 
 class StaleLibraryError(RuntimeError):
-    """The native library was not built from the sources that lie here."""
+    """The native library was built from other sources than this package's."""
 
 
 def _refuse_stale(native: ctypes.CDLL, path: Path) -> None:
@@ -70,12 +69,12 @@ def library() -> ctypes.CDLL | None:
     """
     path = _path()
     if not path.is_file():
-        log.info("no native kernels (%s was not built): the reference implementations serve on CPU", path)
+        log.info("%s was not built: the reference implementations run on CPU", path)
         return None
     try:
         native = ctypes.CDLL(str(path))
     except OSError as error:
-        log.warning("the native kernels do not load here (%s): the reference implementations serve on CPU", error)
+        log.warning("the native kernels do not load here (%s): the reference implementations run on CPU", error)
         return None
     _refuse_stale(native, path)
     _lend_threads(native)
@@ -88,5 +87,5 @@ def available() -> bool:
 
 
 def pointer(tensor: torch.Tensor | None) -> int | None:
-    """The address of a tensor's first element; None (a null pointer) for no tensor."""
+    """The address of a tensor's first element; None, which is a null pointer, for no tensor."""
     return None if tensor is None else tensor.data_ptr()

@@ -1,7 +1,7 @@
-"""What the row losses share: which inputs they take, when a gradient is wanted, and a C structure's bookkeeping.
+"""What the row losses share: checks of their inputs, the gradient that is computed with the loss, calls of the C++ library.
 
-A row loss reads rows of logits `[N, K]` and gives a mean over rows together with its gradient. The gradient is computed
-with the loss, because the rows are in registers then: backward only scales it, once.
+A row loss reads rows of logits `[N, K]` and returns a mean over rows. Its gradient is computed with the loss, while the
+rows are in registers; backward only scales it, once.
 """
 
 import ctypes
@@ -20,7 +20,7 @@ from fastmpl_kernels.ops import Op, once
 
 
 def check_rows(op: str, name: str, logits: Tensor, like: Tensor | None = None) -> None:
-    """Refuses what is not rows of logits, of the shape of `like` if that is given."""
+    """Raises ValueError unless `logits` are floating-point rows `[N, K]`, of the shape of `like` if that is given."""
     if logits.dim() != 2 or logits.numel() == 0 or not logits.is_floating_point():
         raise ValueError(
             f"{op}: {name} must be floating-point rows [N, K] with at least one row and one class, "
@@ -31,13 +31,13 @@ def check_rows(op: str, name: str, logits: Tensor, like: Tensor | None = None) -
 
 
 def check_labels(op: str, name: str, labels: Tensor, rows: int) -> None:
-    """Refuses what is not one int64 label a row."""
+    """Raises ValueError unless `labels` are int64 `[rows]`."""
     if labels.dtype != torch.int64 or labels.shape != (rows,):
         raise ValueError(f"{op}: {name} must be int64 [{rows}], found {labels.dtype} {tuple(labels.shape)}.")
 
 
 def wants_gradient(*logits: Tensor | None) -> bool:
-    """Whether a gradient or a tangent may be asked of an op on these logits."""
+    """Whether a caller may ask for a gradient or a tangent of a loss of these logits."""
     if forward_ad._current_level >= 0:
         return True
     if torch.is_grad_enabled():
@@ -47,20 +47,20 @@ def wants_gradient(*logits: Tensor | None) -> bool:
     return False
 
 
-def wide(logits: Float[Tensor, "*n"]) -> Float[Tensor, "*n"]:
-    """float64 as it is, everything else in float32: the precision that every row reduction has."""
+def widen(logits: Float[Tensor, "*n"]) -> Float[Tensor, "*n"]:
+    """float64 stays, every other type becomes float32: the precision of every row reduction."""
     return logits if logits.dtype == torch.float64 else logits.float()
 
 
 def gradient_like(logits: Tensor, wanted: bool) -> Tensor:
-    """An unwritten contiguous gradient for `logits`, or an empty tensor where none is wanted."""
+    """Contiguous memory for the gradient of `logits`, not yet written; an empty tensor where none is wanted."""
     if wanted and logits.is_contiguous():
-        return torch.empty_like(logits)  # half the time of naming shape, type and device
+        return torch.empty_like(logits)  # takes half as long as with shape, type and device
     return torch.empty(logits.shape if wanted else (0,), dtype=logits.dtype, device=logits.device)
 
 
 def call_below_autograd(op: Op, *arguments: Any) -> Any:
-    """Calls a low-level op from an autograd.Function's forward, where its guard has nothing left to refuse."""
+    """Calls a low-level op from an autograd.Function's forward, where no derivative can be lost: the guard is skipped."""
     with torch._C._AutoDispatchBelowAutograd():
         return op(*arguments)
 
@@ -71,28 +71,28 @@ def _constant(value: float, dtype: torch.dtype, device: torch.device) -> Tensor:
 
 
 def constant(value: float, like: Tensor) -> Float[Tensor, ""]:
-    """A number on the device of `like`, in its type: made once, not by a launch in every step. Never write to it."""
+    """A number as a 0-D tensor of the type and device of `like`. It is made once, not in every step. Never write to it."""
     if _is_watched(like):
         return torch.full((), value, dtype=like.dtype, device=like.device)
     return _constant(value, like.dtype, like.device)
 
 
 def _is_watched(like: Tensor) -> bool:
-    """Whether it is fake, or a mode must see what is made: a constant made then is not one for later."""
+    """Whether `like` is fake or a dispatch mode is active: a constant that is made then must not be kept."""
     return type(like) is not Tensor or torch._C._len_torch_dispatch_stack() > 0
 
 
 def unit(loss: Float[Tensor, ""]) -> Float[Tensor, ""]:
-    """The gradient 1 of a loss by itself, always the same tensor: `loss.backward(unit(loss))` launches neither the fill
-    that `loss.backward()` does nor, where `loss` comes from a row loss directly, a product with it."""
+    """The gradient 1 of a loss by itself, always the same tensor. `loss.backward(unit(loss))` saves the fill that
+    `loss.backward()` launches and, where `loss` is a row loss itself, the product with it."""
     return constant(1.0, loss)
 
 
 def scale_gradient(gradient: Tensor, upstream: Tensor) -> Tensor | None:
-    """The saved gradient times what the loss became, in place: as large as the logits, it is not copied.
+    """Multiplies the saved gradient by `upstream`, in place, because a copy would be as large as the logits.
 
-    A second backward through the same graph is then refused by autograd, which sees that a saved tensor has changed.
-    None for an empty gradient, which nothing depends on.
+    Autograd then refuses a second backward through the same graph: it sees that a saved tensor has changed. Returns None
+    for an empty gradient, of an input that the loss does not depend on.
     """
     if not gradient.numel():
         return None
@@ -103,7 +103,7 @@ def scale_gradient(gradient: Tensor, upstream: Tensor) -> Tensor | None:
 class RecordedLoss(torch.autograd.Function):
     """([loss], its gradient by each of the logits, logits...) -> the loss, for a graph that autograd alone records.
 
-    The loss comes in a list: a tensor that is an input and an output becomes a view of itself, at the price of an op.
+    The loss is passed in a list: of a tensor that is an input and an output, autograd makes a view, which costs an op.
     """
 
     @staticmethod
@@ -118,26 +118,26 @@ class RecordedLoss(torch.autograd.Function):
 
 
 def tangent_of_loss(*pairs: tuple[Tensor, Tensor | None]) -> Tensor:
-    """The loss's tangent: the sum of <gradient, tangent> over the inputs that have both."""
+    """The tangent of the loss: the sum of <gradient, tangent> over the inputs that have both."""
     total = torch.zeros((), device=pairs[0][0].device)
     for gradient, tangent in pairs:
         if tangent is not None and gradient.numel():
-            total = total + (wide(gradient) * wide(tangent)).sum()
+            total = total + (widen(gradient) * widen(tangent)).sum()
     return total
 
 
 def as_native(logits: Tensor, dtype: torch.dtype) -> Tensor:
-    """`logits` as the native kernels read them: contiguous rows of `dtype` (no copy if they are that already)."""
+    """`logits` as contiguous rows of `dtype`, which the native kernels read; no copy if they are that already."""
     return logits if logits.dtype == dtype and logits.is_contiguous() else logits.to(dtype).contiguous()
 
 
 def as_type(gradient: Tensor, dtype: torch.dtype) -> Tensor:
-    """The gradient in its logits' type; a conversion that does nothing still costs a microsecond."""
+    """The gradient in its logits' type. The test is there because a conversion without effect costs a microsecond."""
     return gradient if gradient.dtype == dtype else gradient.to(dtype)
 
 
 def native_dtype(*logits: Tensor | None) -> torch.dtype:
-    """bfloat16 where all logits are, else float32: the two types that the native kernels are compiled for."""
+    """bfloat16 where all logits are bfloat16, else float32: the two types that the native kernels are compiled for."""
     for x in logits:
         if x is not None and x.dtype != torch.bfloat16:
             return torch.float32
@@ -160,5 +160,5 @@ def call_native(function: str, arguments: ctypes.Structure, dtype: torch.dtype) 
 
 
 def address(tensor: Tensor | None) -> int | None:
-    """A null pointer for no tensor and for an empty one: nobody asked for it."""
+    """The address of a tensor; a null pointer for no tensor and for an empty one, which a kernel must not write."""
     return None if tensor is None or tensor.numel() == 0 else pointer(tensor)

@@ -1,9 +1,9 @@
-"""What the row losses' Triton kernels share: launch shapes, and one softmax row's pieces.
+"""What the Triton kernels of the row losses share: launch shapes, and the parts of a softmax over one row.
 
-A program takes one row, in blocks of at most 4096 columns, and walks it several times: maximum, sum, (draw,) gradient.
-The class count and the row stride are constants of the compiled kernel: up to 4096 classes each walk has one step, the
-compiler merges their loads into one, and that is 128 bits wide where the row's start allows it. More than 8 columns a
-thread would spill, so a longer row is read again at each walk, from the cache.
+A program takes one row, in blocks of at most 4096 columns, and walks it several times: for the maximum, the sum, the draw,
+the gradient. The class count and the row stride are constants of the compiled kernel. Up to 4096 classes each walk has one
+step, and the compiler merges the walks' loads into one, which is 128 bits wide where the row's start allows it. More than 8
+columns a thread would spill, so each walk reads a longer row again, from the cache.
 """
 # mypy: disable-error-code="no-untyped-def, no-untyped-call, untyped-decorator"
 
@@ -18,10 +18,11 @@ from torch import Tensor
 LONGEST_BLOCK = 4096
 
 
-class Launch(NamedTuple):
-    """The block of columns a program holds, and the warps that hold it: 8 columns a thread, 16 bytes of bfloat16.
+class LaunchShape(NamedTuple):
+    """The columns that a program holds at once, and the warps that hold them: 8 columns a thread, 16 bytes of bfloat16.
 
-    `registers` is a ceiling for the assembler where a row is walked: left to itself it stops at 64, and spills.
+    `registers` is a ceiling for the assembler where a row has several blocks; without it the assembler stops at 64 and
+    spills.
     """
 
     block: int
@@ -29,19 +30,19 @@ class Launch(NamedTuple):
     registers: int | None
 
 
-def launch(columns: int) -> Launch:
+def launch_shape(columns: int) -> LaunchShape:
     """The launch shape for rows of `columns` classes."""
     block = min(LONGEST_BLOCK, max(16, triton.next_power_of_2(columns)))
-    return Launch(block, min(max(block // 256, 1), 16), 128 if columns > LONGEST_BLOCK else None)
+    return LaunchShape(block, min(max(block // 256, 1), 16), 128 if columns > LONGEST_BLOCK else None)
 
 
 def rows_of(logits: Tensor) -> Tensor:
-    """`logits` with neighbouring columns next to each other: any row stride will do."""
+    """`logits` with neighbouring columns next to each other in memory, and any row stride."""
     return logits if logits.stride(-1) == 1 and logits.stride(0) >= logits.shape[1] else logits.contiguous()
 
 
 def on_device(tensor: Tensor) -> torch.cuda.device_of:
-    """Makes the tensor's device the current one: Triton launches there."""
+    """Makes the tensor's device the current one, because Triton launches on the current device."""
     return torch.cuda.device_of(tensor)
 
 
@@ -51,16 +52,16 @@ def _arrivals(device: torch.device, stream: int) -> Tensor:
 
 
 def arrivals(tensor: Tensor) -> Tensor:
-    """The counter of programs that have finished, for the launches of one stream, one after another. It starts at 0 and
-    the last program of a launch puts it back: none needs a launch that clears it."""
+    """The counter of finished programs, for launches of one stream, which run one after another. It starts at 0, and the
+    last program of each launch sets it back to 0, so that no launch has to clear it."""
     stream = torch.cuda.current_stream(tensor.device).cuda_stream if tensor.is_cuda else 0
     return _arrivals(tensor.device, stream)
 
 
 @triton.jit
-def finish(part_ptr, out_ptr, arrivals_ptr, programs, KINDS: tl.constexpr):
-    """Counts this program; the last one adds up part [KINDS, programs] into out [KINDS], in an order that does not depend
-    on who was last. The barrier puts this program's parts before its arrival, the arrival puts them before the sum."""
+def add_up_parts(part_ptr, out_ptr, arrivals_ptr, programs, KINDS: tl.constexpr):
+    """Counts this program. The last one adds up part [KINDS, programs] into out [KINDS], in an order that does not depend
+    on which program is the last. The barrier orders this program's parts before its arrival, the arrival before the sum."""
     tl.debug_barrier()
     if tl.atomic_add(arrivals_ptr, 1, sem="acq_rel") == programs - 1:
         for kind in range(KINDS):
@@ -74,7 +75,7 @@ def finish(part_ptr, out_ptr, arrivals_ptr, programs, KINDS: tl.constexpr):
 
 @triton.jit
 def load_row(row_ptr, column, K: tl.constexpr, padding: tl.constexpr):
-    """Columns of a row in float32; `padding` past its end."""
+    """Loads columns of a row as float32, `padding` past its end."""
     return tl.load(row_ptr + column, mask=column < K, other=padding).to(tl.float32)
 
 

@@ -1,4 +1,4 @@
-"""What the kernels' tests share: one thread, and outputs that start as NaN, so that an element left unwritten shows."""
+"""Fixtures of the kernels' tests: one thread, and memory that starts as NaN, which shows an element left unwritten."""
 
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -9,7 +9,7 @@ from torch import Tensor
 
 
 @pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
+def use_one_thread() -> Iterator[None]:
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -17,7 +17,7 @@ def one_thread() -> Iterator[None]:
 
 
 @pytest.fixture
-def poisoned(monkeypatch: pytest.MonkeyPatch) -> None:
+def poison_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     def poison(allocate: Callable[..., Tensor]) -> Callable[..., Tensor]:
         def allocate_and_fill(*args: Any, **kwargs: Any) -> Tensor:
             tensor = allocate(*args, **kwargs)

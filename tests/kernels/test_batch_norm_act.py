@@ -1,4 +1,4 @@
-"""batch_norm_act computes what torch does, as exactly, in forward, backward and forward mode, on the kernels."""
+"""The numbers of batch_norm_act's kernels in forward, backward and forward mode are as exact as torch's."""
 
 from typing import NamedTuple
 
@@ -10,7 +10,7 @@ from torch import Tensor
 from fastmpl_kernels import dispatch
 from fastmpl_kernels.batch_norm_act import Activation, batch_norm_act
 from fastmpl_kernels.batch_norm_act.reference import activate, reference
-from tests.kernels.three_way import assert_as_good, kernel_backend
+from tests.kernels.three_way import BACKEND, assert_close_to_exact
 
 SLOPE = 0.1
 ACTIVATIONS: tuple[Activation, ...] = ("none", "relu", "leaky_relu", "silu")
@@ -27,7 +27,7 @@ SHAPES = [
 ]
 if dispatch.is_interpreted():  # a hundred times slower
     SHAPES = [(3, 5, 7, 3), (19, 32, 1, 1), (2, 130, 3, 2)]
-LARGE = (5, 32, 60, 30)  # several blocks and parts; native only, the interpreter takes minutes
+LARGE = (5, 32, 60, 30)  # several blocks and parts; on native only, because the interpreter takes minutes
 
 
 class Case(NamedTuple):
@@ -41,20 +41,20 @@ class Case(NamedTuple):
         return Case(*(t.to(dtype) for t in self))
 
 
-def channels_last(x: Tensor) -> Tensor:
+def as_channels_last(x: Tensor) -> Tensor:
     return x.movedim(1, -1).contiguous().movedim(-1, 1)
 
 
-def case(shape: tuple[int, ...], dtype: torch.dtype, offset: float = 1.5, scale: float = 2.0) -> Case:
+def make_case(shape: tuple[int, ...], dtype: torch.dtype, offset: float = 1.5, scale: float = 2.0) -> Case:
     generator = torch.Generator().manual_seed(sum(shape))
     c = shape[1]
-    x, residual, d = (channels_last(torch.randn(shape, generator=generator)) for _ in range(3))
+    x, residual, d = (as_channels_last(torch.randn(shape, generator=generator)) for _ in range(3))
     weight, bias = torch.rand(c, generator=generator) + 0.5, torch.randn(c, generator=generator)
     return Case((x * scale + offset).to(dtype), weight, bias, residual.to(dtype), d.to(dtype))
 
 
 def run(c: Case, activation: Activation, with_residual: bool, ours: bool) -> dict[str, Tensor]:
-    """Output, gradients and tangent; by our op on the backend in force, or by torch's functions in the case's type."""
+    """Output, gradients and tangent, by our op on the current backend, or by torch's functions in the case's type."""
 
     def op(x: Tensor, weight: Tensor, bias: Tensor, residual: Tensor) -> Tensor:
         r = residual if with_residual else None
@@ -71,7 +71,7 @@ def run(c: Case, activation: Activation, with_residual: bool, ours: bool) -> dic
     tangents = (c.d, c.weight, c.bias, c.d)
     with torch.no_grad():
         value, tangent = torch.func.jvp(op, tuple(c[:4]), tangents)
-    beside_graph = torch.func.jvp(op, tuple(leaves), tangents)[1].detach()  # takes the autograd function's own rule
+    beside_graph = torch.func.jvp(op, tuple(leaves), tangents)[1].detach()  # by the autograd function's own rule
     names = ("dx", "dweight", "dbias", "dresidual")
     return {
         "y": y.detach(),
@@ -83,39 +83,39 @@ def run(c: Case, activation: Activation, with_residual: bool, ours: bool) -> dic
 
 
 def assert_three_way(c: Case, activation: Activation, with_residual: bool) -> None:
-    with dispatch.use(kernel_backend()):
+    with dispatch.use(BACKEND):
         ours = run(c, activation, with_residual, ours=True)
-        assert dispatch.last_backend("batch_norm_act") == kernel_backend()
+        assert dispatch.last_backend("batch_norm_act") == BACKEND
     theirs = run(c, activation, with_residual, ours=False)
     exact = run(c.to(torch.float64), activation, with_residual, ours=False)
     for name, value in ours.items():
-        assert_as_good(name, value, theirs[name], exact[name])
+        assert_close_to_exact(name, value, theirs[name], exact[name])
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("with_residual", [False, True], ids=["plain", "residual"])
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
-@pytest.mark.usefixtures("poisoned")
+@pytest.mark.usefixtures("poison_memory")
 def test_three_way(shape: tuple[int, ...], activation: Activation, with_residual: bool, dtype: torch.dtype) -> None:
-    assert_three_way(case(shape, dtype), activation, with_residual)
+    assert_three_way(make_case(shape, dtype), activation, with_residual)
 
 
 @pytest.mark.skipif(dispatch.is_interpreted(), reason="minutes in Triton's interpreter: unset TRITON_INTERPRET")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.usefixtures("poisoned")
+@pytest.mark.usefixtures("poison_memory")
 def test_three_way_over_many_blocks(dtype: torch.dtype) -> None:
-    assert_three_way(case(LARGE, dtype), "silu", True)
+    assert_three_way(make_case(LARGE, dtype), "silu", True)
 
 
 @pytest.mark.parametrize(("offset", "scale"), [(1000.0, 1.0), (-3e4, 3.0), (0.0, 1e-4), (0.0, 1e10)])
 def test_three_way_at_extreme_values(offset: float, scale: float) -> None:
-    assert_three_way(case((4, 16, 5, 5), torch.float32, offset, scale), "silu", False)
+    assert_three_way(make_case((4, 16, 5, 5), torch.float32, offset, scale), "silu", False)
 
 
 def test_a_large_mean_costs_no_precision() -> None:
-    c = case((4, 16, 5, 5), torch.float32, offset=3e4)  # torch's float32 is off by 3e-3 here
-    with dispatch.use(kernel_backend()):
+    c = make_case((4, 16, 5, 5), torch.float32, offset=3e4)  # torch's float32 is off by 3e-3 here
+    with dispatch.use(BACKEND):
         ours = run(c, "leaky_relu", False, ours=True)
     exact = run(c.to(torch.float64), "leaky_relu", False, ours=False)
     for name, value in ours.items():
@@ -123,36 +123,36 @@ def test_a_large_mean_costs_no_precision() -> None:
 
 
 def test_a_constant_channel_gives_its_bias() -> None:
-    x = channels_last(torch.full((2, 3, 4, 4), 1e4))
+    x = as_channels_last(torch.full((2, 3, 4, 4), 1e4))
     bias = torch.tensor([1.0, -2.0, 0.5])
-    with dispatch.use(kernel_backend()):
+    with dispatch.use(BACKEND):
         y = batch_norm_act(x, torch.ones(3), bias, activation="none")
     torch.testing.assert_close(y, bias.view(1, 3, 1, 1).expand_as(y), rtol=0, atol=1e-6)
 
 
 def test_a_nan_is_not_hidden_by_the_activation() -> None:
-    x = channels_last(torch.randn(2, 4, 3, 3))
+    x = as_channels_last(torch.randn(2, 4, 3, 3))
     x[0, 1, 0, 0] = float("nan")
     for activation in ACTIVATIONS:
-        with dispatch.use(kernel_backend()):
+        with dispatch.use(BACKEND):
             y = batch_norm_act(x, torch.ones(4), torch.zeros(4), activation=activation)
         assert y[:, 1].isnan().all()
         assert y[:, [0, 2, 3]].isfinite().all()
 
 
 def test_running_statistics_move_as_in_torch() -> None:
-    c = case((4, 16, 5, 5), torch.float32)
+    c = make_case((4, 16, 5, 5), torch.float32)
     ours, theirs = ([torch.zeros(16), torch.ones(16)] for _ in range(2))
-    with dispatch.use(kernel_backend()):
+    with dispatch.use(BACKEND):
         batch_norm_act(c.x, c.weight, c.bias, running_mean=ours[0], running_var=ours[1], momentum=0.3)
     F.batch_norm(c.x, *theirs, c.weight, c.bias, True, 0.3)
     torch.testing.assert_close(ours, theirs, rtol=1e-6, atol=1e-6)
 
 
 def test_running_statistics_stay_when_told_so() -> None:
-    c = case((4, 16, 5, 5), torch.float32)
+    c = make_case((4, 16, 5, 5), torch.float32)
     mean, var = torch.zeros(16), torch.ones(16)
-    with dispatch.use(kernel_backend()):
+    with dispatch.use(BACKEND):
         batch_norm_act(c.x, c.weight, c.bias, running_mean=mean, running_var=var, update_running=False)
     assert mean.eq(0).all()
     assert var.eq(1).all()
@@ -160,7 +160,7 @@ def test_running_statistics_stay_when_told_so() -> None:
 
 @pytest.mark.parametrize("layout", ["contiguous", "sliced", "misaligned", "transposed"])
 def test_any_layout_gives_the_same(layout: str) -> None:
-    c = case((4, 16, 6, 6), torch.float32)
+    c = make_case((4, 16, 6, 6), torch.float32)
     if layout == "contiguous":
         x = c.x.contiguous()
     elif layout == "sliced":
@@ -170,16 +170,16 @@ def test_any_layout_gives_the_same(layout: str) -> None:
         x = flat.view(4, 6, 6, 16).movedim(-1, 1).copy_(c.x)
     else:
         x = c.x.transpose(2, 3).contiguous().transpose(2, 3)
-    with dispatch.use(kernel_backend()):
+    with dispatch.use(BACKEND):
         expected, found = (batch_norm_act(t, c.weight, c.bias) for t in (c.x, x))
-        assert dispatch.last_backend("batch_norm_act") == kernel_backend()
+        assert dispatch.last_backend("batch_norm_act") == BACKEND
     torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-6)
 
 
 def test_a_gradient_of_any_layout_gives_the_same() -> None:
-    c = case((4, 16, 6, 6), torch.float32)
+    c = make_case((4, 16, 6, 6), torch.float32)
     x = c.x.clone().requires_grad_()
-    with dispatch.use(kernel_backend()):
+    with dispatch.use(BACKEND):
         y = batch_norm_act(x, c.weight, c.bias)
         expected, found = (torch.autograd.grad(y, x, d, retain_graph=True)[0] for d in (c.d, c.d.contiguous()))
         (of_sum,) = torch.autograd.grad(y.sum(), x, retain_graph=True)  # an expanded gradient
@@ -197,18 +197,18 @@ def test_contiguous_input_keeps_its_layout_and_takes_torch_s_own() -> None:
 
 
 def test_result_does_not_depend_on_the_number_of_threads() -> None:
-    c = case(LARGE if not dispatch.is_interpreted() else (2, 16, 3, 3), torch.float32)
+    c = make_case(LARGE if not dispatch.is_interpreted() else (2, 16, 3, 3), torch.float32)
     results = []
     for threads in (1, 2):
         torch.set_num_threads(threads)
-        with dispatch.use(kernel_backend()):
+        with dispatch.use(BACKEND):
             results.append(run(c, "leaky_relu", False, ours=True))
     assert all(torch.equal(results[0][name], results[1][name]) for name in results[0])
 
 
 @pytest.mark.parametrize("place", ["x", "weight", "bias"])
 def test_every_nan_stays_one(place: str) -> None:
-    """bfloat16 is rounded in words of two, where a NaN that has all its bits set could carry into a number."""
+    """The kernels round bfloat16 in words of two, where a NaN with all bits set could carry into a number."""
     x = torch.randn(4, 64, 3, 3).bfloat16().contiguous(memory_format=torch.channels_last)
     given = {"x": x, "weight": torch.ones(64), "bias": torch.zeros(64)}
     for nan in (0x7FFFFFFF, -1):
@@ -218,7 +218,7 @@ def test_every_nan_stays_one(place: str) -> None:
             changed[:, 5] = torch.tensor(nan >> 16, dtype=torch.int32).to(torch.int16).view(torch.bfloat16)
         else:
             changed[5] = values
-        with dispatch.use(kernel_backend()):
+        with dispatch.use(BACKEND):
             y = batch_norm_act(**(given | {place: changed}))
         assert y[:, 5].isnan().all()
         assert y[:, :5].isfinite().all()

@@ -1,4 +1,4 @@
-"""How batch_norm_act behaves in torch: derivatives of every kind, compilation, memory, ranks."""
+"""batch_norm_act within torch: derivatives of every kind, compilation, memory, ranks."""
 
 from pathlib import Path
 
@@ -111,12 +111,12 @@ def test_it_keeps_its_input_and_statistics_and_no_more() -> None:
     x, weight, bias, _ = inputs()
     kept: dict[int, int] = {}
 
-    def note(t: Tensor) -> Tensor:
+    def record(t: Tensor) -> Tensor:
         kept[t.untyped_storage().data_ptr()] = t.untyped_storage().nbytes()
         return t
 
     leaf = x.clone().requires_grad_()
-    with torch.autograd.graph.saved_tensors_hooks(note, lambda t: t):
+    with torch.autograd.graph.saved_tensors_hooks(record, lambda t: t):
         batch_norm_act(leaf, weight, bias)
     assert sum(kept.values()) == leaf.nbytes + weight.nbytes + bias.nbytes + 4 * weight.nbytes
 
@@ -144,7 +144,7 @@ def test_a_backend_that_cannot_run_raises_when_asked_for_by_name() -> None:
         batch_norm_act(x.half(), weight, bias)
 
 
-def _all(x: Tensor, weight: Tensor, bias: Tensor, reduce: object) -> list[Tensor]:
+def _output_and_derivatives(x: Tensor, weight: Tensor, bias: Tensor, reduce: object) -> list[Tensor]:
     def op(v: Tensor, w: Tensor, b: Tensor) -> Tensor:
         return batch_norm_act(v, w, b, activation="silu", reduce=reduce)  # type: ignore[arg-type]
 
@@ -156,11 +156,11 @@ def _all(x: Tensor, weight: Tensor, bias: Tensor, reduce: object) -> list[Tensor
     return [y.detach(), tangent, beside_graph, *grads]
 
 
-def _rank(rank: int, folder: str) -> None:
+def _run_rank(rank: int, folder: str) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
 
-    def over_ranks(vector: Tensor) -> Tensor:
+    def sum_over_ranks(vector: Tensor) -> Tensor:
         dist.all_reduce(vector)
         return vector
 
@@ -168,7 +168,7 @@ def _rank(rank: int, folder: str) -> None:
     for dtype in (torch.float32, torch.float64):
         whole = [t.to(dtype) for t in (x, weight, bias)]
         part = slice(0, 1) if rank == 0 else slice(1, 3)  # ranks of different size
-        own = _all(whole[0][part], whole[1], whole[2], over_ranks)
+        own = _output_and_derivatives(whole[0][part], whole[1], whole[2], sum_over_ranks)
         for gradient in own[4:]:
             dist.all_reduce(gradient)  # parameter gradients are each rank's own
         torch.save(own, f"{folder}/{rank}-{dtype}")
@@ -176,10 +176,10 @@ def _rank(rank: int, folder: str) -> None:
 
 
 def test_two_ranks_equal_one_with_the_whole_batch(tmp_path: Path) -> None:
-    mp.start_processes(_rank, (str(tmp_path),), nprocs=2, start_method="spawn")
+    mp.start_processes(_run_rank, (str(tmp_path),), nprocs=2, start_method="spawn")
     for dtype, tolerance in ((torch.float32, 1e-5), (torch.float64, 1e-12)):
         x, weight, bias, _ = inputs(torch.float32)
-        whole = _all(x.to(dtype), weight.to(dtype), bias.to(dtype), None)
+        whole = _output_and_derivatives(x.to(dtype), weight.to(dtype), bias.to(dtype), None)
         ranks = [torch.load(tmp_path / f"{rank}-{dtype}") for rank in range(2)]
         for i, expected in enumerate(whole):
             found = torch.cat([ranks[0][i], ranks[1][i]]) if i < 4 else ranks[0][i]

@@ -1,4 +1,4 @@
-"""batch_norm_act's library ops: what they refuse, who sees a call of them, and which backend runs it."""
+"""The library ops of batch_norm_act: what they refuse, which modes see a call, which backend runs it."""
 
 from typing import Any
 
@@ -94,7 +94,7 @@ def test_a_dispatch_mode_and_a_fake_tensor_see_every_op() -> None:
     assert isinstance(y, FakeTensor)
 
 
-def test_a_profile_names_the_ops_and_a_plain_call_passes_the_dispatcher_by(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_profile_names_the_ops_and_a_plain_call_bypasses_the_dispatcher(monkeypatch: pytest.MonkeyPatch) -> None:
     x, weight, bias, _ = inputs()
     with torch.profiler.profile() as profile:
         batch_norm_act(x, weight, bias)

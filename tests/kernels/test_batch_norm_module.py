@@ -1,4 +1,4 @@
-"""BatchNormAct2d behaves as nn.BatchNorm2d and its activation, and swaps into models without changing them."""
+"""BatchNormAct2d computes what nn.BatchNorm2d and its activation do, and a swap does not change a model's output."""
 
 import copy
 

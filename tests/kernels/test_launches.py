@@ -1,4 +1,4 @@
-"""How many launches a fused loss costs a GPU: one, forward and backward together. Counted without one."""
+"""A fused loss costs a GPU one launch for forward and backward together. No GPU is needed to count."""
 
 from typing import Any
 
@@ -26,7 +26,7 @@ ROWS, CLASSES = 6, 10
 
 
 class Launches:
-    """Stands for a kernel and counts."""
+    """Stands in for a kernel and counts its launches."""
 
     def __init__(self) -> None:
         self.count = 0
@@ -60,7 +60,7 @@ def test_a_loss_and_its_gradients_are_one_launch(
 ) -> None:
     launches = Launches()
     monkeypatch.setattr(module, kernel, launches)
-    module.run(*arguments)  # makes the counter of the programs that have finished, once
+    module.run(*arguments)  # makes the counter of finished programs, once
     with LiveBytes() as beside:
         module.run(*arguments)
     assert launches.count == 2
@@ -68,7 +68,7 @@ def test_a_loss_and_its_gradients_are_one_launch(
 
 
 def operators(loss: Tensor) -> set[str]:
-    """What a learner's backward launches, by the profiler."""
+    """The operators of a learner's backward, by the profiler."""
     unit(loss)  # made once
     with torch.profiler.profile() as profile:
         loss.backward(unit(loss))  # type: ignore[no-untyped-call]
@@ -89,7 +89,7 @@ NOTHING = {
     dispatch.is_interpreted(), reason="the interpreter's kernels are torch operators: unset TRITON_INTERPRET"
 )
 def test_the_backward_of_a_loss_multiplies_nothing() -> None:
-    """A leaf keeps a copy of its gradient; a network's last layer takes it as it is."""
+    """A leaf copies its gradient, which NOTHING allows; a network's last layer takes it as it is."""
     a, b, c, d = (x.clone().requires_grad_() for x in (A, B, C, B))
     for loss in (
         student_objective(A, d).loss,

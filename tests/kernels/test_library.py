@@ -1,4 +1,4 @@
-"""The native library is there, and torch's threads serve it."""
+"""The native library loads, refuses other sources, and runs on torch's threads."""
 
 import ctypes
 import logging

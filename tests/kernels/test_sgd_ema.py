@@ -9,7 +9,7 @@ from torch import Tensor
 
 from fastmpl_kernels import dispatch
 from fastmpl_kernels.sgd_ema import global_norm, inner_product, sgd_ema
-from tests.kernels.three_way import kernel_backend
+from tests.kernels.three_way import BACKEND
 
 SHAPES = [(3,), (5000,), (16, 4, 3, 3), (1024,), (), (0,), (70001,)]  # less than, exactly and more than a block
 
@@ -30,7 +30,7 @@ def lists() -> Lists:
     return Lists(*([torch.randn(shape, generator=generator) for shape in SHAPES] for _ in range(4)))
 
 
-def step(
+def take_step(
     lists: Lists, *, nesterov: bool = True, clip: float = 1.0, found_inf: Tensor | None = None, average: bool = True
 ) -> None:
     dtype = lists.params[0].dtype
@@ -49,8 +49,8 @@ def step(
     )
 
 
-def torch_s(lists: Lists, nesterov: bool, clip: float) -> None:
-    """The same by torch, in place."""
+def take_torchs_step(lists: Lists, nesterov: bool, clip: float) -> None:
+    """The same step and average by torch, in place."""
     params = [torch.nn.Parameter(p) for p in lists.params]
     optimiser = torch.optim.SGD(params, lr=0.1, momentum=0.9, weight_decay=0.01, nesterov=nesterov)
     for p, g, b in zip(params, lists.grads, lists.buffers, strict=True):
@@ -65,11 +65,11 @@ def torch_s(lists: Lists, nesterov: bool, clip: float) -> None:
 @pytest.mark.parametrize("clip", [1.0, 0.3])
 def test_three_way(lists: Lists, nesterov: bool, clip: float) -> None:
     ours, theirs, exact = lists.clone(), lists.clone(), lists.clone(torch.float64)
-    with dispatch.use(kernel_backend()):
-        step(ours, nesterov=nesterov, clip=clip)
-        assert dispatch.last_backend("sgd_ema") == kernel_backend()
-    torch_s(theirs, nesterov, clip)
-    torch_s(exact, nesterov, clip)
+    with dispatch.use(BACKEND):
+        take_step(ours, nesterov=nesterov, clip=clip)
+        assert dispatch.last_backend("sgd_ema") == BACKEND
+    take_torchs_step(theirs, nesterov, clip)
+    take_torchs_step(exact, nesterov, clip)
     for name in ("params", "buffers", "averages"):
         for a, b, c in zip(getattr(ours, name), getattr(theirs, name), getattr(exact, name), strict=True):
             if c.numel():
@@ -79,34 +79,34 @@ def test_three_way(lists: Lists, nesterov: bool, clip: float) -> None:
 
 def test_reference_equals_torch_in_float64(lists: Lists) -> None:
     ours, theirs = lists.clone(torch.float64), lists.clone(torch.float64)
-    step(ours, clip=0.3)
+    take_step(ours, clip=0.3)
     assert dispatch.last_backend("sgd_ema") == "reference"
-    torch_s(theirs, True, 0.3)
+    take_torchs_step(theirs, True, 0.3)
     torch.testing.assert_close(ours, theirs, rtol=1e-13, atol=1e-13)
 
 
 def test_nothing_changes_when_something_was_not_finite(lists: Lists) -> None:
     ours = lists.clone()
     ours.grads[1][7] = math.inf
-    with dispatch.use(kernel_backend()):
-        step(ours, found_inf=torch.tensor(1.0))
+    with dispatch.use(BACKEND):
+        take_step(ours, found_inf=torch.tensor(1.0))
     for name in ("params", "buffers", "averages"):
         assert all(map(torch.equal, getattr(ours, name), getattr(lists, name)))
 
 
 def test_a_found_inf_of_zero_changes_nothing_about_the_step(lists: Lists) -> None:
     plain, checked = lists.clone(), lists.clone()
-    with dispatch.use(kernel_backend()):
-        step(plain)
-        step(checked, found_inf=torch.tensor(0.0))
+    with dispatch.use(BACKEND):
+        take_step(plain)
+        take_step(checked, found_inf=torch.tensor(0.0))
     assert all(map(torch.equal, plain.params, checked.params))
 
 
 def test_average_is_left_out_where_there_is_none(lists: Lists) -> None:
     ours, whole = lists.clone(), lists.clone()
-    with dispatch.use(kernel_backend()):
-        step(ours, average=False)
-        step(whole)
+    with dispatch.use(BACKEND):
+        take_step(ours, average=False)
+        take_step(whole)
     assert all(map(torch.equal, ours.params, whole.params))
     assert all(map(torch.equal, ours.averages, lists.averages))
 
@@ -116,34 +116,34 @@ def test_channels_last_weights_take_the_kernel(lists: Lists) -> None:
     found = Lists(
         *([t.contiguous(memory_format=torch.channels_last) if t.dim() == 4 else t for t in ts] for ts in lists.clone())
     )
-    with dispatch.use(kernel_backend()):
-        step(expected)
-        step(found)
+    with dispatch.use(BACKEND):
+        take_step(expected)
+        take_step(found)
     torch.testing.assert_close(found.params, expected.params, rtol=0, atol=0)
 
 
 def test_mixed_layouts_take_the_reference_and_give_the_same(lists: Lists) -> None:
     expected, found = lists.clone(), lists.clone()
     found.grads[2] = found.grads[2].contiguous(memory_format=torch.channels_last)
-    step(expected)
-    step(found)
+    take_step(expected)
+    take_step(found)
     assert dispatch.last_backend("sgd_ema") == "reference"
     torch.testing.assert_close(found.params, expected.params)
 
 
 def test_mixed_layouts_raise_when_a_kernel_was_asked_for_by_name(lists: Lists) -> None:
     lists.grads[2] = lists.grads[2].contiguous(memory_format=torch.channels_last)
-    with dispatch.use(kernel_backend()), pytest.raises(dispatch.BackendError, match="one layout"):
-        step(lists)
+    with dispatch.use(BACKEND), pytest.raises(dispatch.BackendError, match="one layout"):
+        take_step(lists)
 
 
 def test_a_view_at_any_address_is_fine(lists: Lists) -> None:
     expected, found = lists.clone(), lists.clone()
     flat = torch.empty(5001)[1:]
     found.grads[1] = flat.copy_(found.grads[1])
-    with dispatch.use(kernel_backend()):
-        step(expected)
-        step(found)
+    with dispatch.use(BACKEND):
+        take_step(expected)
+        take_step(found)
     torch.testing.assert_close(found.params, expected.params, rtol=1e-6, atol=1e-6)
 
 
@@ -161,9 +161,9 @@ def test_lists_of_different_lengths_are_refused(lists: Lists) -> None:
 
 
 def test_global_norm_is_that_of_all_gradients_together(lists: Lists) -> None:
-    with dispatch.use(kernel_backend()):
+    with dispatch.use(BACKEND):
         norm = global_norm(lists.grads)
-        assert dispatch.last_backend("global_norm") == kernel_backend()
+        assert dispatch.last_backend("global_norm") == BACKEND
     exact = math.sqrt(sum(g.double().square().sum().item() for g in lists.grads))
     assert norm.shape == ()
     assert norm.item() == pytest.approx(exact, rel=2**-23)
@@ -171,12 +171,12 @@ def test_global_norm_is_that_of_all_gradients_together(lists: Lists) -> None:
 
 @pytest.mark.parametrize("size", [1e25, 1e-25])
 def test_global_norm_holds_where_the_squares_leave_float32(size: float) -> None:
-    with dispatch.use(kernel_backend()):
+    with dispatch.use(BACKEND):
         assert global_norm([torch.full((5000,), size)]).item() == pytest.approx(size * math.sqrt(5000), rel=1e-6)
 
 
 def test_global_norm_does_not_overflow_where_the_squares_would() -> None:
-    with dispatch.use(kernel_backend()):
+    with dispatch.use(BACKEND):
         assert global_norm([torch.full((4,), 1e30)]).item() == pytest.approx(2e30)
         assert global_norm([torch.tensor([1.0, math.inf])]).item() == math.inf
         assert math.isnan(global_norm([torch.tensor([1.0, math.nan])]).item())

@@ -16,10 +16,10 @@ from tests.kernels.three_way import (
     ROWS,
     assert_as_accurate_as_reference,
     awkward_copies,
+    fresh_memory_poisoned,
     jvp,
     logits,
     needs_backend,
-    poisoned_memory,
 )
 
 pytestmark = needs_backend
@@ -82,7 +82,7 @@ def test_extreme_logits_stay_finite_and_accurate(scale: float, kind: str) -> Non
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_output_element_is_written(kind: str) -> None:
-    with poisoned_memory(), dispatch.use(BACKEND):
+    with fresh_memory_poisoned(), dispatch.use(BACKEND):
         leaf = logits(ROWS, 17, torch.float32, 0).requires_grad_()
         (gradient,) = torch.autograd.grad(soft_cross_entropy(leaf, target_of(kind, ROWS, 17)), leaf)
     assert torch.isfinite(gradient).all()

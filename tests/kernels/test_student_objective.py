@@ -17,10 +17,10 @@ from tests.kernels.three_way import (
     ROWS,
     assert_as_accurate_as_reference,
     awkward_copies,
+    fresh_memory_poisoned,
     jvp,
     logits,
     needs_backend,
-    poisoned_memory,
 )
 
 pytestmark = needs_backend
@@ -131,7 +131,7 @@ def test_masked_rows_count_in_the_mean_and_have_no_gradient(backend: Any) -> Non
 
 
 def test_a_batch_with_every_row_masked_gives_zero_loss_and_gradient() -> None:
-    with poisoned_memory(), dispatch.use(BACKEND):
+    with fresh_memory_poisoned(), dispatch.use(BACKEND):
         student = logits(ROWS, 17, torch.float32, 1).requires_grad_()
         result = student_objective(torch.zeros(ROWS, 17), student, threshold=0.99)
         result.loss.backward()
@@ -143,7 +143,7 @@ def test_a_batch_with_every_row_masked_gives_zero_loss_and_gradient() -> None:
 @pytest.mark.parametrize("targets", TARGETS)
 def test_every_output_element_is_written(targets: Any) -> None:
     labelling, student = pair(ROWS, 17)
-    with poisoned_memory(), dispatch.use(BACKEND):
+    with fresh_memory_poisoned(), dispatch.use(BACKEND):
         leaf = student.requires_grad_()
         result = student_objective(labelling, leaf, targets=targets, threshold=0.9, index=index(ROWS), **SETTINGS)
         (gradient,) = torch.autograd.grad(result.loss, leaf)

@@ -22,10 +22,10 @@ from tests.kernels.three_way import (
     ROWS,
     assert_as_accurate_as_reference,
     awkward_copies,
+    fresh_memory_poisoned,
     jvp,
     logits,
     needs_backend,
-    poisoned_memory,
 )
 
 pytestmark = needs_backend
@@ -35,7 +35,7 @@ VIEWS = ["strong", "weak"]
 SETTINGS: dict[str, Any] = {"temperature": 0.7, "label_smoothing": 0.1, "supervised_weight": 0.9}
 
 
-def feedback_of(kind: str, rows: int, classes: int, dtype: torch.dtype = torch.float32) -> Feedback | None:
+def make_feedback(kind: str, rows: int, classes: int, dtype: torch.dtype = torch.float32) -> Feedback | None:
     weight, label = torch.tensor(2.0), torch.arange(rows) * 3 % classes
     if kind == "exact":
         return ExactFeedback(logits(rows, classes, dtype, 5), torch.tensor(1 / rows), weight)
@@ -52,15 +52,15 @@ def targets(classes: int) -> Tensor:
     return torch.arange(LABELLED) * 7 % classes
 
 
-def uda_of(weak: Tensor) -> Uda:
-    """Consistency with a threshold that some rows pass and some do not."""
+def make_uda(weak: Tensor) -> Uda:
+    """UDA with a threshold that some rows pass and some do not."""
     confidence = torch.softmax(weak.detach().float() / 0.5, -1).amax(-1).sort().values
     return Uda(torch.tensor(0.7), 0.5, float(confidence[:2].mean()))
 
 
-def check(kind: str, view: Any, uda: Uda | None, views: list[Tensor]) -> None:
+def assert_losses_accurate(kind: str, view: Any, uda: Uda | None, views: list[Tensor]) -> None:
     rows, classes = views[1].shape
-    feedback = feedback_of(kind, rows, classes, views[1].dtype)
+    feedback = make_feedback(kind, rows, classes, views[1].dtype)
 
     def loss(labelled: Tensor, strong: Tensor, weak: Tensor) -> Tensor:
         return teacher_objective(
@@ -75,7 +75,7 @@ def check(kind: str, view: Any, uda: Uda | None, views: list[Tensor]) -> None:
 @pytest.mark.parametrize("with_uda", [False, True])
 def test_loss_and_gradients_are_as_accurate_as_torch(kind: str, view: str, with_uda: bool) -> None:
     views = inputs(17)
-    check(kind, view, uda_of(views[2]) if with_uda else None, views)
+    assert_losses_accurate(kind, view, make_uda(views[2]) if with_uda else None, views)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
@@ -83,20 +83,20 @@ def test_loss_and_gradients_are_as_accurate_as_torch(kind: str, view: str, with_
 @pytest.mark.parametrize("kind", ["exact", "scalar"])
 def test_every_class_count_and_type_is_as_accurate(kind: str, classes: int, dtype: torch.dtype) -> None:
     views = inputs(classes, dtype)
-    check(kind, "strong", uda_of(views[2]), views)
+    assert_losses_accurate(kind, "strong", make_uda(views[2]), views)
 
 
 @pytest.mark.skipif(not INTERPRETED, reason="the native kernel's long rows are among CLASSES")
 @pytest.mark.parametrize("kind", ["exact", "scalar"])
 def test_rows_longer_than_a_block_are_walked(kind: str) -> None:
     views = inputs(21841, rows=1)
-    check(kind, "strong", Uda(torch.tensor(0.7)), views)
+    assert_losses_accurate(kind, "strong", Uda(torch.tensor(0.7)), views)
 
 
 @pytest.mark.parametrize("scale", [1e4, 1e-4])
 def test_extreme_logits_stay_finite_and_accurate(scale: float) -> None:
     for kind in KINDS:
-        check(kind, "strong", Uda(torch.tensor(0.7)), [x.sign() * scale for x in inputs(17)])
+        assert_losses_accurate(kind, "strong", Uda(torch.tensor(0.7)), [x.sign() * scale for x in inputs(17)])
 
 
 def test_the_terms_are_those_of_the_reference() -> None:
@@ -109,8 +109,8 @@ def test_the_terms_are_those_of_the_reference() -> None:
                     targets(17),
                     views[1],
                     views[2],
-                    uda=uda_of(views[2]),
-                    feedback=feedback_of("exact", ROWS, 17),
+                    uda=make_uda(views[2]),
+                    feedback=make_feedback("exact", ROWS, 17),
                 )
             )
     for name, ours, reference in zip(results[0]._fields, results[1], results[0], strict=True):
@@ -120,7 +120,7 @@ def test_the_terms_are_those_of_the_reference() -> None:
 
 def test_a_batch_with_every_row_masked_has_no_consistency() -> None:
     views = inputs(17)
-    with poisoned_memory(), dispatch.use(BACKEND):
+    with fresh_memory_poisoned(), dispatch.use(BACKEND):
         leaf = views[1].requires_grad_()
         result = teacher_objective(views[0], targets(17), leaf, views[2], uda=Uda(torch.tensor(1.0), 1.0, 1.1))
         (gradient,) = torch.autograd.grad(result.loss, leaf)
@@ -133,10 +133,10 @@ def test_a_batch_with_every_row_masked_has_no_consistency() -> None:
 @pytest.mark.parametrize("view", VIEWS)
 def test_every_output_element_is_written(kind: str, view: Any) -> None:
     views = inputs(17)
-    with poisoned_memory(), dispatch.use(BACKEND):
+    with fresh_memory_poisoned(), dispatch.use(BACKEND):
         leaves = [x.requires_grad_() for x in views]
         result = teacher_objective(
-            leaves[0], targets(17), leaves[1], leaves[2], uda=uda_of(views[2]), feedback=feedback_of(kind, ROWS, 17),
+            leaves[0], targets(17), leaves[1], leaves[2], uda=make_uda(views[2]), feedback=make_feedback(kind, ROWS, 17),
             label_view=view,
         )  # fmt: skip
         gradients = torch.autograd.grad(result.loss, leaves, allow_unused=True)
@@ -152,7 +152,7 @@ def test_the_weak_view_gets_a_gradient_only_where_it_labelled(backend: Any) -> N
         strong = views[1].clone().requires_grad_()
         with dispatch.use(backend):
             loss = teacher_objective(
-                views[0], targets(17), strong, weak, uda=Uda(torch.tensor(1.0)), feedback=feedback_of(kind, ROWS, 17),
+                views[0], targets(17), strong, weak, uda=Uda(torch.tensor(1.0)), feedback=make_feedback(kind, ROWS, 17),
                 label_view=view,
             ).loss  # fmt: skip
         (gradient,) = torch.autograd.grad(loss, weak, allow_unused=True)
@@ -172,7 +172,7 @@ def test_a_constant_in_the_tangent_changes_no_gradient() -> None:
 
 
 def test_scalar_feedback_is_cross_entropy_at_the_learnt_label_times_the_rows() -> None:
-    views, feedback = inputs(17), feedback_of("scalar", ROWS, 17)
+    views, feedback = inputs(17), make_feedback("scalar", ROWS, 17)
     assert isinstance(feedback, ScalarFeedback)
     expected = ROWS * feedback.credit * torch.nn.functional.cross_entropy(views[1] / 0.7, feedback.label)
     with dispatch.use(BACKEND):
@@ -204,9 +204,9 @@ def test_the_tangent_is_the_references(kind: str, view: Any) -> None:
     views = inputs(17)
 
     def loss(*views: Tensor) -> Tensor:
-        feedback = feedback_of(kind, ROWS, 17)
+        feedback = make_feedback(kind, ROWS, 17)
         return teacher_objective(
-            views[0], targets(17), views[1], views[2], uda=uda_of(inputs(17)[2]), feedback=feedback, label_view=view
+            views[0], targets(17), views[1], views[2], uda=make_uda(inputs(17)[2]), feedback=feedback, label_view=view
         ).loss
 
     ours, exact = jvp(loss, tuple(views), BACKEND), jvp(loss, tuple(views), "reference")
@@ -217,7 +217,7 @@ def test_the_tangent_is_the_references(kind: str, view: Any) -> None:
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_low_level_op_passes_opcheck(kind: str) -> None:
     labelled, strong, weak = inputs(17, rows=2)
-    feedback = feedback_of(kind, 2, 17)
+    feedback = make_feedback(kind, 2, 17)
     constants: tuple[Tensor | None, ...] = (None, None, None, None)
     if isinstance(feedback, ExactFeedback):
         constants = (feedback.weight, feedback.tangent, feedback.scale, None)
@@ -235,7 +235,7 @@ def test_the_low_level_op_passes_opcheck(kind: str) -> None:
 def test_the_float64_reference_has_exact_gradients_and_tangents(kind: str, view: Any) -> None:
     labelled, strong, weak = inputs(5, torch.float64, rows=3)
     leaves = (labelled.requires_grad_(), strong.requires_grad_())
-    feedback = feedback_of(kind, 3, 5, torch.float64)
+    feedback = make_feedback(kind, 3, 5, torch.float64)
 
     def loss(labelled: Tensor, strong: Tensor) -> Tensor:
         return teacher_objective(
@@ -246,7 +246,7 @@ def test_the_float64_reference_has_exact_gradients_and_tangents(kind: str, view:
 
 
 def test_a_compiled_step_traces_through_in_one_graph() -> None:
-    views, feedback = inputs(17), feedback_of("exact", ROWS, 17)
+    views, feedback = inputs(17), make_feedback("exact", ROWS, 17)
 
     def step(*views: Tensor) -> Tensor:
         return teacher_objective(
@@ -267,11 +267,11 @@ def test_empty_rows_missing_views_and_other_shapes_are_refused() -> None:
     with pytest.raises(ValueError, match="need weak_logits"):
         teacher_objective(labelled, labels, strong, uda=Uda(torch.tensor(1.0)))
     with pytest.raises(ValueError, match="need weak_logits"):
-        teacher_objective(labelled, labels, strong, feedback=feedback_of("exact", ROWS, 17), label_view="weak")
+        teacher_objective(labelled, labels, strong, feedback=make_feedback("exact", ROWS, 17), label_view="weak")
     with pytest.raises(ValueError, match="as many classes"):
         teacher_objective(labelled, labels, strong[:, :5])
     with pytest.raises(ValueError, match=r"tangent must have the shape"):
-        teacher_objective(labelled, labels, strong, feedback=feedback_of("exact", ROWS, 5))
+        teacher_objective(labelled, labels, strong, feedback=make_feedback("exact", ROWS, 5))
     wrong = ScalarFeedback(torch.zeros(2), torch.zeros(ROWS, dtype=torch.int64), torch.tensor(1.0))
     with pytest.raises(ValueError, match=r"credit must be \[\]"):
         teacher_objective(labelled, labels, strong, weak, feedback=wrong)

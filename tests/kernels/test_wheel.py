@@ -1,4 +1,4 @@
-"""A wheel of this repository runs where it was not built: it imports from anywhere and picks its instruction set there."""
+"""A wheel runs on machines that did not build it: it imports from any folder and chooses the instruction set there."""
 
 import os
 import shutil
@@ -23,8 +23,8 @@ pytestmark = [
     ),
 ]
 
-# Every kernel's results, as the wheel computes them. Run as `python -I -S`: nothing of the repository is on its path, no
-# editable installation either.
+# Prints every kernel's results, as the wheel computes them. It runs as `python -I -S`, so that neither the repository nor
+# an editable installation is on its path.
 PROGRAM = """
 import sys
 sys.path[:0] = sys.argv[1:3]
@@ -53,7 +53,7 @@ SETS = {"x86-64-v4": "avx512f", "x86-64-v3": "avx2", "x86-64": "sse2"}  # and a 
 
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A wheel built from clean, unpacked."""
+    """A wheel built from a clean copy, unpacked."""
     folder = tmp_path_factory.mktemp("wheel")
     command = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation"]
     command += ["-C", f"build-dir={folder / 'build'}", "--wheel-dir", str(folder), str(ROOT)]
@@ -66,7 +66,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def libraries(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """The native library built for one instruction set alone, for each that this processor has."""
+    """Native libraries built for a single instruction set, one for each that this processor has."""
     line = next(line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("flags"))
     found = {}
     for name in (name for name, flag in SETS.items() if flag in line.split()):
@@ -82,7 +82,7 @@ def libraries(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 
 def results(wheel: Path, forced: Path | None = None) -> list[Tensor]:
-    """What the wheel's package computes; with a library of one instruction set in place of its own."""
+    """What the wheel's package computes, with its own library or with one of a single instruction set."""
     saved = wheel / "results.pt"
     environment = {name: value for name, value in os.environ.items() if name != library.PATH_VARIABLE}
     if forced is not None:
@@ -96,7 +96,7 @@ def results(wheel: Path, forced: Path | None = None) -> list[Tensor]:
 def test_the_wheel_computes_on_its_own_what_every_instruction_set_computes(
     wheel: Path, libraries: dict[str, Path]
 ) -> None:
-    """Bit for bit as the processor's best set; within rounding as the others, of which not all have the same bits."""
+    """The wheel equals the library of the processor's best set bit for bit, and the others within rounding."""
     own = results(wheel)
     by_set = {name: results(wheel, path) for name, path in libraries.items()}
     best, *others = by_set
@@ -110,7 +110,7 @@ def test_the_wheel_computes_on_its_own_what_every_instruction_set_computes(
 
 @pytest.mark.skipif(shutil.which("objdump") is None, reason="objdump is missing: install binutils")
 def test_the_wheels_kernels_are_there_for_several_instruction_sets(wheel: Path) -> None:
-    """Names of clones are stripped from a wheel: what is left are 512- and 256-bit registers, and functions that choose."""
+    """A wheel has no names of clones any more; 512- and 256-bit registers and the functions that choose remain."""
     path = str(wheel / "fastmpl_kernels" / library.NAME)
     code = subprocess.run(["objdump", "-d", path], check=True, capture_output=True, text=True).stdout
     chosen = subprocess.run(["objdump", "-R", path], check=True, capture_output=True, text=True).stdout

@@ -1,8 +1,7 @@
-"""Three-way numerics: what an implementation computes, and the reference in the same dtype, both against float64.
+"""Three-way numerics: compares an implementation, and the reference in the same dtype, with float64.
 
-An implementation passes where its error is at most the reference's plus an allowance: a few units of rounding, relative
-to the largest element. The same tests run on the native library and on Triton's interpreter
-(tests/kernels/test_interpreter.py starts them there).
+An implementation passes if its error is at most the reference's plus an allowance: a few roundings of the largest element.
+The same tests run on the native library and in Triton's interpreter (test_triton_interpreter.py starts them there).
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -16,7 +15,7 @@ from torch import Tensor
 from fastmpl_kernels import dispatch, library
 
 INTERPRETED = dispatch.is_interpreted()
-BACKEND: dispatch.Choice = "triton" if INTERPRETED else "native"
+BACKEND: dispatch.Choice = "triton" if INTERPRETED else "native"  # the kernels under test in this process
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 CLASSES = [2, 17, 1000] if INTERPRETED else [1, 2, 10, 17, 100, 1000, 21841]
 ROWS = 3 if INTERPRETED else 13
@@ -36,7 +35,7 @@ def logits(rows: int, classes: int, dtype: torch.dtype, seed: int, scale: float 
     return (torch.randn(rows, classes, generator=torch.Generator().manual_seed(seed)) * scale).to(dtype)
 
 
-def evaluate(loss: Callable[..., Tensor], inputs: Sequence[Tensor], backend: dispatch.Choice) -> list[Tensor]:
+def loss_and_gradients(loss: Callable[..., Tensor], inputs: Sequence[Tensor], backend: dispatch.Choice) -> list[Tensor]:
     """The loss and its gradients by `inputs` (zeros for an input that it does not depend on), on one backend."""
     leaves = [x.detach().clone().requires_grad_() for x in inputs]
     with dispatch.use(backend):
@@ -47,10 +46,10 @@ def evaluate(loss: Callable[..., Tensor], inputs: Sequence[Tensor], backend: dis
 
 
 def assert_as_accurate_as_reference(op: str, loss: Callable[..., Tensor], inputs: Sequence[Tensor]) -> None:
-    """Loss and gradients of BACKEND against float64, given the reference's own error in the inputs' dtype."""
-    exact = evaluate(loss, [x.double() for x in inputs], "reference")
-    reference = evaluate(loss, inputs, "reference")
-    ours = evaluate(loss, inputs, BACKEND)
+    """Asserts that BACKEND's loss and gradients are as close to float64 as the reference's in the inputs' dtype."""
+    exact = loss_and_gradients(loss, [x.double() for x in inputs], "reference")
+    reference = loss_and_gradients(loss, inputs, "reference")
+    ours = loss_and_gradients(loss, inputs, BACKEND)
     assert dispatch.last_backend(op) == BACKEND
     for i, (got, same_dtype, truth) in enumerate(zip(ours, reference, exact, strict=True)):
         size = truth.abs().max().clamp(min=1e-2)
@@ -62,8 +61,8 @@ def assert_as_accurate_as_reference(op: str, loss: Callable[..., Tensor], inputs
 
 
 @contextmanager
-def poisoned_memory() -> Iterator[None]:
-    """Fresh memory holds NaN and the largest integers, so that an element nobody writes shows."""
+def fresh_memory_poisoned() -> Iterator[None]:
+    """Fills fresh memory with NaN and the largest integers, which show an element that nobody writes."""
     before = torch.are_deterministic_algorithms_enabled()
     torch.use_deterministic_algorithms(True, warn_only=True)
     try:
@@ -92,15 +91,10 @@ def jvp(f: Callable[..., Tensor], primals: tuple[Tensor, ...], backend: dispatch
         return torch.func.jvp(f, primals, primals)[1]
 
 
-def kernel_backend() -> dispatch.Choice:
-    """The kernels under test in this process: Triton where its interpreter was asked for, else native."""
-    return BACKEND
-
-
-def assert_as_good(name: str, ours: Tensor, theirs: Tensor, exact: Tensor) -> None:
-    """|ours - exact| <= |theirs - exact| + one rounding, in the largest element."""
+def assert_close_to_exact(name: str, ours: Tensor, theirs: Tensor, exact: Tensor) -> None:
+    """Asserts |ours - exact| <= |theirs - exact| + one rounding, for the largest element."""
     assert ours.shape == exact.shape, name
-    assert ours.isfinite().all(), f"{name}: an element was not written, or is not finite"
+    assert ours.isfinite().all(), f"{name}: an element is not finite, or nobody wrote it"
     scale = exact.abs().max().item()
     allowed = (theirs.double() - exact).abs().max().item() + scale * ROUNDING[ours.dtype]
     error = (ours.double() - exact).abs().max().item()

@@ -1,8 +1,8 @@
 """Batch norm with its activation as one module, and a function that swaps it into any model.
 
-Parameters and buffers have nn.BatchNorm2d's names: a state dict of the model loads before and after the swap. The
-activation that followed becomes part of the norm, and an nn.Identity takes its place, so that indices and names of every
-other module stay. What is left out: an activation that is called as a function, which no swap can see.
+Parameters and buffers have the names of nn.BatchNorm2d's, so a state dict of the model loads before and after the swap. The
+activation becomes part of the norm, and an nn.Identity takes its place, so the indices and names of all other modules stay.
+A swap cannot see an activation that is called as a function, and leaves it.
 """
 
 from typing import Any
@@ -55,7 +55,7 @@ class BatchNormAct2d(nn.BatchNorm2d):
         momentum = 0.0 if self.momentum is None else self.momentum
         if update and self.num_batches_tracked is not None:
             self.num_batches_tracked.add_(1)
-            if self.momentum is None:  # a cumulative average, which reads the count on the host as torch's does
+            if self.momentum is None:  # a cumulative average reads the count on the host, as torch's does
                 momentum = 1.0 / float(self.num_batches_tracked)
         return batch_norm_act(
             input,
@@ -88,7 +88,7 @@ def activation_of(module: nn.Module) -> tuple[Activation, float] | None:
     return ("none", 0.0) if type(module) is nn.Identity else None
 
 
-def _fused(norm: nn.BatchNorm2d, activation: Activation, slope: float, reduce: Reduce | None) -> BatchNormAct2d:
+def _fuse_norm(norm: nn.BatchNorm2d, activation: Activation, slope: float, reduce: Reduce | None) -> BatchNormAct2d:
     """A fused norm that shares the parameters and buffers of `norm`."""
     fused = BatchNormAct2d(
         norm.num_features, norm.eps, norm.momentum, affine=False, track_running_stats=False,
@@ -101,21 +101,21 @@ def _fused(norm: nn.BatchNorm2d, activation: Activation, slope: float, reduce: R
     return fused.train(norm.training)
 
 
-def _timm_norm_act(module: nn.Module) -> bool:
-    """timm's own pair of norm and activation; by name, because timm need not be installed."""
+def _is_timm_norm_act(module: nn.Module) -> bool:
+    """Whether it is timm's own pair of norm and activation; asked by name, because timm need not be installed."""
     return type(module).__name__ == "BatchNormAct2d" and type(module).__module__.startswith("timm.")
 
 
 def _fuse_timm(module: Any, reduce: Reduce | None) -> BatchNormAct2d | None:
     known = activation_of(module.act) if type(module.drop) is nn.Identity else None
-    return None if known is None else _fused(module, *known, reduce)
+    return None if known is None else _fuse_norm(module, *known, reduce)
 
 
-def _runs_next(parent: nn.Module, name: str) -> str | None:
-    """The name of the activation that surely runs right after the norm `name`, or None.
+def _next_activation(parent: nn.Module, name: str) -> str | None:
+    """The name of the activation that certainly runs directly after the norm `name`, or None.
 
-    In an nn.Sequential the next module runs next. Elsewhere only a convention tells, and only timm's models and ours are
-    known to keep it: act1 after bn1. (A torchvision block uses its one `relu` three times, once behind an addition.)
+    In an nn.Sequential the next module runs next. Elsewhere only names tell (act1 after bn1), and only timm's models and
+    this project's are known to keep to them. (A torchvision block uses its one `relu` three times, once after a sum.)
     """
     names = list(parent._modules)
     if isinstance(parent, nn.Sequential):
@@ -126,21 +126,21 @@ def _runs_next(parent: nn.Module, name: str) -> str | None:
     return candidate if keeps and name.startswith("bn") and candidate in names else None
 
 
-def _behind_sum(parent: nn.Module, activation: str) -> bool:
-    """timm's residual blocks add their shortcut between the last norm and the last activation."""
+def _follows_sum(parent: nn.Module, activation: str) -> bool:
+    """Whether a sum stands between the norm and its activation: timm's residual blocks add their shortcut there."""
     names = [n for n in parent._modules if n.startswith("act")]
     return not isinstance(parent, nn.Sequential) and hasattr(parent, "downsample") and activation == names[-1]
 
 
 def _fuse_pair(parent: nn.Module, name: str, norm: nn.BatchNorm2d, reduce: Reduce | None) -> BatchNormAct2d:
-    following = _runs_next(parent, name)
+    following = _next_activation(parent, name)
     between = getattr(parent, name.replace("bn", "drop_block"), None) if name.startswith("bn") else None
-    apart = following is None or _behind_sum(parent, following) or not isinstance(between, nn.Identity | None)
+    apart = following is None or _follows_sum(parent, following) or not isinstance(between, nn.Identity | None)
     known = None if following is None or apart else activation_of(parent._modules[following] or nn.Identity())
     if following is None or known is None or known[0] == "none":
-        return _fused(norm, "none", 0.0, reduce)
+        return _fuse_norm(norm, "none", 0.0, reduce)
     parent._modules[following] = nn.Identity()
-    return _fused(norm, *known, reduce)
+    return _fuse_norm(norm, *known, reduce)
 
 
 def fuse_batch_norm_act(module: nn.Module, reduce: Reduce | None = None) -> int:
@@ -154,7 +154,7 @@ def fuse_batch_norm_act(module: nn.Module, reduce: Reduce | None = None) -> int:
     for parent in list(module.modules()):
         for name, child in list(parent.named_children()):
             fused: BatchNormAct2d | None = None
-            if _timm_norm_act(child):
+            if _is_timm_norm_act(child):
                 fused = _fuse_timm(child, reduce)
             elif type(child) is nn.BatchNorm2d:
                 fused = _fuse_pair(parent, name, child, reduce)

@@ -1,16 +1,17 @@
 """The phases of batch_norm_act in plain torch: what the native and the Triton kernels compute, for any type.
 
-    sums            of x and x^2                             -> the hook may add other ranks'
+    sums            of x and x^2                             -> the hook may add those of other ranks
     forward         y and `moments`
-    gradient_sums   of dz = dy act'(z) and dz (x - mean)     -> the hook may add other ranks'
-    gradient        dx, the residual's, the weight's and the bias's gradient
-    tangent         the tangent of y (its sums are gradient_sums of the tangent of x, with no activation)
-    dual_sums, dual y and its tangent together, where no graph is recorded: half the passes over memory
-    train, backward sums and forward, gradient_sums and gradient,
-    dual_train      dual_sums and dual: each one call where there are no other ranks
+    gradient_sums   of dz = dy act'(z) and dz (x - mean)     -> the hook may add those of other ranks
+    gradient        the gradients of x, residual, weight and bias
+    tangent         the tangent of y (its sums are gradient_sums of the tangent of x, without activation)
+    dual_sums, dual y and its tangent together, where autograd records no graph: half the passes over memory
+    train           sums and forward in one call, where there are no other ranks
+    backward        gradient_sums and gradient, the same
+    dual_train      dual_sums and dual, the same
 
-Sums are [parts, columns] in float64: a kernel leaves one row a part, and whoever reads them adds the rows. `moments` is
-[4, C]: the mean rounded to its type, what that rounding left, 1 / sqrt(var + eps), 1 / count.
+Sums are [parts, columns] in float64: a kernel writes one row a part, and the reader adds the rows. `moments` is [4, C]: the
+mean rounded to its type, the remainder of that rounding, 1 / sqrt(var + eps), 1 / count.
 """
 
 import torch
@@ -29,12 +30,12 @@ def as_rows(x: Tensor) -> Float[Tensor, "M C"]:
 
 
 def wide_dtype(x: Tensor) -> torch.dtype:
-    """The type of what is computed from x."""
+    """The type of what is computed from x: float32, or float64 for float64."""
     return torch.promote_types(x.dtype, torch.float32)
 
 
 def from_rows(rows: Float[Tensor, "M C"], like: Tensor) -> Tensor:
-    """A tensor of the shape, type and layout of `like`."""
+    """Rows as a tensor of the shape, type and layout of `like`."""
     moved = like.movedim(1, -1)
     return torch.empty_like(like).copy_(rows.view(moved.shape).movedim(-1, 1))
 
@@ -45,7 +46,7 @@ def sums(x: Tensor) -> Float[Tensor, "1 2C_plus_1"]:
 
 
 def moments_of(total: Float[Tensor, "2C_plus_1"], eps: float, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
-    """moments, and the mean and biased variance in float64."""
+    """The moments, and the mean and the biased variance in float64."""
     mean, square = (total[:-1] / total[-1]).chunk(2)
     var = (square - mean.square()).clamp_min(0)
     high = mean.to(dtype)
@@ -77,7 +78,7 @@ def forward(x: Tensor, partial: Tensor, norm: Norm, running: Running) -> tuple[T
 
 
 def derivative(z: Tensor, activation: int, slope: float) -> Tensor:
-    """act'(z), with torch's choice at 0."""
+    """act'(z), at 0 as torch defines it."""
     if NAMES[activation] == "relu":
         return (z > 0).to(z.dtype)
     if NAMES[activation] == "leaky_relu":
@@ -95,8 +96,8 @@ def gradient_sums(dy: Tensor, x: Tensor, moments: Tensor, norm: Norm) -> Float[T
 
 
 def project(d: Tensor, centred: Tensor, moments: Tensor, partial: Tensor) -> Tensor:
-    """rstd (d - mean(d) - xhat mean(d xhat)): the derivative of xhat by x, applied to rows d. It is symmetric, hence the
-    same in the backward and in the forward mode."""
+    """rstd (d - mean(d) - xhat mean(d xhat)): the derivative of xhat by x, applied to rows d. It is symmetric, so both the
+    backward and the forward mode use it."""
     _, _, rstd, inverse_count = moments
     of_d, of_product = partial.sum(0).chunk(2)
     level = (of_d * inverse_count).to(d.dtype)
@@ -117,7 +118,7 @@ def gradient(
 
 
 def parameter_gradients(moments: Tensor, local: Tensor) -> tuple[Tensor, Tensor]:
-    """Those of the bias and of the weight, from this rank's sums alone."""
+    """The gradients of the bias and of the weight, from the sums of this rank alone."""
     of_dz, of_product = local.sum(0).chunk(2)
     return of_dz.to(moments.dtype), (of_product * moments[2]).to(moments.dtype)
 

@@ -1,7 +1,7 @@
 """batch_norm_act as plain formulas, differentiable by torch in both modes; exact in float64.
 
-The statistics take two passes and the activation its own name: nothing here is rearranged. It serves under
-torch.compile, and every other implementation is measured against it.
+The statistics take two passes, and no formula is rearranged. torch.compile traces this implementation. The tests measure
+every other one against it.
 """
 
 import torch
@@ -13,6 +13,7 @@ from fastmpl_kernels.batch_norm_act.settings import Activation
 
 
 def activate(z: Tensor, activation: Activation, slope: float) -> Tensor:
+    """act(z); `slope` is the leaky ReLU's."""
     if activation == "relu":
         return F.relu(z)
     if activation == "leaky_relu":
@@ -54,7 +55,7 @@ def move_running(
     rows: int,
     momentum: float,
 ) -> None:
-    """The exponential averages that evaluation uses; the variance is the unbiased one, as in torch."""
+    """Moves the averages that evaluation uses, in place; with the unbiased variance, as torch does."""
     with torch.no_grad():
         running_mean.lerp_(mean.to(running_mean.dtype), momentum)
         running_var.lerp_((var * (rows / (rows - 1))).to(running_var.dtype), momentum)

@@ -3,7 +3,7 @@
     loss = 1/N sum_i sum_c -t'_ic log softmax(logits_i)_c,    t' = (1 - label_smoothing) t + label_smoothing / K
     gradient = 1/N (softmax(logits_i) - t'_i)
 
-Left out: class weights and ignored labels; the target gets no gradient.
+Class weights and ignored labels are left out. The target gets no gradient.
 """
 
 from typing import Any
@@ -81,7 +81,7 @@ def soft_cross_entropy(
 ) -> Float[Tensor, ""]:
     """The mean cross-entropy of N rows with labels (int64 `[N]`) or distributions (`[N, K]`, rows that sum to one).
 
-    The gradient flows to `logits` alone. Reductions are in float32 (float64 for float64), and so is the loss.
+    The gradient flows to `logits` alone. Reductions and the loss are in float32 (in float64 for float64 logits).
     Raises ValueError for empty rows, for a target of another shape, and on CPU for a label that is no class.
     """
     check_rows("soft_cross_entropy", "logits", logits)

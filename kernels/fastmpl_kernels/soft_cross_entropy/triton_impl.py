@@ -8,11 +8,11 @@ from torch import Tensor
 
 from fastmpl_kernels.rows import gradient_like
 from fastmpl_kernels.triton_rows import (
+    add_up_parts,
     agreement,
     arrivals,
     exponential,
-    finish,
-    launch,
+    launch_shape,
     load_row,
     maximum,
     on_device,
@@ -66,7 +66,7 @@ def cross_entropy_rows(
             gradient = (exponential(logits, peak, 1.0) * (mass / total) - target) * inverse_rows
             tl.store(gradient_ptr + row * K + column, gradient.to(gradient_ptr.dtype.element_ty), mask=column < K)
     tl.store(part_ptr + row, (mass * tl.log(total) - agreed) * inverse_rows)
-    finish(part_ptr, loss_ptr, arrivals_ptr, rows, 1)
+    add_up_parts(part_ptr, loss_ptr, arrivals_ptr, rows, 1)
 
 
 def run(logits: Tensor, target: Tensor, label_smoothing: float, with_gradient: bool) -> tuple[Tensor, Tensor]:
@@ -78,7 +78,7 @@ def run(logits: Tensor, target: Tensor, label_smoothing: float, with_gradient: b
     part = torch.empty(rows, dtype=torch.float32, device=logits.device)
     loss = torch.empty((), dtype=torch.float32, device=logits.device)
     gradient = gradient_like(logits, with_gradient)
-    block, warps, registers = launch(columns)
+    block, warps, registers = launch_shape(columns)
     with on_device(logits):
         cross_entropy_rows[(rows,)](
             logits,

@@ -1,4 +1,4 @@
-"""The student's loss on pseudo labels, fused: label, mask, loss and logits gradient from two loads and one store a row.
+"""The student's loss on pseudo labels, fused: label, mask, loss and gradient from two row loads and one row store.
 
 With `q = softmax(label_logits / temperature)`, `t` the target (`q` itself, or one-hot at a label drawn from `q` or at
 its maximum), `t' = (1 - label_smoothing) t + label_smoothing / K`, and `m = [max q >= threshold]`:
@@ -6,8 +6,8 @@ its maximum), `t' = (1 - label_smoothing) t + label_smoothing / K`, and `m = [ma
     loss = 1/U sum_i m_i sum_c -t'_ic log softmax(student_logits_i)_c
     gradient = m_i / U (softmax(student_logits_i) - t'_i)
 
-Pham et al. 2021, "Meta Pseudo Labels" (CVPR). Left out: the labelling network gets no gradient from here; what it is to
-learn is in `teacher_objective`.
+Pham et al. 2021, "Meta Pseudo Labels" (CVPR). The network that labels gets no gradient here; `teacher_objective` has its
+loss.
 """
 
 from typing import Any
@@ -102,9 +102,9 @@ def student_objective(
 ) -> StudentObjective:
     """The mean loss over all U rows, the labels `int64 [U]`, the confidence mask `bool [U]`, and the means of both.
 
-    Rows below the threshold add 0 to the loss and its gradient and count in the mean. `key` (0-D) and `index` (the
-    images' numbers) decide sampled labels, and nothing else does (fastmpl_kernels.keyed). The gradient flows to
-    `student_logits` alone. Reductions are in float32 (float64 for float64), and so is the loss.
+    Rows below the threshold add 0 to the loss and its gradient and count in the mean. Sampled labels depend on `key` (0-D)
+    and `index` (the images' numbers) alone (fastmpl_kernels.keyed). The gradient flows to `student_logits` alone.
+    Reductions and the loss are in float32 (in float64 for float64 logits).
     Raises ValueError for empty rows, shapes that differ, or sampled targets without key and index.
     """
     check_rows("student_objective", "student_logits", student_logits)

@@ -6,8 +6,8 @@ from torch import Tensor
 
 
 class StudentArguments(NamedTuple):
-    """Logits `[U, K]` of the network that labels and of the student, the key and the images' numbers for sampled labels, and
-    the constants of one call. `targets` is a name of native.TARGETS."""
+    """Logits `[U, K]` of the network that labels and of the student, the key and the images' numbers for sampled labels,
+    and the constants of one call. `targets` is a name of native.TARGETS."""
 
     label_logits: Tensor
     student_logits: Tensor

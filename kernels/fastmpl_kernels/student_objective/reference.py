@@ -1,4 +1,4 @@
-"""The student's loss in plain torch: float64-capable, differentiable in every mode, and what compiled steps run."""
+"""The student's loss in plain torch, in any floating type, differentiable in every mode. Compiled steps run it."""
 
 from typing import Literal, NamedTuple
 
@@ -7,14 +7,14 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from fastmpl_kernels import keyed
-from fastmpl_kernels.rows import wide
+from fastmpl_kernels.rows import widen
 
 Targets = Literal["soft", "sampled", "argmax"]
 
 
 class StudentObjective(NamedTuple):
-    """The loss, the labels that were learnt (the most probable class for soft targets), which rows counted, the mean
-    probability of the likeliest class, and the share of rows that counted. The loss alone carries a gradient."""
+    """The loss, the labels that the student learns (for soft targets the most probable class), the rows that count, the
+    mean probability of the most probable class, and the share of rows that count. The loss alone carries a gradient."""
 
     loss: Float[Tensor, ""]
     label: Int[Tensor, " U"]
@@ -26,12 +26,11 @@ class StudentObjective(NamedTuple):
 def draw(
     logits: Float[Tensor, "U K"], temperature: float, key: Int[Tensor, ""], index: Int[Tensor, " U"]
 ) -> Int[Tensor, " U"]:
-    """Labels drawn from softmax(logits / temperature): the inverse of the cumulative distribution at one keyed uniform
-    number a row, in 30-bit fixed point.
+    """Draws labels from softmax(logits / temperature): inverts the cumulative distribution, in 30-bit fixed point, at one
+    keyed uniform number a row.
 
-    Integer sums are exact in any order, so a kernel that adds a row up in other blocks draws the same label; one number
-    a row is K times fewer than Gumbel noise needs. A class less than 2^-31 times as probable as the likeliest is never
-    drawn.
+    Integer sums are exact in any order, so a kernel that adds a row in other blocks draws the same label. Gumbel noise
+    would need K numbers a row. A class less than 2^-31 times as probable as the most probable one is never drawn.
     """
     relative = torch.exp((logits - logits.amax(-1, keepdim=True)) / temperature)
     cumulative = (relative * 2**30 + 0.5).long().cumsum(-1)
@@ -52,7 +51,7 @@ def student_objective(
     index: Int[Tensor, " U"] | None,
 ) -> StudentObjective:
     """See `fastmpl_kernels.student_objective`."""
-    label_logits = wide(label_logits.detach())
+    label_logits = widen(label_logits.detach())
     target = torch.softmax(label_logits / temperature, -1)
     confidence = target.amax(-1)
     mask = confidence >= threshold
@@ -65,7 +64,7 @@ def student_objective(
     if targets != "soft":
         target = torch.nn.functional.one_hot(label, target.shape[-1])
     target = (1 - label_smoothing) * target + label_smoothing / target.shape[-1]
-    loss = -(target * torch.log_softmax(wide(student_logits), -1)).sum(-1)
+    loss = -(target * torch.log_softmax(widen(student_logits), -1)).sum(-1)
     return StudentObjective(
         loss.masked_fill(~mask, 0.0).mean(), label, mask, confidence.mean(), mask.to(confidence.dtype).mean()
     )

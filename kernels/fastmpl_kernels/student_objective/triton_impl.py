@@ -9,11 +9,11 @@ from fastmpl_kernels.rows import gradient_like
 from fastmpl_kernels.student_objective.arguments import StudentArguments, StudentResults
 from fastmpl_kernels.student_objective.native import TARGETS
 from fastmpl_kernels.triton_rows import (
+    add_up_parts,
     agreement,
     arrivals,
     exponential,
-    finish,
-    launch,
+    launch_shape,
     load_row,
     maximum,
     on_device,
@@ -123,7 +123,7 @@ def student_rows(
     tl.store(part_ptr + row, tl.where(keep, (tl.log(student_total) - agreed) * inverse_rows, 0.0))
     tl.store(part_ptr + rows + row, inverse_rows / total)
     tl.store(part_ptr + 2 * rows + row, tl.where(keep, inverse_rows, 0.0))
-    finish(part_ptr, parts_ptr, arrivals_ptr, rows, 3)
+    add_up_parts(part_ptr, parts_ptr, arrivals_ptr, rows, 3)
 
 
 def run(a: StudentArguments) -> StudentResults:
@@ -135,7 +135,7 @@ def run(a: StudentArguments) -> StudentResults:
     label = torch.empty(rows, dtype=torch.int64, device=student_logits.device)
     mask = torch.empty(rows, dtype=torch.bool, device=student_logits.device)
     gradient = gradient_like(student_logits, a.with_gradient)
-    block, warps, registers = launch(columns)
+    block, warps, registers = launch_shape(columns)
     with on_device(student_logits):
         student_rows[(rows,)](
             label_logits,

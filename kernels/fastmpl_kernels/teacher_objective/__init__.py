@@ -12,7 +12,7 @@ With `q = softmax(view / temperature)` on the view that labelled, and `p` the so
 
 each times its weight; `w = softmax(weak / uda.temperature)` and `m_i = [max_c w_ic >= uda.threshold]`.
 Pham et al. 2021, "Meta Pseudo Labels" (CVPR); Xie et al. 2020, "Unsupervised Data Augmentation".
-Left out: where the credit comes from, and its scale beyond `ExactFeedback.scale`.
+The caller computes the credit, and its scale beyond `ExactFeedback.scale`.
 """
 
 from typing import Any
@@ -108,8 +108,8 @@ class _TeacherObjective(torch.autograd.Function):
         return tangent_of_loss(*pairs), None, None, None, None
 
 
-def _flattened(feedback: Feedback | None) -> tuple[tuple[Tensor | None, ...], str]:
-    """Weight, tangent, credit and label as the low-level op takes them, and the feedback's kind."""
+def _flatten(feedback: Feedback | None) -> tuple[tuple[Tensor | None, ...], str]:
+    """The weight, tangent, credit and label that the low-level op takes, and the kind of feedback."""
     if feedback is None:
         return (None, None, None, None), "none"
     if isinstance(feedback, ExactFeedback):
@@ -139,7 +139,9 @@ def _check(
     if weak_logits is not None:
         check_rows(op, "weak_logits", weak_logits, strong_logits)
     elif uda is not None or (feedback is not None and label_view == "weak"):
-        raise ValueError(f"{op}: UDA, and feedback to the weak view, need weak_logits; give them or leave these out.")
+        raise ValueError(
+            f"{op}: UDA and feedback to the weak view need weak_logits: give weak_logits, or leave out both."
+        )
     if isinstance(feedback, ExactFeedback):
         check_rows(op, "feedback.tangent", feedback.tangent, strong_logits)
     elif feedback is not None:
@@ -164,10 +166,10 @@ def teacher_objective(
 ) -> TeacherObjective:
     """The teacher's loss, `supervised_weight * supervised + uda.weight * uda + feedback.weight * feedback`.
 
-    Only `loss` carries a gradient: to `labelled_logits`, to `strong_logits` (UDA; feedback if that view labelled) and
-    to `weak_logits` if that view labelled, for the feedback alone. Weights and credits are 0-D tensors, so that they
-    may change from step to step of a captured graph. Reductions are in float32 (float64 for float64). Where the views
-    are rows of one tensor, take them with `split`: the backward of slices writes the whole tensor once per slice.
+    Only `loss` carries a gradient: to `labelled_logits`, to `strong_logits` (of UDA, and of the feedback if that view
+    labelled) and to `weak_logits` (of the feedback, if that view labelled). Weights and credits are 0-D tensors, which
+    may change between replays of a captured graph. Reductions are in float32 (in float64 for float64 logits). If the
+    views are rows of one tensor, take them with `split`: the backward of slices writes the whole tensor once per slice.
     Raises ValueError for empty rows, shapes that differ, a view that is needed and missing, and on CPU for a label that
     is no class.
     """
@@ -180,7 +182,7 @@ def teacher_objective(
     backend = dispatch.select("teacher_objective", views, library.available)
     if backend == "reference":
         return reference.teacher_objective(labelled_logits, targets, strong_logits, weak_logits, *plain)
-    constants, kind = _flattened(feedback)
+    constants, kind = _flatten(feedback)
     wanted = wants_gradient(*views)
     arguments = (
         *(None if uda is None else uda.weight, *constants, kind, on_weak),

@@ -1,4 +1,4 @@
-"""The teacher's losses in plain torch: float64-capable, differentiable in every mode, and what compiled steps run."""
+"""The teacher's losses in plain torch, in any floating type, differentiable in every mode. Compiled steps run them."""
 
 from typing import Literal, NamedTuple
 
@@ -6,14 +6,14 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from fastmpl_kernels.rows import wide
+from fastmpl_kernels.rows import widen
 from fastmpl_kernels.soft_cross_entropy.reference import soft_cross_entropy
 
 View = Literal["strong", "weak"]
 
 
 class Uda(NamedTuple):
-    """Consistency of the strong view with a graph-free weak view (Xie et al. 2020, arXiv:1904.12848)."""
+    """Consistency of the strong view with the weak view, which gets no gradient (Xie et al. 2020, arXiv:1904.12848)."""
 
     weight: Float[Tensor, ""]
     temperature: float = 1.0
@@ -23,8 +23,8 @@ class Uda(NamedTuple):
 class ExactFeedback(NamedTuple):
     """`sum_ic r_ic q_ic` with `r = scale * tangent`, the validation loss's derivative by every soft label.
 
-    `tangent` is that of the student's logits (or of their log-softmax: a constant a row changes no gradient, and the
-    reported value by an amount that does not depend on the teacher); `scale` is `(1 - label_smoothing) / U`.
+    `tangent` is the tangent of the student's logits or of their log-softmax. The two differ by a constant a row, which
+    changes no gradient. `scale` is `(1 - label_smoothing) / U`.
     """
 
     tangent: Float[Tensor, "U K"]
@@ -33,7 +33,7 @@ class ExactFeedback(NamedTuple):
 
 
 class PerExampleFeedback(NamedTuple):
-    """`sum_i credit_i log q_{i, label_i}`: the same derivative, read at the label that was drawn."""
+    """`sum_i credit_i log q_{i, label_i}`: the same derivative, at the label that was drawn."""
 
     credit: Float[Tensor, " U"]
     label: Int[Tensor, " U"]
@@ -41,7 +41,7 @@ class PerExampleFeedback(NamedTuple):
 
 
 class ScalarFeedback(NamedTuple):
-    """`U * credit * mean_i CE(label_i, T / temperature)`: credit is the validation loss before less after."""
+    """`U * credit * mean_i CE(label_i, T / temperature)`; credit is the validation loss before less after a step."""
 
     credit: Float[Tensor, ""]
     label: Int[Tensor, " U"]
@@ -64,18 +64,18 @@ class TeacherObjective(NamedTuple):
 def consistency(
     strong_logits: Float[Tensor, "U K"], weak_logits: Float[Tensor, "U K"], uda: Uda
 ) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
-    """The UDA loss, rows below the threshold counted in its mean, and the share of rows above."""
-    target = torch.softmax(wide(weak_logits.detach()) / uda.temperature, -1)
+    """The UDA loss, in whose mean rows below the threshold count as 0, and the share of rows above."""
+    target = torch.softmax(widen(weak_logits.detach()) / uda.temperature, -1)
     mask = target.amax(-1) >= uda.threshold
-    row = -(target * torch.log_softmax(wide(strong_logits), -1)).sum(-1)
+    row = -(target * torch.log_softmax(widen(strong_logits), -1)).sum(-1)
     return row.masked_fill(~mask, 0.0).mean(), mask.to(row.dtype).mean()
 
 
 def credit_loss(logits: Float[Tensor, "U K"], feedback: Feedback, temperature: float) -> Float[Tensor, ""]:
     """The feedback loss on the logits of the view that labelled."""
-    log_q = torch.log_softmax(wide(logits) / temperature, -1)
+    log_q = torch.log_softmax(widen(logits) / temperature, -1)
     if isinstance(feedback, ExactFeedback):
-        return (feedback.scale * wide(feedback.tangent) * log_q.exp()).sum()
+        return (feedback.scale * widen(feedback.tangent) * log_q.exp()).sum()
     log_q_label = log_q.gather(-1, feedback.label.unsqueeze(-1)).squeeze(-1)
     credit = -feedback.credit if isinstance(feedback, ScalarFeedback) else feedback.credit
     return (credit * log_q_label).sum()

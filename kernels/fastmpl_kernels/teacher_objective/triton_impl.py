@@ -9,11 +9,11 @@ from fastmpl_kernels.rows import gradient_like
 from fastmpl_kernels.teacher_objective.arguments import TeacherArguments, TeacherResults
 from fastmpl_kernels.teacher_objective.native import KINDS
 from fastmpl_kernels.triton_rows import (
+    add_up_parts,
     agreement,
     arrivals,
     exponential,
-    finish,
-    launch,
+    launch_shape,
     load_row,
     maximum,
     on_device,
@@ -176,7 +176,7 @@ def teacher_rows(
             inverse_temperature, uda_inverse_temperature, uda_threshold,
             K, BLOCK, UDA, KIND, ON_WEAK, STRONG_GRADIENT, WEAK_GRADIENT,
         )  # fmt: skip
-    finish(every_part_ptr, parts_ptr, arrivals_ptr, programs, 5)
+    add_up_parts(every_part_ptr, parts_ptr, arrivals_ptr, programs, 5)
 
 
 def run(a: TeacherArguments) -> TeacherResults:
@@ -189,7 +189,7 @@ def run(a: TeacherArguments) -> TeacherResults:
     parts = torch.empty(5, dtype=torch.float32, device=strong_logits.device)
     views = (labelled_logits, strong_logits, strong_logits if weak_logits is None else weak_logits)
     gradients = [gradient_like(x, wanted) for x, wanted in zip(views, a.with_gradient, strict=True)]
-    block, warps, registers = launch(columns)
+    block, warps, registers = launch_shape(columns)
     with on_device(strong_logits):
         teacher_rows[(labelled + unlabelled,)](
             labelled_logits,
