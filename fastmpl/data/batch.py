@@ -1,9 +1,11 @@
 """What one training step needs from the data, and nothing else.
 
-B labelled, M trusted and U unlabelled images of this rank; C channels, H x W pixels. Shapes are static over a run, so
-that a step can be captured as one CUDA graph on fixed buffers.
+B labelled, M trusted and U unlabelled images of this rank; C channels, H x W pixels; K classes. Shapes do not change
+during a run, so that a step can be captured as one CUDA graph on fixed buffers.
 """
 
+from collections.abc import Callable
+from functools import partial
 from typing import Final, NamedTuple, Self
 
 import torch
@@ -13,8 +15,12 @@ from torch import Tensor
 IMAGES: Final = ("labelled", "weak", "strong", "trusted")  # the parts of a batch that are pictures
 
 
+def _chunk(count: int, place: int, part: Tensor) -> Tensor:
+    return part.chunk(count)[place]
+
+
 class Batch(NamedTuple):
-    """Images are normalised floats; indices are positions in the whole data set, the key of every random draw."""
+    """Images are normalised floats. An index is the position of an image in the whole data set: random draws use it."""
 
     labelled: Float[Tensor, "B *image"]  # weak view
     targets: Int[Tensor, "B"]
@@ -22,13 +28,17 @@ class Batch(NamedTuple):
     weak: Float[Tensor, "U *image"]
     strong: Float[Tensor, "U *image"]
     unlabelled_index: Int[Tensor, "U"]
-    trusted: Float[Tensor, "M *image"] | None = None  # clean labelled images of the feedback alone, weak view
+    trusted: Float[Tensor, "M *image"] | None = None  # clean labelled images for the feedback alone, weak view
     trusted_targets: Int[Tensor, "M"] | None = None
-    stored_labelled: Float[Tensor, "B K"] | None = None  # what a large teacher said of these images, where it is stored
+    stored_labelled: Float[Tensor, "B K"] | None = None  # a large teacher's stored probabilities of these images
     stored_unlabelled: Float[Tensor, "U K"] | None = None
 
+    def map(self, f: Callable[[Tensor], Tensor]) -> Self:
+        """The batch with `f` applied to each tensor; absent parts stay absent."""
+        return type(self)(*(None if part is None else f(part) for part in self))  # type: ignore[arg-type]
+
     def for_teacher(self) -> Self:
-        """The batch as a teacher is shown it: stored distributions, where there are any, in the place of the images."""
+        """The batch with stored probabilities in the place of the images, where it has any: a teacher's input then."""
         if self.stored_labelled is None or self.stored_unlabelled is None:
             return self
         rows = self.stored_unlabelled
@@ -38,9 +48,8 @@ class Batch(NamedTuple):
         """The batch as `count` micro-batches of equal sizes; itself for 1."""
         if count == 1:
             return [self]
-        cut = [None if part is None else part.chunk(count) for part in self]
-        return [type(self)(*(None if part is None else part[i] for part in cut)) for i in range(count)]  # type: ignore[arg-type]
+        return [self.map(partial(_chunk, count, place)) for place in range(count)]
 
     def to(self, device: torch.device) -> Self:
-        """The batch on that device, copied without waiting."""
-        return type(self)(*(None if part is None else part.to(device, non_blocking=True) for part in self))  # type: ignore[arg-type]
+        """The batch on `device`. The host does not wait for copies from pinned memory."""
+        return self.map(lambda part: part.to(device, non_blocking=True))

@@ -1,4 +1,4 @@
-"""All the data of a run in one value: what a trainer, an evaluation and a report need."""
+"""Builds all the data of a run as one value, for a trainer, an evaluation and a report."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fastmpl.data.dataset import Problem, digest, digest_of, select_images
+from fastmpl.data.device_stream import upload
 from fastmpl.data.draws import StreamName
 from fastmpl.data.loader import LabelledImages, LabelledStream, Loader
 from fastmpl.data.memory.evaluation_set import EvaluationSet
@@ -36,28 +37,26 @@ class Data:
     classes: tuple[str, ...]
     image_shape: tuple[int, ...]  # (3 or 1, size, size), or (2,) for points
     split: Split
-    truth: Int[
-        Tensor, "N"
-    ]  # the true label of every training image, -1 where nobody knows it: for reports alone, by a Batch's indices
+    truth: Int[Tensor, "N"]  # true labels of the training images, -1 where unknown; for reports alone
     _streams: StreamOpener
 
     @property
     def normalisation(self) -> Normalisation | None:
-        """What the networks' inputs were made with; None for points."""
+        """The constants that the networks' inputs are normalised with; None for points."""
         return self._streams.prepared.normalisation
 
     @property
     def may_lack_images(self) -> bool:
-        """Whether images are read at every step, so that some may turn out to be gone."""
+        """Whether images are read at every step, so that some may be missing by then."""
         return not isinstance(self._streams.prepared.arrays.train_images, np.ndarray)
 
     @property
     def problems(self) -> tuple[Problem, ...]:
-        """The files that were left out, and those that are odd."""
+        """The files that were left out, and files that were read though something about them is odd."""
         return self._streams.prepared.arrays.problems
 
     def remarks(self) -> list[str]:
-        """What a user should know of the files before training."""
+        """Remarks on the files, for a user who is about to train."""
         left_out = sum(not problem.used for problem in self.problems)
         return [f"{left_out} files are left out; `fastmpl check` says which and why."] if left_out else []
 
@@ -74,28 +73,28 @@ class Data:
         return len(self.split.unlabelled)
 
     def examples(self, index: NDArray[np.int64]) -> EvaluationSet:
-        """The training images `index` as they are evaluated, with their true labels."""
+        """An evaluation set of the training images `index`, with their true labels."""
         arrays = self._streams.prepared.arrays
         return self._streams.evaluation_set(select_images(arrays.train_images, index), arrays.train_labels[index])
 
     @property
     def names(self) -> Sequence[str]:
-        """What a file calls each training image: its path below the data's folder, or its position."""
+        """The name of each training image in files: its path below the data's folder, or its position."""
         return self._streams.prepared.arrays.names or [str(number) for number in range(len(self.truth))]
 
     @property
     def images_digest(self) -> str:
-        """Tells the training images from those of other data, whoever labelled them."""
+        """Tells the training images from those of other data; labels do not count."""
         return digest_of(self._streams.prepared.arrays.train_images)
 
     def weak_views(self, members: NDArray[np.int64], batch: int) -> ViewStream:
-        """Weak views of the training images `members`, each once an epoch, drawn by the image and the epoch."""
+        """Weak views of the training images `members`: each image once an epoch, its view drawn by image and epoch."""
         streams = self._streams
         sampler = Sampler(members, batch, StreamName.DISTIL, streams.seed)
         return streams.open(sampler, 0, StreamName.DISTIL)
 
     def finetune(self, images: Literal["labelled", "trusted"], batch: int, step: int = 0) -> Prefetcher[LabelledImages]:
-        """This rank's part of global batches of labelled (perhaps noisy) or trusted images, from `step` on."""
+        """This rank's part of the global batches of fine-tuning, from `step` on; labels may have been made noisy."""
         streams = self._streams
         sampler = streams.sampler(
             StreamName.FINETUNE, self.split.labelled if images == "labelled" else self.split.trusted, batch
@@ -117,38 +116,35 @@ def build(
 ) -> Data:
     """Loads, splits and prepares the data of a run.
 
-    `rank` of `world` processes gets its part of every global batch. `device` is the number of the CUDA device on which
-    views are made and batches lie, None for the CPU. `dtype`: of training images that are decoded at every step; others
+    Process `rank` of `world` gets its part of every global batch. `device`: the number of the CUDA device that makes
+    views and holds batches, None for the CPU. `dtype`: of training images that are decoded at every step; other images
     are float32. Raises DataError where the data cannot be used as asked.
     """
     prepared = prepare(settings, seed)
     if prepared.normalisation is not None:
-        import_module("fastmpl.data.memory.pipeline")  # a missing DALI is told now, not at the first batch
+        import_module("fastmpl.data.memory.pipeline")  # a missing DALI is reported now, not at the first batch
     streams = StreamOpener(prepared, settings, seed, rank, world, channels_last, max(threads, 1), device, dtype)
     with_trusted = prepared.split.trusted.size > 0
     used = [StreamName.LABELLED, StreamName.UNLABELLED] + [StreamName.TRUSTED] * with_trusted
-    orders = {
-        stream: streams.sampler(stream, *streams.members(stream)) for stream in used
-    }  # refuses impossible batches
+    samplers = {stream: streams.sampler(stream, *streams.members(stream)) for stream in used}  # raises DataError
 
     def open_stream(stream: StreamName, step: int) -> ViewStream:
-        return streams.open(orders[stream], step, stream, two_views=stream is StreamName.UNLABELLED)
+        return streams.open(samplers[stream], step, stream, two_views=stream is StreamName.UNLABELLED)
 
     arrays, validation = prepared.arrays, prepared.split.validation
     side = settings.image_size
     test_images, test_labels = prepared.test()
     known = fingerprint(prepared, settings, seed)
-    store = _store(prepared, settings.store) if settings.store else None
+    store = _open_store(prepared, settings.store) if settings.store else None
     if store is not None:
         known["store"] = digest(*(np.frombuffer(shard.blake2b.encode(), np.uint8) for shard in store.header.shards))
 
-    def stored(stream: StreamName, step: int, replaced: Sequence[Replacement]) -> Tensor:
-        """Samples of the images that the stream gives at that step: an sampler is known ahead, and no device is asked."""
+    def look_up(stream: StreamName, step: int, replaced: Sequence[Replacement]) -> Tensor:
+        """Stored probabilities of the images of that step. The sampler knows them, so that no GPU is asked."""
         assert store is not None
-        index = orders[stream].samples(step).index
+        index = samplers[stream].samples(step).index
         index[[one.place for one in replaced]] = [one.by for one in replaced]
-        rows = torch.from_numpy(store.probabilities(index))
-        return rows if device is None else rows.pin_memory().to(f"cuda:{device}", non_blocking=True)
+        return upload(store.probabilities(index), streams.torch_device)
 
     return Data(
         train=Loader(
@@ -156,7 +152,7 @@ def build(
             streams.targets(),
             trusted=with_trusted,
             fingerprint=known,
-            stored=stored if store is not None else None,
+            look_up=look_up if store is not None else None,
             ahead=streams.ahead,
         ),
         validation=(
@@ -173,8 +169,8 @@ def build(
     )
 
 
-def _store(prepared: Prepared, folder: str) -> Store:
-    """The stored distributions in `folder`. Raises DataError where they are damaged, or of other images."""
+def _open_store(prepared: Prepared, folder: str) -> Store:
+    """Opens the stored distributions in `folder`. Raises DataError where they are damaged or belong to other images."""
     store = open_store(folder)
     store.check_fits(images=digest_of(prepared.arrays.train_images), classes=len(prepared.arrays.classes))
     return store

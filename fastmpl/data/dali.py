@@ -1,6 +1,6 @@
-"""What all our DALI pipelines share: the import with its one sentence, the last operation, and outputs as tensors.
+"""What all our DALI pipelines share: the import and its error message, the last operation, and outputs as tensors.
 
-Pipelines run on DALI's dynamic executor, whose outputs are theirs who hold them: nothing is copied on the way out.
+Pipelines run on DALI's dynamic executor: an output belongs to whoever holds it, and nothing is copied on the way out.
 """
 
 from typing import Any
@@ -26,13 +26,16 @@ __all__ = ["Node", "fn", "normalise", "pipeline_def", "rand_augment", "select", 
 
 
 def normalise(image: Node, mirror: Node, constants: Normalisation, *, channels_last: bool) -> Node:
-    """uint8 HWC -> float32, flipped where asked; in memory as torch's channels-last format has it, or contiguous."""
+    """Normalises uint8 HWC to float32, and flips it where `mirror` is 1; `channels_last`: torch's memory format."""
     mean, std = list(constants.mean), list(constants.std)
     layout = "HWC" if channels_last else "CHW"
     return fn.crop_mirror_normalize(image, mirror=mirror, mean=mean, std=std, dtype=types.FLOAT, output_layout=layout)
 
 
-def tensor(output: Node, *, channels_last: bool, dtype: torch.dtype = torch.float32) -> torch.Tensor:
-    """An output of `normalise` as [n, 3, H, W]: DALI's own memory, or a copy where the type is another."""
+def tensor(output: Node, *, channels_last: bool) -> torch.Tensor:
+    """An output of `normalise` as float32 [n, C, H, W], without a copy.
+
+    The memory is DALI's, which writes it again when the last tensor on it is dropped: see `fastmpl.data.device_stream`.
+    """
     made: torch.Tensor = from_dlpack(output.as_tensor())
-    return (made.permute(0, 3, 1, 2) if channels_last else made).to(dtype)
+    return made.permute(0, 3, 1, 2) if channels_last else made

@@ -1,8 +1,8 @@
-"""Random numbers of the data: a pure function of (seed, purpose, ...), vectorised in numpy.
+"""Random numbers for the data: a pure function of seed, purpose and further words, vectorised in numpy.
 
-Bit for bit the numbers of `fastmpl_kernels.keyed` (splitmix64 of Steele, Lea and Flood, OOPSLA 2014), here in unsigned
-numpy arithmetic so that a data thread needs no torch. No generator and no state: resuming, the number of ranks and
-paired ablations cannot change a draw. What is drawn (an order, a view, a split) is each its own file's business.
+They equal those of `fastmpl_kernels.keyed` bit for bit (splitmix64 of Steele, Lea and Flood, OOPSLA 2014), here in
+unsigned numpy arithmetic, so that a data thread needs no torch. There is no generator and no state: resuming, the number
+of ranks and paired ablations cannot change a draw.
 """
 
 from enum import IntEnum
@@ -31,7 +31,7 @@ class Purpose(IntEnum):
 
 
 class StreamName(IntEnum):
-    """Which stream of images an order or a view is drawn for."""
+    """The streams of images of a run. The numbers are words of keys: never renumber one."""
 
     LABELLED = 1
     TRUSTED = 2
@@ -52,7 +52,7 @@ def splitmix64(x: UInt) -> UInt:
 def key(seed: int, *words: int) -> UInt:
     """A 0-D key from a seed and further words (a purpose, a stream, an epoch).
 
-    The seed is mixed by itself first: words are added to a key, so seed 0 with word 2 would else be seed 1 with word 1.
+    The seed is mixed alone first. Otherwise seed 0 with word 2 would equal seed 1 with word 1, since words are added.
     """
     result = np.asarray(splitmix64(np.asarray(seed % 2**64, dtype=np.uint64)))
     for word in words:
@@ -61,7 +61,7 @@ def key(seed: int, *words: int) -> UInt:
 
 
 def extend(keys: UInt, word: int | NDArray[np.int64]) -> UInt:
-    """Keys with one word more; an array of words gives an array of keys."""
+    """Keys extended by one word; an array of words gives an array of keys."""
     with np.errstate(over="ignore"):
         return np.asarray(splitmix64(keys + np.asarray(word).astype(np.uint64)))
 

@@ -1,4 +1,4 @@
-"""Images with labels -> what a network is evaluated on: held in memory where they are decoded, streamed where not."""
+"""Makes evaluation sets: in memory for decoded images, decoded at every evaluation for encoded ones."""
 
 import numpy as np
 import torch
@@ -11,7 +11,7 @@ from fastmpl.data.settings import DataSettings
 
 
 def shown_side(settings: DataSettings) -> int:
-    """Pixels of the square that a picture is decoded to, of which the middle is what a network is shown."""
+    """Side of the square, in pixels, that a picture is decoded to; a network sees its middle."""
     return round(settings.image_size / settings.centre_crop) if decodes_always(settings) else settings.image_size
 
 
@@ -23,7 +23,7 @@ def make_evaluation_set(
     threads: int = 1,
     device: int | None = None,
 ) -> EvaluationSet:
-    """`images` as they are evaluated: neither shifted nor flipped. `device`: as `build` has it, for streamed ones."""
+    """The evaluation set of `images`, neither shifted nor flipped. `device`: a CUDA device that decodes, None: the CPU."""
     truth = torch.from_numpy(labels)
     if isinstance(images, np.ndarray):
         return DecodedEvaluationSet(torch.from_numpy(images), truth, settings.image_size, normalisation)

@@ -1,7 +1,7 @@
-"""From bytes to the network's input: three channels or the one of grey images, the network's size, mean 0, deviation 1.
+"""Turns bytes into a network's input: its channels (3, or 1 of grey images), its size, mean 0 and deviation 1.
 
-The constants are measured on the source's training images (no label is looked at), so that they are the same for every
-split and seed. Here is the plain form, for evaluation; the training pipeline does the same inside DALI.
+The constants are measured on all training images of the source, without their labels, so that they are the same for
+every split and seed. This is the plain form, for evaluation; the training pipeline does the same inside DALI.
 """
 
 from typing import Final, NamedTuple
@@ -39,7 +39,7 @@ def measure(images: NDArray[np.uint8], channels: int = 3) -> Normalisation:
         share = sum(np.bincount(part.ravel(), minlength=256) for part in parts) / images[..., channel].size
         mean = float(share @ value)
         means.append(mean)
-        stds.append(max(float(np.sqrt(share @ (value - mean) ** 2)), 1.0))  # one colour is not divided by 0
+        stds.append(max(float(np.sqrt(share @ (value - mean) ** 2)), 1.0))  # images of one colour have deviation 0
     repeat = channels // images.shape[3]
     return Normalisation(tuple(means * repeat), tuple(stds * repeat))
 
@@ -55,7 +55,7 @@ def centre_view(
 ) -> Float[Tensor, "N C size size"]:
     """`images` [N, H, W, 3 or 1] as they are evaluated: resized whole, neither shifted nor flipped.
 
-    C is the number of channels that `constants` has; for one, a picture in colour is taken for its luminance.
+    C is the number of channels in `constants`; with one channel, a colour picture is replaced by its luminance.
     """
     tensor = torch.as_tensor(images).permute(0, 3, 1, 2).float()
     if len(constants.mean) == 1 and tensor.shape[1] == 3:

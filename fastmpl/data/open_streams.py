@@ -1,4 +1,4 @@
-"""Opens the streams of a run: which images each passes over, and who makes its views."""
+"""Opens the streams of a run: chooses their images, and the implementation that makes their views."""
 
 from dataclasses import dataclass
 from typing import cast
@@ -28,7 +28,7 @@ from fastmpl.data.view_stream import ViewStream
 
 @dataclass(frozen=True)
 class StreamOpener:
-    """Opens the streams of one process. Rank and device decide which rows are made where, never what is drawn."""
+    """Opens the streams of one process. Rank and device decide who makes which images, never which are drawn."""
 
     prepared: Prepared
     settings: DataSettings
@@ -41,7 +41,7 @@ class StreamOpener:
     dtype: torch.dtype
 
     def members(self, stream: StreamName) -> tuple[NDArray[np.int64], int]:
-        """The images of a training stream and its global batch."""
+        """The images of a training stream, and its global batch size."""
         settings, parts = self.settings, self.prepared.split
         return {
             StreamName.LABELLED: (parts.labelled, settings.batch_labelled),
@@ -105,7 +105,7 @@ class StreamOpener:
 
     @property
     def ahead(self) -> int:
-        """Batches that a thread makes in advance: of arrays DALI's own threads are enough."""
+        """Batches that a thread makes in advance; 0 for images in memory, where DALI's own threads are enough."""
         return 0 if isinstance(self.prepared.arrays.train_images, np.ndarray) else self.settings.prefetch
 
     def targets(self) -> Int[Tensor, "N"]:

@@ -1,9 +1,9 @@
-"""Which image stands where: position t of a stream's global sampler -> image, a pure function.
+"""Which images form the batch of a step: a pure function of seed, stream, step and rank.
 
-The sampler is a chain of seeded permutations, one an epoch, without gaps: a set smaller than a batch is simply passed
-through more often, and no image is left out at an epoch's end. Step s of a global batch of B rows takes positions
-[sB, (s+1)B); rank r of w takes rows [rB/w, (r+1)B/w) of these. So the ranks' rows, one after another, are the rows of
-one process, and resuming needs the step and nothing else.
+The order of a stream is a chain of seeded permutations, one an epoch, without gaps: a set smaller than a batch appears
+more than once in it, and no image is left out at the end of an epoch. Step s of a global batch of B images takes positions
+[sB, (s+1)B) of that order; rank r of w takes places [rB/w, (r+1)B/w) of these. The images of all ranks, one rank after
+another, are therefore those of one process, and a run that resumes needs its step and nothing else.
 """
 
 from typing import NamedTuple
@@ -16,14 +16,17 @@ from fastmpl.data.errors import DataError
 
 
 class Samples(NamedTuple):
-    """The images of one rank's batch, and how many times each of them came before (its epoch). Both [n]."""
+    """The images of one rank's batch, and the epoch of each: how many times it came before. Both [n]."""
 
     index: NDArray[np.int64]  # type: ignore[assignment]  # hides tuple.index, which nobody needs
     epoch: NDArray[np.int64]
 
 
 class Sampler:
-    """The order of one stream over `members` [N], positions in the data set, for one rank."""
+    """The order of one stream over the images `members` [N] of the data set, for one rank.
+
+    Raises DataError where there are no members, or where `batch` images cannot be shared by `world` ranks.
+    """
 
     def __init__(
         self, members: NDArray[np.int64], batch: int, stream: draws.StreamName, seed: int, rank: int = 0, world: int = 1
@@ -41,7 +44,7 @@ class Sampler:
         self._offset = rank * self.batch
         self._order_key = draws.key(seed, draws.Purpose.ORDER, stream)
         self._views_key = draws.key(seed, draws.Purpose.VIEWS, stream)
-        self._epochs: dict[int, NDArray[np.int64]] = {}  # the latest permutations, only to save time
+        self._epochs: dict[int, NDArray[np.int64]] = {}  # a cache of the latest permutations
 
     def _epoch(self, epoch: int) -> NDArray[np.int64]:
         if epoch not in self._epochs:
@@ -61,9 +64,9 @@ class Sampler:
         return Samples(index, epoch)
 
     def uniform(self, rows: Samples, columns: int) -> NDArray[np.float32]:
-        """Draws [n, columns] that belong to the images of `rows` in their epochs, wherever in a batch they stand."""
+        """Uniform numbers [n, columns] of the images `rows` in their epochs; their places in a batch do not matter."""
         return draws.uniform(draws.extend(self._views_key, rows.epoch), rows.index, columns)
 
     def normal(self, rows: Samples, columns: int) -> NDArray[np.float32]:
-        """As `uniform`, standard normal."""
+        """As `uniform`, but standard normal numbers."""
         return draws.normal(draws.extend(self._views_key, rows.epoch), rows.index, columns)

@@ -1,4 +1,4 @@
-"""What every stream of training images gives, however its views are made."""
+"""A stream of training images: what every implementation gives, in memory or decoded at every step."""
 
 from typing import NamedTuple, Protocol
 
@@ -7,7 +7,7 @@ from torch import Tensor
 
 
 class Replacement(NamedTuple):
-    """Image `index` could not be used, and `by` took its place in a rank's batch."""
+    """Image `index` could not be used: image `by` took its place in a rank's batch, for `reason`."""
 
     place: int
     index: int  # type: ignore[assignment]  # hides tuple.index, which nobody needs
@@ -16,9 +16,9 @@ class Replacement(NamedTuple):
 
 
 class Views(NamedTuple):
-    """Weak and strong view of the same n images; `strong` is None where the stream has only labels to learn from.
+    """The weak and the strong view of the same n images; `strong` is None in a stream of labelled images.
 
-    `replaced` are the images that could not be read; others are in their places, in `index` too.
+    `replaced`: the images that could not be read. `index` names the images that took their places.
     """
 
     weak: Float[Tensor, "n *image"]
@@ -28,7 +28,7 @@ class Views(NamedTuple):
 
 
 class ViewStream(Protocol):
-    """An endless stream that was opened at some step; its tensors are the caller's to keep."""
+    """An endless series of views, opened at some step. On a GPU `fastmpl.data.device_stream` says how long they live."""
 
     def next(self) -> Views:
         """The next step's views."""

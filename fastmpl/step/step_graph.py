@@ -85,6 +85,7 @@ class GraphedStep:
         current.wait_stream(self._loading)
         if self._inputs is None:
             self._inputs = Batch(*map(self._make_static, Batch._fields, arrived))  # type: ignore[arg-type]
+            self._loading.wait_stream(current)
             return self._inputs
         for name, static, part in zip(Batch._fields, self._inputs, arrived, strict=True):
             if static is None or part is None or static.shape != part.shape:
@@ -95,8 +96,8 @@ class GraphedStep:
                     f"A batch's {name} has the shape {found} where the first batch had {expected}: a captured step "
                     'needs the same shapes always. Set system.graph = "off".'
                 )
-            part.record_stream(current)  # its memory must not be reused before the copy below has read it
             static.copy_(part)
+        self._loading.wait_stream(current)  # fastmpl.data.device_stream: the next batch is asked for after these reads
         return self._inputs
 
     def _make_static(self, name: str, part: Tensor | None) -> Tensor | None:

@@ -23,8 +23,9 @@ def tensors(*trees: object) -> list[Tensor]:
 class Graph(TorchDispatchMode):
     """Notes operators within `with`, undoes what they did at its end, and runs them again in `replay`."""
 
-    def __init__(self) -> None:
+    def __init__(self, log: list[str]) -> None:
         super().__init__()
+        self.log = log
         self.calls: list[tuple[Any, Any, Any, Any]] = []
         self.replays = 0
         self._born: set[int] = set()
@@ -49,6 +50,7 @@ class Graph(TorchDispatchMode):
 
     def replay(self) -> None:
         self.replays += 1
+        self.log.append("replay")
         with torch.no_grad(), torch._C._AutoDispatchBelowAutograd():
             for func, args, kwargs, out in self.calls:
                 again = func(*args, **kwargs)
@@ -84,7 +86,7 @@ class Cuda:
         return Stream(self, next(self._names))
 
     def CUDAGraph(self) -> Graph:
-        self.graphs.append(Graph())
+        self.graphs.append(Graph(self.log))
         return self.graphs[-1]
 
     def current_stream(self) -> Stream:

@@ -81,8 +81,8 @@ def test_batches_are_made_beside_the_replay_and_awaited_before_they_are_read(cud
     assert where == ["loading"]
     cuda.log.clear()
     graphed(batch)
-    # no wait of the loading stream for the replay: that is the overlap
-    assert cuda.log == ["on loading", "current waits for loading"]
+    # the loading stream waits for the copies into the inputs, and not for the replay: that is the overlap
+    assert cuda.log == ["on loading", "current waits for loading", "loading waits for current", "replay"]
 
 
 def test_the_capture_stream_sees_the_inputs_and_the_caller_what_it_did(cuda: Cuda) -> None:
@@ -92,6 +92,7 @@ def test_the_capture_stream_sees_the_inputs_and_the_caller_what_it_did(cuda: Cud
     assert cuda.log == [
         "on loading",
         "current waits for loading",
+        "loading waits for current",
         "capture waits for current",
         "on capture",
         "current waits for capture",

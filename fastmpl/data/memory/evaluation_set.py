@@ -1,4 +1,4 @@
-"""Images that are held back to evaluate on: kept as bytes, and made into a network's input a few at a time."""
+"""Images to evaluate on, which are kept in memory as bytes and become a network's input one batch at a time."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -10,40 +10,40 @@ from torch import Tensor
 
 from fastmpl.data.normalise import Normalisation, centre_view
 
-PASS = 1000  # images a pass, or fewer large ones:
-LARGEST_PASS = 64 << 20  # bytes of a pass as they are stored; a network's input has four times as many
+BATCH = 1000  # images, or fewer if they are large:
+LARGEST_BATCH = 64 << 20  # bytes of a batch as stored; a network's input has four times as many
 RESIDENT = 2 << 30  # bytes that may stay on a GPU
 
 
 class EvaluationSet(Protocol):
-    """N images with their true labels, wherever they are kept."""
+    """N images with their true labels, in memory or encoded."""
 
     def __len__(self) -> int: ...
     def part(self, rank: int, ranks: int) -> Self:
-        """This rank's share of them, in order; the last ranks may have one image less."""
+        """The images of `rank`, in order. The last ranks may have one image less."""
         ...
 
     def to(self, device: torch.device) -> Self:
-        """The same on that device; where they are too many for it, as they were."""
+        """The set with its images on `device`, or itself where they are too many for that."""
         ...
 
     def batches(
         self, device: torch.device | None = None
     ) -> Iterator[tuple[Float[Tensor, "n *image"], Int[Tensor, "n"]]]:
-        """The images in order as they are evaluated, and their labels."""
+        """Network inputs in order, and their labels; images that cannot be read are left out."""
         ...
 
     def batch_count(self, images: int) -> int:
-        """How many batches so many images make, at most."""
+        """The largest number of batches that so many images make."""
         ...
 
     def dummy_image(self, device: torch.device | None = None) -> Float[Tensor, "1 *image"]:
-        """An image of which nothing is asked."""
+        """A dummy image: ranks with fewer batches evaluate it to take part in the collectives of the others."""
         ...
 
     @property
     def images(self) -> Float[Tensor, "N *image"]:
-        """All of them at once, as `batches` gives them."""
+        """All network inputs at once."""
         ...
 
     @property
@@ -52,7 +52,7 @@ class EvaluationSet(Protocol):
 
 @dataclass(frozen=True)
 class DecodedEvaluationSet:
-    """N images with their true labels. `pixels` are uint8, or points, which `normalisation` None leaves as they are."""
+    """N decoded images with their true labels. `pixels` are uint8, or points where `normalisation` is None."""
 
     pixels: Shaped[Tensor, "N *stored"]
     labels: Int[Tensor, "N"]
@@ -63,43 +63,42 @@ class DecodedEvaluationSet:
         return len(self.labels)
 
     def part(self, rank: int, ranks: int) -> Self:
-        """This rank's share of them, in order; the last ranks may have one image less."""
+        """The images of `rank`, in order. The last ranks may have one image less."""
         pixels, labels = (tensor.tensor_split(ranks)[rank] for tensor in (self.pixels, self.labels))
         return replace(self, pixels=pixels, labels=labels)
 
     def to(self, device: torch.device) -> Self:
-        """The same on that device; where they are too many for it, as they were."""
+        """The set with its images on `device`, or itself where they are too many for that."""
         fits = self.pixels.nbytes <= RESIDENT
         return replace(self, pixels=self.pixels.to(device), labels=self.labels.to(device)) if fits else self
 
     def batches(
         self, device: torch.device | None = None
     ) -> Iterator[tuple[Float[Tensor, "n *image"], Int[Tensor, "n"]]]:
-        """All images in order as they are evaluated (whole, neither shifted nor flipped), and their labels."""
+        """Network inputs in order (whole images, neither shifted nor flipped), and their labels."""
         for pixels, labels in zip(
             torch.split(self.pixels, self.rows), torch.split(self.labels, self.rows), strict=True
         ):
-            yield self._input(pixels.to(device)), labels.to(device)
+            yield self._to_input(pixels.to(device)), labels.to(device)
 
     @property
     def rows(self) -> int:
-        """Images of a pass."""
+        """Images of a batch."""
         image = self.pixels.element_size() * self.pixels.shape[1:].numel()
-        return max(1, min(PASS, LARGEST_PASS // max(image, 1)))
+        return max(1, min(BATCH, LARGEST_BATCH // max(image, 1)))
 
     def batch_count(self, images: int) -> int:
-        """How many passes so many images take."""
+        """The number of batches that so many images make."""
         return -(-images // self.rows)
 
     def dummy_image(self, device: torch.device | None = None) -> Float[Tensor, "1 *image"]:
-        """An image of which nothing is asked."""
-        return self._input(self.pixels.new_zeros(1, *self.pixels.shape[1:], device=device))
+        """A dummy image: ranks with fewer batches evaluate it to take part in the collectives of the others."""
+        return self._to_input(self.pixels.new_zeros(1, *self.pixels.shape[1:], device=device))
 
-    def _input(self, pixels: Shaped[Tensor, "n *stored"]) -> Float[Tensor, "n *image"]:
-        """What a network is given of them."""
+    def _to_input(self, pixels: Shaped[Tensor, "n *stored"]) -> Float[Tensor, "n *image"]:
         return pixels if self.normalisation is None else centre_view(pixels, self.size, self.normalisation)
 
     @property
     def images(self) -> Float[Tensor, "N *image"]:
-        """All of them at once, as `batches` gives them."""
+        """All network inputs at once."""
         return torch.cat([images for images, _ in self.batches()])

@@ -1,7 +1,7 @@
-"""The DALI pipeline of arrays: images -> weak and strong view, normalised, on CPU or GPU.
+"""The DALI pipeline of images in memory: makes a weak and a strong view of each, normalised, on a CPU or a GPU.
 
-No random operator of DALI is used: every draw is an input, made by us from the image's key, so that the position of a
-stream is its step alone and any number of ranks sees the same views.
+No random operator of DALI is used. Every random number is an input that we draw from the key of the image, so that the
+step alone is the position of a stream, and any number of ranks sees the same views.
 """
 
 import re
@@ -15,6 +15,7 @@ import torch
 from numpy.typing import NDArray
 
 from fastmpl.data.dali import Node, fn, normalise, pipeline_def, rand_augment, select, signed_bin, tensor, types
+from fastmpl.data.device_stream import upload
 from fastmpl.data.memory import views
 from fastmpl.data.normalise import Normalisation
 from fastmpl.data.sampler import Sampler
@@ -25,11 +26,11 @@ _TRANSLATION = 100 / 224  # RandAugment's largest shift as a fraction of the sid
 
 
 class ImageStream:
-    """A ViewStream over `images` uint8 [N, H, W, 3 or 1] in `sampler`, from `step` on; float32.
+    """A ViewStream of `images` uint8 [N, H, W, 3 or 1] in the order of `sampler`, from `step` on; float32 views.
 
-    Images of another size than `how.size` are resized; grey ones get as many channels as `normalisation` has.
-    `channels_last` gives tensors [n, C, size, size] of torch's channels-last memory format. `device` is a CUDA device's
-    number, or None for the CPU.
+    Images of another size than `how.size` are resized. Grey images get as many channels as `normalisation` has.
+    `channels_last`: whether the views [n, C, size, size] have torch's channels-last memory format. `device`: the number
+    of a CUDA device, or None for the CPU.
     """
 
     def __init__(
@@ -54,7 +55,7 @@ class ImageStream:
         self._first = step
         self._channels_last = channels_last
         self._device = device
-        augments = two_views and how.operations > 0  # conditionals cost time, even unused
+        augments = two_views and how.operations > 0  # a pipeline with conditionals is slower even if it uses none
         with _without_alias_warnings():
             define = pipeline_def(self._define, enable_conditionals=augments, exec_dynamic=True)
             self._pipeline = define(batch_size=sampler.batch, num_threads=threads, device_id=device, seed=0)
@@ -64,11 +65,11 @@ class ImageStream:
         index = self._sampler.samples(self._step).index
         self._step += 1
         outputs = [tensor(output, channels_last=self._channels_last) for output in self._pipeline.run()]
-        where = torch.device("cpu" if self._device is None else f"cuda:{self._device}")
-        return Views(outputs[0], outputs[1] if self._two_views else None, torch.from_numpy(index).to(where))
+        device = torch.device("cpu" if self._device is None else f"cuda:{self._device}")
+        return Views(outputs[0], outputs[1] if self._two_views else None, upload(index, device))
 
     def _source(self, iteration: int) -> tuple[NDArray[Any], ...]:
-        """The inputs of one run: DALI asks ahead of time, so this depends on the iteration's number alone."""
+        """The inputs of one run. DALI asks for them ahead of time, so they depend on the iteration's number alone."""
         rows = self._sampler.samples(self._first + iteration)
         u = self._sampler.uniform(rows, self._how.columns)
         inputs = (self._images[rows.index], *views.draw_weak(u, self._how))
@@ -98,13 +99,13 @@ class ImageStream:
         strong = self._window(image, start)
         if operations > 0:
             strong = _rand_augment(strong, chosen[:operations], chosen[operations : 2 * operations], how)
-        strong = self._normalise(strong, mirror)  # flips last: RandAugment's signs make the sampler indifferent
+        strong = self._normalise(strong, mirror)  # the flip may come last: RandAugment draws its signs evenly
         if how.cut > 0:  # after normalising, where 0 is the data set's mean
             strong = fn.erase(strong, anchor=chosen[-2], shape=chosen[-1], axis_names="HW", fill_value=0.0)
         return weak, strong
 
     def _prepare(self, image: Node) -> Node:
-        """To the device, to the network's channels, to its size: in the sampler that moves the fewest bytes."""
+        """Copies to the device, resizes, and converts the channels: in the order that moves the fewest bytes."""
         if self._device is not None:
             image = image.gpu()
         if self._images.shape[1:3] != (self._how.size, self._how.size):
@@ -132,9 +133,9 @@ def _rand_augment(image: Node, operation: list[Node], sign: list[Node], how: vie
 
 @contextmanager
 def _without_alias_warnings() -> Iterator[None]:
-    """DALI's own RandAugment suite uses two deprecated aliases of DALI, which no user can change.
+    """Hides warnings about two deprecated names, which DALI's own RandAugment suite uses and no user can change.
 
-    DALI forces these warnings past every filter, so they are dropped where they would be shown.
+    DALI switches filters of warnings off, so these are dropped where they would be shown.
     """
     with warnings.catch_warnings():
         show = warnings.showwarning

@@ -1,9 +1,10 @@
-"""The views of points in the plane: a weak view is the point itself, a strong view is jittered."""
+"""Views of points in the plane: the weak view is the point itself, the strong view is the point with Gaussian noise."""
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from fastmpl.data.device_stream import upload
 from fastmpl.data.sampler import Sampler
 from fastmpl.data.view_stream import Views
 
@@ -11,7 +12,7 @@ JITTER = 0.2  # standard deviation, in the units of the points
 
 
 class PointStream:
-    """A ViewStream over `points` [N, 2] in `sampler`, from `step` on; no DALI."""
+    """A ViewStream of `points` [N, 2] in the order of `sampler`, from `step` on; it needs no DALI."""
 
     def __init__(
         self,
@@ -31,9 +32,9 @@ class PointStream:
     def next(self) -> Views:
         rows = self._sampler.samples(self._step)
         self._step += 1
-        index = torch.from_numpy(rows.index).to(self._device)
-        weak = torch.from_numpy(self._points[rows.index]).to(self._device)
+        index = upload(rows.index, self._device)
+        weak = upload(self._points[rows.index], self._device)
         if not self._two_views:
             return Views(weak, None, index)
-        jitter = torch.from_numpy(self._sampler.normal(rows, self._points.shape[1])).to(self._device)
+        jitter = upload(self._sampler.normal(rows, self._points.shape[1]), self._device)
         return Views(weak, weak + JITTER * jitter, index)

@@ -1,7 +1,7 @@
-"""The views of images that nothing is done to: neither moved nor altered nor resized, only normalised.
+"""Views of images that are only normalised, where no augmentation and no resize is asked for.
 
-Where no augmentation is asked for there is nothing to be fed to a pipeline, and both views are one tensor. Bit for bit
-what the pipeline gives, in a tenth of its time for small images.
+No pipeline is needed then, and both views are one tensor. The result equals the pipeline's bit for bit, in a tenth of
+its time for small images.
 """
 
 import numpy as np
@@ -15,15 +15,15 @@ from fastmpl.data.view_stream import Views
 
 
 def leaves_unaltered(how: Augmentation, images: NDArray[np.uint8], *, two_views: bool) -> bool:
-    """Whether the views of `images` [N, H, W, C] are the images themselves."""
+    """Whether `how` leaves `images` [N, H, W, C] as they are, so that each view is the image itself."""
     moved = how.flip or how.shift > 0 or images.shape[1:3] != (how.size, how.size)
     return not moved and not (two_views and (how.operations > 0 or how.cut > 0))
 
 
 class UnalteredStream:
-    """A ViewStream over `images` uint8 [N, H, W, 3 or 1] in `sampler`, from `step` on, on the CPU; float32 [n, C, H, W].
+    """A ViewStream of `images` uint8 [N, H, W, 3 or 1] in the order of `sampler`, from `step` on, on the CPU.
 
-    Grey images get as many channels as `normalisation` has.
+    Views are float32 [n, C, H, W]. Grey images get as many channels as `normalisation` has.
     """
 
     def __init__(
@@ -42,7 +42,7 @@ class UnalteredStream:
         self._step = step
         self._form = torch.channels_last if channels_last else torch.contiguous_format
         self._mean, std = (torch.tensor(c)[:, None, None] for c in normalisation)
-        self._scale = 1 / std  # multiplied, as the pipeline does: a quotient would round otherwise
+        self._scale = 1 / std  # a product, as in the pipeline: a quotient would be rounded otherwise
 
     def next(self) -> Views:
         index = self._sampler.samples(self._step).index

@@ -1,9 +1,9 @@
-"""What is done to one image to make its weak and its strong view: numbers only, drawn for a batch at a time.
+"""Draws the random numbers of the weak and the strong view of images in memory, a batch at a time.
 
-Weak: an optional horizontal flip and a shift by up to some share of the side. Strong: a flip and shift of its own, then
-RandAugment (Cubuk et al. 2020), then cutout (DeVries and Taylor 2017: a square whose centre is uniform over the image,
-clipped at the border). Each draw has a column of its own, used or not, so that switching one augmentation off leaves
-all others as they were. How pixels are moved is the pipeline's business.
+Weak view: an optional horizontal flip, and a shift by at most some share of the side. Strong view: a flip and a shift of
+its own, then RandAugment (Cubuk et al. 2020), then cutout (DeVries and Taylor 2017: a square whose centre is uniform
+over the image, clipped at the border). Each number has its own column of the draws, whether it is used or not, so that
+switching one augmentation off does not change the others. The pipeline moves the pixels.
 """
 
 from typing import NamedTuple
@@ -33,15 +33,15 @@ class Augmentation(NamedTuple):
         return 2 * _WEAK_COLUMNS + _CUT_COLUMNS + 2 * self.operations
 
 
-class Weak(NamedTuple):
-    """Where the view's window starts, in pixels of the image ([n, 2]: y, x; outside is black), and whether to flip."""
+class WeakNumbers(NamedTuple):
+    """Where the window of a view starts ([n, 2]: y, x in pixels; outside the image is black), and whether it is flipped."""
 
     start: NDArray[np.int32]
     mirror: NDArray[np.int32]
 
 
-class Strong(NamedTuple):
-    """A weak view's draws, the erased rectangle ([n, 2] each), and RandAugment's operations and signs ([k, n])."""
+class StrongNumbers(NamedTuple):
+    """The numbers of a weak view, the erased rectangle ([n, 2] each), and RandAugment's operations and signs ([k, n])."""
 
     start: NDArray[np.int32]
     mirror: NDArray[np.int32]
@@ -52,7 +52,7 @@ class Strong(NamedTuple):
 
 
 def augmentation(settings: DataSettings) -> Augmentation:
-    """The views that the [data] section asks for."""
+    """The augmentation that the [data] section asks for."""
     operations, magnitude = settings.rand_augment
     cut = round(settings.cutout * settings.image_size)
     shift = int(settings.shift * settings.image_size)
@@ -72,20 +72,20 @@ def rectangle(u: NDArray[np.float32], size: int, cut: int) -> tuple[NDArray[np.f
     return start.astype(np.float32), (end - start).astype(np.float32)
 
 
-def draw_weak(u: NDArray[np.float32], how: Augmentation) -> Weak:
-    """The weak view's draws from uniform numbers u [n, 3 or more]."""
+def draw_weak(u: NDArray[np.float32], how: Augmentation) -> WeakNumbers:
+    """The numbers of the weak view, from uniform numbers u [n, 3 or more]."""
     mirror = _below(u[:, 0], 2) if how.flip else np.zeros(len(u), np.int32)
-    return Weak(_below(u[:, 1:3], 2 * how.shift + 1) - how.shift, mirror)
+    return WeakNumbers(_below(u[:, 1:3], 2 * how.shift + 1) - how.shift, mirror)
 
 
-def draw_strong(u: NDArray[np.float32], how: Augmentation) -> Strong:
-    """The strong view's draws from the same uniform numbers u [n, how.columns], of which it has its own columns."""
+def draw_strong(u: NDArray[np.float32], how: Augmentation) -> StrongNumbers:
+    """The numbers of the strong view, from its own columns of the same uniform numbers u [n, how.columns]."""
     base = draw_weak(u[:, _WEAK_COLUMNS:], how)
     first = 2 * _WEAK_COLUMNS + _CUT_COLUMNS
     cut_start, cut_shape = rectangle(u[:, first - _CUT_COLUMNS : first], how.size, how.cut)
     # DALI takes contiguous rows only
     chosen = np.ascontiguousarray(u[:, first : first + 2 * how.operations].T)
-    return Strong(
+    return StrongNumbers(
         *base,
         cut_start,
         cut_shape,

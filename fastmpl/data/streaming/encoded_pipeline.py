@@ -1,7 +1,7 @@
-"""The DALI pipeline of encoded images: decoded once, cropped twice, augmented at crop size, normalised; CPU or GPU.
+"""The DALI pipeline of encoded images: decodes once, crops twice, augments at crop size, normalises; on a CPU or a GPU.
 
-As with arrays every draw is an input made by us, and so are the bytes: a thread reads them, in our sampler, from wherever
-they are stored. What differs between CPU and GPU is where the pictures lie, and whose resize is used.
+As in the pipeline of images in memory, every random number is an input that we draw. The bytes are an input as well: a
+thread reads them in the order of the sampler, wherever they are stored. On a GPU DALI resizes, on a CPU torch does.
 """
 
 from typing import Any, NamedTuple, cast
@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 
 from fastmpl.data.dali import Node, fn, normalise, pipeline_def, tensor, types
+from fastmpl.data.device_stream import KeepAlive, upload
 from fastmpl.data.normalise import Normalisation
 from fastmpl.data.sampler import Sampler
 from fastmpl.data.settings import DataSettings
@@ -22,7 +23,7 @@ from fastmpl.data.view_stream import Views
 
 
 class Machine(NamedTuple):
-    """Where and with what a pipeline runs. Decides when pixels are made, never which."""
+    """Where a pipeline runs, and with how many threads. It decides when pixels are made, never which."""
 
     device: int | None = None  # a CUDA device's number; None: the CPU
     threads: int = 1
@@ -35,12 +36,12 @@ class Machine(NamedTuple):
 
 
 def machine(settings: DataSettings, device: int | None, threads: int) -> Machine:
-    """The machine that the [data] section asks for."""
+    """The Machine with what the [data] section asks for."""
     return Machine(device, threads, settings.prefetch, settings.decoder_load)
 
 
 def decode_part(content: Node, start: Node, shape: Node) -> Node:
-    """A part of each upright RGB picture, on a CPU: the rest costs its entropy decoding alone."""
+    """A part of each upright RGB picture, on a CPU. Of the rest only the entropy coding is decoded."""
     return fn.decoders.image_slice(content, start=start, shape=shape, axes=[0, 1], output_type=types.RGB)
 
 
@@ -52,7 +53,7 @@ def decode(content: Node, where: Machine) -> Node:
 
 
 def resize(image: Node, windows: list[Node], size: int, where: Machine) -> list[Node]:
-    """The windows (y, x, height, width) of each picture, `size` pixels square."""
+    """Resizes the windows (y, x, height, width) of each picture to `size` pixels square."""
     if where.device is None:
         made = fn.python_function(
             image,
@@ -81,10 +82,10 @@ def resize(image: Node, windows: list[Node], size: int, where: Machine) -> list[
 
 
 class EncodedStream:
-    """A ViewStream of the pictures that `reader` reads in `sampler`, from `step` on; channels-last [n, 3, size, size].
+    """A ViewStream of the pictures that `reader` reads in the order of `sampler`, from `step` on.
 
-    Every picture reaches DALI in a form that it accepts. Should it refuse one nevertheless, which ends its pipeline,
-    another is built at the same step, and gets those pictures already decoded.
+    Views are channels-last [n, 3, size, size]. Every picture reaches DALI in a form that it accepts. If DALI refuses one
+    nevertheless, which ends its pipeline, another is built at the same step and gets those pictures already decoded.
     """
 
     def __init__(
@@ -102,24 +103,29 @@ class EncodedStream:
         self._reader, self._sampler, self._how = reader, sampler, how
         self._normalisation, self._where = normalisation, where
         self._two_views, self._dtype = two_views, dtype
-        self._step = step
-        self._given: dict[int, Pictures] = {}  # by step, of those that DALI makes ahead
-        self._pipeline = self._build()
+        self._step = self._first = step  # `_first`: the step of the pipeline's first run
+        self._given: dict[int, Pictures] = {}  # by step, of the steps that DALI makes ahead
+        self._converted = KeepAlive(where.torch_device)
+        self._pipeline = self._build(step)
 
     def next(self) -> Views:
-        """The next step's views. Raises DataError where images cannot be read and nor can any in their place."""
+        """The next step's views. Raises DataError where an image and all images tried in its place cannot be read."""
         try:
             outputs = self._pipeline.run()
         except RuntimeError:
             outputs = self._run_again()
         given = self._given.pop(self._step)
-        index = torch.from_numpy(given.rows.index)
         self._step += 1
-        made = [tensor(output, channels_last=True, dtype=self._dtype) for output in outputs]
-        return Views(made[0], made[1] if self._two_views else None, index.to(self._where.torch_device), given.replaced)
+        made = [tensor(output, channels_last=True) for output in outputs]
+        views = [image.to(self._dtype) for image in made]
+        if self._dtype != torch.float32:
+            self._converted.keep(made)  # DALI gets its memory back once the GPU has converted it
+        index = upload(given.rows.index, self._where.torch_device)
+        return Views(views[0], views[1] if self._two_views else None, index, given.replaced)
 
-    def _build(self) -> Node:
-        self._first = self._step
+    def _build(self, step: int) -> Node:
+        """A pipeline whose first run is that of `step`."""
+        self._first = step
         pipeline = pipeline_def(self._define, enable_conditionals=True, exec_dynamic=True)(
             batch_size=self._sampler.batch,
             num_threads=self._where.threads,
@@ -131,15 +137,15 @@ class EncodedStream:
         return pipeline
 
     def _run_again(self) -> Node:
-        """The outputs of the present step after DALI refused a picture of it, or of one that it makes ahead."""
+        """The outputs of this step, after DALI refused a picture of it or of a step that it makes ahead."""
         for given in self._given.values():
             self._reader.distrust(given.rows.index)
         self._given.clear()
-        self._pipeline = self._build()
+        self._pipeline = self._build(self._step)
         return self._pipeline.run()
 
     def _source(self, iteration: int) -> tuple[Any, ...]:
-        """The inputs of one run: DALI asks ahead of time, so this depends on the iteration's number alone."""
+        """The inputs of one run. DALI asks for them ahead of time, so they depend on the iteration's number alone."""
         step = self._first + iteration
         pictures, rows, _ = self._given[step] = self._reader.read(self._sampler.samples(step))
         sizes = np.array([(picture.height, picture.width) for picture in pictures])
@@ -147,8 +153,8 @@ class EncodedStream:
         return [picture.content for picture in pictures], *self._decoded_parts(drawn), *self._numbers(drawn)
 
     def _decoded_parts(self, drawn: Drawn) -> list[NDArray[Any]]:
-        """Start and shape of what is decoded: on a CPU no more than the views need, and their windows move with it."""
-        if self._where.device is not None:  # a GPU's decoding engine takes whole pictures
+        """Start and shape of the part to decode on a CPU, which holds both windows; moves the windows into that part."""
+        if self._where.device is not None:  # a GPU decodes whole pictures
             return []
         windows = [drawn.weak.window, drawn.strong.view.window] if self._two_views else [drawn.weak.window]
         start, shape = bounds(windows)

@@ -1,7 +1,7 @@
-"""Encoded images that are held back to evaluate on: decoded anew in each pass, so that no set is too large for memory.
+"""Encoded images to evaluate on, which are decoded again at every evaluation, so that no set is too large for memory.
 
-The standard centre crop: the shorter side is resized to size / centre_crop, and the middle square is taken. An image
-that cannot be read is left out, on whatever rank it lies.
+The crop is the usual one: the shorter side is resized to size / centre_crop, and the middle square is taken. An image
+that cannot be read is left out.
 """
 
 from collections import deque
@@ -17,13 +17,14 @@ from torch import Tensor
 
 from fastmpl.data.dali import Node, fn, normalise, pipeline_def, tensor, types
 from fastmpl.data.dataset import select_images
+from fastmpl.data.device_stream import KeepAlive
 from fastmpl.data.files.encoded import Bytes, Encoded
 from fastmpl.data.files.portable import BadImage, Picture, make_portable
 from fastmpl.data.normalise import Normalisation
 from fastmpl.data.streaming.encoded_pipeline import Machine, decode
 from fastmpl.data.streaming.windows import CentreCrop
 
-PASS: Final = 128  # images a pass
+BATCH: Final = 128  # images
 READERS: Final = 4  # threads that read files, at least
 
 
@@ -42,23 +43,24 @@ class EncodedEvaluationSet:
         return len(self.labels)
 
     def part(self, rank: int, ranks: int) -> Self:
-        """This rank's share of them, in order; the last ranks may have one image less."""
+        """The images of `rank`, in order. The last ranks may have one image less."""
         index = torch.arange(len(self)).tensor_split(ranks)[rank]
         encoded = select_images(self.encoded, index.numpy())
         assert not isinstance(encoded, np.ndarray)
         return replace(self, encoded=encoded, labels=self.labels[index])
 
     def to(self, device: torch.device) -> Self:
-        """The same: images come to the device as they are made."""
+        """The same set: its images are decoded on the device of its pipeline."""
         return self
 
     def batches(
         self, device: torch.device | None = None
     ) -> Iterator[tuple[Float[Tensor, "n *image"], Int[Tensor, "n"]]]:
-        """All images that can be read, in order and as they are evaluated, and their labels."""
-        read: deque[list[int]] = deque()  # the images that DALI was given and has not given back
+        """Network inputs in order, and their labels; images that cannot be read are left out."""
+        read: deque[list[int]] = deque()  # the images of each batch that DALI has and has not returned yet
+        kept = KeepAlive(self.where.torch_device)
         pipeline = pipeline_def(self._define, exec_dynamic=True)(
-            read, batch_size=PASS, num_threads=self.where.threads, device_id=self.where.device, seed=0
+            read, batch_size=BATCH, num_threads=self.where.threads, device_id=self.where.device, seed=0
         )
         pipeline.build()
         while True:
@@ -66,44 +68,46 @@ class EncodedEvaluationSet:
                 (made,) = pipeline.run()
             except StopIteration:
                 return
-            images = tensor(made, channels_last=True).to(device)
-            if images.is_cuda:  # DALI uses its memory again when the device may still be reading
-                images = images.clone(memory_format=torch.channels_last)
+            decoded = tensor(made, channels_last=True).to(device)
+            images = decoded
+            if decoded.is_cuda:  # the caller gets a copy, and DALI gets its memory back once the GPU has made the copy
+                images = decoded.clone(memory_format=torch.channels_last)
+                kept.keep(decoded)
             yield images, self.labels[read.popleft()].to(device)
 
     def batch_count(self, images: int) -> int:
-        """How many batches so many images make, at most."""
-        return -(-images // PASS)
+        """The largest number of batches that so many images make."""
+        return -(-images // BATCH)
 
     def dummy_image(self, device: torch.device | None = None) -> Float[Tensor, "1 3 size size"]:
-        """An image of which nothing is asked."""
+        """A dummy image: ranks with fewer batches evaluate it to take part in the collectives of the others."""
         return torch.zeros(1, 3, self.size, self.size, device=device)
 
     @property
     def images(self) -> Float[Tensor, "N *image"]:
-        """All of them at once, as `batches` gives them."""
+        """All network inputs at once."""
         made = [images for images, _ in self.batches()]
         return torch.cat(made) if made else torch.empty(0, 3, self.size, self.size)
 
-    def _picture(self, index: int) -> Picture | None:
+    def _read_picture(self, index: int) -> Picture | None:
         try:
             return make_portable(self.encoded.read(index))
         except (BadImage, OSError):
             return None
 
-    def _passes(self, read: deque[list[int]]) -> Iterator[list[Bytes]]:
-        """The files' bytes, and in `read` the images that they are of."""
+    def _read_batches(self, read: deque[list[int]]) -> Iterator[list[Bytes]]:
+        """The bytes of the files of each batch; appends the numbers of its images to `read`."""
         with ThreadPoolExecutor(max(READERS, self.where.threads)) as readers:
-            for first in range(0, len(self), PASS):
-                asked = range(first, min(first + PASS, len(self)))
-                pictures = dict(zip(asked, readers.map(self._picture, asked), strict=True))
+            for first in range(0, len(self), BATCH):
+                asked = range(first, min(first + BATCH, len(self)))
+                pictures = dict(zip(asked, readers.map(self._read_picture, asked), strict=True))
                 contents = {index: picture.content for index, picture in pictures.items() if picture is not None}
                 if contents:
                     read.append(list(contents))
                     yield list(contents.values())
 
     def _define(self, read: deque[list[int]]) -> Node:
-        content = fn.external_source(source=self._passes(read), batch=True, dtype=types.UINT8)
+        content = fn.external_source(source=self._read_batches(read), batch=True, dtype=types.UINT8)
         image, shorter = decode(content, self.where), round(self.size / self.centre_crop)
         if self.where.device is None:
             function = CentreCrop(self.size, shorter, self.where.threads)
