@@ -19,7 +19,7 @@ import torch
 
 from benchmarks.experiments.common import CONFIGS, options, record, run_rows, tell
 from benchmarks.records import Row
-from fastmpl.commands.distill import Source, distill
+from fastmpl.commands.distill import TeacherSource, distill
 from fastmpl.data.errors import DataError
 from fastmpl.data.stores.store import open_store
 from fastmpl.run import trainer
@@ -58,15 +58,15 @@ def arm_of(name: str, steps: int, stores: Path) -> Arm:
     return Arm(name.replace(", ", "-").replace(" ", "-").lower(), CONFIG, changes)
 
 
-def stored(large: Arm, asked: argparse.Namespace) -> None:
+def store_teacher(large: Arm, asked: argparse.Namespace) -> None:
     """Stores the distributions of every seed's finished large teacher, unless they are there."""
     for seed in range(asked.seeds):
         store = asked.output / "stores" / str(seed)
         try:
             open_store(store)
         except DataError:
-            source = Source(teacher=str(asked.output / f"{large.name}-{seed}"))
-            distill(large.of(seed, asked.output), source, output=store, tell=tell)
+            source = TeacherSource(teacher=str(asked.output / f"{large.name}-{seed}"))
+            distill(large.config_of(seed, asked.output), source, output=store, tell=tell)
 
 
 def measure(asked: argparse.Namespace, stores: Path) -> None:
@@ -79,7 +79,7 @@ def measure(asked: argparse.Namespace, stores: Path) -> None:
                 for steps in (50, 300):
                     arm = arm_of(name, steps, stores)._replace(name=f"{turn}-{steps}-{name}")
                     started = time.process_time()
-                    trainer.train(arm.of(0, Path(folder)), quiet=True, report=False)
+                    trainer.train(arm.config_of(0, Path(folder)), quiet=True, report=False)
                     seconds.append(time.process_time() - started)
                 taken[name].append((seconds[1] - seconds[0]) / 250)
     medians = {name: statistics.median(of_arm) for name, of_arm in taken.items()}
@@ -95,7 +95,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     stores: Path = asked.output / "stores"
     large = arm_of("large", asked.steps, stores)
     found = run_arms([large], asked.seeds, asked.output, tell, asked.jobs)
-    stored(large, asked)
+    store_teacher(large, asked)
     if asked.measure:
         measure(asked, stores)
         return 0

@@ -69,7 +69,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     stores: Path = asked.output / "stores"
     large: dict[str, list[float]] = {}
     for bias in asked.biases:
-        configs = [Arm("large", CONFIG).of(seed, asked.output) for seed in range(asked.seeds)]
+        configs = [Arm("large", CONFIG).config_of(seed, asked.output) for seed in range(asked.seeds)]
         large[bias] = [
             stored_teacher(config, bias, stores / f"{bias}-{seed}", steps=STEPS, tell=tell)
             for seed, config in enumerate(configs)

@@ -65,7 +65,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     torch.set_num_threads(1)
     ablated = load(path, common)
     ablation.run(ablated, folder, asked.seeds, asked.jobs)
-    arms = {f"MPL, {arm.name}": arm for arm in ablation.arms(ablated, folder / "config.toml")}
+    arms = {f"MPL, {arm.name}": arm for arm in ablation.build_arms(ablated, folder / "config.toml")}
     of_others = {**OTHERS, **SAMPLED}
     arms |= {name: Arm(slug(name), path, {**common, **changes}) for name, changes in of_others.items()}
     outcomes = run_arms(list(arms.values()), asked.seeds, folder, tell, asked.jobs)

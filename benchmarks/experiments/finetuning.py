@@ -31,7 +31,7 @@ class Tuned(NamedTuple):
     test: float
 
 
-class Task(NamedTuple):
+class FinetuningTask(NamedTuple):
     """A finished run and the grid to fine-tune it over."""
 
     config: Config
@@ -39,7 +39,7 @@ class Task(NamedTuple):
     lengths: Sequence[int] = LENGTHS
 
 
-def finetuned(task: Task) -> list[Tuned]:
+def finetune_over_grid(task: FinetuningTask) -> list[Tuned]:
     """Every rate and length, from the run's student; read again where it was done."""
     config, rates, lengths = task
     folder = Path(config.run.output) / config.run.name

@@ -34,7 +34,7 @@ from fastmpl_kernels import keyed
 SMALLEST = 1e-7  # of a probability, before its logarithm
 
 
-class Task(NamedTuple):
+class CorrectionTask(NamedTuple):
     """A run to make. `noisy` is the folder of the run that was trained on the noisy labels alone."""
 
     config: Config
@@ -59,7 +59,7 @@ def corruption_of(probabilities: Float[Tensor, "M K"], labels: Int[Tensor, "M"])
     return torch.where(counts > 0, members @ probabilities / counts.clamp(min=1), torch.eye(classes))
 
 
-def trained(task: Task) -> Outcome:
+def train_corrected(task: CorrectionTask) -> Outcome:
     """Trains the task's run, or reads it where it was done with these settings."""
     config = task.config
     folder = Path(config.run.output) / config.run.name
@@ -73,7 +73,7 @@ def trained(task: Task) -> Outcome:
     corruption = torch.eye(len(data.classes))
     if task.correction == "gold":
         corruption = _corruption(data, task.noisy)
-    learner = _learned(config, data, corruption, task.trusted_weight)
+    learner = _train(config, data, corruption, task.trusted_weight)
     outcome = {"asked": asked, "last": Scorer(data, learner.device).accuracies({"student": learner})}
     outcome |= {"selected": None, "seconds": 0.0}
     folder.mkdir(parents=True, exist_ok=True)
@@ -97,7 +97,7 @@ def _corruption(data: Data, noisy: Path) -> Float[Tensor, "K K"]:
         return corruption_of(torch.softmax(judge(held.images), -1), held.labels)
 
 
-def _learned(config: Config, data: Data, corruption: Float[Tensor, "K K"], weight: float) -> PlainLearner:
+def _train(config: Config, data: Data, corruption: Float[Tensor, "K K"], weight: float) -> PlainLearner:
     """A student trained on the noisy labels through C and on the trusted ones; it starts as every arm's of this seed."""
     seed = config.run.seed * 1009 + STUDENT_SEED
     module = build_network(config.student, classes=len(data.classes), image_shape=data.image_shape, seed=seed)

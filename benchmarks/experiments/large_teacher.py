@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 
 from benchmarks.experiments.common import CONFIGS
-from fastmpl.commands.distill import Source, distill
+from fastmpl.commands.distill import TeacherSource, distill
 from fastmpl.config import Config, load
 from fastmpl.data import draws
 from fastmpl.data.build import Data
@@ -50,7 +50,7 @@ def stored_teacher(config: Config, bias: str, folder: Path, *, steps: int, tell:
     folder.mkdir(parents=True, exist_ok=True)
     file = folder.with_name(f"{folder.name}.npy")
     np.save(file, rows)
-    distill(config, Source(probabilities=file), output=folder, tell=tell)
+    distill(config, TeacherSource(probabilities=file), output=folder, tell=tell)
     file.unlink()
     note.write_text(json.dumps({"test": test}) + "\n")
     return test
@@ -60,13 +60,13 @@ def probabilities(config: Config, bias: str, steps: int) -> tuple[NDArray[np.flo
     """The distributions [N, K] of a teacher of `config`'s seed over all training images, and its test accuracy."""
     data = build_data(config.data.model_copy(update={"store": ""}), seed=config.run.seed)
     assert data.test is not None
-    infer = _trained(data, bias, config.run.seed, steps)
+    infer = _train(data, bias, config.run.seed, steps)
     parts = torch.split(torch.arange(len(data.truth)), 5000)
     rows = np.concatenate([infer(data.examples(part.numpy()).images) for part in parts])
     return rows, float((infer(data.test.images).argmax(1) == data.test.labels.numpy()).mean())
 
 
-def _trained(data: Data, bias: str, seed: int, steps: int) -> Callable[[torch.Tensor], NDArray[np.float32]]:
+def _train(data: Data, bias: str, seed: int, steps: int) -> Callable[[torch.Tensor], NDArray[np.float32]]:
     """784-256-256-10, Adam, on 10,000 of the run's images with the biased labels: a function images -> probabilities."""
     held = data.examples(_members(data, bias, seed))
     renamed = torch.arange(len(data.classes))

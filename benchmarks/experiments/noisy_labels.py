@@ -158,7 +158,7 @@ def _percent(share: float) -> float:
     return round(100 * share, 3)
 
 
-def trained_arms(
+def train_arms(
     asked: argparse.Namespace, cases: Sequence[Case], common: Mapping[str, Any]
 ) -> dict[Case, list[Candidate]]:
     """The trainer's arms of every case, each at the weight that the first seeds' validation images choose."""
@@ -182,13 +182,15 @@ def trained_arms(
 def rivals(asked: argparse.Namespace, case: Case, noisy: Arm) -> list[Candidate]:
     """The arms that learn from both kinds of labels, at their best weights, chosen as the trainer's are."""
 
-    def task(name: str, weight: float | None, arm: Arm, seed: int) -> gold.Task:
+    def task(name: str, weight: float | None, arm: Arm, seed: int) -> gold.CorrectionTask:
         assert weight is not None, "a rival has a weight"
-        return gold.Task(arm.of(seed, asked.output), asked.output / f"{noisy.name}-{seed}", BOTH[name], weight)
+        return gold.CorrectionTask(
+            arm.config_of(seed, asked.output), asked.output / f"{noisy.name}-{seed}", BOTH[name], weight
+        )
 
     def trained(found: Sequence[tuple[str, float | None, Arm]], seeds: range) -> list[list[Outcome]]:
         tasks = [task(*each, s) for each in found for s in seeds]
-        done = iter(parallel(gold.trained, tasks, asked.jobs))
+        done = iter(parallel(gold.train_corrected, tasks, asked.jobs))
         return [[next(done) for _ in seeds] for _ in found]
 
     every: list[tuple[str, float | None, Arm]] = [
@@ -216,18 +218,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     noises = [(kind, float(rate)) for kind, rate in (text.split(":") for text in asked.noises)]
     cases = [Case(*noise, trusted, net) for net in asked.networks for noise in noises for trusted in asked.trusted]
     common = {"run.steps": asked.steps, "run.evaluate_every": asked.steps, "run.checkpoint_every": asked.steps}
-    arms = trained_arms(asked, cases, common)
+    arms = train_arms(asked, cases, common)
     rows: list[Row] = []
     for case in cases:
         noisy = next(c.runs for c in arms[case] if c.arm == NOISY)
         candidates = [*arms[case], *rivals(asked, case, noisy)]
         tuned = [c for c in candidates if c.arm in FINETUNED]
         tasks = [
-            finetuning.Task(c.runs.of(seed, asked.output), lengths=asked.finetune_steps)
+            finetuning.FinetuningTask(c.runs.config_of(seed, asked.output), lengths=asked.finetune_steps)
             for c in tuned
             for seed in range(asked.seeds)
         ]
-        done = iter(parallel(finetuning.finetuned, tasks, asked.jobs))
+        done = iter(parallel(finetuning.finetune_over_grid, tasks, asked.jobs))
         grids = {c.arm: [next(done) for _ in range(asked.seeds)] for c in tuned}
         for candidate in candidates:
             rows += rows_of(case, candidate)

@@ -44,7 +44,7 @@ def draw_boundaries(folder: Path, seeds: int) -> Path:
     points = torch.from_numpy(np.stack([xs.ravel(), ys.ravel()], 1).astype(np.float32))
     for place, name in enumerate(ARMS):
         for seed in range(seeds):
-            arm, at = Arm(slug(name), CONFIG, ARMS[name]).of(seed, folder), axes[place][seed]
+            arm, at = Arm(slug(name), CONFIG, ARMS[name]).config_of(seed, folder), axes[place][seed]
             data = build_data(arm.data, seed=seed)
             network = load_network(folder / arm.run.name, classes=2, image_shape=(2,)).eval()
             with torch.no_grad():

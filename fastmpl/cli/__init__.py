@@ -1,103 +1,141 @@
 """The command `fastmpl`: its verbs, and the one place that turns errors into exit codes.
 
-Nothing here imports torch: --help and a mistake in a file answer at once. A verb imports what it runs.
+Nothing here imports torch, so that --help and a mistake in a file are answered at once. A verb imports what it runs.
 """
 
+import difflib
 import os
 import sys
 import time
-import traceback
 from collections.abc import Callable, Sequence
 from typing import Any, Final
 
-from fastmpl.cli.configured import Ablate, Check, Distill, Plan, Train, ablate, check, distill, plan, train
-from fastmpl.cli.others import (
-    Demo,
-    Doctor,
-    Evaluate,
-    Init,
-    Pack,
-    Predict,
-    Report,
-    Status,
-    demo,
-    doctor,
+from fastmpl import __version__
+from fastmpl.cli.endings import open_terminal, print_error, print_unexpected
+from fastmpl.cli.verbs_with_config import (
+    AblateOptions,
+    CheckOptions,
+    DistillOptions,
+    PlanOptions,
+    TrainOptions,
+    ablate,
+    check,
+    distill,
+    plan,
+    train,
+)
+from fastmpl.cli.verbs_without_config import (
+    DemoOptions,
+    DoctorOptions,
+    EvaluateOptions,
+    InitOptions,
+    PackOptions,
+    PredictOptions,
+    ReportOptions,
+    StatusOptions,
     evaluate,
     init,
     pack,
     predict,
-    report,
-    status,
+    print_status,
+    run_demo,
+    run_doctor,
+    write_report,
 )
 from fastmpl.config.load import load
 from fastmpl.config.options import parse, parse_plain
 from fastmpl.config.schema import Config
-from fastmpl.errors import FastMPLError, ToldByPeer
+from fastmpl.errors import ConfigError, FastMPLError, ToldByPeer
 
 INTERRUPTED: Final = 130  # Ctrl-C, as shells count it
-SPEAKS_FIRST: Final = 3.0  # seconds: a launcher ends every rank as soon as one has ended
+FIRST_RANK_SPEAKS: Final = 3.0  # seconds: a launcher ends every rank as soon as one has ended
 
-# A verb over a configuration takes the options of every key of it.
-CONFIGURED: Final[dict[str, tuple[type[Any], Callable[[Any, Config], None]]]] = {
-    "train": (Train, train),
-    "check": (Check, check),
-    "plan": (Plan, plan),
-    "distill": (Distill, distill),
-    "ablate": (Ablate, ablate),
+# A verb with a configuration accepts an option for every key of it.
+WITH_CONFIG: Final[dict[str, tuple[type[Any], Callable[[Any, Config], None]]]] = {
+    "train": (TrainOptions, train),
+    "check": (CheckOptions, check),
+    "plan": (PlanOptions, plan),
+    "distill": (DistillOptions, distill),
+    "ablate": (AblateOptions, ablate),
 }
-OTHERS: Final[dict[str, tuple[type[Any], Callable[[Any], None]]]] = {
-    "demo": (Demo, demo),
-    "pack": (Pack, pack),
-    "report": (Report, report),
-    "init": (Init, init),
-    "evaluate": (Evaluate, evaluate),
-    "predict": (Predict, predict),
-    "status": (Status, status),
-    "doctor": (Doctor, doctor),
+WITHOUT_CONFIG: Final[dict[str, tuple[type[Any], Callable[[Any], None]]]] = {
+    "demo": (DemoOptions, run_demo),
+    "pack": (PackOptions, pack),
+    "report": (ReportOptions, write_report),
+    "init": (InitOptions, init),
+    "evaluate": (EvaluateOptions, evaluate),
+    "predict": (PredictOptions, predict),
+    "status": (StatusOptions, print_status),
+    "doctor": (DoctorOptions, run_doctor),
 }
-VERBS: Final = {name: asked for name, (asked, _) in (CONFIGURED | OTHERS).items()}
+VERBS: Final = {name: options for name, (options, _) in (WITH_CONFIG | WITHOUT_CONFIG).items()}
 
 
-def _usage() -> str:
-    verbs = "\n".join(f"  {name:10}{asked.__doc__}" for name, asked in VERBS.items())
-    return f"usage: fastmpl VERB ...\n\n{verbs}\n\nfastmpl VERB --help explains a verb."
+def _format_usage() -> str:
+    verbs = "\n".join(f"  {name:10}{options.__doc__}" for name, options in VERBS.items())
+    return (
+        f"usage: fastmpl VERB ...\n\n{verbs}\n\nfastmpl VERB --help explains a verb; fastmpl --version is this version."
+    )
 
 
-def _run(arguments: Sequence[str]) -> int:
-    if not arguments or arguments[0] not in VERBS:
-        asked_for_help = bool(arguments) and arguments[0] in ("-h", "--help", "--help-all")
-        print(_usage(), file=sys.stdout if asked_for_help else sys.stderr)
-        return 0 if asked_for_help else 2
+def _unknown_verb(name: str) -> ConfigError:
+    near = difflib.get_close_matches(name, VERBS, n=1)
+    hint = f"Did you mean {near[0]!r}?" if near else f"The verbs are {', '.join(VERBS)}."
+    if name.endswith(".toml"):
+        hint = f"Did you mean 'fastmpl train {name}'?"
+    return ConfigError(f"fastmpl has no verb {name[:64]!r}. {hint} `fastmpl --help` explains them.")
+
+
+def _run_verb(arguments: Sequence[str]) -> int:
+    if not arguments:
+        print(_format_usage(), file=sys.stderr)
+        return ConfigError.exit_code
     name, rest = arguments[0], arguments[1:]
-    if name in OTHERS:
-        asked_type, other = OTHERS[name]
-        other(parse_plain(asked_type, f"fastmpl {name}", rest))
-        return 0
-    asked_type, verb = CONFIGURED[name]
-    try:
-        asked, overrides = parse(asked_type, f"fastmpl {name}", rest)
-        config = load(asked.config, overrides)
-    except FastMPLError as error:
-        if os.environ.get("LOCAL_RANK", "0") != "0":  # the first rank of this machine reads the same and says it
-            time.sleep(SPEAKS_FIRST)
-            raise ToldByPeer(error.exit_code, str(error)) from error
-        raise
-    verb(asked, config)
+    if name in ("-h", "--help", "--help-all", "help"):
+        print(_format_usage())
+    elif name in ("--version", "version"):
+        print(f"fastmpl {__version__}")
+    elif name in WITHOUT_CONFIG:
+        options_type, verb = WITHOUT_CONFIG[name]
+        verb(parse_plain(options_type, f"fastmpl {name}", rest))
+    elif name in WITH_CONFIG:
+        _run_verb_with_config(name, rest)
+    else:
+        raise _unknown_verb(name)
     return 0
 
 
+def _run_verb_with_config(name: str, arguments: Sequence[str]) -> None:
+    options_type, verb = WITH_CONFIG[name]
+    try:
+        options, overrides = parse(options_type, f"fastmpl {name}", arguments)
+        config = load(options.config, overrides)
+    except FastMPLError as error:
+        if os.environ.get("LOCAL_RANK", "0") != "0":  # the first rank of this machine reads the same file and says it
+            time.sleep(FIRST_RANK_SPEAKS)
+            raise ToldByPeer(error.exit_code, str(error)) from error
+        raise
+    verb(options, config)
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs a verb and gives the exit code: 0 done, 2 usage or configuration, 3 data, 4 diverged, 5 storage,
-    6 a peer was lost or hung, 75 interrupted and resumable, 130 Ctrl-C. Other exceptions are mistakes of ours and pass.
+    """Runs a verb and returns the exit code.
+
+    0 done, 2 usage or configuration, 3 data, 4 diverged, 5 storage or memory, 6 a rank was lost or hangs,
+    70 a fault of fastmpl itself, 75 interrupted and resumable, 130 Ctrl-C. Raises nothing.
     """
     arguments = sys.argv[1:] if arguments is None else arguments
+    debug = "--debug" in arguments
+    open_terminal()
     try:
-        return _run(arguments)
+        code = _run_verb(arguments)
+        sys.stdout.flush()
+        return code
     except FastMPLError as error:
-        if "--debug" in arguments:
-            traceback.print_exc()
-        elif not error.told:
-            print(error, file=sys.stderr)
-        return error.exit_code
+        return print_error(error, debug)
+    except SystemExit as ended:  # help, and usage that tyro explains
+        return ended.code if isinstance(ended.code, int) else 0 if ended.code is None else ConfigError.exit_code
     except KeyboardInterrupt:
         return INTERRUPTED
+    except Exception as error:
+        return print_unexpected(error, debug)

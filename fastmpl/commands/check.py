@@ -38,13 +38,13 @@ class _Progress:
             print(f"{done:,} of {count:,} images are checked ({done / count:.0%})", file=sys.stderr, flush=True)
 
 
-def _digests(images: NDArray[np.generic]) -> NDArray[np.uint64]:
+def _hash_images(images: NDArray[np.generic]) -> NDArray[np.uint64]:
     """A hash of the pixels of each image."""
     made = (hashlib.blake2b(image.tobytes(), digest_size=8).digest() for image in images)
     return np.fromiter((int.from_bytes(digest) or 1 for digest in made), np.uint64, len(images))
 
 
-def _checked(config: Config) -> "tuple[Prepared, list[str], NDArray[np.uint64], NDArray[np.uint64]]":
+def _read_and_check(config: Config) -> "tuple[Prepared, list[str], NDArray[np.uint64], NDArray[np.uint64]]":
     """The data, what is to be told of its checking, and hashes of its training and its test images."""
     from fastmpl.config.rules import decodes_always
     from fastmpl.data.checks.checked import check_all
@@ -57,7 +57,7 @@ def _checked(config: Config) -> "tuple[Prepared, list[str], NDArray[np.uint64], 
         assert isinstance(train, np.ndarray) and isinstance(test, np.ndarray)
         if prepared.arrays.transductive:
             test = test[:0]
-        return prepared, [], _digests(train), _digests(test)
+        return prepared, [], _hash_images(train), _hash_images(test)
     found = check_all(list_images(config.data), config.data.root, _Progress())
     where = f"their list is {found.file}" if found.file else "no cache can be written, so a run will find them again"
     bad, odd = (sum(len(getattr(part, kind)) for part in (found.train, found.test)) for kind in ("bad", "odd"))
@@ -66,7 +66,7 @@ def _checked(config: Config) -> "tuple[Prepared, list[str], NDArray[np.uint64], 
     return prepare(config.data, config.run.seed), said, found.kept("train"), found.kept("test")
 
 
-def _copies(prepared: "Prepared", train: NDArray[np.uint64], test: NDArray[np.uint64]) -> Iterator[str]:
+def _warn_of_copies(prepared: "Prepared", train: NDArray[np.uint64], test: NDArray[np.uint64]) -> Iterator[str]:
     """A warning for each kind of picture that is in two places where it should be in one."""
     from fastmpl.data.checks.copies import copies
     from fastmpl.data.dataset import name_of
@@ -83,7 +83,7 @@ def _copies(prepared: "Prepared", train: NDArray[np.uint64], test: NDArray[np.ui
         yield f"warning {found.count:,} {found.what}: {printable(one)} is the same picture as {other}"
 
 
-def _absent(classes: Sequence[str], labels: NDArray[np.int64], part: str) -> Iterator[str]:
+def _warn_of_absent_classes(classes: Sequence[str], labels: NDArray[np.int64], part: str) -> Iterator[str]:
     """A warning where images of some classes are missing from a part that has others."""
     there = np.isin(np.arange(len(classes)), labels)
     if len(labels) and not there.all():
@@ -92,7 +92,7 @@ def _absent(classes: Sequence[str], labels: NDArray[np.int64], part: str) -> Ite
         yield f"warning no {part} image is of class {', '.join(without[:SHOWN])}{more}: nothing will be known of it"
 
 
-def _problems(problems: "Sequence[Problem]") -> Iterator[str]:
+def _list_problems(problems: "Sequence[Problem]") -> Iterator[str]:
     """The first files of each reason, and how many more there are."""
     from fastmpl.data.errors import printable
 
@@ -112,7 +112,7 @@ def check_data(config: Config) -> Generator[str, None, "Prepared"]:
     Where images are decoded at every step, all of them are decoded here, and those that are bad listed for every run.
     Returns what it read.
     """
-    prepared, said, train, test = _checked(config)
+    prepared, said, train, test = _read_and_check(config)
     arrays, parts = prepared.arrays, prepared.split
     from fastmpl.run.preconditions import require_trusted
 
@@ -120,10 +120,10 @@ def check_data(config: Config) -> Generator[str, None, "Prepared"]:
     counts = ", ".join(f"{len(index)} {name}" for name, index in parts._asdict().items())
     yield f"data    {config.data.source}: {len(arrays.classes)} classes, {counts}, {len(arrays.test_labels)} test images"
     yield from said
-    yield from _copies(prepared, train, test)
-    yield from _absent(arrays.classes, arrays.train_labels[parts.validation], "validation")
-    yield from _absent(arrays.classes, arrays.test_labels, "test")
-    yield from _problems(arrays.problems)
+    yield from _warn_of_copies(prepared, train, test)
+    yield from _warn_of_absent_classes(arrays.classes, arrays.train_labels[parts.validation], "validation")
+    yield from _warn_of_absent_classes(arrays.classes, arrays.test_labels, "test")
+    yield from _list_problems(arrays.problems)
     return prepared
 
 

@@ -32,7 +32,7 @@ IMAGES = 256  # a pass
 UNFILTERED = {"store": "", "filter_store": "", "minimum_confidence": 0.0, "per_class": 0}  # what a store decides
 
 
-class Source(NamedTuple):
+class TeacherSource(NamedTuple):
     """Where the distributions come from: `teacher` or `probabilities`, one of the two."""
 
     teacher: str = ""  # the folder of a run, or "timm:NAME"
@@ -53,7 +53,7 @@ class Source(NamedTuple):
 
 
 def distill(
-    config: Config, source: Source, *, output: Path | None = None, top_k: int = 0, tell: Callable[[str], None]
+    config: Config, source: TeacherSource, *, output: Path | None = None, top_k: int = 0, tell: Callable[[str], None]
 ) -> Header | None:
     """Writes what is missing of the store in `output` (data.store where not given); its header, once it is whole.
 
@@ -75,13 +75,13 @@ def distill(
         classes=classes,
         kept=min(top_k, classes) or classes,
         images=data.images_digest,
-        teacher=_words(source),
+        teacher=_describe_teacher(source),
     )
     rank, world = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
     writer = StoreWriter(folder, plan, rank=rank, world=world)
     missing = list(writer.missing())
     with tempfile.TemporaryDirectory(dir=folder, prefix="reading-") as scratch:
-        rows = _rows(source, data, Path(scratch), tell) if missing else None
+        rows = _row_reader(source, data, Path(scratch), tell) if missing else None
         for done, shard in enumerate(missing, 1):
             assert rows is not None
             writer.write(shard, rows(*plan.range(shard)))
@@ -89,7 +89,7 @@ def distill(
     return writer.finish()
 
 
-def _words(source: Source) -> str:
+def _describe_teacher(source: TeacherSource) -> str:
     """Whose distributions these are, told apart by their content: a store of another teacher is not continued."""
     if source.probabilities is not None:
         file, said = source.probabilities, f"probabilities of {source.probabilities.name}"
@@ -99,8 +99,8 @@ def _words(source: Source) -> str:
     return said + (f" ({checksum(file)[:8]})" if file.is_file() else "") + views
 
 
-def _rows(
-    source: Source, data: Data, scratch: Path, tell: Callable[[str], None]
+def _row_reader(
+    source: TeacherSource, data: Data, scratch: Path, tell: Callable[[str], None]
 ) -> Callable[[int, int], Iterator[Probabilities]]:
     """A function of a range of images that gives their distributions in parts."""
     classes = len(data.classes)
@@ -113,34 +113,34 @@ def _rows(
         tell(remark)
     network = teacher.module.to(device)
     if source.views == 1:
-        return lambda first, last: _centre_views(network, data, first, last, device)
-    return lambda first, last: _mean_of_views(network, data, first, last, source.views, device)
+        return lambda first, last: _infer_centre_views(network, data, first, last, device)
+    return lambda first, last: _infer_mean_of_views(network, data, first, last, source.views, device)
 
 
 @torch.no_grad()
-def _softmax(network: nn.Module, images: Float[Tensor, "n *image"], device: torch.device) -> Probabilities:
+def _infer(network: nn.Module, images: Float[Tensor, "n *image"], device: torch.device) -> Probabilities:
     return np.asarray(torch.softmax(network(images.to(device)).float(), -1).cpu().numpy())
 
 
-def _centre_views(
+def _infer_centre_views(
     network: nn.Module, data: Data, first: int, last: int, device: torch.device
 ) -> Iterator[Probabilities]:
     given = 0
     for images, _ in data.examples(np.arange(first, last)).batches(device):
         for part in torch.split(images, IMAGES):
             given += len(part)
-            yield _softmax(network, part, device)
+            yield _infer(network, part, device)
     if given < last - first:
-        raise _unreadable(last - first - given)
+        raise _unreadable_error(last - first - given)
 
 
-def _unreadable(count: int) -> DataError:
+def _unreadable_error(count: int) -> DataError:
     return DataError(
         f"{count} images cannot be read, and a store has a row for each: run `fastmpl check`, and they are left out."
     )
 
 
-def _mean_of_views(
+def _infer_mean_of_views(
     network: nn.Module, data: Data, first: int, last: int, views: int, device: torch.device
 ) -> Iterator[Probabilities]:
     """The mean over `views` weak views, drawn by image and epoch: the same whoever writes the shard."""
@@ -150,8 +150,8 @@ def _mean_of_views(
     while left > 0:
         given = stream.next()
         if given.replaced:
-            raise _unreadable(len(given.replaced))
+            raise _unreadable_error(len(given.replaced))
         rows = given.index.cpu().numpy()[:left] - first  # the last batch may reach into the next epoch
-        np.add.at(sums, rows, _softmax(network, given.weak, device)[:left])
+        np.add.at(sums, rows, _infer(network, given.weak, device)[:left])
         left -= batch
     yield sums / np.float32(views)

@@ -63,29 +63,31 @@ class DoctorError(FastMPLError):
     topic = "Doctor"
 
 
-def doctor() -> Iterator[Finding]:
+def examine() -> Iterator[Finding]:
     """Everything that was looked at, in order."""
-    yield from machine()
-    yield from packages()
-    yield from kernels()
-    yield from graph()
+    yield from examine_machine()
+    yield from examine_packages()
+    yield from compare_kernels()
+    yield from compare_graph()
 
 
 def lines() -> Iterator[str]:
     """The findings, one a line. Raises DoctorError at the end where one is bad."""
     bad = []
-    for finding in doctor():
+    for finding in examine():
         yield f"{finding.state:5}{finding.topic:19}{finding.sentence}"
         bad += [finding.topic] if finding.state == "bad" else []
     if bad:
         raise DoctorError(f"{', '.join(bad)}: see above. --system.kernels reference trains without the fused kernels.")
 
 
-def machine() -> Iterator[Finding]:
+def examine_machine() -> Iterator[Finding]:
     """The processor, the GPUs, the room that ranks share."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     yield Finding(
-        "ok", "Python", f"{platform.python_version()} on {platform.system()} {platform.machine()}, {cores} cores"
+        "ok",
+        "Python",
+        f"{platform.python_version()} on {platform.system()} {platform.machine()}, {cores} cores",
     )
     yield Finding("ok", "torch", f"{torch.__version__}, {torch.get_num_threads()} threads")
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
@@ -101,25 +103,25 @@ def machine() -> Iterator[Finding]:
     yield Finding("ok" if enough else "none", "/dev/shm", told)
 
 
-def packages() -> Iterator[Finding]:
+def examine_packages() -> Iterator[Finding]:
     """What can be installed beside the requirements, by its metadata."""
     for name, distributions in PACKAGES.items():
-        found = [f"{each} {number}" for each in distributions if (number := _version(each))]
+        found = [f"{each} {number}" for each in distributions if (number := _installed_version(each))]
         yield Finding("ok" if found else "none", name, ", ".join(found) or f"not installed: {WITHOUT[name]}")
     state = apex_state()
     yield Finding("ok" if state == "usable" else "none", "apex", APEX[state])
 
 
-def kernels() -> Iterator[Finding]:
+def compare_kernels() -> Iterator[Finding]:
     """Every fused operation as it would run here, against its reference: results and gradients in float32."""
     native = library.available()
     yield Finding("ok" if native else "none", "native kernels", "built" if native else "not built: no C++ compiler")
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     for name, run in CASES.items():
-        yield _checked(name, run, device)
+        yield _compare_kernel(name, run, device)
 
 
-def graph() -> Iterator[Finding]:
+def compare_graph() -> Iterator[Finding]:
     """A step as one CUDA graph against the same step executed eagerly, bit for bit."""
     if not torch.cuda.is_available():
         yield Finding("none", "CUDA graph", "not tried: no GPU")
@@ -129,14 +131,14 @@ def graph() -> Iterator[Finding]:
     yield Finding("bad" if differing else "ok", "CUDA graph", sentence)
 
 
-def _version(distribution: str) -> str:
+def _installed_version(distribution: str) -> str:
     try:
         return version(distribution)
     except PackageNotFoundError:
         return ""
 
 
-def _checked(name: str, run: Callable[[torch.device], Sequence[Tensor]], device: torch.device) -> Finding:
+def _compare_kernel(name: str, run: Callable[[torch.device], Sequence[Tensor]], device: torch.device) -> Finding:
     try:
         with dispatch.use("auto"):
             ours, backend = run(device), dispatch.last_backend(name)

@@ -20,7 +20,7 @@ from fastmpl.errors import ConfigError
 from fastmpl.run.student_file import Classifier, load_classifier
 
 
-class Judgement(NamedTuple):
+class SetScores(NamedTuple):
     """Of one set of N images; `confusion` int64 [K, K] counts them by true class (rows) and predicted class."""
 
     name: str
@@ -33,7 +33,7 @@ class Judgement(NamedTuple):
 
 
 @torch.no_grad()
-def _judged(student: Classifier, name: str, held: EvaluationSet) -> Judgement:
+def _score_set(student: Classifier, name: str, held: EvaluationSet) -> SetScores:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     module, count = student.module.to(device), len(student.classes)
     pairs, loss = torch.zeros(count * count, dtype=torch.int64, device=device), torch.zeros((), device=device)
@@ -41,10 +41,10 @@ def _judged(student: Classifier, name: str, held: EvaluationSet) -> Judgement:
         logits = module(rows)
         pairs += torch.bincount(targets * count + logits.argmax(-1), minlength=count * count)
         loss += F.cross_entropy(logits, targets, reduction="sum")
-    return Judgement(name, float(loss / pairs.sum()), pairs.reshape(count, count).cpu().numpy())
+    return SetScores(name, float(loss / pairs.sum()), pairs.reshape(count, count).cpu().numpy())
 
 
-def _sets(student: Classifier, data: Path | None) -> Iterator[tuple[str, EvaluationSet]]:
+def _image_sets(student: Classifier, data: Path | None) -> Iterator[tuple[str, EvaluationSet]]:
     """The run's validation and test images, or those of the folder `data`."""
     settings, size = student.config.data, student.image_shape[-1]
     if data is not None:
@@ -69,17 +69,17 @@ def _sets(student: Classifier, data: Path | None) -> Iterator[tuple[str, Evaluat
         raise DataError("The run has neither validation nor test images. Name some by --data FOLDER.")
 
 
-def evaluate(run: Path, data: Path | None = None) -> tuple[tuple[str, ...], list[Judgement]]:
+def evaluate(run: Path, data: Path | None = None) -> tuple[tuple[str, ...], list[SetScores]]:
     """The classes, and how well the student of `run` does on each set of images.
 
     data: None for the run's own validation and test images; else a folder that holds <class>/** or test/<class>/**.
     Raises ConfigError where `run` is no finished run, DataError where the images cannot be used.
     """
     student = load_classifier(run)
-    return student.classes, [_judged(student, *images) for images in _sets(student, data)]
+    return student.classes, [_score_set(student, *images) for images in _image_sets(student, data)]
 
 
-def as_text(classes: tuple[str, ...], found: Judgement) -> str:
+def format_scores(classes: tuple[str, ...], found: SetScores) -> str:
     """Two lines and a table of classes, each with what it is most often taken for."""
     right, wrong = found.confusion.diagonal(), found.confusion - np.diag(found.confusion.diagonal())
     total = found.confusion.sum(axis=1)

@@ -24,7 +24,7 @@ SMALL: Final = 64  # pixels up to which a CPU can train in hours, and a Wide Res
 LOOKED_AT: Final = 200  # images whose size is read
 
 
-class Guess(NamedTuple):
+class Recipe(NamedTuple):
     """What is written into the file, and what it was guessed from."""
 
     typical: int  # shorter side of the images, in pixels
@@ -36,7 +36,7 @@ class Guess(NamedTuple):
     model: str
 
 
-def typical_side(root: Path, names: Sequence[str]) -> int:
+def median_side(root: Path, names: Sequence[str]) -> int:
     """The median of the shorter sides of up to 200 images, evenly chosen; 0 where none can be opened."""
     sides = []
     for name in names[:: max(1, len(names) // LOOKED_AT)]:
@@ -48,19 +48,19 @@ def typical_side(root: Path, names: Sequence[str]) -> int:
     return int(median(sides)) if sides else 0
 
 
-def guess(tree: Tree, *, gpu: bool) -> Guess:
+def choose_recipe(tree: Tree, *, gpu: bool) -> Recipe:
     """Settings that suit the number and size of the images, and whether there is a GPU."""
     counts = np.bincount(tree.labelled.labels, minlength=len(tree.classes)).tolist()
     if not all(counts):
         empty = tree.root / "labelled" / tree.classes[counts.index(0)]
         raise DataError(f"{empty} has no images. Put images there, or remove the folder.")
-    typical = typical_side(tree.root, tree.labelled.names)
+    typical = median_side(tree.root, tree.labelled.names)
     if not typical:
         raise DataError(f"none of the files in {tree.root / 'labelled'} can be read as an image.")
     size = max((size for size in SIZES if size <= (typical if gpu else min(typical, SMALL))), default=SIZES[0])
     held_back = min(min(counts) // 5, 100)
     labelled = max(2, min(64, sum(counts)))
-    return Guess(
+    return Recipe(
         typical=typical,
         size=size,
         smallest=min(counts),
@@ -71,19 +71,19 @@ def guess(tree: Tree, *, gpu: bool) -> Guess:
     )
 
 
-def _validation_reason(tree: Tree, found: Guess) -> str:
+def _explain_validation(tree: Tree, found: Recipe) -> str:
     if found.validation:
         return "a fifth of the rarest class, of each class: never trained on, to select a checkpoint by"
     told = "" if tree.test.names else "; without a test/ folder nothing will say how good the student is"
     return f"the rarest class has {found.smallest} images, too few to hold any back{told}"
 
 
-def _line(key: str, value: str | int | float | bool | list[int], why: str = "") -> str:
+def _format_line(key: str, value: str | int | float | bool | list[int], why: str = "") -> str:
     written = f"{key} = {json.dumps(value, ensure_ascii=False)}"  # of these types, JSON's form is TOML's
     return f"{written:24} # {why}" if why else written
 
 
-def as_toml(tree: Tree, found: Guess, name: str, *, gpu: bool) -> str:
+def format_config(tree: Tree, found: Recipe, name: str, *, gpu: bool) -> str:
     """The commented file."""
     root = json.dumps(str(tree.root), ensure_ascii=False)
     sizes = [len(part.names) for part in (tree.labelled, tree.unlabelled, tree.test)]
@@ -97,41 +97,43 @@ def as_toml(tree: Tree, found: Guess, name: str, *, gpu: bool) -> str:
         f"#   fastmpl check {name}.toml     does every image decode?",
         f"#   fastmpl train {name}.toml     writes runs/{name}; `fastmpl train --help` lists the other keys",
         "[run]",
-        _line("name", name),
-        _line("steps", 3000),
-        _line("evaluate_every", 250),
+        _format_line("name", name),
+        _format_line("steps", 3000),
+        _format_line("evaluate_every", 250),
         "",
         "[data]",
-        _line("source", "folder"),
-        _line("root", str(tree.root)),
-        _line("labels", 0, "all of labelled/"),
-        _line("validation", found.validation, _validation_reason(tree, found)),
-        _line("image_size", found.size, f"the shorter side of a typical image has {found.typical} pixels"),
-        _line("batch_labelled", found.batch_labelled, "labelled images a step"),
-        _line("batch_unlabelled", found.batch_unlabelled, "and unlabelled ones; more is better, and slower"),
-        _line("flip", True, "false where a mirrored picture is another thing: text, digits, left and right"),
-        _line("rand_augment", [2, 10], "[0, 0] where colours or geometry are the class"),
-        _line("cutout", 0.5, "the square that is cut out of the strong view, as a share of the side"),
+        _format_line("source", "folder"),
+        _format_line("root", str(tree.root)),
+        _format_line("labels", 0, "all of labelled/"),
+        _format_line("validation", found.validation, _explain_validation(tree, found)),
+        _format_line("image_size", found.size, f"the shorter side of a typical image has {found.typical} pixels"),
+        _format_line("batch_labelled", found.batch_labelled, "labelled images a step"),
+        _format_line("batch_unlabelled", found.batch_unlabelled, "and unlabelled ones; more is better, and slower"),
+        _format_line("flip", True, "false where a mirrored picture is another thing: text, digits, left and right"),
+        _format_line("rand_augment", [2, 10], "[0, 0] where colours or geometry are the class"),
+        _format_line("cutout", 0.5, "the square that is cut out of the strong view, as a share of the side"),
         "",
         "[teacher]",
-        _line("model", found.model, other),
+        _format_line("model", found.model, other),
         "",
         "[student]",
-        _line("model", found.model),
-        _line("average", 0.995, "decay of the average of the weights: of about 200 steps"),
+        _format_line("model", found.model),
+        _format_line("average", 0.995, "decay of the average of the weights: of about 200 steps"),
         "",
         "[uda]",
-        _line("weight", 8.0, "consistency of the teacher between two views of an image; 1.0 for very few images"),
+        _format_line(
+            "weight", 8.0, "consistency of the teacher between two views of an image; 1.0 for very few images"
+        ),
     ]
     return "\n".join(lines) + "\n"
 
 
-def _name(root: Path) -> str:
+def _run_name(root: Path) -> str:
     name = re.sub(r"[^A-Za-z0-9._-]+", "_", root.resolve().name)[:64].strip("._-")
     return name or "pictures"
 
 
-def begin(folder: str, output: Path | None) -> Path:
+def write_first_config(folder: str, output: Path | None) -> Path:
     """Writes a configuration for the pictures in `folder` to `output` (NAME.toml here); gives its path.
 
     Raises DataError where the folder is not laid out as it should be, ConfigError where the file is there already.
@@ -139,8 +141,8 @@ def begin(folder: str, output: Path | None) -> Path:
     import torch
 
     tree, gpu = read_tree(folder), torch.cuda.is_available()
-    name = _name(tree.root)
-    text = as_toml(tree, guess(tree, gpu=gpu), name, gpu=gpu)
+    name = _run_name(tree.root)
+    text = format_config(tree, choose_recipe(tree, gpu=gpu), name, gpu=gpu)
     output = output or Path(f"{name}.toml")
     try:
         with output.open("x", encoding="utf-8") as file:

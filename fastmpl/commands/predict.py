@@ -32,7 +32,7 @@ class Prediction(NamedTuple):
     problem: str = ""
 
 
-def _expanded(paths: Iterable[Path]) -> list[Path]:
+def _list_images(paths: Iterable[Path]) -> list[Path]:
     """The files named, and the images below the folders named, in order."""
     files: list[Path] = []
     for path in paths:
@@ -45,9 +45,7 @@ def _expanded(paths: Iterable[Path]) -> list[Path]:
 
 
 @torch.no_grad()
-def _classified(
-    student: Classifier, found: Sequence[tuple[Path, Decoded]], device: torch.device
-) -> Iterator[Prediction]:
+def _classify(student: Classifier, found: Sequence[tuple[Path, Decoded]], device: torch.device) -> Iterator[Prediction]:
     pixels = [decoded.pixels for _, decoded in found if decoded.pixels is not None]
     rows: Iterator[list[float]] = iter(())
     if pixels:
@@ -70,20 +68,20 @@ def predict(run: Path, paths: Sequence[Path]) -> Iterator[Prediction]:
 
     Raises ConfigError where `run` has no student or classifies points, DataError where a path does not exist.
     """
-    student, files = load_classifier(run), _expanded(paths)
+    student, files = load_classifier(run), _list_images(paths)
     if student.normalisation is None:
         raise ConfigError(f"{run} classifies points, not images.")
-    return _predictions(student, files, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+    return _predict_files(student, files, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
 
 
-def _predictions(student: Classifier, files: Sequence[Path], device: torch.device) -> Iterator[Prediction]:
+def _predict_files(student: Classifier, files: Sequence[Path], device: torch.device) -> Iterator[Prediction]:
     student.module.to(device)
     pairs = zip(files, decode_all(files, shown_side(student.config.data)), strict=True)
     while chunk := list(islice(pairs, PASS)):
-        yield from _classified(student, chunk, device)
+        yield from _classify(student, chunk, device)
 
 
-def _as_csv(predictions: Iterable[Prediction], out: TextIO) -> Iterator[Prediction]:
+def _write_csv(predictions: Iterable[Prediction], out: TextIO) -> Iterator[Prediction]:
     table = csv.writer(out, lineterminator="\n")
     table.writerow(("file", "label", "confidence", "problem"))
     for found in predictions:
@@ -92,7 +90,7 @@ def _as_csv(predictions: Iterable[Prediction], out: TextIO) -> Iterator[Predicti
         yield found
 
 
-def _as_json(predictions: Iterable[Prediction], out: TextIO) -> Iterator[Prediction]:
+def _write_json(predictions: Iterable[Prediction], out: TextIO) -> Iterator[Prediction]:
     separator = "[\n"
     for found in predictions:
         facts = {name: value for name, value in found._asdict().items() if value not in (None, "", {})}
@@ -102,9 +100,9 @@ def _as_json(predictions: Iterable[Prediction], out: TextIO) -> Iterator[Predict
     out.write("\n]\n")
 
 
-def write(predictions: Iterable[Prediction], form: Format, out: TextIO) -> None:
+def write_table(predictions: Iterable[Prediction], form: Format, out: TextIO) -> None:
     """Writes the table as it is made. Raises DataError at its end where no file could be read."""
-    writer = _as_csv if form == "csv" else _as_json
+    writer = _write_csv if form == "csv" else _write_json
     labelled = sum(found.label is not None for found in writer(predictions, out))
     if not labelled:
         raise DataError("none of the files can be read as an image; the table says why.")

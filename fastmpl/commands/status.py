@@ -26,7 +26,7 @@ def _is_held(folder: Path) -> bool:
     return False
 
 
-def _status(folder: Path) -> dict[str, Any]:
+def _read_status(folder: Path) -> dict[str, Any]:
     try:
         status = json.loads((folder / "STATUS.json").read_text())
     except (OSError, ValueError) as error:
@@ -34,7 +34,7 @@ def _status(folder: Path) -> dict[str, Any]:
     return status if isinstance(status, dict) else {}
 
 
-def _state(folder: Path, status: dict[str, Any], total: int) -> str:
+def _describe_state(folder: Path, status: dict[str, Any], total: int) -> str:
     state, step = status.get("state"), status.get("step")
     who = f"process {status.get('process')} on {status.get('host')}"
     if state == "running":
@@ -45,26 +45,26 @@ def _state(folder: Path, status: dict[str, Any], total: int) -> str:
     return f"{state} at step {step} of {total}" + (f": {message}" if message else "")
 
 
-def _ago(seconds: float) -> str:
+def _format_age(seconds: float) -> str:
     for unit, length in (("days", 86400), ("hours", 3600), ("minutes", 60)):
         if seconds >= 2 * length:
             return f"{seconds / length:.0f} {unit} ago"
     return f"{seconds:.0f} seconds ago"
 
 
-def _checkpoints(folder: Path) -> str:
+def _newest_checkpoint(folder: Path) -> str:
     newest = max(folder.glob("checkpoints/step-*/manifest.json"), key=lambda path: path.stat().st_mtime, default=None)
-    return "none" if newest is None else f"{newest.parent.name}, {_ago(time.time() - newest.stat().st_mtime)}"
+    return "none" if newest is None else f"{newest.parent.name}, {_format_age(time.time() - newest.stat().st_mtime)}"
 
 
 def status(folder: Path) -> Iterator[str]:
     """Some lines on the run in `folder`. Raises ConfigError where there is none."""
-    found = _status(folder)
+    found = _read_status(folder)
     config = load(folder / "config.toml")
     total = config.run.steps + config.finetune.steps
     yield f"run         {folder}: {config.method.name} on {config.data.source}"
-    yield f"state       {_state(folder, found, total)}"
-    yield f"checkpoint  {_checkpoints(folder)}"
+    yield f"state       {_describe_state(folder, found, total)}"
+    yield f"checkpoint  {_newest_checkpoint(folder)}"
     lines = list(read_lines(folder))
     trained = [line for line in lines if line.get("kind") == "train"]
     if trained:

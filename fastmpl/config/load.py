@@ -1,7 +1,7 @@
-"""From a TOML file and overrides to a Config, and back. Precedence: default < file < overrides.
+"""Reads a Config from a TOML file and overrides, and writes it back. Precedence: default < file < overrides.
 
-A file is untrusted: its size, depth and numbers are bounded before anything looks at its meaning, and every mistake in
-it is one sentence of a ConfigError that names key, value and file.
+A file is untrusted. Its size, depth and numbers are bounded before its meaning is read, and every mistake in it is one
+sentence of a ConfigError that names key, value and file.
 """
 
 import difflib
@@ -22,6 +22,7 @@ from fastmpl.errors import ConfigError
 LARGEST: Final = 65_536  # bytes; the longest configuration, with every key and comment, has 8,000
 DEEPEST: Final = 64  # brackets or dots of keys in a line; the parser's time grows with their square
 SHOWN: Final = 5  # mistakes reported at once
+FORM: Final = "A configuration has sections, and keys in them."
 COMMAND_LINE: Final = "command line"
 SECTIONS: Final[dict[str, Any]] = {name: field.annotation for name, field in Config.model_fields.items()}
 KEYS: Final[dict[str, FieldInfo]] = {
@@ -41,7 +42,7 @@ def _bounded_text(path: Path) -> str:
     except OSError as error:
         raise ConfigError(f"{path} cannot be read: {error.strerror}. launch/configs holds examples.") from error
     if len(content) > LARGEST:
-        raise ConfigError(f"{path} is larger than {LARGEST} bytes: this is no configuration of a run.")
+        raise ConfigError(f"{path} is larger than {LARGEST} bytes, too large for the configuration of a run.")
     try:
         text = content.decode()
     except UnicodeDecodeError as error:
@@ -49,22 +50,22 @@ def _bounded_text(path: Path) -> str:
     for number, line in enumerate(text.splitlines(), 1):
         bare = _QUOTED_OR_COMMENT.sub("", line)
         if bare.count(".") > DEEPEST or bare.count("[") + bare.count("{") > DEEPEST:
-            raise ConfigError(f"{path}, line {number}: nested too deeply. A file has sections, and keys in them.")
+            raise ConfigError(f"{path}, line {number}: nested too deeply. {FORM}")
     return text
 
 
-def _read(path: Path) -> dict[str, Any]:
+def _read_toml(path: Path) -> dict[str, Any]:
     try:
         return tomllib.loads(_bounded_text(path))
     except tomllib.TOMLDecodeError as error:
         raise ConfigError(f"{path} is not valid TOML: {str(error).rstrip('.')}.") from error
     except RecursionError as error:
-        raise ConfigError(f"{path}: nested too deeply. A file has sections, and keys in them.") from error
+        raise ConfigError(f"{path}: nested too deeply. {FORM}") from error
     except ValueError as error:  # an integer of more digits than Python converts
         raise ConfigError(f"{path} is not valid TOML: a number has too many digits.") from error
 
 
-def _nearest(name: str) -> str | None:
+def _nearest_key(name: str) -> str | None:
     """The key that was likely meant: alike in its section, of that name in another section, or alike as a whole."""
     section, _, key = name.rpartition(".")
     if section in SECTIONS:
@@ -79,15 +80,13 @@ def unknown_key(name: str, source: object) -> str:
     """The sentence for a key that does not exist, with the nearest one that does."""
     if name in SECTIONS:
         return f"{name} ({source}) is a section, not a value. Write [{name}], and its keys below."
-    if name in REMOVED:
-        return f"{name} ({source}) was removed and nothing takes its place. Delete it from the configuration."
     name = name if len(name) <= 64 else name[:61] + "..."
-    near = _nearest(name)
+    near = _nearest_key(name)
     hint = f"Did you mean {near!r}?" if near else "`fastmpl train --help-all` lists every key."
     return f"unknown key {name!r} ({source}). {hint}"
 
 
-def _flat(tree: Mapping[str, Any]) -> dict[str, Any]:
+def _flatten(tree: Mapping[str, Any]) -> dict[str, Any]:
     """Dotted keys of a nested mapping; a dotted key of the mapping itself is kept as it is."""
     flat: dict[str, Any] = {}
     for name, value in tree.items():
@@ -98,9 +97,22 @@ def _flat(tree: Mapping[str, Any]) -> dict[str, Any]:
     return flat
 
 
+def _drop_removed(values: Mapping[str, Any], source: Mapping[str, object]) -> dict[str, Any]:
+    """`values` without removed keys at their last default. Raises ConfigError for one with another value."""
+    removed = {name for name in values if name in REMOVED and name not in KEYS}
+    for name in removed:
+        value, default = values[name], REMOVED[name]
+        if (list(value) if isinstance(value, tuple) else value) != default:
+            raise ConfigError(
+                f"{name} = {toml(value)} ({source[name]}): this key was removed, and fastmpl does what "
+                f"{toml(default)} did. Delete the key."
+            )
+    return {name: value for name, value in values.items() if name not in removed}
+
+
 def build(values: Mapping[str, Any], source: Mapping[str, object]) -> Config:
     """A Config from dotted keys; `source` says where each comes from. Raises ConfigError."""
-    values = {name: value for name, value in values.items() if name not in REMOVED or value != REMOVED[name]}
+    values = _drop_removed(values, source)
     unknown = [unknown_key(name, source[name]) for name in values if name not in KEYS]
     if unknown:
         raise ConfigError("\n".join(unknown[:SHOWN]))
@@ -127,7 +139,7 @@ def load(path: str | Path, overrides: Mapping[str, Any] | None = None) -> Config
     wrong type or out of bounds, and keys that do not go together.
     """
     path = Path(path)
-    file, over = _flat(_read(path)), _flat(overrides or {})
+    file, over = _flatten(_read_toml(path)), _flatten(overrides or {})
     return build(file | over, dict.fromkeys(file, path) | dict.fromkeys(over, COMMAND_LINE))
 
 
@@ -145,5 +157,5 @@ def save(config: Config, path: str | Path) -> Path:
 
 def difference(a: Config, b: Config) -> list[str]:
     """The dotted keys whose values differ, in the order of the sections."""
-    left, right = _flat(a.model_dump()), _flat(b.model_dump())
+    left, right = _flatten(a.model_dump()), _flatten(b.model_dump())
     return [name for name in KEYS if left[name] != right[name]]

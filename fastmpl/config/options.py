@@ -73,7 +73,7 @@ def _refuse_unknown(arguments: Sequence[str]) -> None:
             raise ConfigError(unknown_key(name, COMMAND_LINE))
 
 
-def _typed(kind: Any, word: str) -> Any:
+def _convert(kind: Any, word: str) -> Any:
     """`word` as a value of `kind`; as it is where it is none, for the check of the configuration to refuse."""
     if kind is bool:
         return {"true": True, "false": False}.get(word.lower(), word)
@@ -91,7 +91,7 @@ def _overrides(given: Given) -> dict[str, Any]:
     for section, keys in given.items():
         for key, words in keys.items():
             name = f"{section}.{key}"
-            typed = [_typed(kind, word) for kind, word in zip(_items(KEYS[name]), words, strict=True)]
+            typed = [_convert(kind, word) for kind, word in zip(_items(KEYS[name]), words, strict=True)]
             values[name] = typed if len(typed) > 1 else typed[0]
     return values
 

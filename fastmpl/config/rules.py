@@ -55,7 +55,7 @@ def feeds_back(config: "Config") -> bool:
     return config.method.name in ("mpl", "reduced_mpl") and config.feedback.kind != "off"
 
 
-def trained(config: "Config") -> dict[str, str]:
+def trained_optimisers(config: "Config") -> dict[str, str]:
     """The optimiser of each network that the method trains, by its role."""
     names: dict[str, str] = {"student": config.student.optimiser}
     if config.method.name in ("mpl", "reduced_mpl"):
@@ -71,7 +71,11 @@ NOT_CAPTURABLE: Final = (
 def is_capturable(config: "Config") -> bool:
     """Whether a step can be one CUDA graph: its images have one size, and the optimisers allow it."""
     plain = config.system.engine == "plain"
-    return plain and not config.data.start_size and all(ABILITIES[name].captured for name in trained(config).values())
+    return (
+        plain
+        and not config.data.start_size
+        and all(ABILITIES[name].captured for name in trained_optimisers(config).values())
+    )
 
 
 def _may_have_trusted(config: "Config") -> bool:
@@ -110,7 +114,7 @@ def _models(config: "Config") -> Iterator[str]:
 
 def _weights(config: "Config") -> Iterator[str]:
     """Networks that train start from random weights, so a name of timm that asks for trained ones is refused."""
-    for role in trained(config):
+    for role in trained_optimisers(config):
         model: str = getattr(config, role).model
         name, _, tag = model.partition(".")
         if model.startswith("timm:") and tag:
@@ -124,7 +128,7 @@ def _optimisers(config: "Config") -> Iterator[str]:
     for role, network in (("teacher", config.teacher), ("student", config.student)):
         if network.optimiser == "nesterov" and network.momentum == 0:
             yield f'{role}.optimiser = "nesterov" needs {role}.momentum above 0. Use "sgd" for none.'
-    for role, name in trained(config).items():
+    for role, name in trained_optimisers(config).items():
         able = ABILITIES[name]
         if config.system.graph == "on" and not able.captured:
             yield (

@@ -34,6 +34,6 @@ class Config(BaseModel):
     system: SystemConfig = SystemConfig()
 
     @model_validator(mode="after")
-    def _checked(self) -> Self:
+    def _refuse_impossible(self) -> Self:
         refuse(self)
         return self

@@ -5,8 +5,8 @@ from collections.abc import Sequence
 
 from matplotlib.axes import Axes
 
-from fastmpl.report.drawing import COLOUR, DASHES, PERCENT, Key, Picture, draw, step_axis
-from fastmpl.report.reading import NETWORKS, SPLITS, Run
+from fastmpl.report.drawing import COLOUR, DASHES, PERCENT, Chart, Key, draw, step_axis
+from fastmpl.report.reading import NETWORKS, SPLITS, RunRecord
 from fastmpl.telemetry.metrics import Evaluation
 
 
@@ -20,19 +20,19 @@ def spread(heights: Sequence[float], gap: float) -> list[float]:
     return moved
 
 
-def _measured(run: Run) -> list[Evaluation]:
+def _finite_evaluations(run: RunRecord) -> list[Evaluation]:
     return [row for row in run.evaluations if math.isfinite(row.accuracy)]
 
 
-def _ring(axes: Axes, step: int, accuracy: float) -> None:
+def _draw_ring(axes: Axes, step: int, accuracy: float) -> None:
     axes.plot(
         [step], [accuracy], marker="o", markersize=9, fillstyle="none", markeredgewidth=1.2,
         color=COLOUR["ink"], clip_on=False,
     )  # fmt: skip
 
 
-def _accuracy(run: Run, split: str, limits: tuple[float, float]) -> Picture:
-    rows = sorted((row for row in _measured(run) if row.split == split), key=lambda row: row.step)
+def _draw_accuracy(run: RunRecord, split: str, limits: tuple[float, float]) -> Chart:
+    rows = sorted((row for row in _finite_evaluations(run) if row.split == split), key=lambda row: row.step)
     curves = {name: [(row.step, row.accuracy) for row in rows if row.network == name] for name in NETWORKS}
     curves = {name: points for name, points in curves.items() if points}
     selected = run.selected if run.selected and split == "validation" else None
@@ -50,7 +50,7 @@ def _accuracy(run: Run, split: str, limits: tuple[float, float]) -> Picture:
                 markersize=2.6,
             )
         if selected and selected.step is not None:
-            _ring(axes, selected.step, selected.validation)
+            _draw_ring(axes, selected.step, selected.validation)
         if rows[-1].step > trained:
             axes.axvline(trained, color=COLOUR["muted"], linewidth=0.8, linestyle=(0, (3, 3)))
             axes.text(trained, limits[0], "fine-tuning ", ha="right", va="bottom", color=COLOUR["muted"])
@@ -65,16 +65,16 @@ def _accuracy(run: Run, split: str, limits: tuple[float, float]) -> Picture:
 
     title = f"Accuracy on {split} images"
     caption = "Ring: the network and step chosen on these images, never on the test images." if selected else ""
-    return Picture(title, caption, [Key(name, name) for name in curves], draw(title, (4.0, 2.3), paint))
+    return Chart(title, caption, [Key(name, name) for name in curves], draw(title, (4.0, 2.3), paint))
 
 
-def accuracy_pictures(run: Run) -> list[Picture]:
+def draw_accuracies(run: RunRecord) -> list[Chart]:
     """One for each split that was evaluated, on the same scale."""
-    shown = _measured(run)
+    shown = _finite_evaluations(run)
     if not shown:
         return []
     low, high = (bound(row.accuracy for row in shown) for bound in (min, max))
     room = max(high - low, 0.02) * 0.08
     limits = (max(low - room, -0.01), min(high + room, 1.01))
     splits = [split for split in SPLITS if any(row.split == split for row in shown)]
-    return [_accuracy(run, split, limits) for split in splits]
+    return [_draw_accuracy(run, split, limits) for split in splits]

@@ -11,8 +11,8 @@ from typing import Final, NamedTuple
 from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
-from fastmpl.report.drawing import COLOUR, DASHES, PERCENT, Key, Picture, draw, step_axis
-from fastmpl.report.reading import Run
+from fastmpl.report.drawing import COLOUR, DASHES, PERCENT, Chart, Key, draw, step_axis
+from fastmpl.report.reading import RunRecord
 
 MOST: Final = 300  # points of a curve; more are averaged in bins, because nobody sees them and every one is in the file
 
@@ -83,21 +83,21 @@ QUESTIONS: Final = (
 )
 
 
-def thinned(xs: Sequence[float], ys: Sequence[float], most: int = MOST) -> tuple[list[float], list[float]]:
+def average_in_bins(xs: Sequence[float], ys: Sequence[float], most: int = MOST) -> tuple[list[float], list[float]]:
     """At most `most` points: means of bins of equal counts. A bin with a value that is not finite is a gap."""
     size = math.ceil(len(xs) / most) or 1
     bins = [slice(first, first + size) for first in range(0, len(xs), size)]
     return [sum(xs[b]) / len(xs[b]) for b in bins], [sum(ys[b]) / len(ys[b]) for b in bins]
 
 
-def _drawn(run: Run, question: Question) -> list[Curve]:
+def _curves_with_values(run: RunRecord, question: Question) -> list[Curve]:
     return [curve for curve in question.curves if any(v != 0 and math.isfinite(v) for v in run.train[curve.column])]
 
 
-def _answer(run: Run, question: Question, curves: Sequence[Curve]) -> Picture:
+def _draw_question(run: RunRecord, question: Question, curves: Sequence[Curve]) -> Chart:
     def paint(axes: Axes) -> None:
         for curve in curves:
-            steps, values = thinned(run.train["step"], run.train[curve.column])
+            steps, values = average_in_bins(run.train["step"], run.train[curve.column])
             positive = [value if value > 0 or not question.logarithmic else math.nan for value in values]
             line = DASHES.get(curve.role, "solid") if len(curves) > 1 else "solid"
             axes.plot(steps, positive, color=COLOUR[curve.role], linestyle=line, marker="o" if len(steps) == 1 else "")
@@ -116,15 +116,15 @@ def _answer(run: Run, question: Question, curves: Sequence[Curve]) -> Picture:
 
     svg = draw(question.title, (3.6, 2.0), paint)
     legend = [Key(curve.label, curve.role) for curve in curves] if len(curves) > 1 else []
-    return Picture(question.title, question.caption, legend, svg)
+    return Chart(question.title, question.caption, legend, svg)
 
 
-def step_pictures(run: Run) -> list[Picture]:
+def draw_questions(run: RunRecord) -> list[Chart]:
     """One for each question that the run has an answer to."""
-    answers = [(question, _drawn(run, question)) for question in QUESTIONS]
-    return [_answer(run, question, curves) for question, curves in answers if curves]
+    answers = [(question, _curves_with_values(run, question)) for question in QUESTIONS]
+    return [_draw_question(run, question, curves) for question, curves in answers if curves]
 
 
-def unanswered(run: Run) -> list[str]:
-    """The titles of the questions that `step_pictures` leaves out: zero throughout, or not measured."""
-    return [question.title for question in QUESTIONS if not _drawn(run, question)]
+def titles_left_out(run: RunRecord) -> list[str]:
+    """The titles of the questions that `draw_questions` leaves out: zero throughout, or not measured."""
+    return [question.title for question in QUESTIONS if not _curves_with_values(run, question)]

@@ -11,7 +11,7 @@ from fastmpl.paired_statistics import Interval, mean, paired_interval, standard_
 from fastmpl.report.drawing import COLOUR, PERCENT, draw
 
 
-class Arm(NamedTuple):
+class ArmResult(NamedTuple):
     """One way to train; accuracies are shares in [0, 1], one a seed, the seeds in the same order in every arm."""
 
     name: str
@@ -19,26 +19,26 @@ class Arm(NamedTuple):
     note: str = ""
 
 
-class Table(NamedTuple):
+class Comparison(NamedTuple):
     """Arms that differ in one thing and share everything else."""
 
     title: str
     caption: str
-    arms: Sequence[Arm]
+    arms: Sequence[ArmResult]
     difference: str  # what it shows, in a sentence
     against: str = ""  # the arm that the others are compared with; the first if not named
 
 
-class Row(NamedTuple):
+class ComparisonRow(NamedTuple):
     """An arm as its table shows it; `difference` is None for the arm compared with, and without common seeds."""
 
-    arm: Arm
+    arm: ArmResult
     mean: float
     standard_error: float
     difference: Interval | None
 
 
-def baseline(table: Table) -> Arm:
+def baseline(table: Comparison) -> ArmResult:
     """The arm that the others are compared with. Raises ValueError if `against` names none."""
     if not table.against:
         return table.arms[0]
@@ -50,19 +50,21 @@ def baseline(table: Table) -> Arm:
     )
 
 
-def rows(table: Table) -> list[Row]:
+def rows(table: Comparison) -> list[ComparisonRow]:
     """What each arm's seeds say."""
     base = baseline(table)
 
-    def difference(arm: Arm) -> Interval | None:
+    def difference(arm: ArmResult) -> Interval | None:
         if arm is base or len(arm.accuracies) != len(base.accuracies):
             return None
         return paired_interval(arm.accuracies, base.accuracies)
 
-    return [Row(arm, mean(arm.accuracies), standard_error(arm.accuracies), difference(arm)) for arm in table.arms]
+    return [
+        ComparisonRow(arm, mean(arm.accuracies), standard_error(arm.accuracies), difference(arm)) for arm in table.arms
+    ]
 
 
-def dot_plot(table: Table, number: int) -> Markup:
+def dot_plot(table: Comparison, number: int) -> Markup:
     """An arm a row, its name above its dots; number: of the table in its page."""
     shown = rows(table)
 

@@ -54,7 +54,7 @@ class Key(NamedTuple):
     role: str
 
 
-class Picture(NamedTuple):
+class Chart(NamedTuple):
     """A figure with its words, as the templates take it."""
 
     title: str

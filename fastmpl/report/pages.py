@@ -12,10 +12,10 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from fastmpl import __version__
 from fastmpl.paired_statistics import Interval
-from fastmpl.report.accuracy import accuracy_pictures
-from fastmpl.report.curves import step_pictures, unanswered
-from fastmpl.report.dots import Table, baseline, dot_plot, rows
-from fastmpl.report.reading import Result, Run, read_run
+from fastmpl.report.accuracy import draw_accuracies
+from fastmpl.report.curves import draw_questions, titles_left_out
+from fastmpl.report.dots import Comparison, baseline, dot_plot, rows
+from fastmpl.report.reading import Result, RunRecord, read_run
 from fastmpl.telemetry.progress import duration
 
 PACKAGES: Final = ("torch", "torchvision", "timm", "nvidia-dali-cuda130", "deepspeed")
@@ -46,7 +46,7 @@ def versions() -> dict[str, str]:
     return found | {"machine": f"{platform.system()} {platform.machine()}"}
 
 
-def _page(path: Path, template: str, **content: Any) -> Path:
+def _write_page(path: Path, template: str, **content: Any) -> Path:
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent / "templates"),
         autoescape=True,
@@ -62,7 +62,7 @@ def _page(path: Path, template: str, **content: Any) -> Path:
     return path
 
 
-def summary(run: Run) -> str:
+def summary(run: RunRecord) -> str:
     """The run in a sentence."""
     said = []
     if run.config is not None:
@@ -76,7 +76,7 @@ def summary(run: Run) -> str:
     return ", ".join(said)
 
 
-def _images(run: Run, split: str) -> int:
+def _images(run: RunRecord, split: str) -> int:
     return max((row.images for row in run.evaluations if row.split == split and isinstance(row.images, int)), default=0)
 
 
@@ -87,7 +87,7 @@ def uncertainty(share: float, images: int) -> str:
     return f"± {100 * math.sqrt(share * (1 - share) / images):.1f}"
 
 
-def headline(run: Run) -> Result | None:
+def headline(run: RunRecord) -> Result | None:
     """What a user would deploy: the validation-selected network, else the last average or student."""
     if run.selected is not None:
         return run.selected
@@ -98,15 +98,15 @@ def headline(run: Run) -> Result | None:
 def write_report(folder: Path) -> Path:
     """Writes `report.html` into a run's folder, from what is in it, and gives its path. Raises OSError if it cannot."""
     run = read_run(folder)
-    return _page(
+    return _write_page(
         folder / "report.html",
         "run.html",
         run=run,
         summary=summary(run),
         headline=headline(run),
-        accuracy=accuracy_pictures(run),
-        curves=step_pictures(run),
-        left_out=unanswered(run),
+        accuracy=draw_accuracies(run),
+        curves=draw_questions(run),
+        left_out=titles_left_out(run),
         images={split: _images(run, split) for split in ("validation", "test")},
         uncertainty=uncertainty,
         versions=run.versions or versions(),
@@ -114,10 +114,10 @@ def write_report(folder: Path) -> Path:
     )
 
 
-def write_comparison(path: Path, title: str, tables: Sequence[Table]) -> Path:
+def write_comparison(path: Path, title: str, tables: Sequence[Comparison]) -> Path:
     """Writes the tables of an experiment as one page, and gives its path. Raises OSError if it cannot."""
     sections = [
         {"table": table, "rows": rows(table), "against": baseline(table).name, "svg": dot_plot(table, number)}
         for number, table in enumerate(tables, 1)
     ]
-    return _page(path, "comparison.html", title=title, sections=sections, versions=versions())
+    return _write_page(path, "comparison.html", title=title, sections=sections, versions=versions())

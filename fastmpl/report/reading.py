@@ -36,7 +36,7 @@ class Result(NamedTuple):
     test: float
 
 
-class Run(NamedTuple):
+class RunRecord(NamedTuple):
     """A run as its report needs it."""
 
     name: str
@@ -62,7 +62,7 @@ def _value(config: Config, key: str) -> object:
     return getattr(getattr(config, section), name)
 
 
-def _config(path: Path) -> tuple[Config | None, str, list[str]]:
+def _read_config(path: Path) -> tuple[Config | None, str, list[str]]:
     try:
         text = path.read_text(encoding="utf-8", errors="replace")
     except OSError as error:
@@ -77,7 +77,7 @@ def _mapping(value: object) -> Mapping[str, Any]:
     return value if isinstance(value, dict) else {}
 
 
-def _results(path: Path) -> tuple[Mapping[str, Any], list[str]]:
+def _read_results(path: Path) -> tuple[Mapping[str, Any], list[str]]:
     if not path.exists():
         return {}, [f"The run has not ended: there is no {path.name} yet."]
     try:
@@ -91,7 +91,7 @@ def _result(name: str, step: object, accuracies: Mapping[str, Any]) -> Result:
     return Result(name, step, number(accuracies.get("validation")), number(accuracies.get("test")))
 
 
-def _last(results: Mapping[str, Any]) -> list[Result]:
+def _last_results(results: Mapping[str, Any]) -> list[Result]:
     rows = [
         _result(f"{network}, last", results.get("steps"), _mapping(of))
         for network, of in _mapping(results.get("last")).items()
@@ -100,32 +100,32 @@ def _last(results: Mapping[str, Any]) -> list[Result]:
     return rows + ([_result("student, fine-tuned", None, tuned)] if tuned else [])
 
 
-def _evaluations(lines: Sequence[Mapping[str, Any]]) -> list[Evaluation]:
+def _known_evaluations(lines: Sequence[Mapping[str, Any]]) -> list[Evaluation]:
     rows = [Evaluation._make(line.get(name) for name in Evaluation._fields) for line in lines]
     known = [row for row in rows if row.network in NETWORKS and row.split in SPLITS and math.isfinite(number(row.step))]
     return [row._replace(accuracy=number(row.accuracy), loss=number(row.loss)) for row in known]
 
 
-def _changed(config: Config) -> list[Changed]:
+def _changed_keys(config: Config) -> list[Changed]:
     default = Config.model_validate({})
     return [Changed(key, _value(config, key), _value(default, key)) for key in difference(config, default)]
 
 
-def read_run(folder: Path) -> Run:
+def read_run(folder: Path) -> RunRecord:
     """The run in `folder`; raises nothing that the folder's content could cause."""
-    config, text, unreadable = _config(folder / "config.toml")
-    results, missing = _results(folder / "results.json")
+    config, text, unreadable = _read_config(folder / "config.toml")
+    results, missing = _read_results(folder / "results.json")
     lines = read_lines(folder)
     trained = [line for line in lines if line.get("kind") == "train"]
     selected = _mapping(results.get("selected"))
-    return Run(
+    return RunRecord(
         name=folder.resolve().name,
         config=config,
         text=text,
-        changed=_changed(config) if config else [],
+        changed=_changed_keys(config) if config else [],
         train={name: [number(line.get(name)) for line in trained] for name in COLUMNS},
-        evaluations=_evaluations([line for line in lines if line.get("kind") == "evaluation"]),
-        last=_last(results),
+        evaluations=_known_evaluations([line for line in lines if line.get("kind") == "evaluation"]),
+        last=_last_results(results),
         selected=_result(str(selected.get("network")), selected.get("step"), selected) if selected else None,
         seconds=number(results.get("seconds")),
         versions={str(name): str(version) for name, version in _mapping(results.get("versions")).items()},

@@ -22,7 +22,7 @@ _OF_SCALAR = {"feedback.baseline": 0.0}
 _OF_TANGENT = {"feedback.tangent": "jvp", "feedback.depth": 0}
 
 
-class Row(NamedTuple):
+class AblationRow(NamedTuple):
     """An arm's test accuracies, a share per seed, and their paired difference from the arm without feedback."""
 
     name: str
@@ -31,7 +31,7 @@ class Row(NamedTuple):
     p: float
 
 
-def arms(config: Config, path: Path) -> list[Arm]:
+def build_arms(config: Config, path: Path) -> list[Arm]:
     """The arms of `config`, which lies in `path`. Raises ConfigError for a method without feedback."""
     if config.method.name not in ("mpl", "reduced_mpl"):
         raise ConfigError(
@@ -57,44 +57,44 @@ def arms(config: Config, path: Path) -> list[Arm]:
 
 def ablate(
     config: Config, folder: Path, seeds: int, tell: Callable[[str], None], jobs: int | None = None
-) -> dict[str, list[Row]]:
+) -> dict[str, list[AblationRow]]:
     """Trains the arms in `folder`, or takes the finished ones; the rows by table. Raises what a run raises."""
     if seeds < 2:
         raise ConfigError(f"--seeds {seeds}: a paired difference needs at least 2 seeds.")
-    chosen = arms(config, folder / "config.toml")
+    chosen = build_arms(config, folder / "config.toml")
     folder.mkdir(parents=True, exist_ok=True)
     save(config, folder / "config.toml")
     outcomes = run_arms(chosen, seeds, folder, tell, jobs)
-    tables = {"Test accuracy": _rows(outcomes, _last)}
+    tables = {"Test accuracy": _compare_with_off(outcomes, _last_accuracy)}
     if config.finetune.steps:
-        tables["After fine-tuning"] = _rows(outcomes, _finetuned)
+        tables["After fine-tuning"] = _compare_with_off(outcomes, _finetuned_accuracy)
     said = {title: [row._asdict() for row in rows] for title, rows in tables.items()}
     (folder / "ablation.json").write_text(json.dumps(said, indent=1) + "\n")
     return tables
 
 
-def _last(outcome: Outcome) -> float:
+def _last_accuracy(outcome: Outcome) -> float:
     """The student's average at the last step, or the student where it keeps none."""
     last = outcome["last"]
     return float(last.get("average", last["student"])["test"])
 
 
-def _finetuned(outcome: Outcome) -> float:
+def _finetuned_accuracy(outcome: Outcome) -> float:
     return float(outcome["finetuned"]["test"])
 
 
-def _rows(outcomes: dict[str, list[Outcome]], read: Callable[[Outcome], float]) -> list[Row]:
+def _compare_with_off(outcomes: dict[str, list[Outcome]], read: Callable[[Outcome], float]) -> list[AblationRow]:
     off = [read(outcome) for outcome in outcomes[OFF]]
     rows = []
     for name, of_seeds in outcomes.items():
         mine = [read(outcome) for outcome in of_seeds]
         compared = name != OFF
         difference = paired_interval(mine, off) if compared else None
-        rows.append(Row(name, mine, difference, paired_p(mine, off) if compared else 1.0))
+        rows.append(AblationRow(name, mine, difference, paired_p(mine, off) if compared else 1.0))
     return rows
 
 
-def as_text(title: str, rows: Sequence[Row]) -> str:
+def format_table(title: str, rows: Sequence[AblationRow]) -> str:
     """A table for a terminal of 80 columns, in percent and points."""
     width = max(len(row.name) for row in rows)
     lines = [f"{title}, %", "", f"{'feedback':{width}}    mean ± s.e.   minus off [95 % interval]      p"]
@@ -108,7 +108,7 @@ def as_text(title: str, rows: Sequence[Row]) -> str:
     return "\n".join(lines)
 
 
-def verdict(rows: Sequence[Row]) -> str:
+def verdict(rows: Sequence[AblationRow]) -> str:
     """What the table says of feedback, in a sentence."""
     on = next(row for row in rows if row.name in KINDS)
     assert on.difference is not None
@@ -127,12 +127,12 @@ def run(config: Config, folder: Path, seeds: int, jobs: int | None = None) -> Pa
 
     tables = ablate(config, folder, seeds, lambda line: print(line, flush=True), jobs)
     for title, rows in tables.items():
-        print(f"\n{as_text(title, rows)}\n\n{verdict(rows)}")
+        print(f"\n{format_table(title, rows)}\n\n{verdict(rows)}")
     compared = [
-        report.Table(
+        report.Comparison(
             title,
             f"{config.method.name} on {config.data.source}, {config.run.steps:,} steps, {seeds} seeds; the last step.",
-            [report.Arm(row.name, row.accuracies, "" if row.name == OFF else f"p = {row.p:.3f}") for row in rows],
+            [report.ArmResult(row.name, row.accuracies, "" if row.name == OFF else f"p = {row.p:.3f}") for row in rows],
             verdict(rows),
             against=OFF,
         )

@@ -24,7 +24,7 @@ class Arm(NamedTuple):
     config: Path
     changes: Mapping[str, Any] = {}
 
-    def of(self, seed: int, folder: Path) -> Config:
+    def config_of(self, seed: int, folder: Path) -> Config:
         """The arm's run of one seed, in a folder of its own."""
         run = {"run.seed": seed, "run.name": f"{self.name}-{seed}", "run.output": str(folder)}
         changes = {k: v.replace("{seed}", str(seed)) if isinstance(v, str) else v for k, v in self.changes.items()}
@@ -38,21 +38,21 @@ def run_arms(
 
     Raises what a run raised, after the others have ended.
     """
-    configs = {(arm.name, seed): arm.of(seed, folder) for arm in arms for seed in range(seeds)}
-    outcomes = {key: found for key, config in configs.items() if (found := _finished(config)) is not None}
+    configs = {(arm.name, seed): arm.config_of(seed, folder) for arm in arms for seed in range(seeds)}
+    outcomes = {key: found for key, config in configs.items() if (found := _read_finished(config)) is not None}
     missing = [key for key in configs if key not in outcomes]
     if missing:
         os.environ["OMP_NUM_THREADS"] = "1"  # read by the workers when they import torch
         jobs = min(jobs or os.cpu_count() or 1, len(missing))
         with ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool:
-            futures = {pool.submit(_run, configs[key]): key for key in missing}
+            futures = {pool.submit(_train, configs[key]): key for key in missing}
             for done, future in enumerate(as_completed(futures), 1):
                 (name, seed), outcomes[futures[future]] = futures[future], future.result()
                 tell(f"{done} of {len(missing)}  {name}, seed {seed}")
     return {arm.name: [outcomes[arm.name, seed] for seed in range(seeds)] for arm in arms}
 
 
-def _run(config: Config) -> Outcome:
+def _train(config: Config) -> Outcome:
     import torch
 
     from fastmpl.run import trainer
@@ -61,7 +61,7 @@ def _run(config: Config) -> Outcome:
     return trainer.train(config, quiet=True, report=False)._asdict()
 
 
-def _finished(config: Config) -> Outcome | None:
+def _read_finished(config: Config) -> Outcome | None:
     """The results of a run that was finished with exactly these settings."""
     folder = Path(config.run.output) / config.run.name
     if not (folder / "results.json").is_file() or difference(load(folder / "config.toml"), config):

@@ -35,14 +35,14 @@ NOISY_ARMS = (
 )
 
 
-class Row(NamedTuple):
+class DemoRow(NamedTuple):
     """A row of a table: test accuracies of one arm, a share per seed."""
 
     name: str
     accuracies: list[float]
 
 
-def few_labels(outcomes: Mapping[str, Sequence[Outcome]]) -> list[Row]:
+def few_labels(outcomes: Mapping[str, Sequence[Outcome]]) -> list[DemoRow]:
     """The rows of the first table."""
     names = {
         "supervised": "supervised",
@@ -50,16 +50,16 @@ def few_labels(outcomes: Mapping[str, Sequence[Outcome]]) -> list[Row]:
         "mpl-off": "MPL, feedback off",
         "mpl-exact": "MPL, feedback exact",
     }
-    return [Row(name, [_average(o) for o in outcomes[arm]]) for arm, name in names.items()]
+    return [DemoRow(name, [_average(o) for o in outcomes[arm]]) for arm, name in names.items()]
 
 
-def noisy_labels(outcomes: Mapping[str, Sequence[Outcome]]) -> list[Row]:
+def noisy_labels(outcomes: Mapping[str, Sequence[Outcome]]) -> list[DemoRow]:
     """The rows of the second table; two of them are the two phases of the same runs."""
     return [
-        Row("supervised on the noisy labels", [_average(o) for o in outcomes["noisy"]]),
-        Row("the same, then fine-tuned on the trusted", [o["finetuned"]["test"] for o in outcomes["noisy"]]),
-        Row("MPL, feedback off", [_average(o) for o in outcomes["noisy-mpl-off"]]),
-        Row("MPL, feedback exact from the trusted", [_average(o) for o in outcomes["noisy-mpl-exact"]]),
+        DemoRow("supervised on the noisy labels", [_average(o) for o in outcomes["noisy"]]),
+        DemoRow("the same, then fine-tuned on the trusted", [o["finetuned"]["test"] for o in outcomes["noisy"]]),
+        DemoRow("MPL, feedback off", [_average(o) for o in outcomes["noisy-mpl-off"]]),
+        DemoRow("MPL, feedback exact from the trusted", [_average(o) for o in outcomes["noisy-mpl-exact"]]),
     ]
 
 
@@ -68,7 +68,7 @@ def _average(outcome: Outcome) -> float:
     return float(outcome["last"]["average"]["test"])
 
 
-def demo(folder: Path, tell: Callable[[str], None]) -> dict[str, list[Row]]:
+def demo(folder: Path, tell: Callable[[str], None]) -> dict[str, list[DemoRow]]:
     """Trains both tables' arms, or takes the finished ones from `folder`; the rows by table."""
     outcomes = run_arms((*FEW_ARMS, *NOISY_ARMS), SEEDS, folder, tell)
     return {"Few labels": few_labels(outcomes), "Noisy labels": noisy_labels(outcomes)}
@@ -80,14 +80,14 @@ CAPTIONS = {
 }
 
 
-def difference(rows: Sequence[Row]) -> str:
+def difference(rows: Sequence[DemoRow]) -> str:
     """Exact feedback against none, in points, with its paired 95 % interval."""
     exact, off = (next(row for row in rows if word in row.name) for word in ("exact", "off"))
     gap = paired_interval([100 * x for x in exact.accuracies], [100 * x for x in off.accuracies])
     return f"exact - off: {gap.mean:+.1f} points, paired 95 % interval [{gap.low:+.1f}, {gap.high:+.1f}]"
 
 
-def as_text(title: str, rows: Sequence[Row]) -> str:
+def format_table(title: str, rows: Sequence[DemoRow]) -> str:
     """A table for a terminal of 80 columns."""
     width = max(len(row.name) for row in rows)
     lines = [f"{title}: {CAPTIONS[title]}", "", f"{'':{width}}    mean ± s.e.   seeds"]
@@ -104,12 +104,12 @@ def run(folder: Path) -> Path:
 
     tables = demo(folder, lambda sentence: print(sentence, flush=True))
     for title, rows in tables.items():
-        print("\n" + as_text(title, rows))
+        print("\n" + format_table(title, rows))
     compared = [
-        report.Table(
+        report.Comparison(
             title,
             CAPTIONS[title],
-            [report.Arm(row.name, row.accuracies) for row in rows],
+            [report.ArmResult(row.name, row.accuracies) for row in rows],
             difference(rows),
             against=next(row.name for row in rows if "off" in row.name),
         )

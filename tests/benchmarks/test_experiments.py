@@ -44,7 +44,7 @@ def test_settings_are_chosen_on_validation_images_and_never_on_test_images() -> 
 
 @pytest.mark.parametrize("arm", list(biased_teacher.ARMS))
 def test_every_arm_of_r1_is_a_legal_configuration_with_its_seeds_store(arm: str, tmp_path: biased_teacher.Path) -> None:
-    made = biased_teacher.arms_of("exchanged", 20, tmp_path, 10, [arm])[0].of(3, tmp_path)
+    made = biased_teacher.arms_of("exchanged", 20, tmp_path, 10, [arm])[0].config_of(3, tmp_path)
     assert made.data.labels == made.data.batch_labelled == 20
     assert made.data.store == ("" if arm == "supervised" else str(tmp_path / "exchanged-3"))
 
@@ -61,7 +61,7 @@ def test_every_arm_of_r7_is_legal_and_the_trusted_arm_learns_from_the_trusted_im
     from fastmpl.data.split import split
 
     case = noisy_labels.Case("pair", 0.45, 50, "conv")
-    made = {name: arm.of(0, tmp_path) for name, _, arm in noisy_labels.mpl_arms(case, {"run.steps": 5}, [1.0])}
+    made = {name: arm.config_of(0, tmp_path) for name, _, arm in noisy_labels.mpl_arms(case, {"run.steps": 5}, [1.0])}
     labels = np.random.default_rng(0).integers(0, 10, 40_000)
     splits = {
         name: split(

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from fastmpl.commands.distill import Source, distill
+from fastmpl.commands.distill import TeacherSource, distill
 from fastmpl.config import Config, load
 from fastmpl.data.build import build as build_data
 from fastmpl.data.errors import DataError
@@ -63,7 +63,7 @@ def to_csv_with_header(path: Path, rows: np.ndarray[Any, Any]) -> Path:
 def test_probabilities_of_any_origin_become_the_store(write: Callable[..., Path], tmp_path: Path) -> None:
     given = probabilities()
     file = write(tmp_path / "given", given)
-    header = distill(config(tmp_path), Source(probabilities=file), output=tmp_path / "store", tell=silent)
+    header = distill(config(tmp_path), TeacherSource(probabilities=file), output=tmp_path / "store", tell=silent)
     assert header is not None and header.rows == IMAGES
     found = open_store(tmp_path / "store").probabilities(np.arange(IMAGES))
     np.testing.assert_allclose(found, given, rtol=1e-3, atol=1e-6)
@@ -72,7 +72,7 @@ def test_probabilities_of_any_origin_become_the_store(write: Callable[..., Path]
 
 def test_the_distributions_of_a_run_are_its_students_on_whole_images(tmp_path: Path) -> None:
     trainer.train(config(tmp_path), quiet=True, report=False)
-    distill(config(tmp_path), Source(teacher=str(tmp_path / "small")), output=tmp_path / "store", tell=silent)
+    distill(config(tmp_path), TeacherSource(teacher=str(tmp_path / "small")), output=tmp_path / "store", tell=silent)
     network = load_network(tmp_path / "small", classes=CLASSES, image_shape=(3, 8, 8)).eval()
     data = build_data(config(tmp_path).data, seed=0)
     index = np.array([1296, 3, 700])
@@ -87,7 +87,7 @@ def test_views_are_averaged_and_do_not_depend_on_the_number_of_processes(
     trainer.train(config(tmp_path), quiet=True, report=False)
     teacher = str(tmp_path / "small")
     for views in (1, 2, 3):
-        distill(config(tmp_path), Source(teacher, views=views), output=tmp_path / f"{views}", tell=silent)
+        distill(config(tmp_path), TeacherSource(teacher, views=views), output=tmp_path / f"{views}", tell=silent)
     one, two, three = (open_store(tmp_path / f"{n}").probabilities(np.arange(IMAGES)) for n in (1, 2, 3))
     assert np.abs(two - one).max() > 0.01
     assert np.abs(three - two).max() > 0.01
@@ -97,7 +97,9 @@ def test_views_are_averaged_and_do_not_depend_on_the_number_of_processes(
     headers = []
     for rank in ("1", "0"):
         monkeypatch.setenv("RANK", rank)
-        headers.append(distill(config(tmp_path), Source(teacher, views=2), output=tmp_path / "ranks", tell=silent))
+        headers.append(
+            distill(config(tmp_path), TeacherSource(teacher, views=2), output=tmp_path / "ranks", tell=silent)
+        )
     assert headers[0] is None and headers[1] is not None and len(headers[1].shards) == 2
     np.testing.assert_allclose(open_store(tmp_path / "ranks").probabilities(np.arange(IMAGES)), two, atol=1e-6)
 
@@ -110,7 +112,7 @@ def test_a_student_learns_from_a_store_and_continues_where_it_was(method: str, t
     if method == "distillation":
         asked["feedback.kind"] = "off"
     reduced = config(tmp_path, **asked)
-    distill(reduced, Source(probabilities=file), tell=silent)
+    distill(reduced, TeacherSource(probabilities=file), tell=silent)
     results = trainer.train(reduced, quiet=True, report=False)
     assert results.last["student"]["test"] > 0.8
     assert "teacher" not in results.last  # it knows the stored images alone
@@ -124,11 +126,11 @@ def test_an_unchanged_file_is_read_once_and_a_changed_one_is_refused(tmp_path: P
     file = to_npy(tmp_path / "given", probabilities())
     said: list[str] = []
     for _ in range(2):
-        distill(config(tmp_path), Source(probabilities=file), output=tmp_path / "store", tell=said.append)
+        distill(config(tmp_path), TeacherSource(probabilities=file), output=tmp_path / "store", tell=said.append)
     assert len(said) == 1
     to_npy(tmp_path / "given", probabilities(seed=1))
     with pytest.raises(DataError, match="holds other distributions"):
-        distill(config(tmp_path), Source(probabilities=file), output=tmp_path / "store", tell=silent)
+        distill(config(tmp_path), TeacherSource(probabilities=file), output=tmp_path / "store", tell=silent)
 
 
 def changed(place: tuple[int, int], value: float) -> np.ndarray[Any, Any]:
@@ -167,7 +169,7 @@ def test_a_file_that_cannot_be_used_is_refused_in_one_sentence(
 ) -> None:
     file = write(tmp_path / "given")
     with pytest.raises(DataError, match=said) as refused:
-        distill(config(tmp_path), Source(probabilities=file), output=tmp_path / "store", tell=silent)
+        distill(config(tmp_path), TeacherSource(probabilities=file), output=tmp_path / "store", tell=silent)
     assert "\n" not in str(refused.value)
 
 
@@ -175,17 +177,17 @@ def test_parquet_without_pyarrow_says_what_to_install(tmp_path: Path, monkeypatc
     monkeypatch.setitem(__import__("sys").modules, "pyarrow.parquet", None)
     file = _text(tmp_path / "given", "", ".parquet")
     with pytest.raises(DataError, match="pip install pyarrow"):
-        distill(config(tmp_path), Source(probabilities=file), output=tmp_path / "store", tell=silent)
+        distill(config(tmp_path), TeacherSource(probabilities=file), output=tmp_path / "store", tell=silent)
 
 
 @pytest.mark.parametrize(
-    "source", [Source(), Source("runs/a", Path("b.npy")), Source(probabilities=Path("a"), views=2)]
+    "source", [TeacherSource(), TeacherSource("runs/a", Path("b.npy")), TeacherSource(probabilities=Path("a"), views=2)]
 )
-def test_one_teacher_is_asked_for(source: Source, tmp_path: Path) -> None:
+def test_one_teacher_is_asked_for(source: TeacherSource, tmp_path: Path) -> None:
     with pytest.raises(ConfigError):
         distill(config(tmp_path), source, output=tmp_path / "store", tell=silent)
     with pytest.raises(ConfigError, match="needs --output"):
-        distill(config(tmp_path), Source("runs/a"), tell=silent)
+        distill(config(tmp_path), TeacherSource("runs/a"), tell=silent)
 
 
 def test_a_users_pictures_are_called_by_their_paths(tmp_path: Path) -> None:
@@ -196,6 +198,6 @@ def test_a_users_pictures_are_called_by_their_paths(tmp_path: Path) -> None:
         Image.new("RGB", (8, 8), (len(name), 0, 0)).save(tmp_path / "data" / name)
     file = _text(tmp_path / "given", "unlabelled/x/2.png,0.25,0.75\nlabelled/dog/1.png,0,1\nlabelled/cat/1.png,1,0\n")
     asked = {"data.source": "folder", "data.root": str(tmp_path / "data"), "data.labels": 0, "data.validation": 0}
-    distill(config(tmp_path, **asked), Source(probabilities=file), output=tmp_path / "store", tell=silent)
+    distill(config(tmp_path, **asked), TeacherSource(probabilities=file), output=tmp_path / "store", tell=silent)
     found = open_store(tmp_path / "store").probabilities(np.arange(3))
     np.testing.assert_array_equal(found, [[1, 0], [0, 1], [0.25, 0.75]])

@@ -26,7 +26,7 @@ def test_a_machine_without_a_gpu_is_in_order(capsys: pytest.CaptureFixture[str])
 
 
 def test_every_operation_is_checked_on_what_would_run() -> None:
-    found = findings(doctor.kernels())
+    found = findings(doctor.compare_kernels())
     native = found["native kernels"].state == "ok"
     for name in doctor.CASES:
         assert found[name].state == "ok"
@@ -52,7 +52,7 @@ def test_a_kernel_that_fails_is_a_finding(monkeypatch: pytest.MonkeyPatch) -> No
         raise RuntimeError("no such instruction\nand more")
 
     monkeypatch.setitem(doctor.CASES, "sgd_ema", fails)
-    assert findings(doctor.kernels())["sgd_ema"] == ("bad", "sgd_ema", "RuntimeError: no such instruction")
+    assert findings(doctor.compare_kernels())["sgd_ema"] == ("bad", "sgd_ema", "RuntimeError: no such instruction")
 
 
 @pytest.mark.parametrize(
@@ -67,11 +67,11 @@ def test_the_wrong_apex_is_ignored_with_one_line(
     there: dict[str, bool], words: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     fake_apex.installed(monkeypatch, tmp_path, **there)
-    assert words in findings(doctor.packages())["apex"].sentence
+    assert words in findings(doctor.examine_packages())["apex"].sentence
 
 
 def test_what_is_missing_says_what_it_would_serve(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(doctor, "_version", lambda name: "")
-    for name, finding in findings(doctor.packages()).items():
+    monkeypatch.setattr(doctor, "_installed_version", lambda name: "")
+    for name, finding in findings(doctor.examine_packages()).items():
         assert finding.state == "none"
         assert name == "apex" or doctor.WITHOUT[name] in finding.sentence

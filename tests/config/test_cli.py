@@ -1,15 +1,17 @@
 """The command: options, help, exit codes, and that a mistake is answered at once, without a traceback or torch."""
 
+import errno
 import os
 import re
 import subprocess
 import sys
 import tomllib
+from importlib import metadata
 from pathlib import Path
 
 import pytest
 
-from fastmpl import cli, errors
+from fastmpl import __version__, cli, errors
 from fastmpl.config import Config
 from fastmpl.config.load import KEYS
 from fastmpl.config.options import parse
@@ -113,13 +115,13 @@ def test_help_gives_default_and_sentence() -> None:
 
 
 def test_only_options_that_were_given_override() -> None:
-    asked, overrides = parse(cli.Train, "fastmpl train", ["a.toml", "--run.keep", "3"])
+    asked, overrides = parse(cli.TrainOptions, "fastmpl train", ["a.toml", "--run.keep", "3"])
     assert overrides == {"run.keep": 3}
     assert (asked.config, asked.resume, asked.dry_run) == (Path("a.toml"), "auto", False)
 
 
 def test_options_may_stand_before_the_file() -> None:
-    asked, overrides = parse(cli.Train, "fastmpl train", ["--student.lr", "1e-3", "--data.root", "", "a.toml"])
+    asked, overrides = parse(cli.TrainOptions, "fastmpl train", ["--student.lr", "1e-3", "--data.root", "", "a.toml"])
     assert overrides == {"student.lr": 1e-3, "data.root": ""}
     assert asked.config == Path("a.toml")
 
@@ -138,21 +140,79 @@ def test_options_may_stand_before_the_file() -> None:
 def test_every_way_to_end_has_its_exit_code(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], error: BaseException, code: int
 ) -> None:
-    def fail(asked: cli.Check, config: Config) -> None:
+    def fail(options: cli.CheckOptions, config: Config) -> None:
         raise error
 
-    monkeypatch.setitem(cli.CONFIGURED, "check", (cli.Check, fail))
+    monkeypatch.setitem(cli.WITH_CONFIG, "check", (cli.CheckOptions, fail))
     assert cli.main(["check", str(EXAMPLE)]) == code
     assert "Traceback" not in capsys.readouterr().err
 
 
-def test_a_mistake_of_ours_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(asked: cli.Check, config: Config) -> None:
-        raise ZeroDivisionError
+def test_a_fault_of_ours_is_one_sentence_with_a_number_and_debug_shows_its_traceback(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(options: cli.CheckOptions, config: Config) -> None:
+        raise ZeroDivisionError("of\ntwo lines")
 
-    monkeypatch.setitem(cli.CONFIGURED, "check", (cli.Check, fail))
-    with pytest.raises(ZeroDivisionError):
-        cli.main(["check", str(EXAMPLE)])
+    monkeypatch.setitem(cli.WITH_CONFIG, "check", (cli.CheckOptions, fail))
+    said = []
+    for flags in ([], [], ["--debug"]):
+        assert cli.main(["check", str(EXAMPLE), *flags]) == 70
+        said.append(capsys.readouterr().err)
+    number = re.search(r"number ([0-9a-f]{8}) \(ZeroDivisionError at test_cli.py:fail:\d+: of two lines\)", said[0])
+    assert number and len(said[0].splitlines()) == 1
+    assert said[1] == said[0]
+    assert "Traceback" in said[2] and number[1] in said[2]
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "sentence"),
+    [
+        (MemoryError(), 5, "Memory: more memory is needed than there is"),
+        (OSError(errno.ENOSPC, "No space left on device"), 5, "Storage: the output cannot be written: No space left"),
+        (BrokenPipeError(errno.EPIPE, "Broken pipe"), 141, ""),
+    ],
+)
+def test_what_the_machine_lacks_is_no_fault_of_ours(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], error: Exception, code: int, sentence: str
+) -> None:
+    def fail(options: cli.CheckOptions, config: Config) -> None:
+        raise error
+
+    monkeypatch.setitem(cli.WITH_CONFIG, "check", (cli.CheckOptions, fail))
+    monkeypatch.setattr("sys.stdout", sys.stdout)  # put back afterwards
+    assert cli.main(["check", str(EXAMPLE)]) == code
+    assert capsys.readouterr().err.startswith(sentence)
+
+
+def test_a_closed_stdout_and_a_poor_locale_are_no_errors() -> None:
+    words = "import sys; from fastmpl import cli; sys.exit(cli.main(['--help']))"
+    environment = os.environ | {"PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'kernels'}", "PYTHONIOENCODING": "ascii"}
+    for redirection in (">&-", "2>&-", ">/dev/null"):
+        line = f'{sys.executable} -c "{words}" {redirection}'
+        done = subprocess.run(
+            line, shell=True, env=environment, capture_output=True, text=True, timeout=60, check=False
+        )
+        assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_version_is_that_of_the_package(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["--version"]) == 0
+    assert capsys.readouterr().out == f"fastmpl {__version__}\n"
+    assert metadata.version("fastmpl") == __version__
+
+
+@pytest.mark.parametrize(
+    ("verb", "sentence"),
+    [
+        ("trian", "Config: fastmpl has no verb 'trian'. Did you mean 'train'?"),
+        ("config.toml", "Config: fastmpl has no verb 'config.toml'. Did you mean 'fastmpl train config.toml'?"),
+        ("--student.lr", "Config: fastmpl has no verb '--student.lr'. The verbs are train, check,"),
+    ],
+)
+def test_an_unknown_verb_is_named(capsys: pytest.CaptureFixture[str], verb: str, sentence: str) -> None:
+    assert cli.main([verb]) == 2
+    assert capsys.readouterr().err.startswith(sentence)
 
 
 def test_ranks_share_the_cores() -> None:

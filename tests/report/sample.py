@@ -6,7 +6,7 @@ import random
 from pathlib import Path
 
 from fastmpl.config import Config, save
-from fastmpl.report import Arm, Table
+from fastmpl.report import ArmResult, Comparison
 from fastmpl.telemetry.metrics import Evaluation, Log
 
 HOSTILE = "<script>alert(1)</script>"
@@ -75,25 +75,27 @@ def evaluate(log: Log, step: int, progress: int, phase: str, draws: random.Rando
             log.evaluation(row)
 
 
-FEW = Table(
+FEW = Comparison(
     "Few labels",
     "Digits, 20 labels, 1,400 unlabelled images, 3 seeds; the same splits and draws in every arm.",
     (
-        Arm("supervised", (0.61, 0.648, 0.633)),
-        Arm("UDA", (0.842, 0.871, 0.859)),
-        Arm("MPL, feedback off", (0.846, 0.868, 0.861), "the teacher learns from true labels and consistency alone"),
-        Arm("MPL, exact feedback", (0.858, 0.884, 0.872)),
+        ArmResult("supervised", (0.61, 0.648, 0.633)),
+        ArmResult("UDA", (0.842, 0.871, 0.859)),
+        ArmResult(
+            "MPL, feedback off", (0.846, 0.868, 0.861), "the teacher learns from true labels and consistency alone"
+        ),
+        ArmResult("MPL, exact feedback", (0.858, 0.884, 0.872)),
     ),
     "Exact feedback adds 1.3 points [+0.6, +2.0] to the same run without it.",
     against="MPL, feedback off",
 )
-NOISY = Table(
+NOISY = Comparison(
     HOSTILE,
     "600 labels, of which 45 % are wrong, and 50 trusted ones.",
     (
-        Arm("noisy labels", (0.55, 0.571, 0.583)),
-        Arm("MPL, feedback off", (0.56, 0.566, 0.577)),
-        Arm(HOSTILE + " $\\alpha$", (0.81, 0.822, 0.818), HOSTILE),
+        ArmResult("noisy labels", (0.55, 0.571, 0.583)),
+        ArmResult("MPL, feedback off", (0.56, 0.566, 0.577)),
+        ArmResult(HOSTILE + " $\\alpha$", (0.81, 0.822, 0.818), HOSTILE),
     ),
     HOSTILE,
 )

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 from fastmpl.config import Config, save
-from fastmpl.report import Arm, Table, write_comparison, write_report
+from fastmpl.report import ArmResult, Comparison, write_comparison, write_report
 from fastmpl.report.accuracy import spread
-from fastmpl.report.curves import thinned
+from fastmpl.report.curves import average_in_bins
 from fastmpl.report.drawing import COLOUR, ROLES, draw
 from fastmpl.telemetry.metrics import FILE, Evaluation, Log
 from tests.report.sample import FEW, FOLDER, HOSTILE, NOISY, write_sample
@@ -196,15 +196,15 @@ def test_a_long_run_has_a_short_page(tmp_path: Path) -> None:
 
 def test_thinning_keeps_the_mean_and_the_gaps() -> None:
     xs = [float(i) for i in range(1000)]
-    _, ys = thinned(xs, [i % 10 for i in range(1000)], most=100)
+    _, ys = average_in_bins(xs, [i % 10 for i in range(1000)], most=100)
     assert ys == [4.5] * 100
-    _, ys = thinned(xs, [math.nan if i == 500 else 1.0 for i in range(1000)], most=100)
+    _, ys = average_in_bins(xs, [math.nan if i == 500 else 1.0 for i in range(1000)], most=100)
     assert [i for i, y in enumerate(ys) if math.isnan(y)] == [50]
 
 
 def test_few_points_are_drawn_as_they_are() -> None:
-    assert thinned([1, 2], [3, 4]) == ([1, 2], [3, 4])
-    assert thinned([], []) == ([], [])
+    assert average_in_bins([1, 2], [3, 4]) == ([1, 2], [3, 4])
+    assert average_in_bins([], []) == ([], [])
 
 
 def test_labels_are_moved_apart_and_keep_their_order() -> None:
@@ -233,13 +233,15 @@ def test_the_difference_is_paired_and_against_the_named_arm(comparison: Page) ->
 
 
 def test_one_seed_shows_a_difference_without_an_interval(tmp_path: Path) -> None:
-    table = Table("t", "c", (Arm("off", (0.5,)), Arm("exact", (0.75,))), "d")
+    table = Comparison("t", "c", (ArmResult("off", (0.5,)), ArmResult("exact", (0.75,))), "d")
     page = Page(write_comparison(tmp_path / "page.html", "one seed", [table]))
     assert "exact 75.0 % +25.0 75.0" in page.text
 
 
 def test_arms_with_other_seeds_are_not_subtracted(tmp_path: Path) -> None:
-    table = Table("t", "c", (Arm("off", (0.5, 0.6)), Arm("exact", (0.75,)), Arm("none", ())), "d")
+    table = Comparison(
+        "t", "c", (ArmResult("off", (0.5, 0.6)), ArmResult("exact", (0.75,)), ArmResult("none", ())), "d"
+    )
     page = Page(write_comparison(tmp_path / "page.html", "seeds", [table]))
     assert "exact 75.0 % – 75.0" in page.text
 

@@ -10,7 +10,7 @@ import torch
 
 pytest.importorskip("nvidia.dali", reason="install nvidia-dali-cuda130 to train on encoded images")
 
-from fastmpl.commands.distill import Source, distill
+from fastmpl.commands.distill import distill
 from fastmpl.commands.evaluate import evaluate
 from fastmpl.commands.predict import predict
 from fastmpl.config import Config, load
@@ -72,7 +72,7 @@ def test_reduced_mpl_trains_from_tars_on_a_large_teacher_s_store(roots: dict[str
 
     teacher = asked(run__name="teacher", method__name="supervised", data__store="", feedback__kind="off")
     assert_finished(train(teacher, quiet=True), teacher)
-    distill(asked(), Source(teacher=str(tmp_path / "teacher")), tell=lambda said: None)
+    distill(asked(), TeacherSource(teacher=str(tmp_path / "teacher")), tell=lambda said: None)
     assert_finished(train(asked(), quiet=True), asked())
 
 

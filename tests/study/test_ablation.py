@@ -35,9 +35,9 @@ def test_the_arms_are_every_legal_kind_and_the_controls(
     asked = config(tmp_path, **{"method.targets": targets, "feedback.kind": kind, **settings})
     from fastmpl.config import save
 
-    arms = ablation.arms(asked, save(asked, tmp_path / "config.toml"))
+    arms = ablation.build_arms(asked, save(asked, tmp_path / "config.toml"))
     assert [arm.name for arm in arms] == expected
-    configs = {arm.name: arm.of(1, tmp_path) for arm in arms}  # each is legal
+    configs = {arm.name: arm.config_of(1, tmp_path) for arm in arms}  # each is legal
     for name, made in configs.items():
         assert made.feedback.control == (name if name in ("shuffled", "flipped") else "none")
         assert made.method == asked.method and made.data == asked.data and made.run.seed == 1
@@ -67,8 +67,8 @@ def test_a_finished_ablation_is_read_and_not_trained_again(tmp_path: Path, capsy
     assert "flipped" in page.read_text() and "flipped" in capsys.readouterr().out
 
 
-def row(name: str, low: float, high: float) -> ablation.Row:
-    return ablation.Row(name, [0.9, 0.9], Interval((low + high) / 2, low, high), 0.01)
+def row(name: str, low: float, high: float) -> ablation.AblationRow:
+    return ablation.AblationRow(name, [0.9, 0.9], Interval((low + high) / 2, low, high), 0.01)
 
 
 @pytest.mark.parametrize(
@@ -76,7 +76,7 @@ def row(name: str, low: float, high: float) -> ablation.Row:
     [(0.01, 0.03, "helps"), (-0.03, -0.01, "harms"), (-0.01, 0.02, "cannot be told from none")],
 )
 def test_the_sentence_claims_no_more_than_the_interval(low: float, high: float, said: str) -> None:
-    assert said in ablation.verdict([ablation.Row("off", [0.9, 0.9], None, 1.0), row("exact", low, high)])
+    assert said in ablation.verdict([ablation.AblationRow("off", [0.9, 0.9], None, 1.0), row("exact", low, high)])
 
 
 def test_the_p_value_is_that_of_scipys_paired_test() -> None:

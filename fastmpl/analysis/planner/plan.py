@@ -14,7 +14,7 @@ from torch import nn
 
 from fastmpl.analysis.planner.cost import BATCHES, Cost, Shape, count_cost
 from fastmpl.analysis.planner.state import Gathered, Stage, StateBytes, gathered_bytes, state_bytes
-from fastmpl.config import Config, NetworkConfig, feeds_back, trained
+from fastmpl.config import Config, NetworkConfig, feeds_back, trained_optimisers
 from fastmpl.config.optimisers import ABILITIES
 from fastmpl.errors import ConfigError
 from fastmpl.models import build_network
@@ -83,7 +83,7 @@ def plan_memory(
                 f"data.{name} = {getattr(config.data, name)} gives {ranks} ranks less than an image each."
             )
     shape = shape_of(config, classes)
-    sizes = {role: size_of(_network(config, role, shape)) for role in trained(config)}
+    sizes = {role: size_of(_network(config, role, shape)) for role in trained_optimisers(config)}
     states = {name: _state(config, sizes, stage, ranks, offload) for name, (stage, offload) in _possible(config)}
     gathered = {name: _gathered(config, sizes["student"], stage, ranks) for name, (stage, _) in _possible(config)}
     names = (schedules or tuple(SCHEDULES)) if "teacher" in sizes else ("one network",)
@@ -124,13 +124,13 @@ def _network(config: Config, role: str, shape: Shape) -> nn.Module:
 
 def _possible(config: Config) -> Iterator[tuple[Sharding, tuple[Stage, bool]]]:
     """The shardings that the optimisers allow. LAMB allows copies alone: its trust ratio needs whole parameters."""
-    shards = all(ABILITIES[name].sharded for name in trained(config).values())
+    shards = all(ABILITIES[name].sharded for name in trained_optimisers(config).values())
     return ((name, how) for name, how in SHARDINGS.items() if shards or name == "copies")
 
 
 def _state(config: Config, sizes: Mapping[str, NetworkSize], stage: Stage, ranks: int, offload: bool) -> StateBytes:
     total = StateBytes()
-    for role, name in trained(config).items():
+    for role, name in trained_optimisers(config).items():
         averaged = role == "student" and config.student.average > 0
         total = total.plus(
             state_bytes(

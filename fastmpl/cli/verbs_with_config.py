@@ -1,0 +1,149 @@
+"""The verbs that need a configuration, and accept an option for every key of it: a dataclass and a function a verb."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from tyro.conf import FlagCreatePairsOff, Positional
+
+from fastmpl.config.load import difference, to_toml
+from fastmpl.config.schema import Config
+from fastmpl.distributed.threads import limit_threads
+from fastmpl.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class TrainOptions:
+    """Trains a student and writes its run folder. --help-all lists every key of the configuration."""
+
+    config: Positional[Path]
+    """TOML file; launch/configs holds examples."""
+    resume: str = "auto"
+    """auto: continue from the newest valid checkpoint, if there is one; never: start over; or a checkpoint's folder."""
+    dry_run: FlagCreatePairsOff[bool] = False
+    """Print the resolved configuration and train nothing."""
+    debug: FlagCreatePairsOff[bool] = False
+    """Show the traceback of an error."""
+
+
+def train(options: TrainOptions, config: Config) -> None:
+    if options.dry_run:
+        print(to_toml(config), end="")
+        return
+    limit_threads(config.system.threads)
+    from fastmpl.run import trainer
+
+    trainer.train(config, resume=options.resume)
+
+
+@dataclass(frozen=True)
+class CheckOptions:
+    """Checks the configuration, the data, the networks and the disk. Trains nothing."""
+
+    config: Positional[Path]
+    """TOML file; launch/configs holds examples."""
+    download: FlagCreatePairsOff[bool] = False
+    """Fetch CIFAR or SVHN into data.root first, if it is not there. Nothing else ever downloads."""
+    debug: FlagCreatePairsOff[bool] = False
+    """Show the traceback of an error."""
+
+
+def check(options: CheckOptions, config: Config) -> None:
+    from fastmpl.commands.check import check as lines
+
+    changed = len(difference(config, Config()))
+    print(f"config  {options.config}: {config.method.name}, {changed} keys differ from their defaults")
+    if options.download:
+        from fastmpl.data.readers.published import download
+
+        print(f"fetched {download(config.data.source, config.data.root)}")
+    for line in lines(config):
+        print(line)
+
+
+@dataclass(frozen=True)
+class PlanOptions:
+    """Predicts the memory of each GPU and the arithmetic of a run, by sharding and schedule. Trains nothing."""
+
+    config: Positional[Path]
+    """TOML file; launch/configs holds examples."""
+    ranks: int = 1
+    """Number of GPUs that share the batch."""
+    memory: float = 80.0
+    """Memory of each GPU in GiB."""
+    classes: int = 0
+    """Number of classes, where the images are a folder of your own."""
+    debug: FlagCreatePairsOff[bool] = False
+    """Show the traceback of an error."""
+
+
+def plan(options: PlanOptions, config: Config) -> None:
+    from fastmpl.analysis import planner
+
+    if options.ranks < 1 or options.memory <= 0:
+        raise ConfigError("fastmpl plan needs --ranks of at least 1, and --memory above 0.")
+    found = planner.plan_memory(config, ranks=options.ranks, memory=options.memory * 2**30, classes=options.classes)
+    for line in planner.format_plan(found):
+        print(line)
+
+
+@dataclass(frozen=True)
+class DistillOptions:
+    """Stores a teacher's class probabilities for all training images, for distillation and reduced_mpl."""
+
+    config: Positional[Path]
+    """TOML file whose [data] section names the images; data.store is the folder that is written."""
+    teacher: str = ""
+    """The folder of a finished run, or timm:NAME."""
+    from_probabilities: Path | None = None
+    """Instead of a teacher: an NPY, CSV or Parquet file with an image name or index and class probabilities a row."""
+    output: Path | None = None
+    """Folder to write; data.store if not given."""
+    top_k: int = 0
+    """Classes kept of each row; the others are stored as one sum. 0: all."""
+    views: int = 1
+    """1: images as they are evaluated; n > 1: the mean over n augmented views."""
+    debug: FlagCreatePairsOff[bool] = False
+    """Show the traceback of an error."""
+
+
+def distill(options: DistillOptions, config: Config) -> None:
+    limit_threads(config.system.threads)
+    from fastmpl.commands.distill import TeacherSource
+    from fastmpl.commands.distill import distill as write
+
+    source = TeacherSource(options.teacher, options.from_probabilities, options.views)
+    header = write(
+        config, source, output=options.output, top_k=options.top_k, tell=lambda line: print(line, flush=True)
+    )
+    if header is None:
+        print("Other processes still write their shards; the last of them completes the store.")
+        return
+    error, size = header.error, sum(shard.bytes for shard in header.shards)
+    print(
+        f"Stored {header.rows:,} rows of {header.classes:,} classes ({header.kept:,} kept) of {header.teacher}, "
+        f"{size / 1e6:.1f} MB. Rounding moved {error.mean_total_variation:.1e} of a row's probability on average, "
+        f"{error.largest_total_variation:.1e} at most, and changed the top class of {error.changed_top:,} rows."
+    )
+
+
+@dataclass(frozen=True)
+class AblateOptions:
+    """Trains a configuration with feedback off, on, shuffled and flipped, and tests the differences over seeds."""
+
+    config: Positional[Path]
+    """TOML file; launch/configs holds examples."""
+    seeds: int = 5
+    """Number of seeds. Each fixes the split, the random draws and the initial weights for all arms."""
+    output: Path | None = None
+    """Folder of the runs and the report; runs/ablate-NAME if not given. Finished runs are not trained again."""
+    jobs: int = 0
+    """Runs at a time, each with one thread; 0: one a core."""
+    debug: FlagCreatePairsOff[bool] = False
+    """Show the traceback of an error."""
+
+
+def ablate(options: AblateOptions, config: Config) -> None:
+    from fastmpl.study import ablation
+
+    folder = options.output or Path(config.run.output) / f"ablate-{config.run.name}"
+    print(f"\nreport: {ablation.run(config, folder, options.seeds, options.jobs or None)}")

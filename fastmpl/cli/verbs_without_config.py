@@ -1,0 +1,192 @@
+"""The verbs without a configuration, on runs, folders of pictures and the machine: a dataclass and a function a verb."""
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from tyro.conf import FlagCreatePairsOff, Positional
+
+from fastmpl.distributed.threads import limit_threads
+from fastmpl.errors import ConfigError, StorageError
+
+
+@dataclass(frozen=True)
+class InitOptions:
+    """Writes a first configuration for a folder of pictures: FOLDER/labelled/<class>/*, FOLDER/unlabelled/*."""
+
+    folder: Positional[str]
+    """Folder with labelled/, and perhaps unlabelled/, test/ and trusted/."""
+    output: Path | None = None
+    """File to write; the folder's name with .toml if not given."""
+    debug: FlagCreatePairsOff[bool] = False
+    """Show the traceback of an error."""
+
+
+def init(options: InitOptions) -> None:
+    from fastmpl.commands.init import write_first_config
+
+    path = write_first_config(options.folder, options.output)
+    print(f"{path} is written. Look through it, then: fastmpl check {path}; fastmpl train {path}")
+
+
+@dataclass(frozen=True)
+class EvaluateOptions:
+    """Measures how well a run's student classifies labelled images."""
+
+    run: Positional[Path]
+    """Folder of the finished run."""
+    data: Path | None = None
+    """Folder with <class>/* or test/<class>/*; the run's own validation and test images if not given."""
+    debug: FlagCreatePairsOff[bool] = False
+    """Show the traceback of an error."""
+
+
+def evaluate(options: EvaluateOptions) -> None:
+    limit_threads()
+    from fastmpl.commands.evaluate import evaluate, format_scores
+
+    classes, found = evaluate(options.run, options.data)
+    print("\n\n".join(format_scores(classes, one) for one in found))
+
+
+@dataclass(frozen=True)
+class PredictOptions:
+    """Classifies pictures with a run's student, one line a file."""
+
+    run: Positional[Path]
+    """Folder of the finished run."""
+    images: Positional[tuple[Path, ...]]
+    """Image files, and folders of them."""
+    format: Literal["csv", "json"] = "csv"
+    """csv: file, label, confidence, problem; json: the probability of every class, too."""
+    output: Path | None = None
+    """File to write; the terminal if not given."""
+    debug: FlagCreatePairsOff[bool] = False
+    """Show the traceback of an error."""
+
+
+def predict(options: PredictOptions) -> None:
+    limit_threads()
+    from fastmpl.commands import predict
+
+    if not options.images:
+        raise ConfigError("fastmpl predict needs image files, or folders of them, after the run.")
+    found = predict.predict(options.run, options.images)
+    if options.output is None:
+        predict.write_table(found, options.format, sys.stdout)
+        return
+    try:
+        with options.output.open("w", encoding="utf-8", newline="") as out:
+            predict.write_table(found, options.format, out)
+    except OSError as error:
+        raise StorageError(f"{options.output} cannot be written: {error.strerror}.") from error
+
+
+@dataclass(frozen=True)
+class ReportOptions:
+    """Writes the report of a run, one self-contained HTML page, from the files of its folder."""
+
+    run: Positional[Path]
+    """Folder of the run."""
+    debug: FlagCreatePairsOff[bool] = False
+    """Show the traceback of an error."""
+
+
+def write_report(options: ReportOptions) -> None:
+    from fastmpl import report
+
+    if not (options.run / "config.toml").is_file():
+        raise ConfigError(f"{options.run} is not the folder of a run: it has no config.toml.")
+    print(report.write_report(options.run))
+
+
+@dataclass(frozen=True)
+class StatusOptions:
+    """Says whether a run is still training, its step and its accuracy."""
+
+    run: Positional[Path]
+    """Folder of the run."""
+    debug: FlagCreatePairsOff[bool] = False
+    """Show the traceback of an error."""
+
+
+def print_status(options: StatusOptions) -> None:
+    from fastmpl.commands.status import status as lines
+
+    for line in lines(options.run):
+        print(line)
+
+
+@dataclass(frozen=True)
+class PackOptions:
+    """Packs a folder of pictures into WebDataset tars, which a disk reads faster. Repeat it after an interruption."""
+
+    folder: Positional[str]
+    """Folder with labelled/<class>/*, and perhaps unlabelled/, trusted/ and test/."""
+    output: Positional[Path]
+    """Folder to write; data.root of a configuration with data.source = "webdataset"."""
+    size: int = 0
+    """Largest longer side in pixels; larger pictures are shrunk to it. 0: every file as it is. 500 suits 224."""
+    quality: int = 90
+    """JPEG quality of the pictures that are shrunk."""
+    shard_images: int = 1000
+    """Pictures in a tar."""
+    jobs: int = 0
+    """Processes; 0: one a core."""
+    verify: FlagCreatePairsOff[bool] = False
+    """Only compare every tar in OUTPUT with its checksum, and pack nothing."""
+    debug: FlagCreatePairsOff[bool] = False
+    """Show the traceback of an error."""
+
+
+def pack(options: PackOptions) -> None:
+    from fastmpl.data.errors import DataError, printable
+    from fastmpl.data.packing import pack, pack_shard
+
+    if options.verify:
+        if damaged := list(pack.verify(options.output)):
+            raise DataError("; ".join(damaged) + ". Delete it, and pack again: the rest is kept.")
+        print(f"Every tar in {options.output} is as it was written.")
+        return
+    if options.size < 0 or not 1 <= options.quality <= 100 or options.shard_images < 1:
+        raise ConfigError("fastmpl pack needs --size of 0 or more, --quality of 1 to 100, --shard-images of 1 or more.")
+    shrinking = pack_shard.PackOptions(options.size, options.quality, options.shard_images)
+    made = pack.pack(
+        options.folder, options.output, shrinking, processes=options.jobs, tell=lambda line: print(line, flush=True)
+    )
+    for one in made.left_out:
+        print(f"skipped {printable(one['file'])}: {printable(one['reason'])}")
+    print(f"{made.images:,} pictures in {made.shards:,} tars, {made.bytes / 1e6:,.1f} MB, in {options.output}")
+
+
+@dataclass(frozen=True)
+class DoctorOptions:
+    """Lists what this machine has and lacks, and compares its kernels with their references."""
+
+    debug: FlagCreatePairsOff[bool] = False
+    """Show the traceback of an error."""
+
+
+def run_doctor(options: DoctorOptions) -> None:
+    limit_threads()
+    from fastmpl.commands.doctor import lines
+
+    for line in lines():
+        print(line, flush=True)
+
+
+@dataclass(frozen=True)
+class DemoOptions:
+    """Trains two small experiments on real data: feedback with few labels, and with noisy ones."""
+
+    output: Path = Path("runs/demo")
+    """Folder of the runs. Finished runs are not trained again."""
+    debug: FlagCreatePairsOff[bool] = False
+    """Show the traceback of an error."""
+
+
+def run_demo(options: DemoOptions) -> None:
+    from fastmpl.study import demo
+
+    print(f"\nreport: {demo.run(options.output)}")
