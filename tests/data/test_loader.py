@@ -14,6 +14,7 @@ from fastmpl.data.batch import Batch
 from fastmpl.data.build import Data, build
 from fastmpl.data.errors import DataError
 from fastmpl.data.prepare import UNKNOWN
+from tests.data.batches import assert_equal, concatenate
 
 Make = Callable[..., SimpleNamespace]
 SMALL = {"unlabelled": 100, "trusted": 20, "noise": ("pair", 0.4), "batch_trusted": 8}  # an epoch: 4.2, 1.25, 2.5 steps
@@ -21,14 +22,6 @@ SMALL = {"unlabelled": 100, "trusted": 20, "noise": ("pair", 0.4), "batch_truste
 
 def batches(data: Data, count: int) -> list[Batch]:
     return [data.train.next() for _ in range(count)]
-
-
-def assert_equal(left: Batch, right: Batch) -> None:
-    torch.testing.assert_close(tuple(left), tuple(right), atol=0, rtol=0)
-
-
-def concatenated(parts: tuple[Batch, ...]) -> Batch:
-    return Batch(*(None if column[0] is None else torch.cat(column) for column in zip(*parts, strict=True)))  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
@@ -59,7 +52,7 @@ def test_two_ranks_batches_are_the_batch_of_one_process(settings: Make, operatio
     section = settings(**SMALL, rand_augment=(operations, 10))
     one, *two = build(section, seed=1), build(section, seed=1, rank=0, world=2), build(section, seed=1, rank=1, world=2)
     for _ in range(6):
-        together = concatenated((two[0].train.next(), two[1].train.next()))
+        together = concatenate((two[0].train.next(), two[1].train.next()))
         assert_equal(together, one.train.next())
 
 
@@ -69,7 +62,7 @@ def test_a_run_may_go_on_with_another_number_of_ranks(settings: Make) -> None:
     two = [build(settings(**SMALL), seed=1, rank=r, world=2) for r in range(2)]
     for rank in two:
         rank.train.restore(one.train.state())
-    assert_equal(concatenated((two[0].train.next(), two[1].train.next())), one.train.next())
+    assert_equal(concatenate((two[0].train.next(), two[1].train.next())), one.train.next())
 
 
 @pytest.mark.parametrize(

@@ -1,1 +1,1 @@
-"""Views of images that are decoded once and held in memory, and of points."""
+"""Views and evaluation sets of images that are decoded once and kept in memory, and of points."""

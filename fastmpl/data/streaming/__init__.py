@@ -1,1 +1,1 @@
-"""Views of images that are read and decoded at every step, and images that are evaluated so."""
+"""Views and evaluation sets of images that are read and decoded whenever they are used."""

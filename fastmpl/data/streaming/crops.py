@@ -1,8 +1,8 @@
-"""What is done to one picture of any size to make its two views: numbers only, as `views` has them for arrays.
+"""Draws the random numbers of the two views of pictures of any size, as `memory.views` does for images in memory.
 
-Weak: a window of random area and shape (the crop of Szegedy et al. 2015, as everybody trains on ImageNet), resized to
-the network's input, and an optional flip. Strong: a window and flip of its own, then RandAugment, then cutout. A window
-is drawn as torchvision's RandomResizedCrop draws it: up to ten trials of a size, and the middle where none fits.
+Weak view: a window of random area and shape (the crop of Szegedy et al. 2015, the usual one for ImageNet), resized to the
+network's input, and an optional flip. Strong view: a window and a flip of its own, then RandAugment, then cutout. A window
+is drawn as by torchvision's RandomResizedCrop: at most ten trials of a size, and the middle of the picture if none fits.
 """
 
 from collections.abc import Sequence
@@ -39,31 +39,31 @@ class Crops(NamedTuple):
         return 2 * _VIEW + _CUT + 2 * self.operations
 
 
-class View(NamedTuple):
-    """The window (y, x, height, width in pixels of the picture) and whether to flip; [n, 4] and [n]."""
+class CropNumbers(NamedTuple):
+    """The window of a view ([n, 4]: y, x, height, width in pixels of the picture), and whether it is flipped ([n])."""
 
     window: NDArray[np.int32]
     mirror: NDArray[np.int32]
 
 
-class Strong(NamedTuple):
-    """A view, RandAugment's layers, and the erased rectangle ([n, 2] each, in pixels of the input)."""
+class StrongCropNumbers(NamedTuple):
+    """The numbers of a crop, RandAugment's layers, and the erased rectangle ([n, 2] each, in pixels of the input)."""
 
-    view: View
+    crop: CropNumbers
     layers: list[Layer]
     cut_start: Float
     cut_shape: Float
 
 
-class Drawn(NamedTuple):
-    """The draws of both views of n pictures."""
+class ViewNumbers(NamedTuple):
+    """The numbers of both views of n pictures."""
 
-    weak: View
-    strong: Strong
+    weak: CropNumbers
+    strong: StrongCropNumbers
 
 
 def crops(settings: DataSettings, size: int) -> Crops:
-    """The views that the [data] section asks for, `size` pixels square."""
+    """The crops that the [data] section asks for, `size` pixels square."""
     operations, magnitude = settings.rand_augment
     cut = round(settings.cutout * size)
     return Crops(size, settings.crop_scale, settings.crop_ratio, settings.flip, operations, magnitude, cut)
@@ -99,15 +99,17 @@ def bounds(windows: Sequence[NDArray[np.int32]]) -> tuple[NDArray[np.int32], NDA
     return start, end - start
 
 
-def _view(u: Float, height: NDArray[np.int64], width: NDArray[np.int64], how: Crops) -> View:
+def _draw_crop(u: Float, height: NDArray[np.int64], width: NDArray[np.int64], how: Crops) -> CropNumbers:
     mirror = (u[:, _VIEW - 1] < 0.5).astype(np.int32) if how.flip else np.zeros(len(u), np.int32)
-    return View(windows(u, height, width, how), mirror)
+    return CropNumbers(windows(u, height, width, how), mirror)
 
 
-def draw(sampler: Sampler, rows: Samples, height: NDArray[np.int64], width: NDArray[np.int64], how: Crops) -> Drawn:
-    """The views of `rows`, whose pictures have those sizes. The draws belong to an image and its epoch."""
+def draw(
+    sampler: Sampler, rows: Samples, height: NDArray[np.int64], width: NDArray[np.int64], how: Crops
+) -> ViewNumbers:
+    """Draws the views of `rows`, whose pictures have those sizes. The numbers depend on an image and its epoch."""
     u = sampler.uniform(rows, how.columns)
     start, shape = views.rectangle(u[:, 2 * _VIEW : 2 * _VIEW + _CUT], how.size, how.cut)
     chosen = layers(u[:, 2 * _VIEW + _CUT :], how.operations, how.magnitude, how.size)
-    strong = Strong(_view(u[:, _VIEW:], height, width, how), chosen, start, shape)
-    return Drawn(_view(u, height, width, how), strong)
+    strong = StrongCropNumbers(_draw_crop(u[:, _VIEW:], height, width, how), chosen, start, shape)
+    return ViewNumbers(_draw_crop(u, height, width, how), strong)

@@ -15,7 +15,7 @@ from fastmpl.data.device_stream import KeepAlive, upload
 from fastmpl.data.normalise import Normalisation
 from fastmpl.data.sampler import Sampler
 from fastmpl.data.settings import DataSettings
-from fastmpl.data.streaming.crops import Crops, Drawn, bounds, draw
+from fastmpl.data.streaming.crops import Crops, ViewNumbers, bounds, draw
 from fastmpl.data.streaming.rand_augment_dali import apply_layer
 from fastmpl.data.streaming.reading import Pictures, Reader
 from fastmpl.data.streaming.windows import Resizer
@@ -152,17 +152,17 @@ class EncodedStream:
         drawn = draw(self._sampler, rows, sizes[:, 0], sizes[:, 1], self._how)
         return [picture.content for picture in pictures], *self._decoded_parts(drawn), *self._numbers(drawn)
 
-    def _decoded_parts(self, drawn: Drawn) -> list[NDArray[Any]]:
+    def _decoded_parts(self, drawn: ViewNumbers) -> list[NDArray[Any]]:
         """Start and shape of the part to decode on a CPU, which holds both windows; moves the windows into that part."""
         if self._where.device is not None:  # a GPU decodes whole pictures
             return []
-        windows = [drawn.weak.window, drawn.strong.view.window] if self._two_views else [drawn.weak.window]
+        windows = [drawn.weak.window, drawn.strong.crop.window] if self._two_views else [drawn.weak.window]
         start, shape = bounds(windows)
         for window in windows:
             window[:, :2] -= start
         return [start, shape]
 
-    def _numbers(self, drawn: Drawn) -> list[NDArray[Any]]:
+    def _numbers(self, drawn: ViewNumbers) -> list[NDArray[Any]]:
         weak, strong = drawn
         if not self._two_views:
             return [weak.window, weak.mirror]
@@ -170,8 +170,8 @@ class EncodedStream:
         return [
             weak.window,
             weak.mirror,
-            strong.view.window,
-            strong.view.mirror,
+            strong.crop.window,
+            strong.crop.mirror,
             strong.cut_start,
             strong.cut_shape,
             *layers,

@@ -1,7 +1,7 @@
-"""Progressive resolution: small images first, which cost little, and the full size well before the end.
+"""Progressive resolution: training begins with small images, which cost less, and reaches the full size before its end.
 
-The size is a function of the step and moves in strides, so that shapes are static within a stage; a stage's pipeline is
-built when its first batch is made.
+The size is a function of the step and grows in strides, so that shapes do not change within a stage. The pipeline of a
+stage is built when its first batch is made.
 """
 
 from collections.abc import Callable
@@ -13,21 +13,21 @@ STRIDE: Final = 32  # pixels; what most networks divide their input by
 
 
 class Growth(NamedTuple):
-    """From `start` pixels at step 0 to `end` at step `steps`; `start` = 0: always `end`."""
+    """The size grows from `start` pixels at step 0 to `end` at step `steps`; `start` = 0: always `end`."""
 
     start: int
     end: int
     steps: int
 
     def size(self, step: int) -> int:
-        """Height and width of the images of that step."""
+        """Height and width of the images of `step`, in pixels."""
         if not self.start or step >= self.steps:
             return self.end
         return self.start + STRIDE * ((self.end - self.start) * step // (self.steps * STRIDE))
 
 
 class GrowingStream:
-    """A ViewStream whose images grow: `open_stream` gives the stream of a size from a step on."""
+    """A ViewStream whose images grow: `open_stream` opens the stream of a size at a step."""
 
     def __init__(self, open_stream: Callable[[int, int], ViewStream], growth: Growth, step: int = 0) -> None:
         self._open, self._growth, self._step = open_stream, growth, step

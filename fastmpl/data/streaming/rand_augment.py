@@ -1,8 +1,8 @@
-"""RandAugment (Cubuk et al. 2020) for pictures of any size: which operation each image gets, and with what numbers.
+"""RandAugment (Cubuk et al. 2020) for pictures of any size: chooses the operation of each image, and its numbers.
 
-The fourteen operations and their largest magnitudes are those of the paper: as torchvision's, but that a translation's
-largest is 100 pixels of 224, and what comes into view is grey. Here are numbers alone; `rand_augment_dali` moves the
-pixels, and docs/data.md compares each operation with torchvision's. Small images of an array have DALI's own suite.
+The fourteen operations and their largest magnitudes are those of the paper. They equal torchvision's with two exceptions:
+the largest translation is 100 pixels of 224, and what comes into view is grey. `rand_augment_dali` moves the pixels, and
+docs/data.md compares each operation with torchvision's. Images in memory use DALI's own suite.
 """
 
 from enum import IntEnum
@@ -36,7 +36,7 @@ class Operation(IntEnum):
 
 
 class Kind(IntEnum):
-    """How pixels are moved. Five operations are one: reading them at affine coordinates."""
+    """How pixels are computed. Five operations are one kind: they read pixels at affine coordinates."""
 
     IDENTITY = 0
     WARP = 1

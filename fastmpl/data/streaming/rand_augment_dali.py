@@ -1,8 +1,9 @@
-"""RandAugment's operations in DALI, on uint8 HWC images, by the numbers of `rand_augment`.
+"""Applies RandAugment's operations in DALI to uint8 HWC images, with the numbers of `rand_augment`.
 
-Each image takes one branch of a tree of conditions. Operations of DALI that are fast on a CPU take their numbers as
-arguments, and an argument cannot be computed on a GPU: the two that look at the image first (contrast, autocontrast)
-are therefore written twice. Measured on a CPU: nearest reading takes a ninth of linear, which also nobody publishes.
+Each image takes one branch of a tree of conditions. DALI's fast operations on a CPU take their numbers as arguments, and
+an argument cannot be computed on a GPU. The two operations that measure the image first (contrast, autocontrast) are
+therefore written twice. Warps read the nearest pixel, as published; on a CPU that takes a ninth of the time of linear
+interpolation.
 """
 
 import numpy as np
@@ -16,7 +17,7 @@ _SAME = np.array([[0, 0, 0], [0, 1, 0], [0, 0, 0]], np.float32)
 
 
 def _contrast(image: Node, factor: Node, gpu: bool) -> Node:
-    """Away from, or towards, the image's mean grey."""
+    """Moves each value away from, or towards, the mean grey of the image."""
     mean = fn.reductions.mean(image, axis_names="HW", keep_dims=gpu)
     if gpu:
         centre = fn.reductions.sum(mean * types.Constant(_GREY), axis_names="C", keep_dims=True)
@@ -26,7 +27,7 @@ def _contrast(image: Node, factor: Node, gpu: bool) -> Node:
 
 
 def _autocontrast(image: Node, gpu: bool) -> Node:
-    """Each channel stretched to 0..255; one of a single value stays."""
+    """Stretches each channel to 0..255; a channel of a single value does not change."""
     low = fn.reductions.min(image, axis_names="HW", keep_dims=gpu)
     high = fn.reductions.max(image, axis_names="HW", keep_dims=gpu)
     flat = fn.cast(high == low, dtype=types.FLOAT)
@@ -43,7 +44,7 @@ def _sharpness(image: Node, factor: Node, gpu: bool) -> Node:
 
 
 def _solarize(image: Node, threshold: Node, gpu: bool) -> Node:
-    """Values from the threshold on are inverted, which of a byte is to flip all bits."""
+    """Inverts values from the threshold on: of a byte all bits are flipped."""
     above = image >= (threshold.gpu() if gpu else threshold)
     return image ^ (fn.cast(above, dtype=types.UINT8) * types.Constant(np.uint8(255)))
 
@@ -58,7 +59,7 @@ def _warp(image: Node, matrix: Node) -> Node:
 
 
 def apply_layer(image: Node, kind: Node, matrix: Node, value: Node, *, gpu: bool) -> Node:
-    """One operation of each image. The pipeline must be defined with enable_conditionals."""
+    """Applies one operation to each image. The pipeline must be defined with enable_conditionals."""
     if kind < Kind.CONTRAST.value:
         if kind < Kind.BRIGHTNESS.value:
             if kind == Kind.WARP.value:

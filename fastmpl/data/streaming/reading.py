@@ -1,8 +1,8 @@
-"""The pictures of a batch, whatever becomes of their files while a run is going on.
+"""Reads the pictures of a batch, and replaces those that cannot be read.
 
-An image that cannot be read, or holds nothing to decode, gives its place to another one of the same stream: of the same
-class, where its class is known to the stream. Which one follows from the seed and the image alone. So every number of
-ranks, and a run that is resumed, replaces it by the same, and no state is kept.
+An image that cannot be read or decoded is replaced by another image of the same stream, and of the same class where the
+stream knows classes. Seed and image alone decide which one. So a run on any number of ranks, and a run that resumes,
+replaces it by the same image, and no state is kept.
 """
 
 from concurrent.futures import ThreadPoolExecutor
@@ -18,12 +18,12 @@ from fastmpl.data.files.portable import BadImage, Picture, make_portable
 from fastmpl.data.sampler import Samples
 from fastmpl.data.view_stream import Replacement
 
-READERS: Final = 4  # threads of a stream, at least: each waits for a disk
-TRIALS: Final = 20  # images tried in a place before it is the disk that must be wrong
+READERS: Final = 4  # the least number of threads of a stream: each waits for a disk
+TRIALS: Final = 20  # images that are tried in the place of one before the disk is to blame
 
 
 class Pictures(NamedTuple):
-    """What DALI decodes for one rank's batch, the images that these are, and which of them stand in for others."""
+    """The pictures of one rank's batch for DALI to decode, which images these are, and which of them replace others."""
 
     pictures: list[Picture]
     rows: Samples
@@ -31,10 +31,9 @@ class Pictures(NamedTuple):
 
 
 class Reader:
-    """Reads the images of a stream over `members`, with `threads` threads or more.
+    """Reads the images of a stream over `members`, with at least `threads` threads.
 
-    classes: of every image of the data set, for a stream whose images must keep their class; None for one that knows
-    none.
+    classes: the class of every image of the data set, where an image must be replaced by one of its class; None: by any.
     """
 
     def __init__(
@@ -46,7 +45,7 @@ class Reader:
         self._pool = ThreadPoolExecutor(max(threads, READERS), thread_name_prefix="reader")
 
     def read(self, rows: Samples) -> Pictures:
-        """The pictures of `rows`. Raises DataError where no other image can be read either."""
+        """Reads the pictures of `rows`. Raises DataError where no image can be read in the place of one."""
         found = list(self._pool.map(self._find_usable, rows.index.tolist()))
         replaced = [
             Replacement(place, int(rows.index[place]), used, reason)
@@ -57,11 +56,11 @@ class Reader:
         return Pictures([picture for picture, _, _ in found], Samples(index, rows.epoch), tuple(replaced))
 
     def distrust(self, index: Index) -> None:
-        """Images of which some ended a pipeline: from now on they are decoded here, and that one found."""
+        """Marks images of which one ended a pipeline: from now on they are decoded here, which finds that one."""
         self._distrusted.update(index.tolist())
 
     def _find_usable(self, index: int) -> tuple[Picture, int, str]:
-        """The image or the first of its substitutes that can be used, which one that is, and why not the image."""
+        """The image, or the first usable image in its place: its picture, its number, and why `index` was not used."""
         picture, reason = self._try(index)
         if picture is not None:
             return picture, index, ""

@@ -1,7 +1,7 @@
-"""Parts of decoded pictures, resized to one size on a CPU: the one operation of the pipelines that DALI does not do.
+"""Resizes parts of decoded pictures to one size on a CPU: the one operation of the pipelines that DALI does not do.
 
-torch's resize of bytes (antialiased, as PIL's, with its vector instructions) takes a third of the time of DALI's on a
-CPU, of which resizing was the larger part. On a GPU the pipelines use DALI's own, which differs by rounding.
+torch's resize of bytes (antialiased as PIL's, with vector instructions) takes a third of the time of DALI's on a CPU,
+where resizing was the larger part of the time. On a GPU the pipelines use DALI's own resize, which differs by rounding.
 """
 
 import warnings
@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-# DALI lends its pictures; torch warns that it could write to them, and nobody does
+# torch warns that a tensor could write to DALI's pictures; no code does
 warnings.filterwarnings("ignore", "The given NumPy array is not writable", UserWarning)
 
 Image = NDArray[np.uint8]
@@ -21,14 +21,14 @@ Window = NDArray[np.int32]  # y, x, height, width
 
 
 def resize_image(image: Image, height: int, width: int) -> Image:
-    """`image` [H, W, 3] at another size, whatever becomes of its shape."""
+    """Resizes `image` [H, W, 3], whatever its ratio of sides."""
     planes = torch.from_numpy(image).permute(2, 0, 1)[None]
     made = torch.nn.functional.interpolate(planes, (height, width), mode="bilinear", antialias=True)
     return np.asarray(made[0].permute(1, 2, 0).numpy())
 
 
 class _ThreadMap:
-    """Applies a function to many things, with as many threads as asked."""
+    """Applies a function to many arguments in several threads."""
 
     def __init__(self, threads: int) -> None:
         self._pool = ThreadPoolExecutor(threads) if threads > 1 else None
@@ -44,7 +44,7 @@ class Resizer:
         self._size, self._threads = size, _ThreadMap(threads)
 
     def __call__(self, images: Sequence[Image], *windows: Sequence[Window]) -> tuple[list[Image], ...] | list[Image]:
-        """For each sequence of windows the resized images; a list where there is one sequence, as DALI wants it."""
+        """The resized images of each sequence of windows; one list where there is one sequence, as DALI expects."""
         every = [window for chosen in windows for window in chosen]
         made = self._threads.map(self._resize_one, list(images) * len(windows), every)
         parts = tuple(made[first : first + len(images)] for first in range(0, len(made), len(images)))
@@ -56,7 +56,7 @@ class Resizer:
 
 
 class CentreCrop:
-    """The middle square of images whose shorter side is resized first, as everybody evaluates on ImageNet."""
+    """Takes the middle square of images after resizing their shorter side: the usual evaluation on ImageNet."""
 
     def __init__(self, size: int, shorter: int, threads: int) -> None:
         self._size, self._shorter, self._threads = size, shorter, _ThreadMap(threads)

@@ -57,11 +57,11 @@ def test_the_two_views_have_draws_of_their_own_that_switching_one_off_leaves_alo
     passes = Sampler(np.arange(400), 400, StreamName.UNLABELLED, seed=1)
     rows, side = passes.samples(0), np.full(400, 300)
     weak, strong = draw(passes, rows, side, side, HOW)
-    assert (weak.window != strong.view.window).any(1).mean() > 0.95
-    assert 0.4 < (weak.mirror == strong.view.mirror).mean() < 0.6
+    assert (weak.window != strong.crop.window).any(1).mean() > 0.95
+    assert 0.4 < (weak.mirror == strong.crop.mirror).mean() < 0.6
     plain = draw(passes, rows, side, side, HOW._replace(operations=0, cut=0, flip=False))
     np.testing.assert_array_equal(plain.weak.window, weak.window)
-    np.testing.assert_array_equal(plain.strong.view.window, strong.view.window)
+    np.testing.assert_array_equal(plain.strong.crop.window, strong.crop.window)
     assert not plain.weak.mirror.any()
 
 

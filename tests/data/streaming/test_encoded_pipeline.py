@@ -82,7 +82,7 @@ def test_both_views_are_the_drawn_windows_of_the_indexed_pictures(images: Files)
         sides = np.array([picture.shape[:2] for picture in pictures])
         weak, strong = draw(passes, rows, sides[:, 0], sides[:, 1], HOW)
         assert seen.strong is not None
-        for view, drawn in ((seen.weak, weak), (seen.strong, strong.view)):
+        for view, drawn in ((seen.weak, weak), (seen.strong, strong.crop)):
             for row, picture in enumerate(pictures):
                 y, x, h, w = drawn.window[row]
                 expected = resize_image(picture[y : y + h, x : x + w], SIZE, SIZE).astype(np.float32)

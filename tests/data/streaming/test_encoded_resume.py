@@ -14,6 +14,7 @@ from fastmpl.data.batch import Batch
 from fastmpl.data.build import Data, build
 from fastmpl.data.errors import DataError
 from tests import mini_imagenet
+from tests.data.batches import assert_equal, concatenate
 
 Make = Callable[..., SimpleNamespace]
 SOURCES = ("folder", "file_list", "webdataset", "tfrecord")
@@ -47,15 +48,6 @@ def opened(settings: Make, roots: dict[str, str]) -> Iterator[Callable[..., Data
 
 def steps(data: Data, count: int) -> list[Batch]:
     return [data.train.next() for _ in range(count)]
-
-
-def assert_equal(left: Batch, right: Batch) -> None:
-    torch.testing.assert_close(tuple(left), tuple(right), atol=0, rtol=0)
-
-
-def joined(parts: tuple[Batch, ...]) -> Batch:
-    """The ranks' parts of one step, as one process has it."""
-    return Batch(*(None if column[0] is None else torch.cat(column) for column in zip(*parts, strict=True)))  # type: ignore[arg-type]
 
 
 def resumed(data: Data, state: dict[str, object]) -> Data:
@@ -92,7 +84,7 @@ def test_another_number_of_ranks_goes_on_with_the_same_images_and_draws(
     three = [resumed(opened(source, rank, 3), one.train.state()) for rank in range(3)]
     for _ in range(2):
         together = tuple(data.train.next() for data in three)
-        assert_equal(joined(together), one.train.next())
+        assert_equal(concatenate(together), one.train.next())
 
 
 @pytest.mark.parametrize("source", ["folder", "tfrecord"])
