@@ -26,7 +26,7 @@ from fastmpl.data.batch import Batch
 from fastmpl.data.build import build as data
 from fastmpl.run import monitor, trainer
 from fastmpl.run.build import Trainee
-from fastmpl.step.step_keys import nothing
+from fastmpl.step.step_keys import zero_metrics
 from fastmpl.telemetry.metrics import read_lines
 from fastmpl.telemetry.step_timer import StepTimer
 
@@ -93,7 +93,7 @@ def waits(config: Config, step_seconds: float) -> list[float]:
         def step(batch: Batch) -> None:
             time.sleep(step_seconds)
             assert trainee.step.watch is not None
-            trainee.step.watch(nothing(batch.labelled))
+            trainee.step.watch(zero_metrics(batch.labelled))
 
         return step
 

@@ -34,9 +34,9 @@ from fastmpl.learners.zero.learner import ZeroLearner
 from fastmpl.methods.feedback import Kind
 from fastmpl.methods.mpl import Feedback, MetaPseudoLabels
 from fastmpl.methods.uda import Consistency
-from fastmpl.step.mpl_step import meta_step
+from fastmpl.step.mpl_step import MplStep
 from fastmpl.step.order import split
-from fastmpl.step.step_keys import moment
+from fastmpl.step.step_keys import make_context
 
 SCALARS: Final = 4  # numbers up to which a message is a scalar reduction
 COPIES: Final = "copies"
@@ -89,10 +89,10 @@ class Pair:
         self.rank, self.taken = ranks.rank, 0
 
     def __call__(self) -> None:
-        now = moment(torch.tensor(1), torch.tensor(self.taken), torch.ones(()), rank=self.rank)
+        context = make_context(torch.tensor(1), torch.tensor(self.taken), torch.ones(()), rank=self.rank)
         self.taken += 1
         parts, baseline = [self.batch], torch.zeros(())
-        meta_step(self.method, split(self.method), self.teacher, self.student, parts, now, baseline)
+        MplStep(self.method, split(self.method), self.teacher, self.student)(parts, context, baseline)
 
     def close(self) -> None:
         self.student.close()

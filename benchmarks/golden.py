@@ -14,7 +14,7 @@ import torch
 
 from benchmarks.bench_step import unfused
 from benchmarks.steps import Size, Step
-from fastmpl.step.step_keys import Report
+from fastmpl.step.step_keys import StepMetrics
 from fastmpl_kernels import dispatch
 
 PATH = Path(__file__).parent / "golden.json"
@@ -39,7 +39,7 @@ def curve(precision: Precision, fused: bool = True) -> Curve:
         found: Curve = {name: [] for name in LOSSES[precision]}
         for _ in range(STEPS):
             report = step()
-            assert isinstance(report, Report)
+            assert isinstance(report, StepMetrics)
             for name in found:
                 found[name].append(float(getattr(report, name)))
             step.step += 1

@@ -17,10 +17,10 @@ from fastmpl.methods.uda import Consistency
 from fastmpl.methods.views import by_view, images
 from fastmpl.models import build
 from fastmpl.models.layout import channels_last
-from fastmpl.step.mpl_step import meta_step
+from fastmpl.step.mpl_step import MplStep
 from fastmpl.step.order import Order, joint, split
-from fastmpl.step.single_network_step import alone_step
-from fastmpl.step.step_keys import LABEL, STUDENT, TEACHER, VALIDATION, moment
+from fastmpl.step.single_network_step import SingleNetworkStep
+from fastmpl.step.step_keys import LABEL, STUDENT, TEACHER, VALIDATION, make_context
 
 NESTEROV = NetworkConfig(optimiser="nesterov", lr=0.05, warmup=0, schedule="constant")
 
@@ -120,22 +120,21 @@ class Step:
         )
 
     def __call__(self) -> object:
-        self.moment = moment(self.step, self.step, self.weight)
+        self.context = make_context(self.step, self.step, self.weight)
         if self.schedule == "supervised":
             return self._supervised()
         if self.schedule == "published":
             return published(self)
         order = {"split": split, "joint": joint}[self.schedule](self.method, deferred=self.deferred)
-        step = partial(meta_step, self.method, order, self.teacher, self.student)
-        return step([self.batch], self.moment, self.baseline)
+        step = MplStep(self.method, order, self.teacher, self.student)
+        return step([self.batch], self.context, self.baseline)
 
     def _supervised(self) -> object:
         """One network, supervised, on as many images as the whole step has: the memory that MPL is measured against."""
         every = torch.cat([self.batch.labelled, self.batch.strong])
         targets = torch.arange(len(every)) % self.size.classes
-        return alone_step(
-            Supervised(), self.student, [self.batch._replace(labelled=every, targets=targets)], self.moment
-        )
+        batch = self.batch._replace(labelled=every, targets=targets)
+        return SingleNetworkStep(Supervised(), self.student)([batch], self.context)
 
 
 def published(step: Step) -> torch.Tensor:
@@ -145,20 +144,20 @@ def published(step: Step) -> torch.Tensor:
     through the student's backward; "before" is read out of the student's larger batch. The labels are sampled from,
     and credited to, the strong view, as in every variant it is compared with.
     """
-    method, batch, moment, teacher, student = step.method, step.batch, step.moment, step.teacher, step.student
+    method, batch, context, teacher, student = step.method, step.batch, step.context, step.teacher, step.student
     order = Order(("labelled", "weak", "strong"), (), ("labelled", "strong"))
-    seen = by_view(teacher.forward(images(batch, order.teacher), moment.dropout(TEACHER)), batch, order.teacher)
-    labels = method.label(seen.detach(), moment.draw(LABEL), batch.unlabelled_index)
-    learnt = by_view(student.forward(images(batch, order.student), moment.dropout(STUDENT)), batch, order.student)
-    before = method.validate(learnt.of("labelled").detach(), batch.targets)
-    lesson = method.learn(learnt, labels)
-    student.accumulate(lesson.loss)
-    student.apply(moment.step)
-    after = method.validate(student.observe(batch.labelled, moment.dropout(VALIDATION)), batch.targets)
+    seen = by_view(teacher.forward(images(batch, order.teacher), context.dropout(TEACHER)), batch, order.teacher)
+    labels = method.label(seen.detach(), context.draw(LABEL), batch.unlabelled_index)
+    logits = by_view(student.forward(images(batch, order.student), context.dropout(STUDENT)), batch, order.student)
+    before = method.validate(logits.of("labelled").detach(), batch.targets)
+    loss = method.learn(logits, labels)
+    student.accumulate(loss.loss)
+    student.apply(context.step)
+    after = method.validate(student.observe(batch.labelled, context.dropout(VALIDATION)), batch.targets)
     credit = None if step.kind == "off" else before - after
-    taught = method.teach(seen, batch.targets, lesson, credit, moment.consistency_weight)
-    teacher.accumulate(taught.loss)
-    teacher.apply(moment.step)
+    teacher_loss = method.teach(seen, batch.targets, loss, credit, context.consistency_weight)
+    teacher.accumulate(teacher_loss.loss)
+    teacher.apply(context.step)
     return after
 
 

@@ -162,5 +162,5 @@ def test_the_command_line_imports_no_torch(name: str) -> None:
 
 def test_the_mpl_step_is_one_file_of_less_than_150_lines() -> None:
     path = ROOT / "fastmpl" / "step" / "mpl_step.py"
-    assert "def meta_step" in path.read_text()
+    assert "class MplStep" in path.read_text()
     assert len(path.read_text().splitlines()) < 150

@@ -1,4 +1,4 @@
-"""What the student's update did to its validation loss V, as a credit of the labels it learnt from.
+"""The credit of pseudo labels: the effect of the student's update on its validation loss V.
 
 The paper (Pham et al. 2021, "Meta Pseudo Labels", CVPR, section 2) credits a whole batch of sampled labels with one
 scalar, h = V(theta) - V(theta'). Cross-entropy is linear in its target, so dV(theta')/dq is available exactly, per
@@ -32,15 +32,15 @@ def exact_credit(
     return (1 - label_smoothing) / len(logits) * (tangent - centre)
 
 
-def at_label(credit: Float[Tensor, "U K"], index: Int[Tensor, "U"]) -> Float[Tensor, "U"]:
-    """r read at the label drawn."""
+def read_at_label(credit: Float[Tensor, "U K"], index: Int[Tensor, "U"]) -> Float[Tensor, "U"]:
+    """The credit of the class drawn: r_ic at c = index_i."""
     return credit.gather(-1, index.unsqueeze(-1)).squeeze(-1)
 
 
-def controlled(credit: Float[Tensor, "*U"], control: Control, key: Int[Tensor, ""]) -> Float[Tensor, "*U"]:
-    """The experiment's control: `flipped` trains the teacher to hurt; `shuffled` keeps the size and loses the meaning.
+def apply_control(credit: Float[Tensor, "*U"], control: Control, key: Int[Tensor, ""]) -> Float[Tensor, "*U"]:
+    """The control of an experiment: `flipped` negates the credit, `shuffled` keeps its size and removes its meaning.
 
-    A shuffled scalar gets a random sign each step, shuffled rows are permuted over the images.
+    Shuffled: a scalar gets a random sign each step, rows are permuted over the images.
     """
     if control == "flipped":
         return -credit

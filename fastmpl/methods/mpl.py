@@ -3,11 +3,11 @@
 Pham, Dai, Xie, Luong and Le, "Meta Pseudo Labels", CVPR 2021. One step has four phases, pure functions of logits:
 
     label   the teacher labels unlabelled images
-    learn   the student takes a step on those labels, drawn as it learns them; it never sees a true one
-    credit  what did that do to the student's validation loss V?
+    learn   the student takes a step on those labels; it never sees a true label
+    credit  the effect of that step on the student's validation loss V
     teach   the teacher takes a step on its supervised loss, UDA's consistency loss, and the credit of its labels
 
-A schedule (fastmpl.step.schedule) decides what is passed through which network when, and calls these.
+fastmpl.step.mpl_step runs the passes in between and calls these phases.
 B labelled, U unlabelled images, K classes.
 """
 
@@ -19,7 +19,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from fastmpl.methods import feedback, uda
-from fastmpl.methods.targets import Labels, Lesson, Targets, learn, pseudo_labels
+from fastmpl.methods.targets import PseudoLabelLoss, PseudoLabels, Targets, make_pseudo_labels, pseudo_label_loss
 from fastmpl.methods.views import LabelView, Logits
 from fastmpl_kernels.rows import constant
 from fastmpl_kernels.soft_cross_entropy import soft_cross_entropy
@@ -49,7 +49,7 @@ class Feedback:
         return self.kind == "scalar"
 
 
-class Taught(NamedTuple):
+class TeacherLoss(NamedTuple):
     """The teacher's loss and its parts, each 0-D."""
 
     loss: Float[Tensor, ""]
@@ -73,61 +73,61 @@ class MetaPseudoLabels:
     feedback: Feedback = field(default_factory=Feedback)
     consistency: uda.Consistency | None = None
 
-    def label(self, teacher: Logits, key: Int[Tensor, ""], item: Int[Tensor, "U"]) -> Labels:
-        """The teacher's logits of the labelling view -> what the student learns."""
+    def label(self, teacher: Logits, key: Int[Tensor, ""], item: Int[Tensor, "U"]) -> PseudoLabels:
+        """The labels that the student learns, from the teacher's logits of the labelling view."""
         logits = teacher.of(self.label_view)
-        return pseudo_labels(logits, targets=self.targets, temperature=self.temperature, key=key, item=item)
+        return make_pseudo_labels(logits, targets=self.targets, temperature=self.temperature, key=key, item=item)
 
-    def learn(self, student: Logits, labels: Labels) -> Lesson:
+    def learn(self, student: Logits, labels: PseudoLabels) -> PseudoLabelLoss:
         """The student's loss: cross-entropy with the pseudo labels alone."""
-        return learn(labels, student.of("strong"), label_smoothing=self.student_label_smoothing)
+        return pseudo_label_loss(labels, student.of("strong"), label_smoothing=self.student_label_smoothing)
 
     def validate(self, logits: Float[Tensor, "M K"], targets: Int[Tensor, "M"]) -> Float[Tensor, ""]:
         """V: the student's cross-entropy on the feedback's images."""
         return soft_cross_entropy(logits, targets)
 
     def credit(
-        self, logits: Float[Tensor, "U K"], tangent: Float[Tensor, "U K"], lesson: Lesson
+        self, logits: Float[Tensor, "U K"], tangent: Float[Tensor, "U K"], student: PseudoLabelLoss
     ) -> Float[Tensor, "U *K"]:
-        """The student's logits and their tangent along D g' -> r, for each class or at the label drawn."""
+        """The credit r of each class, or of the class drawn, from the student's logits and their tangent along D g'."""
         rows = feedback.exact_credit(logits, tangent, label_smoothing=self.student_label_smoothing)
         if self.feedback.kind == "per_example":
-            assert lesson.drawn is not None
-            rows = feedback.at_label(rows, lesson.drawn)
+            assert student.drawn is not None
+            rows = feedback.read_at_label(rows, student.drawn)
         return rows
 
     def teach(
         self,
         teacher: Logits,
         targets: Int[Tensor, "B"],
-        lesson: Lesson,
+        student: PseudoLabelLoss,
         credit: Float[Tensor, "*shape"] | None,
         consistency_weight: Float[Tensor, ""],
-    ) -> Taught:
-        """The teacher's loss, one fused operation: supervised, plus consistency, plus the weighted feedback."""
+    ) -> TeacherLoss:
+        """Supervised loss + consistency loss + weighted feedback, one fused operation. credit: None without feedback."""
         view = teacher.of(self.label_view)
         objective = partial(
             teacher_objective,
             teacher.of("labelled"),
             targets,
-            feedback=None if credit is None else self._feedback(credit, lesson, len(view)),
+            feedback=None if credit is None else self._feedback(credit, student, len(view)),
             temperature=self.temperature,
             label_smoothing=self.label_smoothing,
             supervised_weight=self.supervised_weight,
         )
         if self.consistency is None:  # one view alone: whichever was labelled
-            taught = objective(view)
-            return Taught(taught.loss, taught.supervised, taught.uda, taught.feedback, lesson.coverage)
+            found = objective(view)
+            return TeacherLoss(found.loss, found.supervised, found.uda, found.feedback, student.coverage)
         uda = Uda(consistency_weight, self.consistency.temperature, self.consistency.threshold)
-        return Taught(*objective(teacher.of("strong"), teacher.of("weak"), uda=uda, label_view=self.label_view))
+        return TeacherLoss(*objective(teacher.of("strong"), teacher.of("weak"), uda=uda, label_view=self.label_view))
 
-    def _feedback(self, credit: Tensor, lesson: Lesson, rows: int) -> KernelFeedback:
-        """The credit with its scale: that of the whole step for a scalar, which every rank and micro-batch shares."""
+    def _feedback(self, credit: Tensor, student: PseudoLabelLoss, rows: int) -> KernelFeedback:
+        """The credit for the kernel. A scalar is scaled to the whole step: every rank and micro-batch shares it."""
         weight = constant(self.feedback.weight, credit)
         if self.feedback.kind == "exact":
             return ExactFeedback(credit, constant(1.0, credit), weight)
-        assert lesson.drawn is not None, "only sampled or arg max labels have a label to credit"
+        assert student.drawn is not None, "only sampled or arg max labels have a label to credit"
         if self.feedback.kind == "per_example":
-            return PerExampleFeedback(credit, lesson.drawn, weight)
+            return PerExampleFeedback(credit, student.drawn, weight)
         scaled = credit if rows == self.unlabelled else credit * (self.unlabelled / rows)
-        return ScalarFeedback(scaled, lesson.drawn, weight)
+        return ScalarFeedback(scaled, student.drawn, weight)

@@ -10,8 +10,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from fastmpl.methods.single_network import Labeller, Learnt
-from fastmpl.methods.targets import Labels, Targets, learn, pseudo_labels
+from fastmpl.methods.single_network import Labeller, LossParts
+from fastmpl.methods.targets import PseudoLabels, Targets, make_pseudo_labels, pseudo_label_loss
 from fastmpl.methods.views import Logits, View
 from fastmpl_kernels.soft_cross_entropy import soft_cross_entropy
 
@@ -33,8 +33,8 @@ class PseudoLabel:
     def graph(self) -> tuple[View, ...]:
         return ("labelled", "strong") if self.supervised_weight > 0 else ("strong",)
 
-    def label(self, logits: Float[Tensor, "U K"], key: Int[Tensor, ""], item: Int[Tensor, "U"]) -> Labels:
-        return pseudo_labels(
+    def label(self, logits: Float[Tensor, "U K"], key: Int[Tensor, ""], item: Int[Tensor, "U"]) -> PseudoLabels:
+        return make_pseudo_labels(
             logits,
             targets=self.targets,
             temperature=self.temperature,
@@ -46,14 +46,14 @@ class PseudoLabel:
     def learn(
         self,
         student: Logits,
-        labels: Labels | None,
+        labels: PseudoLabels | None,
         targets: Int[Tensor, "B"],
         consistency_weight: Float[Tensor, ""],
-    ) -> Learnt:
+    ) -> LossParts:
         assert labels is not None
-        lesson = learn(labels, student.of("strong"), label_smoothing=self.student_label_smoothing)
-        pseudo, shares = lesson.loss, (lesson.coverage, lesson.confidence)
+        pseudo = pseudo_label_loss(labels, student.of("strong"), label_smoothing=self.student_label_smoothing)
+        shares = pseudo.coverage, pseudo.confidence
         if self.supervised_weight == 0:
-            return Learnt(pseudo, torch.zeros_like(pseudo), pseudo, *shares)
+            return LossParts(pseudo.loss, torch.zeros_like(pseudo.loss), pseudo.loss, *shares)
         supervised = soft_cross_entropy(student.of("labelled"), targets, label_smoothing=self.label_smoothing)
-        return Learnt(pseudo + self.supervised_weight * supervised, supervised, pseudo, *shares)
+        return LossParts(pseudo.loss + self.supervised_weight * supervised, supervised, pseudo.loss, *shares)

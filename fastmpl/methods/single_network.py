@@ -1,17 +1,17 @@
-"""The protocol of the methods that train one network: everything that Meta Pseudo Labels is compared with."""
+"""The protocol of the methods that train one network: all that Meta Pseudo Labels is compared with."""
 
 from typing import Literal, NamedTuple, Protocol
 
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from fastmpl.methods.targets import Labels
+from fastmpl.methods.targets import PseudoLabels
 from fastmpl.methods.views import Logits, View
 
 Labeller = Literal["none", "self", "fixed"]
 
 
-class Learnt(NamedTuple):
+class LossParts(NamedTuple):
     """The network's loss and its parts, each 0-D."""
 
     loss: Float[Tensor, ""]
@@ -21,7 +21,7 @@ class Learnt(NamedTuple):
     confidence: Float[Tensor, ""]  # mean largest probability of those labels
 
 
-class Alone(Protocol):
+class SingleNetworkMethod(Protocol):
     """A method for one network. `labeller` says whose logits of `label_view` become labels."""
 
     @property
@@ -31,16 +31,16 @@ class Alone(Protocol):
     @property
     def graph(self) -> tuple[View, ...]: ...  # the views whose logits `learn` needs
 
-    def label(self, logits: Float[Tensor, "U K"], key: Int[Tensor, ""], item: Int[Tensor, "U"]) -> Labels:
-        """The labeller's logits -> labels."""
+    def label(self, logits: Float[Tensor, "U K"], key: Int[Tensor, ""], item: Int[Tensor, "U"]) -> PseudoLabels:
+        """Labels from the labeller's logits."""
         ...
 
     def learn(
         self,
         student: Logits,
-        labels: Labels | None,
+        labels: PseudoLabels | None,
         targets: Int[Tensor, "B"],
         consistency_weight: Float[Tensor, ""],
-    ) -> Learnt:
-        """The student's logits, the labels and the true targets -> its loss."""
+    ) -> LossParts:
+        """The loss of the network's logits, by the labels and the true targets."""
         ...

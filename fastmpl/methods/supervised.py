@@ -6,8 +6,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from fastmpl.methods.single_network import Labeller, Learnt
-from fastmpl.methods.targets import Labels
+from fastmpl.methods.single_network import Labeller, LossParts
+from fastmpl.methods.targets import PseudoLabels
 from fastmpl.methods.views import Logits, View
 from fastmpl_kernels.soft_cross_entropy import soft_cross_entropy
 
@@ -21,16 +21,16 @@ class Supervised:
     label_view: View = "labelled"
     graph: tuple[View, ...] = ("labelled",)
 
-    def label(self, logits: Float[Tensor, "U K"], key: Int[Tensor, ""], item: Int[Tensor, "U"]) -> Labels:
+    def label(self, logits: Float[Tensor, "U K"], key: Int[Tensor, ""], item: Int[Tensor, "U"]) -> PseudoLabels:
         raise AssertionError("supervised learning has no labeller")
 
     def learn(
         self,
         student: Logits,
-        labels: Labels | None,
+        labels: PseudoLabels | None,
         targets: Int[Tensor, "B"],
         consistency_weight: Float[Tensor, ""],
-    ) -> Learnt:
+    ) -> LossParts:
         loss = soft_cross_entropy(student.of("labelled"), targets, label_smoothing=self.label_smoothing)
         nothing = torch.zeros_like(loss)
-        return Learnt(loss, loss, nothing, nothing, nothing)
+        return LossParts(loss, loss, nothing, nothing, nothing)

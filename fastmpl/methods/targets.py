@@ -1,7 +1,7 @@
-"""What a network learns from: labels that a labeller's logits give, drawn in the pass that learns them.
+"""Pseudo labels and the loss of the network that learns them.
 
-One fused operation draws the label, masks the row, and gives the student's loss with its gradient; nothing of it is kept
-but what crediting and reporting need. U unlabelled images, K classes. Losses are means over the images of this rank.
+One fused operation draws the labels, masks the rows, and returns the loss with its gradient; only what credit and
+metrics need is kept. U unlabelled images, K classes. Losses are means over the images of this rank.
 """
 
 from typing import NamedTuple
@@ -11,17 +11,18 @@ from torch import Tensor
 
 from fastmpl_kernels.student_objective import Targets, student_objective
 
-__all__ = ["Labels", "Lesson", "Targets", "learn", "pseudo_labels"]
+__all__ = ["PseudoLabelLoss", "PseudoLabels", "Targets", "make_pseudo_labels", "pseudo_label_loss"]
 
 
-class Labels(NamedTuple):
-    """The labels of U images, as yet undrawn: q = softmax(logits / temperature), and what becomes of it.
+class PseudoLabels(NamedTuple):
+    """The distributions q = softmax(logits / temperature) of U images, and how labels come from them.
 
-    `soft` learns all of q, `argmax` its likeliest class, `sampled` a class drawn by the inverse of the cumulative
-    distribution at one keyed uniform number an image. An image counts where max q is at least the threshold.
+    `soft`: the label is q. `argmax`: its likeliest class. `sampled`: a class drawn from q, by the inverse of the
+    cumulative distribution at one keyed uniform number an image; it is drawn in `pseudo_label_loss`. An image counts
+    where max q is at least the threshold.
     """
 
-    logits: Float[Tensor, "U K"]  # the labeller's; no gradient flows through them
+    logits: Float[Tensor, "U K"]  # of the network that labels; no gradient flows through them
     targets: Targets
     temperature: float
     threshold: float
@@ -29,8 +30,8 @@ class Labels(NamedTuple):
     item: Int[Tensor, "U"]
 
 
-class Lesson(NamedTuple):
-    """The student's loss, and the labels it learnt."""
+class PseudoLabelLoss(NamedTuple):
+    """The loss on pseudo labels, and the labels as they were drawn."""
 
     loss: Float[Tensor, ""]
     drawn: Int[Tensor, "U"] | None  # the class drawn or the arg max; None where the target was all of q
@@ -38,7 +39,7 @@ class Lesson(NamedTuple):
     coverage: Float[Tensor, ""]  # the share of images that counted
 
 
-def pseudo_labels(
+def make_pseudo_labels(
     logits: Float[Tensor, "U K"],
     *,
     targets: Targets,
@@ -46,15 +47,17 @@ def pseudo_labels(
     threshold: float = 0.0,
     key: Int[Tensor, ""],
     item: Int[Tensor, "U"],
-) -> Labels:
-    """Labels from a labeller's logits."""
-    return Labels(logits.detach(), targets, temperature, threshold, key, item)
+) -> PseudoLabels:
+    """Labels from the logits of the network that labels."""
+    return PseudoLabels(logits.detach(), targets, temperature, threshold, key, item)
 
 
-def learn(labels: Labels, logits: Float[Tensor, "U K"], *, label_smoothing: float = 0.0) -> Lesson:
+def pseudo_label_loss(
+    labels: PseudoLabels, logits: Float[Tensor, "U K"], *, label_smoothing: float = 0.0
+) -> PseudoLabelLoss:
     """mean_i m_i CE((1 - eps) target_i + eps / K, logits_i), CE(q, z) = -sum_c q_c log softmax(z)_c.
 
-    Masked images (m_i = 0) count in the mean: few confident labels make a small loss, not a loud one.
+    Masked images (m_i = 0) stay in the denominator of the mean: few confident labels make a small loss.
     """
     taken = student_objective(
         labels.logits,
@@ -67,4 +70,4 @@ def learn(labels: Labels, logits: Float[Tensor, "U K"], *, label_smoothing: floa
         index=labels.item,
     )
     drawn = None if labels.targets == "soft" else taken.label
-    return Lesson(taken.loss, drawn, taken.confidence, taken.coverage)
+    return PseudoLabelLoss(taken.loss, drawn, taken.confidence, taken.coverage)

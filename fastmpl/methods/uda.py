@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from fastmpl.methods.single_network import Labeller, Learnt
-from fastmpl.methods.targets import Labels, learn, pseudo_labels
+from fastmpl.methods.single_network import Labeller, LossParts
+from fastmpl.methods.targets import PseudoLabels, make_pseudo_labels, pseudo_label_loss
 from fastmpl.methods.views import Logits, View
 from fastmpl_kernels.soft_cross_entropy import soft_cross_entropy
 
@@ -22,9 +22,9 @@ class Consistency:
     temperature: float = 0.7
     threshold: float = 0.6
 
-    def label(self, weak: Float[Tensor, "U K"], key: Int[Tensor, ""], item: Int[Tensor, "U"]) -> Labels:
+    def label(self, weak: Float[Tensor, "U K"], key: Int[Tensor, ""], item: Int[Tensor, "U"]) -> PseudoLabels:
         """softmax(T(u_w) / tau_u), where it is confident."""
-        return pseudo_labels(
+        return make_pseudo_labels(
             weak, targets="soft", temperature=self.temperature, threshold=self.threshold, key=key, item=item
         )
 
@@ -40,18 +40,18 @@ class Uda:
     label_view: View = "weak"
     graph: tuple[View, ...] = ("labelled", "strong")
 
-    def label(self, logits: Float[Tensor, "U K"], key: Int[Tensor, ""], item: Int[Tensor, "U"]) -> Labels:
+    def label(self, logits: Float[Tensor, "U K"], key: Int[Tensor, ""], item: Int[Tensor, "U"]) -> PseudoLabels:
         return self.consistency.label(logits, key, item)
 
     def learn(
         self,
         student: Logits,
-        labels: Labels | None,
+        labels: PseudoLabels | None,
         targets: Int[Tensor, "B"],
         consistency_weight: Float[Tensor, ""],
-    ) -> Learnt:
+    ) -> LossParts:
         assert labels is not None
         supervised = soft_cross_entropy(student.of("labelled"), targets, label_smoothing=self.label_smoothing)
-        lesson = learn(labels, student.of("strong"))
-        loss = self.supervised_weight * supervised + consistency_weight * lesson.loss
-        return Learnt(loss, supervised, lesson.loss, lesson.coverage, lesson.confidence)
+        pseudo = pseudo_label_loss(labels, student.of("strong"))
+        loss = self.supervised_weight * supervised + consistency_weight * pseudo.loss
+        return LossParts(loss, supervised, pseudo.loss, pseudo.coverage, pseudo.confidence)

@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 from fastmpl.config import Config, ConfigError, difference, load
-from fastmpl.step.step_keys import Report
+from fastmpl.step.step_keys import StepMetrics
 from fastmpl.telemetry.metrics import Evaluation, read_lines
 
 NETWORKS: Final = ("student", "average", "teacher")
 SPLITS: Final = ("validation", "test")
 LARGEST: Final = 1e30
-COLUMNS: Final = ("step", "seconds", "images_per_second", *Report._fields)
+COLUMNS: Final = ("step", "seconds", "images_per_second", *StepMetrics._fields)
 
 
 class Changed(NamedTuple):

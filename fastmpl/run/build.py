@@ -1,14 +1,12 @@
 """From a configuration and its data to the networks, the method and the step that trains them."""
 
-from collections.abc import Callable, Sequence
-from functools import partial
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from fastmpl.config import Config, NetworkConfig, names_own_model
-from fastmpl.data.batch import Batch
 from fastmpl.distributed.ranks import ALONE, Ranks
 from fastmpl.learners.plain import PlainLearner
 from fastmpl.learners.protocol import RunLearner
@@ -17,17 +15,16 @@ from fastmpl.learners.zero.learner import ZeroLearner
 from fastmpl.methods.distillation import distillation
 from fastmpl.methods.mpl import Feedback, MetaPseudoLabels
 from fastmpl.methods.pseudo_label import PseudoLabel
-from fastmpl.methods.single_network import Alone
+from fastmpl.methods.single_network import SingleNetworkMethod
 from fastmpl.methods.supervised import Supervised
 from fastmpl.methods.uda import Consistency, Uda
 from fastmpl.models import build_network
 from fastmpl.models.layout import channels_last
 from fastmpl.models.reduced_teacher import ReducedTeacher, StoredTeacher
-from fastmpl.step.eager import EagerStep, Ramp, Run
-from fastmpl.step.mpl_step import meta_step
+from fastmpl.step.eager import EagerStep, Ramp, Step
+from fastmpl.step.mpl_step import MplStep
 from fastmpl.step.order import joint, split
-from fastmpl.step.single_network_step import alone_step
-from fastmpl.step.step_keys import Moment, Report
+from fastmpl.step.single_network_step import SingleNetworkStep
 
 STUDENT_SEED, TEACHER_SEED = 1, 2  # the two networks start apart, and as in every run of this seed
 
@@ -76,7 +73,7 @@ def assemble(
 
     student = learner(config.student, STUDENT_SEED, config.student.average)
     consistency_ramp = Ramp(config.uda.weight, config.uda.ramp)
-    run: Run
+    take: Step
     teacher = None
     if config.method.name in ("mpl", "reduced_mpl"):
         method = mpl_of(config)
@@ -84,15 +81,15 @@ def assemble(
         # the graphs of all micro-batches at once would be the memory that micro-batches save
         deferred = config.system.deferred or config.system.accumulate > 1
         order = (joint if config.system.schedule == "joint" else split)(method, deferred=deferred)
-        run = partial(meta_step, method, order, teacher, student)
+        take = MplStep(method, order, teacher, student)
     else:
-        alone = alone_of(config)
-        labeller = None
-        if alone.labeller == "fixed":
-            labeller = _placed(StoredTeacher() if config.data.store else fixed_teacher(), config, device).eval()
-        run = partial(_run_alone, alone, student, labeller)
+        single = single_network_method(config)
+        labels = None
+        if single.labeller == "fixed":
+            labels = _placed(StoredTeacher() if config.data.store else fixed_teacher(), config, device).eval()
+        take = SingleNetworkStep(single, student, labels)
     step = EagerStep(
-        run,
+        take,
         seed=config.run.seed,
         ramp=consistency_ramp,
         device=device,
@@ -128,7 +125,7 @@ def consistency_of(config: Config) -> Consistency:
     return Consistency(config.uda.temperature, config.uda.threshold)
 
 
-def alone_of(config: Config) -> Alone:
+def single_network_method(config: Config) -> SingleNetworkMethod:
     """The method of a run that trains one network."""
     method = config.method
     if method.name == "supervised":
@@ -151,21 +148,6 @@ def alone_of(config: Config) -> Alone:
         supervised_weight=method.supervised_weight,
         student_label_smoothing=config.student.label_smoothing,
     )
-
-
-def _run_alone(
-    method: Alone,
-    student: RunLearner,
-    labeller: nn.Module | None,
-    parts: Sequence[Batch],
-    moment: Moment,
-    baseline: Tensor,
-) -> Report:
-    given = None
-    if labeller is not None:
-        with torch.no_grad():
-            given = [labeller(getattr(part.for_teacher(), method.label_view)) for part in parts]
-    return alone_step(method, student, parts, moment, given)
 
 
 def _placed(module: nn.Module, config: Config, device: torch.device) -> nn.Module:

@@ -1,10 +1,8 @@
 """The last phase: the student is fine-tuned on labelled images, which it did not see in the main phase."""
 
 from collections.abc import Callable, Sequence
-from functools import partial
 
 import torch
-from torch import Tensor
 
 from fastmpl.config import Config
 from fastmpl.data.batch import Batch
@@ -14,8 +12,7 @@ from fastmpl.data.view_stream import Replacement
 from fastmpl.learners.protocol import RunLearner
 from fastmpl.methods.supervised import Supervised
 from fastmpl.step.eager import EagerStep, Ramp
-from fastmpl.step.single_network_step import alone_step
-from fastmpl.step.step_keys import Moment, Report
+from fastmpl.step.single_network_step import SingleNetworkStep
 
 
 def finetuned_learner(student: RunLearner, config: Config) -> RunLearner:
@@ -28,8 +25,8 @@ def finetuned_learner(student: RunLearner, config: Config) -> RunLearner:
 
 def finetune_step(learner: RunLearner, config: Config, device: torch.device) -> EagerStep:
     """The supervised step on labelled images."""
-    run = partial(_run, Supervised(), learner)
-    return EagerStep(run, seed=config.run.seed + 1, ramp=Ramp(), device=device, rank=learner.ranks.rank)
+    step = SingleNetworkStep(Supervised(), learner)
+    return EagerStep(step, seed=config.run.seed + 1, ramp=Ramp(), device=device, rank=learner.ranks.rank)
 
 
 def make_batches(
@@ -44,7 +41,3 @@ def make_batches(
         return Batch(images, targets, index, weak=images[:0], strong=images[:0], unlabelled_index=index[:0])
 
     return next_batch
-
-
-def _run(method: Supervised, learner: RunLearner, parts: Sequence[Batch], moment: Moment, baseline: Tensor) -> Report:
-    return alone_step(method, learner, parts, moment)

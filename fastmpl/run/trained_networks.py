@@ -12,13 +12,15 @@ from fastmpl.run import finetune
 from fastmpl.run.build import Trainee
 from fastmpl.run.scores import Network
 from fastmpl.step.eager import EagerStep
-from fastmpl.step.step_keys import Report
+from fastmpl.step.step_keys import StepMetrics
 
 
 class Learned:
     """The networks of a run through all its phases, and every tensor that they continue from."""
 
-    def __init__(self, trainee: Trainee, config: Config, device: torch.device, watch: Callable[[Report], None]) -> None:
+    def __init__(
+        self, trainee: Trainee, config: Config, device: torch.device, watch: Callable[[StepMetrics], None]
+    ) -> None:
         """watch: told of every step of every phase."""
         self.trainee, self._config, self._device, self._watch = trainee, config, device, watch
         self._finetuned: tuple[RunLearner, EagerStep] | None = None

@@ -1,10 +1,11 @@
-"""The credit phase: what the student's update did to its validation loss, in the form that the method asks for.
+"""The credit phase: what the student's update did to its validation loss V, in the form that the method asks for.
 
 scalar               V(theta) - V(theta'), two passes without a graph over the feedback's images
 exact, per_example   one labelled backward at theta', one Jacobian-vector product at theta
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
@@ -13,113 +14,133 @@ from torch import Tensor
 
 from fastmpl.data.batch import Batch
 from fastmpl.learners.protocol import Gradient, Learner, Update
-from fastmpl.methods.feedback import controlled
+from fastmpl.methods.feedback import apply_control
 from fastmpl.methods.mpl import MetaPseudoLabels
-from fastmpl.methods.targets import Lesson
+from fastmpl.methods.targets import PseudoLabelLoss
 from fastmpl.methods.views import by_view, images
+from fastmpl.step.micro_batches import mean
 from fastmpl.step.order import Order
-from fastmpl.step.step_keys import CONTROL, STUDENT, VALIDATION, Moment
+from fastmpl.step.step_keys import CONTROL, STUDENT, VALIDATION, StepContext
 
 
-class Learnt(NamedTuple):
-    """What the student learnt from one part's pseudo labels, and its logits at the old parameters."""
+class StudentPass(NamedTuple):
+    """The student's pass over one part, at its old parameters; nothing of it has a graph any more."""
 
-    lesson: Lesson  # its loss without a graph
+    loss: PseudoLabelLoss
     logits: Float[Tensor, "N K"]
 
 
-class Given(NamedTuple):
-    """The credit of each part's labels, and what the student's update took off its validation loss."""
+class Credit(NamedTuple):
+    """The credit of each part's labels, and the decrease of the student's validation loss by its update."""
 
-    credits: list[Tensor | None]
-    progress: Float[Tensor, ""]
+    per_part: list[Tensor | None]
+    loss_decrease: Float[Tensor, ""]
     size: Float[Tensor, ""]  # root mean square of the credit, on the scale of one batch
 
 
-def credit(
-    method: MetaPseudoLabels,
-    order: Order,
-    student: Learner,
-    parts: Sequence[Batch],
-    moment: Moment,
-    update: Update,
-    learnt: Sequence[Learnt],
-    before: Float[Tensor, ""] | None,
-    baseline: Float[Tensor, ""],
-) -> Given:
-    """Zero where the student's update was skipped. `before` is V at the old parameters, where the form needs it."""
-    settings, key = method.feedback, moment.draw(CONTROL)
-    nothing = torch.zeros_like(update.norm)
-    if settings.kind == "off":
-        return Given([None] * len(parts), nothing, nothing)
-    if before is not None:
-        h = student.mean(before - validation_loss(method, student, parts, moment))
-    else:
-        gradient = _validation_gradient(method, student, parts, moment)
-        h = student.loss_decrease(update, gradient)
-    taken = update.applied > 0
-    h = torch.where(taken, h, nothing)
-    if settings.kind == "scalar":
-        scalar = torch.where(taken, controlled(h - baseline, settings.control, key), nothing)
+@dataclass(frozen=True)
+class CreditPhase:
+    """Credits the pseudo labels with what the student's update did."""
+
+    method: MetaPseudoLabels
+    order: Order
+    student: Learner
+
+    @property
+    def needs_gradient(self) -> bool:
+        """Whether the credit needs the gradient that the student's update was made of."""
+        return self.method.feedback.kind != "off" and not self.method.feedback.needs_losses
+
+    def loss_before(self, parts: Sequence[Batch], contexts: Sequence[StepContext]) -> Float[Tensor, ""] | None:
+        """V at the parameters before the student's update; None where the credit does not need it."""
+        return self._validation_loss(parts, contexts) if self.method.feedback.needs_losses else None
+
+    def compute(
+        self,
+        parts: Sequence[Batch],
+        contexts: Sequence[StepContext],
+        passes: Sequence[StudentPass],
+        update: Update,
+        before: Float[Tensor, ""] | None,
+        baseline: Float[Tensor, ""],
+    ) -> Credit:
+        """The credit after `update`; zero where it was skipped. `before` is what `loss_before` gave."""
+        zero = torch.zeros_like(update.norm)
+        if self.method.feedback.kind == "off":
+            return Credit([None] * len(parts), zero, zero)
+        if before is not None:
+            decrease = self.student.mean(before - self._validation_loss(parts, contexts))
+            return self._scalar(decrease, update, baseline, contexts)
+        gradient = self._validation_gradient(parts, contexts)
+        return self._rows(parts, contexts, passes, update, gradient)
+
+    def _scalar(
+        self,
+        decrease: Float[Tensor, ""],
+        update: Update,
+        baseline: Float[Tensor, ""],
+        contexts: Sequence[StepContext],
+    ) -> Credit:
+        """One number for all labels: the decrease of V, less its moving average."""
+        settings, taken, zero = self.method.feedback, update.applied > 0, torch.zeros_like(update.norm)
+        decrease = torch.where(taken, decrease, zero)
+        key = contexts[0].draw(CONTROL)
+        scalar = torch.where(taken, apply_control(decrease - baseline, settings.control, key), zero)
         if settings.baseline > 0:
-            baseline.lerp_(h.to(baseline.dtype), 1 - settings.baseline)
-        return Given([scalar] * len(parts), h, scalar.abs())
-    rows = []
-    for i, part in enumerate(parts):
-        views, (lesson, logits) = images(part, order.student), learnt[i]
-        tangent = student.tangent(update, views, logits, gradient, moment.part(i).dropout(STUDENT))
-        mine, moved = (by_view(x, part, order.student).of("strong") for x in (logits, tangent))
-        rows.append(torch.where(taken, method.credit(mine, moved, lesson), 0.0))
-    every = torch.cat(rows)
-    # a part's rows are scaled by its own images
-    size = every.square().mean().sqrt() * (len(rows[0]) / method.unlabelled)
-    if settings.control == "shuffled":  # over the images of all micro-batches and ranks
-        every = student.permute(every, lambda all_rows: controlled(all_rows, "shuffled", key))
-    else:
-        every = controlled(every, settings.control, key)
-    return Given(list(every.chunk(len(parts))), h, size)
+            baseline.lerp_(decrease.to(baseline.dtype), 1 - settings.baseline)
+        return Credit([scalar] * len(contexts), decrease, scalar.abs())
 
+    def _rows(
+        self,
+        parts: Sequence[Batch],
+        contexts: Sequence[StepContext],
+        passes: Sequence[StudentPass],
+        update: Update,
+        gradient: Gradient,
+    ) -> Credit:
+        """A number for each label, from g' = grad V(theta') and one Jacobian-vector product a part."""
+        settings, taken = self.method.feedback, update.applied > 0
+        decrease = torch.where(taken, self.student.loss_decrease(update, gradient), torch.zeros_like(update.norm))
+        rows = []
+        for part, context, (loss, logits) in zip(parts, contexts, passes, strict=True):
+            views = images(part, self.order.student)
+            tangent = self.student.tangent(update, views, logits, gradient, context.dropout(STUDENT))
+            here, moved = (by_view(x, part, self.order.student).of("strong") for x in (logits, tangent))
+            rows.append(torch.where(taken, self.method.credit(here, moved, loss), 0.0))
+        every = torch.cat(rows)
+        # a part's rows are scaled by its own images
+        size = every.square().mean().sqrt() * (len(rows[0]) / self.method.unlabelled)
+        key = contexts[0].draw(CONTROL)
+        if settings.control == "shuffled":  # over the images of all micro-batches and ranks
+            every = self.student.permute(every, lambda all_rows: apply_control(all_rows, "shuffled", key))
+        else:
+            every = apply_control(every, settings.control, key)
+        return Credit(list(every.chunk(len(parts))), decrease, size)
 
-def needs_gradient(method: MetaPseudoLabels) -> bool:
-    """Whether the credit needs what the student's update was made of."""
-    return method.feedback.kind != "off" and not method.feedback.needs_losses
+    def _validation_loss(self, parts: Sequence[Batch], contexts: Sequence[StepContext]) -> Float[Tensor, ""]:
+        """V at the student's present parameters: these images alone, the same draws each time, in full precision."""
+        losses = []
+        for part, context in zip(parts, contexts, strict=True):
+            inputs, targets = self._validation_images(part)
+            logits = self.student.observe(inputs, context.dropout(VALIDATION), precise=True)
+            losses.append(self.method.validate(logits, targets))
+        return mean(losses)
 
+    def _validation_gradient(self, parts: Sequence[Batch], contexts: Sequence[StepContext]) -> Gradient:
+        """grad V at the student's present parameters."""
+        sums: Gradient = {}
+        for part, context in zip(parts, contexts, strict=True):
+            inputs, targets = self._validation_images(part)
 
-def validation_loss(
-    method: MetaPseudoLabels, student: Learner, parts: Sequence[Batch], moment: Moment
-) -> Float[Tensor, ""]:
-    """V at the student's present parameters: these images alone, the same draws each time, in full precision."""
-    losses = []
-    for i, part in enumerate(parts):
-        inputs, targets = _validation_images(method, part)
-        logits = student.observe(inputs, moment.part(i).dropout(VALIDATION), precise=True)
-        losses.append(method.validate(logits, targets))
-    return mean(losses)
+            def loss(logits: Tensor, targets: Tensor = targets) -> Tensor:
+                return self.method.validate(logits, targets)
 
+            found = self.student.gradient(inputs, loss, context.dropout(VALIDATION))
+            sums = found if not sums else {name: sums[name] + value for name, value in found.items()}
+        return sums if len(parts) == 1 else {name: value / len(parts) for name, value in sums.items()}
 
-def _validation_gradient(
-    method: MetaPseudoLabels, student: Learner, parts: Sequence[Batch], moment: Moment
-) -> Gradient:
-    """grad V at the student's present parameters."""
-    sums: Gradient = {}
-    for i, part in enumerate(parts):
-        inputs, targets = _validation_images(method, part)
-
-        def loss(logits: Tensor, targets: Tensor = targets) -> Tensor:
-            return method.validate(logits, targets)
-
-        found = student.gradient(inputs, loss, moment.part(i).dropout(VALIDATION))
-        sums = found if not sums else {name: sums[name] + value for name, value in found.items()}
-    return sums if len(parts) == 1 else {name: value / len(parts) for name, value in sums.items()}
-
-
-def _validation_images(method: MetaPseudoLabels, batch: Batch) -> tuple[Tensor, Int[Tensor, "M"]]:
-    if method.feedback.images == "labelled":
-        return batch.labelled, batch.targets
-    assert batch.trusted is not None and batch.trusted_targets is not None, "the data has no trusted images"
-    return batch.trusted, batch.trusted_targets
-
-
-def mean(values: Sequence[Tensor]) -> Tensor:
-    """Over the micro-batches, which are equally large."""
-    return torch.stack(list(values)).mean() if len(values) > 1 else values[0]
+    def _validation_images(self, batch: Batch) -> tuple[Tensor, Int[Tensor, "M"]]:
+        if self.method.feedback.images == "labelled":
+            return batch.labelled, batch.targets
+        assert batch.trusted is not None and batch.trusted_targets is not None, "the data has no trusted images"
+        return batch.trusted, batch.trusted_targets

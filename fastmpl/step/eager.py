@@ -10,14 +10,14 @@ from torch import Tensor
 from fastmpl.data.batch import Batch
 from fastmpl.learners.rates import ramp
 from fastmpl.learners.state import Placement
-from fastmpl.step.step_keys import Moment, Report, moment
+from fastmpl.step.step_keys import StepContext, StepMetrics, make_context
 from fastmpl_kernels import keyed
 
-Watch = Callable[[Report], object]
-Run = Callable[[Sequence[Batch], Moment, Tensor], Report]  # micro-batches, the moment, the baseline of the feedback
+Watch = Callable[[StepMetrics], object]
+Step = Callable[[Sequence[Batch], StepContext, Tensor], StepMetrics]  # micro-batches, context, baseline of the feedback
 
 
-def _ignore(report: Report) -> None: ...
+def _ignore(metrics: StepMetrics) -> None: ...
 
 
 class Ramp(NamedTuple):
@@ -28,28 +28,29 @@ class Ramp(NamedTuple):
 
 
 class EagerStep:
-    """Calls `run` with the moment of each step. Its state is the number of the next step and the baseline.
+    """Calls `take` with the context of each step. Its state is the number of the next step and the baseline.
 
-    `watch` gets the report of each step inside the step, and so inside its CUDA graph: it must not read it on the host.
+    `watch` gets the metrics of each step inside the step, and so inside its CUDA graph: it must not read them on the
+    host.
     """
 
     def __init__(
-        self, run: Run, *, seed: int, ramp: Ramp, device: torch.device, rank: int = 0, accumulate: int = 1
+        self, take: Step, *, seed: int, ramp: Ramp, device: torch.device, rank: int = 0, accumulate: int = 1
     ) -> None:
-        self.run, self.ramp, self.rank, self.accumulate = run, ramp, rank, accumulate
+        self.take, self.ramp, self.rank, self.accumulate = take, ramp, rank, accumulate
         self.watch: Watch = _ignore
         self.step: Int[Tensor, ""] = torch.zeros((), dtype=torch.int64, device=device)
         self.baseline: Float[Tensor, ""] = torch.zeros((), device=device)
         # hashed: the keys are functions of seed + step, and neighbouring seeds would share their draws
         self.seed: Int[Tensor, ""] = keyed.splitmix64(torch.full((), seed, dtype=torch.int64, device=device))
 
-    def __call__(self, batch: Batch) -> Report:
+    def __call__(self, batch: Batch) -> StepMetrics:
         weight = ramp(self.step, peak=self.ramp.weight, over=self.ramp.steps)
-        now = moment(self.seed, self.step, weight, rank=self.rank, parts=self.accumulate)
-        report = self.run(batch.parts(self.accumulate), now, self.baseline)
-        self.watch(report)
+        context = make_context(self.seed, self.step, weight, rank=self.rank, parts=self.accumulate)
+        metrics = self.take(batch.parts(self.accumulate), context, self.baseline)
+        self.watch(metrics)
         self.step += 1
-        return report
+        return metrics
 
     def state(self) -> dict[str, Tensor]:
         return {"step": self.step, "baseline": self.baseline}

@@ -1,11 +1,12 @@
-"""One training step of Meta Pseudo Labels (Pham et al. 2021, CVPR): which pass runs when, and what follows from it.
+"""One training step of Meta Pseudo Labels (Pham et al. 2021, CVPR): the order of its passes and updates.
 
-The phases' mathematics is in fastmpl.methods.mpl, the networks and their optimisers in fastmpl.learners; the order of
-the passes is here. `parts` are the step's batch, or its micro-batches: each phase goes through all of them before the
-next begins, so that both networks still take one optimiser step. Nothing in a step reads a tensor on the host.
+The mathematics of the phases is in fastmpl.methods.mpl, the networks and their optimisers in fastmpl.learners. The batch
+of a step may come in micro-batches, its parts: each phase goes through all of them before the next phase begins, so that
+each network takes one optimiser step. Nothing in a step reads a tensor on the host.
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import NamedTuple
 
 from jaxtyping import Float
@@ -13,121 +14,105 @@ from torch import Tensor
 
 from fastmpl.data.batch import Batch
 from fastmpl.learners.protocol import Learner
-from fastmpl.methods.mpl import MetaPseudoLabels, Taught
-from fastmpl.methods.targets import Labels, Lesson
+from fastmpl.methods.mpl import MetaPseudoLabels, TeacherLoss
+from fastmpl.methods.targets import PseudoLabels
 from fastmpl.methods.views import Logits, by_view, images
-from fastmpl.step.credit import Learnt, credit, mean, needs_gradient, validation_loss
+from fastmpl.step.credit import CreditPhase, StudentPass
+from fastmpl.step.micro_batches import mean, share
 from fastmpl.step.order import Order
-from fastmpl.step.step_keys import LABEL, OBSERVER, STUDENT, TEACHER, Moment, Report
+from fastmpl.step.step_keys import LABEL, OBSERVER, STUDENT, TEACHER, StepContext, StepMetrics
 
 
-class Seen(NamedTuple):
-    """The teacher's logits of one part: with a graph (unless deferred), and without."""
+class TeacherLogits(NamedTuple):
+    """The teacher's logits of one part: of the views that need a graph, and of those that need none."""
 
-    graph: Logits
-    observed: Logits
+    with_graph: Logits  # without it as well, until `teach`, where the order is deferred
+    without_graph: Logits
 
     def all(self) -> Logits:
-        return self.graph.merge(self.observed)
+        return self.with_graph.merge(self.without_graph)
 
 
-def meta_step(
-    method: MetaPseudoLabels,
-    order: Order,
-    teacher: Learner,
-    student: Learner,
-    parts: Sequence[Batch],
-    moment: Moment,
-    baseline: Float[Tensor, ""],
-) -> Report:
-    """One step of Meta Pseudo Labels: both networks take one optimiser step. `baseline` is updated in place."""
-    seen = [_label(order, teacher, part, moment.part(i)) for i, part in enumerate(parts)]
-    labels = [
-        method.label(logits.all(), moment.draw(LABEL), part.unlabelled_index)
-        for logits, part in zip(seen, parts, strict=True)
-    ]
+@dataclass(frozen=True)
+class MplStep:
+    """Both networks take one optimiser step."""
 
-    before = validation_loss(method, student, parts, moment) if method.feedback.needs_losses else None
-    learnt = [
-        _learn(method, order, student, part, moment.part(i), label, len(parts))
-        for i, (part, label) in enumerate(zip(parts, labels, strict=True))
-    ]
-    update = student.apply(moment.step, keep=needs_gradient(method))
+    method: MetaPseudoLabels
+    order: Order
+    teacher: Learner
+    student: Learner
 
-    given = credit(method, order, student, parts, moment, update, learnt, before, baseline)
+    def __call__(self, parts: Sequence[Batch], context: StepContext, baseline: Float[Tensor, ""]) -> StepMetrics:
+        """The phases label, learn, credit, teach. `baseline`, of the scalar feedback, is updated in place."""
+        contexts = [context.part(number) for number in range(len(parts))]
+        phase = CreditPhase(self.method, self.order, self.student)
 
-    taught = [
-        _teach(method, order, teacher, part, moment.part(i), seen[i], learnt[i].lesson, given.credits[i], len(parts))
-        for i, part in enumerate(parts)
-    ]
-    lesson = teacher.apply(moment.step)
+        logits = [self._label(*each) for each in zip(parts, contexts, strict=True)]
+        labels = [
+            self.method.label(found.all(), context.draw(LABEL), part.unlabelled_index)
+            for found, part in zip(logits, parts, strict=True)
+        ]
 
-    return Report(
-        student_loss=mean([each.lesson.loss for each in learnt]),
-        supervised_loss=mean([each.supervised for each in taught]),
-        pseudo_loss=mean([each.consistency for each in taught]),
-        feedback_loss=mean([each.feedback for each in taught]),
-        feedback=given.progress,
-        feedback_size=given.size,
-        coverage=mean([each.coverage for each in taught]),
-        confidence=mean([each.lesson.confidence for each in learnt]),
-        student_norm=update.norm,
-        teacher_norm=lesson.norm,
-        student_rate=update.rate,
-        teacher_rate=lesson.rate,
-        skipped=2 - update.applied - lesson.applied,
-    )
+        before = phase.loss_before(parts, contexts)
+        passes = [self._learn(*each, len(parts)) for each in zip(parts, contexts, labels, strict=True)]
+        update = self.student.apply(context.step, keep=phase.needs_gradient)
 
+        credit = phase.compute(parts, contexts, passes, update, before, baseline)
 
-def _label(order: Order, teacher: Learner, part: Batch, moment: Moment) -> Seen:
-    """The teacher's logits, by the same draws and batch whether its graph is built now or after the student's step."""
-    part = part.for_teacher()
-    look = teacher.observe if order.deferred else teacher.forward
-    seen = by_view(look(images(part, order.teacher), moment.dropout(TEACHER)), part, order.teacher)
-    observed = Logits()
-    if order.observed:
-        rows = teacher.observe(images(part, order.observed), moment.dropout(OBSERVER))
-        observed = by_view(rows, part, order.observed)
-    return Seen(seen, observed)
+        losses = [
+            self._teach(*each, len(parts))
+            for each in zip(parts, contexts, logits, passes, credit.per_part, strict=True)
+        ]
+        teacher_update = self.teacher.apply(context.step)
 
+        return StepMetrics(
+            student_loss=mean([each.loss.loss for each in passes]),
+            supervised_loss=mean([each.supervised for each in losses]),
+            pseudo_loss=mean([each.consistency for each in losses]),
+            feedback_loss=mean([each.feedback for each in losses]),
+            feedback=credit.loss_decrease,
+            feedback_size=credit.size,
+            coverage=mean([each.coverage for each in losses]),
+            confidence=mean([each.loss.confidence for each in passes]),
+            student_norm=update.norm,
+            teacher_norm=teacher_update.norm,
+            student_rate=update.rate,
+            teacher_rate=teacher_update.rate,
+            skipped=2 - update.applied - teacher_update.applied,
+        )
 
-def _learn(
-    method: MetaPseudoLabels,
-    order: Order,
-    student: Learner,
-    part: Batch,
-    moment: Moment,
-    labels: Labels,
-    parts: int,
-) -> Learnt:
-    """The student learns from the pseudo labels, and from nothing else."""
-    logits = student.forward(images(part, order.student), moment.dropout(STUDENT))
-    lesson = method.learn(by_view(logits, part, order.student), labels)
-    student.accumulate(share(lesson.loss, parts))
-    return Learnt(lesson._replace(loss=lesson.loss.detach()), logits.detach())
+    def _label(self, part: Batch, context: StepContext) -> TeacherLogits:
+        """Passes through the teacher; a deferred graph is built later, on the same images by the same draws."""
+        order, teacher, part = self.order, self.teacher, part.for_teacher()
+        call = teacher.observe if order.deferred else teacher.forward
+        rows = call(images(part, order.teacher), context.dropout(TEACHER))
+        without_graph = Logits()
+        if order.observed:
+            observed = teacher.observe(images(part, order.observed), context.dropout(OBSERVER))
+            without_graph = by_view(observed, part, order.observed)
+        return TeacherLogits(by_view(rows, part, order.teacher), without_graph)
 
+    def _learn(self, part: Batch, context: StepContext, labels: PseudoLabels, parts: int) -> StudentPass:
+        """The student learns from the pseudo labels, and from nothing else."""
+        logits = self.student.forward(images(part, self.order.student), context.dropout(STUDENT))
+        loss = self.method.learn(by_view(logits, part, self.order.student), labels)
+        self.student.accumulate(share(loss.loss, parts))
+        return StudentPass(loss._replace(loss=loss.loss.detach()), logits.detach())
 
-def _teach(
-    method: MetaPseudoLabels,
-    order: Order,
-    teacher: Learner,
-    part: Batch,
-    moment: Moment,
-    seen: Seen,
-    lesson: Lesson,
-    credit: Tensor | None,
-    parts: int,
-) -> Taught:
-    """The teacher learns from supervised, consistency and feedback losses."""
-    if order.deferred:
-        part = part.for_teacher()
-        rows = teacher.forward(images(part, order.teacher), moment.dropout(TEACHER))
-        seen = seen._replace(graph=by_view(rows, part, order.teacher))
-    taught = method.teach(seen.all(), part.targets, lesson, credit, moment.consistency_weight)
-    teacher.accumulate(share(taught.loss, parts))
-    return Taught(*(value.detach() for value in taught))
-
-
-def share(loss: Float[Tensor, ""], parts: int) -> Float[Tensor, ""]:
-    """A micro-batch's share of the step's loss; alone, the loss as it is, whose gradient then needs no product."""
-    return loss / parts if parts > 1 else loss
+    def _teach(
+        self,
+        part: Batch,
+        context: StepContext,
+        logits: TeacherLogits,
+        student: StudentPass,
+        credit: Tensor | None,
+        parts: int,
+    ) -> TeacherLoss:
+        """The teacher learns from its supervised, consistency and feedback losses."""
+        if self.order.deferred:
+            part = part.for_teacher()
+            rows = self.teacher.forward(images(part, self.order.teacher), context.dropout(TEACHER))
+            logits = logits._replace(with_graph=by_view(rows, part, self.order.teacher))
+        loss = self.method.teach(logits.all(), part.targets, student.loss, credit, context.consistency_weight)
+        self.teacher.accumulate(share(loss.loss, parts))
+        return TeacherLoss(*(value.detach() for value in loss))

@@ -18,7 +18,7 @@ from torch import Tensor
 from fastmpl.data.batch import IMAGES, Batch
 from fastmpl.errors import ConfigError
 from fastmpl.step.eager import EagerStep
-from fastmpl.step.step_keys import Report
+from fastmpl.step.step_keys import StepMetrics
 
 WARMUP: Final = 11  # eager steps before the capture: libraries choose algorithms, all-reduces choose buckets
 
@@ -42,14 +42,14 @@ class GraphedStep:
         self._taken = 0
         self._inputs: Batch | None = None
         self._graph: torch.cuda.CUDAGraph | None = None
-        self._report: Report | None = None
+        self._report: StepMetrics | None = None
 
     def load_next(self, following: Callable[[], Batch]) -> Batch:
         """Prepares the next batch on the device, on the loading stream, while the step before is still running."""
         with torch.cuda.stream(self._loading):
             return following().to(self.device)
 
-    def __call__(self, batch: Batch) -> Report:
+    def __call__(self, batch: Batch) -> StepMetrics:
         """Takes one step on a batch from `load_next`, or on a batch in host memory."""
         inputs = self._fill_inputs(self.load_next(lambda: batch))
         if self._taken < WARMUP:
@@ -65,7 +65,7 @@ class GraphedStep:
         self._graph.replay()
         return self._report
 
-    def _capture(self, inputs: Batch) -> tuple[torch.cuda.CUDAGraph, Report]:
+    def _capture(self, inputs: Batch) -> tuple[torch.cuda.CUDAGraph, StepMetrics]:
         """Records the step without executing it: no state changes. Raises CaptureError."""
         graph = torch.cuda.CUDAGraph()
         try:

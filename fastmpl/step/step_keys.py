@@ -1,7 +1,7 @@
-"""What differs between two steps of one run: the step's number, and the keys of its random draws.
+"""Per-step context: step number, random keys, ramped loss weight. And the metrics that a step returns.
 
-Everything is a pure function of (seed, step, purpose) on the device, so that a resumed run, another schedule, a paired
-experiment and a captured graph see the same draws.
+All keys are pure functions of (seed, step, purpose) on the device. A resumed run, another order of passes, a paired
+experiment and a captured graph therefore see the same draws.
 """
 
 from typing import NamedTuple
@@ -14,13 +14,11 @@ from fastmpl_kernels import keyed
 
 # The purposes of a step's draws.
 LABEL, TEACHER, OBSERVER, STUDENT, VALIDATION, CONTROL = range(6)
-
-
 PURPOSES = 6
 
 
-class Moment(NamedTuple):
-    """One step's number, keys and ramped weight, on the device; made by `moment`."""
+class StepContext(NamedTuple):
+    """The number, keys and ramped weight of one step, on the device; made by `make_context`."""
 
     step: Int[Tensor, ""]
     draws: Int[Tensor, "P"]  # by purpose
@@ -29,41 +27,41 @@ class Moment(NamedTuple):
     number: int = 0  # of the micro-batch
 
     def draw(self, purpose: int) -> Int[Tensor, ""]:
-        """The key of one purpose's draws in this step, the same on every rank: draws of images, or of the step."""
+        """The key of one purpose's draws in this step, the same on every rank: draws per image, or per step."""
         return self.draws[purpose]
 
     def dropout(self, purpose: int) -> Int[Tensor, ""]:
         """The key of one pass's dropout on this rank; passes that are compared share a purpose."""
         return self.passes[self.number, purpose]
 
-    def part(self, number: int) -> "Moment":
-        """The same moment for one of the step's micro-batches, whose dropout is its own."""
+    def part(self, number: int) -> "StepContext":
+        """The context of one micro-batch of the step: only its dropout differs."""
         return self._replace(number=number)
 
 
-def moment(
+def make_context(
     seed: Int[Tensor, ""],
     step: Int[Tensor, ""],
     consistency_weight: Float[Tensor, ""],
     *,
     rank: int = 0,
     parts: int = 1,
-) -> Moment:
-    """The moment of a step: all its keys at once, since each alone would cost as many launches."""
+) -> StepContext:
+    """The context of a step of `parts` micro-batches: all keys at once, since each alone would cost as many launches."""
     purposes = torch.arange(PURPOSES, device=step.device)
     draws = keyed.splitmix64(keyed.splitmix64(seed + step) + purposes)
     numbers = torch.arange(parts, device=step.device).unsqueeze(1)
-    return Moment(step, draws, keyed.splitmix64(draws + rank * parts + numbers + 1), consistency_weight)
+    return StepContext(step, draws, keyed.splitmix64(draws + rank * parts + numbers + 1), consistency_weight)
 
 
-class Report(NamedTuple):
+class StepMetrics(NamedTuple):
     """What a step did, each 0-D on the device; zero where the method has no such thing."""
 
     student_loss: Float[Tensor, ""]
     supervised_loss: Float[Tensor, ""]  # of whichever network sees true labels
     pseudo_loss: Float[Tensor, ""]  # consistency loss
     feedback_loss: Float[Tensor, ""]
-    feedback: Float[Tensor, ""]  # what the student's update took off its validation loss; > 0: the labels helped
+    feedback: Float[Tensor, ""]  # decrease of the student's validation loss by its update; > 0: the labels helped
     feedback_size: Float[Tensor, ""]  # root mean square of the credit
     coverage: Float[Tensor, ""]  # share of unlabelled images with a confident label
     confidence: Float[Tensor, ""]  # mean largest probability of the labels
@@ -74,7 +72,7 @@ class Report(NamedTuple):
     skipped: Float[Tensor, ""]  # updates not taken because their gradient was not finite
 
 
-def nothing(like: Tensor) -> Report:
-    """A report of zeros."""
+def zero_metrics(like: Tensor) -> StepMetrics:
+    """Metrics of zeros, on the device of `like`."""
     zero = torch.zeros((), device=like.device, dtype=torch.float32)
-    return Report(*(zero,) * len(Report._fields))
+    return StepMetrics(*(zero,) * len(StepMetrics._fields))

@@ -3,7 +3,7 @@
 `metrics.jsonl` holds one JSON object a line. A resumed run has the same lines as an uninterrupted one, except for timings.
 Leaves out when to log and to evaluate (the trainer), other loggers (`loggers`), and the display (`progress`, `report`).
 
-A line is `{"kind": "train", "step", "seconds", "images_per_second", "waiting", <fields of Report>}` or
+A line is `{"kind": "train", "step", "seconds", "images_per_second", "waiting", <fields of StepMetrics>}` or
 `{"kind": "evaluation", <fields of Evaluation>}`; a number that is not finite is null. `waiting` is the share of the
 time that the host spent waiting for the next batch.
 """
@@ -20,7 +20,7 @@ from typing import Any, Final, Literal, NamedTuple, Self
 import torch
 
 from fastmpl.distributed.ranks import ALONE, Ranks
-from fastmpl.step.step_keys import Report
+from fastmpl.step.step_keys import StepMetrics
 from fastmpl.telemetry.loggers import Line as Written
 from fastmpl.telemetry.loggers import Logger, Loggers, TensorBoard, Warn
 
@@ -58,13 +58,13 @@ class Meter:
 
     def __init__(self, device: torch.device | str = "cpu", ranks: Ranks = ALONE, lines: int = 1) -> None:
         """lines: the largest number of finished lines that are kept."""
-        shape = 2, len(Report._fields)
+        shape = 2, len(StepMetrics._fields)
         self.kept = torch.zeros(shape, dtype=torch.float64, device=device)
         self.ranks = ranks
         self._ring = torch.zeros(lines, *shape, dtype=torch.float64, device=device)
         self._steps: list[int] = []  # of the finished lines
 
-    def add(self, report: Report) -> None:
+    def add(self, report: StepMetrics) -> None:
         """Adds the report of one step; its tensors may be overwritten afterwards, as in a captured graph."""
         values = torch.stack(report).detach().double()
         self.kept += torch.stack([values.nan_to_num(0.0, 0.0, 0.0), values.isfinite().double()])
@@ -95,7 +95,7 @@ class Meter:
 
 def _means(sums: list[float], counts: list[float]) -> dict[str, float]:
     means = [total / count if count else math.nan for total, count in zip(sums, counts, strict=True)]
-    return dict(zip(Report._fields, means, strict=True)) | {"skipped": sums[Report._fields.index("skipped")]}
+    return dict(zip(StepMetrics._fields, means, strict=True)) | {"skipped": sums[StepMetrics._fields.index("skipped")]}
 
 
 def lines_a_read(device: torch.device, log_every: int) -> int:

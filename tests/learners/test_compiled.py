@@ -12,9 +12,9 @@ from fastmpl.methods.mpl import Feedback, MetaPseudoLabels
 from fastmpl.methods.uda import Consistency
 from fastmpl.models import build
 from fastmpl.models.layout import channels_last
-from fastmpl.step.mpl_step import meta_step
+from fastmpl.step.mpl_step import MplStep
 from fastmpl.step.order import split
-from fastmpl.step.step_keys import Report, moment
+from fastmpl.step.step_keys import StepMetrics, make_context
 from tests.step.captured import batches, config
 from tests.step.worlds import optimiser
 
@@ -26,14 +26,16 @@ def learner(seed: int, compiler: str, dropout: float = 0.2) -> PlainLearner:
     return PlainLearner(channels_last(module), optimiser("nesterov"), steps=10, compiler=compiler)
 
 
-def steps(kind: Literal["exact", "scalar"], compiler: str) -> list[Report]:
+def steps(kind: Literal["exact", "scalar"], compiler: str) -> list[StepMetrics]:
     teacher, student = learner(1, compiler), learner(2, compiler)
     targets: Literal["soft", "sampled"] = "soft" if kind == "exact" else "sampled"
     method = MetaPseudoLabels(unlabelled=16, targets=targets, feedback=Feedback(kind), consistency=Consistency())
     reports = []
     for number, batch in enumerate(batches(config(), 3)):
-        now = moment(torch.tensor(7), torch.tensor(number), torch.ones(()))
-        reports.append(meta_step(method, split(method, deferred=True), teacher, student, [batch], now, torch.zeros(())))
+        context = make_context(torch.tensor(7), torch.tensor(number), torch.ones(()))
+        reports.append(
+            MplStep(method, split(method, deferred=True), teacher, student)([batch], context, torch.zeros(()))
+        )
     return reports
 
 

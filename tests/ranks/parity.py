@@ -20,9 +20,9 @@ from fastmpl.methods.uda import Consistency
 from fastmpl.models import build
 from fastmpl.models.norms import Norm
 from fastmpl.models.reduced_teacher import ReducedTeacher
-from fastmpl.step.mpl_step import meta_step
+from fastmpl.step.mpl_step import MplStep
 from fastmpl.step.order import split
-from fastmpl.step.step_keys import moment
+from fastmpl.step.step_keys import make_context
 from tests.step.worlds import optimiser
 
 CLASSES, SHAPE = 3, (3, 4, 4)
@@ -172,9 +172,9 @@ def train_case(case: Case, ranks: Ranks, steps: int = STEPS) -> dict[str, Any]:
     fed = []
     for step in range(steps):
         weight = torch.tensor(0.7, dtype=case.dtype)
-        now = moment(torch.tensor(1234), torch.tensor(step), weight, rank=ranks.rank, parts=case.parts)
+        context = make_context(torch.tensor(1234), torch.tensor(step), weight, rank=ranks.rank, parts=case.parts)
         parts = part(batch_of(step, case.dtype, stored=case.reduced), ranks).parts(case.parts)
-        fed.append(meta_step(method, split(method), teacher, student, parts, now, baseline).feedback)
+        fed.append(MplStep(method, split(method), teacher, student)(parts, context, baseline).feedback)
     tensors = {f"student/{name}": value for name, value in gather_wholes(student).items()}
     tensors |= {f"teacher/{name}": value for name, value in gather_wholes(teacher).items()}
     student.close()

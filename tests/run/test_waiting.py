@@ -14,7 +14,7 @@ from fastmpl.data.batch import Batch
 from fastmpl.data.streaming.encoded_pipeline import EncodedStream
 from fastmpl.data.view_stream import Views
 from fastmpl.run import trainer
-from fastmpl.step.step_keys import nothing
+from fastmpl.step.step_keys import zero_metrics
 from fastmpl.telemetry.metrics import read_lines
 from fastmpl.telemetry.progress import State, facts
 from tests import mini_imagenet
@@ -44,7 +44,7 @@ def steps(monkeypatch: pytest.MonkeyPatch, step: Callable[[], None]) -> None:
     def choose_execution(trainee: Any, *_: object, **__: object) -> Callable[[Batch], None]:
         def taken(batch: Batch) -> None:
             step()
-            trainee.step.watch(nothing(batch.labelled))
+            trainee.step.watch(zero_metrics(batch.labelled))
 
         return taken
 

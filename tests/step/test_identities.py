@@ -21,15 +21,14 @@ from fastmpl.learners.rows import ROWS, derivatives
 from fastmpl.methods import feedback, mpl
 from fastmpl.methods.mpl import Feedback, MetaPseudoLabels
 from fastmpl.methods.pseudo_label import PseudoLabel
-from fastmpl.methods.targets import Labels, Lesson
+from fastmpl.methods.targets import PseudoLabelLoss, PseudoLabels
 from fastmpl.methods.uda import Consistency, Uda
 from fastmpl.methods.views import Logits
 from fastmpl.models.norms import frozen_statistics
 from fastmpl.models.stochastic import set_draw
 from fastmpl.step import credit as step_credit
-from fastmpl.step import mpl_step as meta
 from fastmpl.step.order import Order, joint, split
-from fastmpl.step.single_network_step import alone_step
+from fastmpl.step.single_network_step import SingleNetworkStep
 from fastmpl.step.step_keys import STUDENT, TEACHER, VALIDATION
 from fastmpl_kernels.teacher_objective.reference import PerExampleFeedback, credit_loss
 from tests.learners import fake_apex
@@ -47,7 +46,7 @@ def exact(**settings: Any) -> MetaPseudoLabels:
 
 def check_sampled_labels(world: World) -> None:
     """sum over assignments of P(assignment) * (the step's teacher gradient) = d E[V(theta')] / d psi."""
-    unlabelled, batch, moment = world.method.unlabelled, world.batch(0), world.moment(0)
+    unlabelled, batch, context = world.method.unlabelled, world.batch(0), world.context(0)
     assignments = [torch.tensor(a) for a in itertools.product(range(CLASSES), repeat=unlabelled)]
     psi = {name: p.detach().clone().requires_grad_() for name, p in world.teacher.parameters.items()}
     logits = functional_call(world.teacher.module, psi, (torch.cat([batch.labelled, batch.strong]),))
@@ -64,7 +63,7 @@ def check_sampled_labels(world: World) -> None:
         found += probability.detach() * world.teacher_gradient(0)
         inputs = batch.labelled
         with torch.no_grad(), frozen_statistics(world.student.module):
-            set_draw(world.student.module, moment.dropout(VALIDATION))
+            set_draw(world.student.module, context.dropout(VALIDATION))
             v = F.cross_entropy(world.student.module(inputs), batch.targets)
         expected_loss = expected_loss + probability * v
         world.student.load(student_state)
@@ -72,8 +71,8 @@ def check_sampled_labels(world: World) -> None:
     assert relative(found, expected) < 1e-12
 
 
-def _forced(learn: Callable[..., Lesson], assignment: Tensor) -> Callable[..., Lesson]:
-    def forced(self: MetaPseudoLabels, student: Logits, labels: Labels) -> Lesson:
+def _forced(learn: Callable[..., PseudoLabelLoss], assignment: Tensor) -> Callable[..., PseudoLabelLoss]:
+    def forced(self: MetaPseudoLabels, student: Logits, labels: PseudoLabels) -> PseudoLabelLoss:
         loss = F.cross_entropy(student.of("strong"), assignment)
         return learn(student, labels)._replace(loss=loss, drawn=assignment)
 
@@ -95,16 +94,16 @@ def test_scalar_feedback_summed_over_every_assignment_is_the_gradient_of_the_exp
 
 def double_backward(world: World, step: int) -> Tensor:
     """d V(theta'(psi)) / d psi by differentiating through the student's update, written out from its definition."""
-    batch, moment, method = world.batch(step), world.moment(step), world.method
+    batch, context, method = world.batch(step), world.context(step), world.method
     teacher, student = world.teacher, world.student
-    set_draw(teacher.module, moment.dropout(TEACHER))
+    set_draw(teacher.module, context.dropout(TEACHER))
     psi = {name: p.detach().clone().requires_grad_() for name, p in teacher.parameters.items()}
     with frozen_statistics(teacher.module):
         logits = functional_call(teacher.module, psi, (torch.cat([batch.labelled, batch.strong]),))
     q = torch.softmax(logits[len(batch.labelled) :] / method.temperature, -1)
 
     theta = {name: p.detach().clone().requires_grad_() for name, p in student.parameters.items()}
-    set_draw(student.module, moment.dropout(STUDENT))
+    set_draw(student.module, context.dropout(STUDENT))
     with frozen_statistics(student.module):
         z = functional_call(student.module, theta, (batch.strong,))
     smoothing = method.student_label_smoothing
@@ -113,7 +112,7 @@ def double_backward(world: World, step: int) -> Tensor:
     g = dict(zip(theta, torch.autograd.grad(loss, list(theta.values()), create_graph=True), strict=True))
     new = updated(student, theta, g, world.student_config)
 
-    set_draw(student.module, moment.dropout(VALIDATION))
+    set_draw(student.module, context.dropout(VALIDATION))
     inputs, targets = (
         (batch.labelled, batch.targets) if batch.trusted is None else (batch.trusted, batch.trusted_targets)
     )
@@ -256,7 +255,7 @@ def test_per_example_feedback_in_expectation_is_the_exact_one() -> None:
     found = torch.zeros_like(logits)
     for c in range(CLASSES):
         label = torch.full((4,), c)
-        credit = feedback.at_label(r, label)
+        credit = feedback.read_at_label(r, label)
         weight = torch.ones((), dtype=torch.float64)
         loss = credit_loss(logits, PerExampleFeedback(credit, label, weight), 0.7)
         found += q.detach()[:, c : c + 1] * torch.autograd.grad(loss, logits)[0]
@@ -398,11 +397,11 @@ def test_without_feedback_the_student_is_that_of_a_uda_teacher() -> None:
     uda, student = Uda(CONSISTENCY), PseudoLabel("soft", labeller="fixed", label_view="strong", supervised_weight=0)
     for step in range(5):
         world.take(step)
-        batch, moment = alone.batch(step), alone.moment(step)
+        batch, context = alone.batch(step), alone.context(step)
         with torch.no_grad(), frozen_statistics(alone.teacher.module):
             logits = alone.teacher.module(torch.cat([batch.labelled, batch.strong]))[len(batch.labelled) :]
-        alone_step(student, alone.student, [batch], moment, given=[logits])
-        alone_step(uda, alone.teacher, [batch], moment)
+        SingleNetworkStep(student, alone.student, lambda images, rows=logits: rows)([batch], context)
+        SingleNetworkStep(uda, alone.teacher)([batch], context)
     assert relative(weights(alone), weights(world)) < 1e-12
 
 
@@ -424,8 +423,8 @@ Break = Callable[[pytest.MonkeyPatch], None]
 
 
 def inverted_sign(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(step_credit, "controlled", lambda credit, control, key: -credit)
-    patch.setattr(mpl.feedback, "controlled", lambda credit, control, key: -credit)
+    patch.setattr(step_credit, "apply_control", lambda credit, control, key: -credit)
+    patch.setattr(mpl.feedback, "apply_control", lambda credit, control, key: -credit)
 
 
 def labels_redrawn(patch: pytest.MonkeyPatch) -> None:
@@ -440,18 +439,14 @@ def labels_redrawn(patch: pytest.MonkeyPatch) -> None:
 
 def before_on_another_batch(patch: pytest.MonkeyPatch) -> None:
     """ "Before" is measured inside the student's larger batch, "after" on the labelled images alone."""
-    honest, calls = step_credit.validation_loss, itertools.count()
 
-    def mixed(method: Any, student: Any, parts: Any, moment: Any) -> Tensor:
-        if next(calls) % 2:
-            return honest(method, student, parts, moment)
+    def mixed(phase: step_credit.CreditPhase, parts: Any, contexts: Any) -> Tensor:
         batch = parts[0]
         inputs = torch.cat([batch.labelled, batch.strong])
-        rows = student.observe(inputs, moment.dropout(VALIDATION))[: len(batch.labelled)]
+        rows = phase.student.observe(inputs, contexts[0].dropout(VALIDATION))[: len(batch.labelled)]
         return F.cross_entropy(rows, batch.targets)
 
-    patch.setattr(meta, "validation_loss", mixed)
-    patch.setattr(step_credit, "validation_loss", mixed)
+    patch.setattr(step_credit.CreditPhase, "loss_before", mixed)
 
 
 def tangent_at_new_parameters(patch: pytest.MonkeyPatch) -> None:

@@ -15,7 +15,7 @@ from fastmpl.methods.distillation import distillation
 from fastmpl.methods.mpl import Feedback, MetaPseudoLabels
 from fastmpl.methods.supervised import Supervised
 from fastmpl.models.reduced_teacher import FLOOR, ReducedTeacher, StoredTeacher
-from fastmpl.step.single_network_step import alone_step
+from fastmpl.step.single_network_step import SingleNetworkStep
 from tests.step.test_identities import updated
 from tests.step.worlds import CLASSES, World, batch, optimiser, relative
 
@@ -109,9 +109,7 @@ def test_frozen_it_is_distillation(stopped: dict[str, Any]) -> None:
     for step in range(20):
         images = other.batch(step)
         assert images.stored_unlabelled is not None
-        alone_step(
-            alone, other.student, [images], other.moment(step), given=[StoredTeacher()(images.stored_unlabelled)]
-        )
+        SingleNetworkStep(alone, other.student, StoredTeacher())([images], other.context(step))
     expected = torch.cat([p.detach().reshape(-1) for p in other.student.parameters.values()])
     assert relative(taken(world), expected) < 1e-6
     learning = Reduced(method, optimiser("nesterov"), LEARNING, moved=False)
@@ -125,7 +123,7 @@ def test_without_feedback_it_is_a_calibrator_of_the_labelled_images_rows() -> No
     for step in range(20):
         world.take(step)
         shown = world.batch(step).for_teacher()
-        alone_step(Supervised(), calibrator, [shown], world.moment(step))
+        SingleNetworkStep(Supervised(), calibrator)([shown], world.context(step))
     for name, value in calibrator.state().items():
         torch.testing.assert_close(world.teacher.state()[name], value, rtol=1e-10, atol=1e-12)
 

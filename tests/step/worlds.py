@@ -11,9 +11,9 @@ from fastmpl.data.batch import Batch
 from fastmpl.learners.plain import PlainLearner
 from fastmpl.methods.mpl import MetaPseudoLabels
 from fastmpl.models.stochastic import KeyedDropout, replace_dropout
-from fastmpl.step.mpl_step import meta_step
+from fastmpl.step.mpl_step import MplStep
 from fastmpl.step.order import Order, split
-from fastmpl.step.step_keys import Moment, Report, moment
+from fastmpl.step.step_keys import StepContext, StepMetrics, make_context
 
 CLASSES, FEATURES, HIDDEN = 3, 5, 7
 
@@ -96,15 +96,15 @@ class World:
     def batch(self, step: int) -> Batch:
         return batch(10 + step, unlabelled=self.method.unlabelled, trusted=self.trusted)
 
-    def moment(self, step: int) -> Moment:
+    def context(self, step: int) -> StepContext:
         weight = torch.tensor(0.7, dtype=torch.float64)
-        return moment(torch.tensor(1234), torch.tensor(step), weight, parts=self.parts)
+        return make_context(torch.tensor(1234), torch.tensor(step), weight, parts=self.parts)
 
-    def take(self, step: int) -> Report:
+    def take(self, step: int) -> StepMetrics:
         """One step of both."""
         order = self.order or split(self.method)
         parts = self.batch(step).parts(self.parts)
-        return meta_step(self.method, order, self.teacher, self.student, parts, self.moment(step), self.baseline)
+        return MplStep(self.method, order, self.teacher, self.student)(parts, self.context(step), self.baseline)
 
     def teacher_gradient(self, step: int) -> Tensor:
         """The gradient that the teacher's step took, flat; the teacher is left as it was before."""

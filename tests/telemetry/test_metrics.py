@@ -10,13 +10,13 @@ import pytest
 import torch
 
 from fastmpl.distributed.ranks import Ranks
-from fastmpl.step.step_keys import Report, nothing
+from fastmpl.step.step_keys import StepMetrics, zero_metrics
 from fastmpl.telemetry.loggers import Line, Loggers, TensorBoard
 from fastmpl.telemetry.metrics import FILE, Evaluation, Log, Meter, lines_a_read, read_lines
 
 
-def report(value: float, **fields: float) -> Report:
-    return Report(**{name: torch.tensor(fields.get(name, value)) for name in Report._fields})
+def report(value: float, **fields: float) -> StepMetrics:
+    return StepMetrics(**{name: torch.tensor(fields.get(name, value)) for name in StepMetrics._fields})
 
 
 def line(meter: Meter) -> dict[str, float]:
@@ -59,7 +59,7 @@ def test_meter_gives_means_and_sums_the_skipped() -> None:
     values = line(meter)
     assert values["student_loss"] == 3.0
     assert values["skipped"] == 3.0
-    assert list(values) == list(Report._fields)
+    assert list(values) == list(StepMetrics._fields)
 
 
 def test_meter_starts_again_after_a_read() -> None:
@@ -98,7 +98,7 @@ def test_adding_to_a_meter_never_reads_the_device() -> None:
     """A fake tensor raises when its value is asked for."""
     with torch._subclasses.FakeTensorMode():
         meter = Meter()
-        meter.add(nothing(torch.zeros(1)))
+        meter.add(zero_metrics(torch.zeros(1)))
         meter.finish(1)
         with pytest.raises(Exception, match="_local_scalar_dense"):
             meter.read()
@@ -166,7 +166,7 @@ def test_ranks_are_averaged_in_one_message(monkeypatch: pytest.MonkeyPatch) -> N
     meter = Meter(ranks=Ranks(0, 2))
     meter.add(report(1.0, skipped=3.0))
     values = line(meter)
-    assert messages == [2 * len(Report._fields)]
+    assert messages == [2 * len(StepMetrics._fields)]
     assert values["feedback"] == 2.0
     assert values["skipped"] == 3.0
 
