@@ -2,7 +2,10 @@
 
 A table stands between `<!-- table:NAME -->` and `<!-- /table -->`, NAME being a record's; `<!-- table:NAME across -->`
 gives an experiment's arms a row and its cases a column each, `down` the other way round, `minus ARM` likewise with paired
-differences from that arm; `<!-- table:NAME of VALUE -->` has the rows whose first entry is VALUE.
+differences from that arm; `<!-- table:NAME of VALUE -->` has the rows whose first entry is VALUE. A mark that ends in
+`keeping A | B` shows only the arms, cases, variants or steps A and B. Within a sentence or a cell,
+`<!-- mean:NAME; CASE; ARM -->` and `<!-- / -->` enclose the mean and the standard error of one arm of an experiment.
+
 `python -m benchmarks.tables` rewrites them all; `--check` writes nothing and fails where a file would change, which a test
 does too.
 """
@@ -20,11 +23,14 @@ from benchmarks.environment import ROOT
 from benchmarks.experiment_tables import across, down, each_arm, markdown, minus
 from benchmarks.records import RESULTS, Record, RecordError, Row, load
 
-MARK = r"<!-- table:(\S+)( across| down| minus [^\n]+?| of \S+)? -->"
+MARK = r"<!-- table:(\S+)( across| down| minus [^\n]+?| of \S+?)?( keeping [^\n]+?)? -->"
 START = re.compile(MARK)
 TABLE = re.compile(MARK + r"\n(?:(?!<!-- table:).)*?<!-- /table -->", re.DOTALL)
 
-MINUS, OF = "minus ", "of "
+MEAN = re.compile(r"(<!-- mean:(\S+); ([^;\n]+); ([^\n]+?) -->)[^\n]*?<!-- / -->")
+
+MINUS, OF, KEEPING = "minus ", "of ", "keeping "
+NAMED_BY = ("arm", "case", "variant", "step")  # the columns by which `keeping` chooses
 
 
 def _number(row: Row, key: str) -> float:
@@ -142,6 +148,27 @@ def _part(record: Record, value: str) -> Record:
     return replace(record, rows=[row for row in record.rows if next(iter(row.values())) == value])
 
 
+def _chosen(record: Record, names: Sequence[str]) -> Record:
+    """The rows of a record that `keeping` asks for: of each column that any of the names is in, those with such a name."""
+    rows, found = record.rows, set[str]()
+    for column in NAMED_BY:
+        there = {str(row[column]) for row in record.rows if column in row} & set(names)
+        found |= there
+        if there:
+            rows = [row for row in rows if str(row.get(column)) in there]
+    if missing := [name for name in names if name not in found]:
+        raise RecordError(f"Record {record.name!r} has no {', '.join(map(repr, missing))}.")
+    return replace(record, rows=rows)
+
+
+def _mean_of(record: Record, case: str, arm: str) -> str:
+    """The mean and standard error of one arm, as `across` prints it."""
+    rows = [row for row in record.rows if (row.get("case"), row["arm"]) == (case, arm)]
+    if not rows:
+        raise RecordError(f"Record {record.name!r} has no arm {arm!r} in the case {case!r}.")
+    return across(replace(record, rows=rows)).rsplit("| ", 1)[1].removesuffix(" |")
+
+
 def update(text: str, folder: Path = RESULTS) -> str:
     """The text with every table made anew. Raises RecordError for a missing record and for a table without an end."""
     closed = {match.start() for match in TABLE.finditer(text)}
@@ -151,12 +178,17 @@ def update(text: str, folder: Path = RESULTS) -> str:
 
     def made(mark: re.Match[str]) -> str:
         record, how = load(mark[1], folder), (mark[2] or "").strip()
+        if mark[3]:
+            record = _chosen(record, mark[3].strip().removeprefix(KEEPING).split(" | "))
         if how.startswith(OF):
             record, how = _part(record, how.removeprefix(OF)), ""
         table = render(record, how)
-        return f"<!-- table:{mark[1]}{mark[2] or ''} -->\n{table}\n<!-- /table -->"
+        return f"<!-- table:{mark[1]}{mark[2] or ''}{mark[3] or ''} -->\n{table}\n<!-- /table -->"
 
-    return TABLE.sub(made, text)
+    def stated(mark: re.Match[str]) -> str:
+        return f"{mark[1]}{_mean_of(load(mark[2], folder), mark[3], mark[4])}<!-- / -->"
+
+    return MEAN.sub(stated, TABLE.sub(made, text))
 
 
 def documents() -> list[Path]:

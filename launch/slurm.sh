@@ -3,7 +3,7 @@
 #
 #   sbatch --nodes 4 --gpus-per-node 8 launch/slurm.sh launch/configs/imagenet_10pct.toml [the options of fastmpl train]
 #
-# What the machines must share, and what NCCL needs, is in docs/multi_node.md. When its time is over the run saves itself
+# What the machines must share, and what NCCL needs, is in docs/many_gpus.md. When its time is over the run saves itself
 # and goes back into the queue: Slurm signals the ranks 120 seconds before, and they need 25.
 #SBATCH --job-name=fastmpl
 #SBATCH --ntasks-per-node=1
