@@ -1,6 +1,8 @@
 # make train           the environment if needed, then the demonstration: two tables and a report (CONFIG=... for another job)
 # make test            the environment if needed, then lint, types and the test suite
+# make test-fast       the tests of mathematics, kernels, configuration and data alone: the inner loop, under 90 seconds
 # make test-slow       the same properties at more sizes and architectures
+# make docs            the documentation as a site, in docs/_site; fails on a warning, a broken link or an unchecked command
 # make gpu-check       the tests that need a GPU, and each kernel against its reference; writes a record
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
@@ -8,15 +10,24 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 ENV    := $(VENV)/.installed
 BUILD  := $(VENV)/.built
+FAST   := tests/test_imports.py tests/config tests/methods tests/step/test_identities.py tests/learners/test_optimisers.py \
+          tests/kernels/test_student_objective.py tests/kernels/test_batch_norm_act.py tests/data/test_split.py
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 
-.PHONY: train test test-slow gpu-check lint lock clean
+.PHONY: train test test-fast test-slow docs gpu-check lint lock clean
 
 train: $(BUILD)
 	@$(if $(CONFIG),$(BIN)/fastmpl train $(CONFIG),$(BIN)/fastmpl demo)
 
-test: lint
-	$(PYTEST) -n 2 --dist worksteal
+test: lint docs
+	$(PYTEST) -n 2 --dist worksteal --durations=15
+
+test-fast: $(BUILD)
+	$(PYTEST) -n 2 --dist worksteal -m 'not slow and not gpu' $(FAST)
+
+docs: $(BUILD)
+	$(BIN)/python -m sphinx -b html -W --keep-going -q docs docs/_site
+	$(PYTEST) -q tests/docs/test_commands.py -k 'runs_or_says'
 
 test-slow: $(BUILD)
 	$(PYTEST) -n 2 --dist worksteal -m slow

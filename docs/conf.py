@@ -16,42 +16,43 @@ myst_enable_extensions = ["colon_fence"]
 myst_heading_anchors = 3
 autodoc_default_options = {"members": True, "member-order": "bysource"}
 autodoc_typehints = "signature"
-autodoc_mock_imports: list[str] = []
 add_module_names = False
 python_use_unqualified_type_names = True
 suppress_warnings = ["myst.strikethrough"]
 
 ROOT = Path(__file__).parents[1]
-LINK = re.compile(r"\]\((\.\./[^)#\s]+)(#[^)]*)?\)")
 
 
-def link_to_sources(app: object, docname: str, source: list[str]) -> None:
-    """A link to a file outside docs/ becomes the file's name: the site holds the pages alone."""
+def unlink_sources(app: object, docname: str, source: list[str]) -> None:
+    """A link to a file outside docs/ becomes the file's name, for the site holds the pages alone; the file must exist."""
 
-    def named(match: re.Match[str]) -> str:
-        assert (ROOT / "docs" / match[1]).exists(), f"{docname}: {match[1]} does not exist"
-        return "]"
+    def name_of(link: re.Match[str]) -> str:
+        if not (ROOT / "docs" / link[2]).exists():
+            raise FileNotFoundError(f"{docname}: {link[2]} does not exist")
+        return link[1]
 
-    text = LINK.sub(named, source[0])
-    source[0] = re.sub(r"\[([^\[\]]+)\](?![\[(:])", r"\1", text) if text != source[0] else text
+    source[0] = re.sub(r"\[([^\[\]]+)\]\((\.\./[^)#\s]+)(?:#[^)]*)?\)", name_of, source[0])
+
+
+def as_rst(line: str) -> str:
+    """A line of a docstring: what stands in backticks is code, and nothing else is markup."""
+    parts = re.split(r"`+", line)
+    return "".join(f"``{part}``" if i % 2 else re.sub(r"([*_|\\])", r"\\\1", part) for i, part in enumerate(parts))
 
 
 def docstring_to_rst(app: object, what: str, name: str, obj: object, options: object, lines: list[str]) -> None:
-    """Docstrings are plain text: code in single backticks, formulas indented. Both become reStructuredText."""
+    """Docstrings are plain text: code in backticks, formulas and tables indented. An indented block is shown as it is."""
     out: list[str] = []
+    in_block = False
     for line in lines:
-        is_indented = line.startswith((" ", "\t"))
-        if is_indented and (not out or not out[-1].startswith(" ")):
-            while out and not out[-1]:
-                out.pop()
-            out += ["", "::", ""]
-        if not is_indented and out and out[-1].startswith(" "):
-            out.append("")
-        out.append(line if is_indented else re.sub(r"`+([^`]+)`+", r"``\1``", re.sub(r"([*_|\\])", r"\\\1", line)))
-    fixed = [re.sub(r"``([^`]+)``", lambda code: f"``{re.sub(r'\\\\(.)', r'\1', code[1])}``", line) for line in out]
-    lines[:] = fixed
+        indented = line.startswith(" ")
+        if line and indented != in_block:
+            out += ["", "::", ""] if indented else [""]
+            in_block = indented
+        out.append(line if in_block else as_rst(line))
+    lines[:] = out
 
 
 def setup(app: object) -> None:
-    app.connect("source-read", link_to_sources)  # type: ignore[attr-defined]
+    app.connect("source-read", unlink_sources)  # type: ignore[attr-defined]
     app.connect("autodoc-process-docstring", docstring_to_rst)  # type: ignore[attr-defined]
