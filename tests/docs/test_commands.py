@@ -1,7 +1,8 @@
 """Every command of README.md and docs/*.md runs as it is written, or its block says what it needs.
 
-A block ```bash is run, page by page and in its order, in a folder that holds what the page speaks of, and training is
-shortened in steps alone; a block of the README is not run again for another page. A block under `<!-- needs: WHAT -->` is not run: it needs a GPU, a cluster, or data that cannot be shipped.
+A block ```bash is run, page by page and in its order, in a folder that holds what the page speaks of; training is
+shortened in steps alone, and a block of the README is not run again for another page. A block under
+`<!-- needs: WHAT -->` is not run: it needs a GPU, a cluster, or data that cannot be shipped.
 """
 
 import os
