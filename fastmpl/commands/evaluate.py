@@ -1,5 +1,6 @@
 """A finished run's student on labelled images: its own data's, or those of a folder; overall and class by class."""
 
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -76,6 +77,8 @@ def evaluate(run: Path, data: Path | None = None) -> tuple[tuple[str, ...], list
     Raises ConfigError where `run` is no finished run, DataError where the images cannot be used.
     """
     student = load_classifier(run)
+    if student.remark:
+        print(student.remark, file=sys.stderr)
     return student.classes, [_score_set(student, *images) for images in _image_sets(student, data)]
 
 

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import sys
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
@@ -69,6 +70,8 @@ def predict(run: Path, paths: Sequence[Path]) -> Iterator[Prediction]:
     Raises ConfigError where `run` has no student or classifies points, DataError where a path does not exist.
     """
     student, files = load_classifier(run), _list_images(paths)
+    if student.remark:
+        print(student.remark, file=sys.stderr)
     if student.normalisation is None:
         raise ConfigError(f"{run} classifies points, not images.")
     return _predict_files(student, files, torch.device("cuda" if torch.cuda.is_available() else "cpu"))

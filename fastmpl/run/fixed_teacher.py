@@ -95,7 +95,8 @@ def _load_run(folder: str, target: Target) -> FixedTeacher:
             f"The teacher {folder} was trained on images of shape {held.image_shape}; this run's have shape "
             f"{target.image_shape}. Set data.image_size and data.channels to the teacher's."
         )
-    return _adapt(held.module, f"The teacher {folder}", held.classes, held.normalisation, None, target)
+    adapted = _adapt(held.module, f"The teacher {folder}", held.classes, held.normalisation, None, target)
+    return adapted._replace(remarks=(*adapted.remarks, *([held.remark] if held.remark else [])))
 
 
 def _load_timm(model: str, target: Target) -> FixedTeacher:

@@ -1,29 +1,26 @@
 """The folder of a run: its lock, its configuration, and its status.
 
 A folder belongs to one process at a time and to one configuration for good. STATUS.json tells how a run ended; the exit
-code of a launcher does not.
+code of a launcher does not. A start that fails leaves no folder behind, and a finished run as it was.
 """
 
 import fcntl
 import json
 import os
+import shutil
 import socket
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
-from typing import Final, Literal
+from typing import Any, Final, Literal
 
-from fastmpl.config import Config, difference, load, save
-from fastmpl.errors import ConfigError, StorageError
-from fastmpl.run import checkpoint
+from fastmpl.config import Config, save
+from fastmpl.errors import StorageError
+from fastmpl.run.resuming import asked_step, check_settings
 
 State = Literal["running", "done", "interrupted", "failed"]
-
-# These may change when a run is continued, because they change neither the data nor the arithmetic.
-HARMLESS: Final = {
-    *("run.output", "run.log_every", "run.evaluate_every", "run.checkpoint_every", "run.keep"),
-    *("system.threads", "system.timeout"),
-}
+CONFIG, STATUS, LOCK = "config.toml", "STATUS.json", ".lock"
+OWNED: Final = (CONFIG, STATUS)  # files that a start writes
 
 
 @contextmanager
@@ -31,7 +28,7 @@ def lock_folder(folder: Path) -> Iterator[None]:
     """Locks the run's folder for the block. Raises StorageError with the process and host that hold it already."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        lock = (folder / ".lock").open("a+")
+        lock = (folder / LOCK).open("a+")
     except OSError as error:
         raise StorageError(
             f"{folder} cannot be written: {error.strerror}. Set run.output to a folder of yours."
@@ -51,41 +48,107 @@ def lock_folder(folder: Path) -> Iterator[None]:
         yield
 
 
+def read_status(folder: Path) -> dict[str, Any]:
+    """What STATUS.json holds; empty if there is none that can be read."""
+    try:
+        status = json.loads((folder / STATUS).read_text())
+    except (OSError, ValueError):
+        return {}
+    return status if isinstance(status, dict) else {}
+
+
 def write_status(folder: Path, state: State, step: int, sentence: str = "") -> None:
-    """Replaces STATUS.json as a whole."""
+    """Replaces STATUS.json as a whole. step: the last one that is saved, or the last one taken if the run ended."""
     status = {"state": state, "step": step, "process": os.getpid(), "host": socket.gethostname(), "message": sentence}
-    draft = folder / f"STATUS.json.tmp-{os.getpid()}"
-    draft.write_text(json.dumps(status, indent=1) + "\n")
-    draft.replace(folder / "STATUS.json")
+    _replace(folder / STATUS, (json.dumps(status, indent=1) + "\n").encode())
+
+
+def _replace(path: Path, content: bytes) -> None:
+    """Writes a file as a whole: a kill leaves the old one or the new one."""
+    draft = path.with_name(f"{path.name}.tmp-{os.getpid()}")
+    draft.write_bytes(content)
+    draft.replace(path)
+
+
+class Claim:
+    """A locked folder in which a run is about to start; until `begin`, the start can be undone."""
+
+    def __init__(self, folder: Path, remarks: list[str]) -> None:
+        """remarks: sentences for the user on how the settings differ from those of the folder's run."""
+        self.folder, self.remarks = folder, remarks
+        self.has_begun = False
+
+    def begin(self, step: int) -> None:
+        """Training begins after `step`, the last one saved: from now on what happens is the run's own fate."""
+        self.has_begun = True
+        write_status(self.folder, "running", step)
 
 
 @contextmanager
-def claim_folder(folder: Path, config: Config, resume: str) -> Iterator[None]:
-    """Locks the run's folder and writes its configuration and status; rank 0 does it for all ranks."""
-    if resume == "never" and folder.exists():
-        folder.rename(_free_name(folder))
-    with lock_folder(folder):
-        _check_settings(folder, config)
-        save(config, folder / "config.toml")
-        write_status(folder, "running", 0)
-        yield
+def claim_folder(folder: Path, config: Config, resume: str) -> Iterator[Claim]:
+    """Locks the run's folder, and writes its configuration and status; rank 0 does it for all ranks.
+
+    Raises ConfigError if `resume` names no checkpoint, or the folder's run has other settings. If the block raises before
+    `Claim.begin`, a new folder is removed, one that was moved comes back, and a finished run keeps its files.
+    """
+    step = asked_step(folder, resume)
+    missing = [path for path in (folder, *folder.parents) if not path.exists()]
+    old = None
+    with ExitStack() as held:
+        held.enter_context(lock_folder(folder))
+        try:
+            if resume == "never" and not missing:  # only once it is locked: a running run is not moved
+                old = folder.rename(_free_name(folder, "old"))
+                held.enter_context(lock_folder(folder))
+            claim = Claim(folder, check_settings(folder, config, step))
+            kept = {name: (folder / name).read_bytes() for name in OWNED if (folder / name).is_file()}
+            _write_config(config, folder)
+            write_status(folder, "running", step)
+        except BaseException:
+            _remove_new(folder, missing, old)
+            raise
+        try:
+            yield claim
+        except BaseException as error:
+            if not claim.has_begun:
+                if missing or old is not None:
+                    _remove_new(folder, missing, old)
+                else:
+                    _put_back(folder, kept, step, str(error))
+            raise
 
 
-def _check_settings(folder: Path, config: Config) -> None:
-    """Raises ConfigError that names the settings in which the folder's run differs from `config`."""
-    old = folder / "config.toml"
-    if not old.is_file() or not checkpoint.steps(folder / "checkpoints"):
-        return
-    differing = [key for key in difference(load(old), config) if key not in HARMLESS]
-    if differing:
-        raise ConfigError(
-            f"{folder} holds a run with other settings ({', '.join(differing)}). "
-            "Use another run.name, or --resume never to start over."
-        )
+def _write_config(config: Config, folder: Path) -> None:
+    draft = folder / f"{CONFIG}.tmp-{os.getpid()}"
+    save(config, draft)
+    draft.replace(folder / CONFIG)
 
 
-def _free_name(folder: Path) -> Path:
+def _remove_new(folder: Path, missing: list[Path], old: Path | None) -> None:
+    """Removes what a failed start has made: the folder and its parents, or the new folder in the place of `old`."""
+    if missing or old is not None:
+        shutil.rmtree(folder, ignore_errors=True)
+    if old is not None:
+        old.rename(folder)
+    for parent in missing[1:]:
+        with suppress(OSError):  # another run may be in it by now
+            parent.rmdir()
+
+
+def _put_back(folder: Path, kept: dict[str, bytes], step: int, sentence: str) -> None:
+    """Puts back the files of `kept`; a run that was not finished is marked as failed."""
+    was = json.loads(kept[STATUS])["state"] if STATUS in kept else None
+    for name in OWNED:
+        if name in kept:
+            _replace(folder / name, kept[name])
+        else:
+            (folder / name).unlink(missing_ok=True)
+    if was not in (None, "done"):
+        write_status(folder, "failed", step, sentence)
+
+
+def _free_name(folder: Path, word: str) -> Path:
     number = 1
-    while (candidate := folder.with_name(f"{folder.name}.old-{number}")).exists():
+    while (candidate := folder.with_name(f"{folder.name}.{word}-{number}")).exists():
         number += 1
     return candidate

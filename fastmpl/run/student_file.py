@@ -1,9 +1,12 @@
-"""student.safetensors: the student of a finished run, with its classes, image size and normalisation."""
+"""student.safetensors: the student of a finished run, with its classes, image size and normalisation.
+
+A run that is not finished has a student too, in its newest checkpoint.
+"""
 
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import safetensors
 import safetensors.torch
@@ -11,20 +14,25 @@ from torch import Tensor, nn
 
 from fastmpl.config import Config, load
 from fastmpl.data.normalise import Normalisation
-from fastmpl.errors import ConfigError
+from fastmpl.errors import ConfigError, StorageError
 from fastmpl.models import build_network
+from fastmpl.run import checkpoint
 
 WEIGHTS = "student.safetensors"
 
 
 class Classifier(NamedTuple):
-    """A run's student and how to use it. `normalisation` is None for a classifier of points."""
+    """A run's student and how to use it. `normalisation` is None for a classifier of points.
+
+    `remark` is a sentence for the user where the run is not finished, and empty where it is.
+    """
 
     module: nn.Module
     config: Config
     classes: tuple[str, ...]
     image_shape: tuple[int, ...]
     normalisation: Normalisation | None
+    remark: str = ""
 
 
 def save_network(
@@ -45,10 +53,26 @@ def save_network(
     return draft.replace(folder / WEIGHTS)
 
 
+def student_facts(
+    classes: tuple[str, ...], image_shape: tuple[int, ...], normalisation: Normalisation | None
+) -> dict[str, Any]:
+    """What a checkpoint keeps of its student, besides its weights; for JSON."""
+    return {"classes": classes, "image_shape": image_shape, "normalisation": normalisation}
+
+
 def load_classifier(folder: Path) -> Classifier:
-    """The student of the run in `folder`, on the CPU, in evaluation mode. Raises ConfigError if there is none."""
-    if not (folder / WEIGHTS).is_file():
-        raise ConfigError(f"{folder} has no {WEIGHTS}: give the folder of a finished run, or train it first.")
+    """The student of the run in `folder`, on the CPU, in evaluation mode: of its newest checkpoint if it is not finished.
+
+    Raises ConfigError if there is neither.
+    """
+    if (folder / WEIGHTS).is_file():
+        return _load_finished(folder)
+    if checkpoint.steps(folder / "checkpoints"):
+        return _load_newest(folder)
+    raise ConfigError(f"{folder} has neither {WEIGHTS} nor a checkpoint: give the folder of a run, or train it first.")
+
+
+def _load_finished(folder: Path) -> Classifier:
     config: Config = load(folder / "config.toml")
     try:
         with safetensors.safe_open(folder / WEIGHTS, "pt") as file:
@@ -57,14 +81,61 @@ def load_classifier(folder: Path) -> Classifier:
         classes = _class_names(facts)
         image_shape = tuple(map(int, facts["image_shape"].split()))
         mean, std = (tuple(map(float, facts.get(name, "").split())) for name in Normalisation._fields)
-        module = build_network(config.student, classes=len(classes), image_shape=image_shape, seed=0)
-        module.load_state_dict(state)
+        module = _build(config, classes, image_shape, state)
     except (safetensors.SafetensorError, TypeError, KeyError, ValueError, RuntimeError) as error:
         raise ConfigError(
             f"{folder / WEIGHTS} is damaged or belongs to another run: `fastmpl train {folder / 'config.toml'}` writes it "
             "again from the last checkpoint."
         ) from error
-    return Classifier(module.eval(), config, classes, image_shape, Normalisation(mean, std) if mean else None)
+    return Classifier(module, config, classes, image_shape, Normalisation(mean, std) if mean else None)
+
+
+def _load_newest(folder: Path) -> Classifier:
+    """The student in the newest valid checkpoint: the fine-tuned one if it is there, and its average if it keeps one."""
+    config: Config = load(folder / "config.toml")
+    complaints: list[str] = []
+    found = checkpoint.read_newest(folder / "checkpoints", complaints.append)
+    if found is None:
+        raise StorageError(complaints[0])
+    facts = found.facts.get("student")
+    if facts is None:
+        raise ConfigError(
+            f"{folder} is not finished, and its checkpoint is of a version that wrote no class names: "
+            f"`fastmpl train {folder / 'config.toml'}` finishes it."
+        )
+    try:
+        classes, image_shape = tuple(map(str, facts["classes"])), tuple(map(int, facts["image_shape"]))
+        constants = facts["normalisation"]
+        normalisation = None if constants is None else Normalisation(*(tuple(map(float, part)) for part in constants))
+        module = _build(config, classes, image_shape, _student_weights(found.tensors))
+    except (TypeError, KeyError, ValueError, RuntimeError) as error:
+        raise ConfigError(
+            f"{folder} is not finished, and the student in its checkpoint of step {found.step} cannot be read by itself: "
+            f"`fastmpl train {folder / 'config.toml'}` finishes the run."
+        ) from error
+    total = config.run.steps + config.finetune.steps
+    remark = f"{folder} is not finished: this is its student at step {found.step} of {total}."
+    return Classifier(module, config, classes, image_shape, normalisation, remark)
+
+
+def _student_weights(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The weights and buffers of the student in the tensors of a checkpoint, its average where there is one."""
+    learner = "finetuned" if any(name.startswith("finetuned/") for name in tensors) else "student"
+    own, averaged = (
+        {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
+        for prefix in (f"{learner}/module/", f"{learner}/average/")
+    )
+    return own | averaged
+
+
+def _build(
+    config: Config, classes: tuple[str, ...], image_shape: tuple[int, ...], state: Mapping[str, Tensor]
+) -> nn.Module:
+    """The student's network with the tensors of `state`, which may be flat."""
+    module = build_network(config.student, classes=len(classes), image_shape=image_shape, seed=0)
+    shapes = {name: value.shape for name, value in module.state_dict().items()}
+    module.load_state_dict({name: value.reshape(shapes.get(name, value.shape)) for name, value in state.items()})
+    return module.eval()
 
 
 def _class_names(facts: Mapping[str, str]) -> tuple[str, ...]:

@@ -29,8 +29,9 @@ from fastmpl.run.folder import State, claim_folder, write_status
 from fastmpl.run.graph_choice import choose_execution, loaded_dtype
 from fastmpl.run.monitor import Monitor
 from fastmpl.run.preconditions import require_kernels, require_same_data, require_trusted
+from fastmpl.run.resuming import require_fitting, set_newer_aside
 from fastmpl.run.scores import Network, Split
-from fastmpl.run.student_file import save_network
+from fastmpl.run.student_file import save_network, student_facts
 from fastmpl.run.trained_networks import Learned
 from fastmpl.step.eager import EagerStep
 from fastmpl.step.step_graph import GraphedStep
@@ -69,8 +70,9 @@ def train(config: Config, *, resume: str = "auto", quiet: bool = False, report: 
     """
     folder, here = Path(config.run.output) / config.run.name, read_place()
     with ExitStack() as held:
+        claim = None
         if here.is_first:
-            held.enter_context(claim_folder(folder, config, resume))
+            claim = held.enter_context(claim_folder(folder, config, resume))
             if config.system.engine == "zero":
                 held.enter_context(logged(folder / "deepspeed.log"))
         run: Training | None = None
@@ -79,15 +81,18 @@ def train(config: Config, *, resume: str = "auto", quiet: bool = False, report: 
                 run = Training(config, folder, quiet, group, here)
                 with closing(run.learned):
                     run.restore(resume)
+                    if claim is not None:
+                        run.notes += claim.remarks
+                        claim.begin(run.step)
                     results = run.finish() if run.step == run.total else run.go()
             if report and here.is_first:
                 from fastmpl.report import write_report  # matplotlib takes a second to import
 
                 write_report(folder)
         except BaseException as error:
-            if here.is_first:
-                state: State = "interrupted" if run is not None and run.saved == run.step else "failed"
-                write_status(folder, state, 0 if run is None else run.step, str(error))
+            if claim is not None and claim.has_begun and run is not None:
+                state: State = "interrupted" if run.saved == run.step else "failed"
+                write_status(folder, state, run.step, str(error))
             raise
         if here.is_first:
             write_status(folder, "done", run.step)
@@ -140,16 +145,24 @@ class Training:
 
     def restore(self, resume: str) -> None:
         """Continues from a checkpoint, if there is one."""
-        if resume in ("auto", "never"):
+        is_named = resume not in ("auto", "never")
+        if not is_named:
             found = checkpoint.read_newest(self.folder / "checkpoints", self.notes.append, self.ranks)
         else:
             found = checkpoint.read(Path(resume), self.ranks)
         if found is None:
             return
+        parts = self.learned.parts()
+        here, sharded = parts.state() | self.monitor.state(), parts.placement().sharded
+        require_fitting(
+            found, resume if is_named else f"The checkpoint of step {found.step}", here, sharded, self.config
+        )
         self.data.train.restore(found.facts["data"])
         self.step = self.saved = found.step
         self.learned.load(found.tensors, finetuning=self.step > self.config.run.steps)
         self.monitor.restore(found)
+        if is_named and self.ranks.rank == 0 and (aside := set_newer_aside(self.folder, self.step)):
+            self.notes.append(aside)
         if self.step:
             self.notes.append(f"Continuing at step {self.step} of {self.total}.")
         if found.ranks != self.ranks.size:
@@ -246,7 +259,7 @@ class Training:
         made = Checkpoint(
             self.step,
             parts.state() | monitor.state(),
-            {"data": self.data.train.state(), **monitor.facts()},
+            {"data": self.data.train.state(), **monitor.facts(), "student": self._student_facts()},
             parts.placement().per_rank | set(monitor.state()),
             parts.placement().sharded,
         )
@@ -263,6 +276,9 @@ class Training:
             best = monitor.best
             checkpoint.prune(folder, self.config.run.keep, None if best is None else best["step"])
             write_status(self.folder, "running", self.step)
+
+    def _student_facts(self) -> dict[str, Any]:
+        return student_facts(self.data.classes, self.data.image_shape, self.data.normalisation)
 
     def _next_batch(self) -> Batch:
         batch = next(self.data.train)

@@ -1,0 +1,143 @@
+"""What a run may continue from: which checkpoint, with which settings, and what becomes of a later continuation."""
+
+from collections.abc import Collection, Mapping
+from pathlib import Path
+from typing import Final
+
+import torch
+from torch import Tensor
+
+from fastmpl.config import Config, NetworkConfig, difference, load
+from fastmpl.errors import ConfigError, StorageError
+from fastmpl.learners.rates import rate
+from fastmpl.run import checkpoint
+from fastmpl.run.checkpoint import Checkpoint
+from fastmpl.run.checkpoint_files import read_manifest
+
+CHECKPOINTS: Final = "checkpoints"
+RESULTS: Final = ("results.json", "student.safetensors", "report.html")  # files of a finished run
+
+# These may change when a run is continued, because they change neither the data nor the arithmetic.
+HARMLESS: Final = {
+    *("run.output", "run.log_every", "run.evaluate_every", "run.checkpoint_every", "run.keep"),
+    *("system.threads", "system.timeout"),
+}
+
+
+def asked_step(folder: Path, resume: str) -> int:
+    """The step that a run in `folder` continues from by the names of its checkpoints; 0 if it starts.
+
+    Raises ConfigError if `resume` is neither "auto" nor "never" nor the folder of a checkpoint.
+    """
+    if resume == "never":
+        return 0
+    if resume == "auto":
+        return next(iter(checkpoint.steps(folder / CHECKPOINTS)), 0)
+    try:
+        return int(read_manifest(Path(resume))["step"])
+    except (StorageError, OSError) as error:
+        reason = str(error.args[0]) if isinstance(error, StorageError) else f"{resume} cannot be read."
+        raise ConfigError(
+            f"--resume {resume} is no checkpoint: {reason} Give auto, never, or a folder such as "
+            f"{folder / CHECKPOINTS / 'step-100'}."
+        ) from error
+
+
+def check_settings(folder: Path, config: Config, step: int) -> list[str]:
+    """Sentences on settings that differ from those of the folder's run, which continues after `step`.
+
+    Raises ConfigError that names the settings in which a run cannot change. run.steps may be raised.
+    """
+    old_file, saved = folder / "config.toml", checkpoint.steps(folder / CHECKPOINTS)
+    if not old_file.is_file() or not saved:
+        return []
+    old = load(old_file)
+    differing = [key for key in difference(old, config) if key not in HARMLESS]
+    remarks = []
+    if "run.steps" in differing and config.run.steps > old.run.steps:
+        if step > old.run.steps:
+            raise ConfigError(
+                f"run.steps cannot be raised from {old.run.steps} to {config.run.steps} at step {step}, which is one of "
+                f"fine-tuning. Continue at a checkpoint of step {old.run.steps} or before by --resume PATH, or use "
+                "--resume never."
+            )
+        differing.remove("run.steps")
+        remarks.append(_describe_more_steps(old, config, step))
+    if differing:
+        raise ConfigError(
+            f"{folder} holds a run with other settings ({', '.join(differing)}). Set them back, use another run.name, or "
+            "--resume never to start over; run.steps may be raised."
+        )
+    return remarks
+
+
+def _describe_more_steps(old: Config, new: Config, step: int) -> str:
+    def learning_rate(config: Config) -> str:
+        student: NetworkConfig = config.student
+        found = rate(
+            torch.tensor(step),
+            peak=student.lr,
+            steps=config.run.steps,
+            warmup=student.warmup,
+            wait=student.wait,
+            schedule=student.schedule,
+        )
+        return f"{float(found):.3g}"
+
+    return (
+        f"run.steps was raised from {old.run.steps} to {new.run.steps}: from step {step} on, learning rates follow the "
+        f"longer schedule (the student's goes from {learning_rate(old)} to {learning_rate(new)}), so the run is not the "
+        f"one that has {new.run.steps} steps from its start."
+    )
+
+
+def require_fitting(
+    found: Checkpoint, name: str, here: Mapping[str, Tensor], sharded: Collection[str], config: Config
+) -> None:
+    """Raises ConfigError if a checkpoint does not fit the run: another phase, other tensors, or too many steps.
+
+    name: of the checkpoint. here: the run's own state, of its main phase; sharded: names in it of which ranks hold shards.
+    """
+    total, steps = config.run.steps + config.finetune.steps, config.run.steps
+    if found.step > total:
+        raise ConfigError(f"{name} is of step {found.step}, and this run has {total} steps: raise run.steps.")
+    finetuned = any(key.startswith("finetuned/") for key in found.tensors)
+    if finetuned != (found.step > steps):
+        phase = "fine-tuning" if finetuned else "the main phase"
+        raise ConfigError(
+            f"{name} is of step {found.step} in {phase}, and run.steps = {steps}: set run.steps as it was."
+        )
+    theirs = {key for key in found.tensors if not key.startswith(("finetuned/", "finetune_step/"))}
+    pieces = {*found.sharded, *sharded}
+    for key in sorted((theirs ^ set(here)) - pieces) or sorted((theirs & set(here)) - pieces):
+        left, right = (state[key].shape if key in state else None for state in (found.tensors, here))
+        if left != right:
+            raise ConfigError(
+                f"{name} does not fit this configuration: {key} is {_describe(left)} in it, and {_describe(right)} here. "
+                "Set model, optimiser, average and engine as they were when it was written."
+            )
+
+
+def _describe(shape: torch.Size | None) -> str:
+    return "absent" if shape is None else f"of shape {list(shape)}"
+
+
+def set_newer_aside(folder: Path, step: int) -> str | None:
+    """Moves checkpoints after `step` and the results of a finished run into `folder`/abandoned-N; a sentence on it.
+
+    A run that goes back to an earlier checkpoint would otherwise continue from the abandoned ones later. None if nothing
+    was moved.
+    """
+    newer = [folder / CHECKPOINTS / f"step-{found}" for found in checkpoint.steps(folder / CHECKPOINTS) if found > step]
+    if not newer:
+        return None
+    number = 1
+    while (aside := folder / f"abandoned-{number}").exists():
+        number += 1
+    (aside / CHECKPOINTS).mkdir(parents=True)
+    for path in newer:
+        path.rename(aside / CHECKPOINTS / path.name)
+    for path in (folder / name for name in RESULTS):
+        if path.exists():
+            path.rename(aside / path.name)
+    return f"{len(newer)} checkpoints after step {step} are of a continuation that is abandoned: {aside} keeps them."
