@@ -69,7 +69,7 @@ def load_classifier(folder: Path) -> Classifier:
         return _load_finished(folder)
     if checkpoint.steps(folder / "checkpoints"):
         return _load_newest(folder)
-    raise ConfigError(f"{folder} has neither {WEIGHTS} nor a checkpoint: give the folder of a run, or train it first.")
+    raise ConfigError(f"{folder} has no {WEIGHTS} and no checkpoint: give the folder of a run, or train it first.")
 
 
 def _load_finished(folder: Path) -> Classifier:

@@ -187,7 +187,7 @@ def test_the_student_of_an_interrupted_run_is_that_of_its_newest_checkpoint(
 
 def test_a_folder_without_a_student_is_refused(tmp_path: Path) -> None:
     (tmp_path / "config.toml").write_text("")
-    with pytest.raises(ConfigError, match=r"neither student\.safetensors nor a checkpoint"):
+    with pytest.raises(ConfigError, match=r"no student\.safetensors and no checkpoint"):
         load_classifier(tmp_path)
 
 
