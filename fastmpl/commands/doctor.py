@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from fastmpl.errors import FastMPLError
-from fastmpl.learners.rows.apex import apex_state
+from fastmpl.learners.optimiser_rows.apex import apex_state
 from fastmpl_kernels import dispatch, library
 from fastmpl_kernels.batch_norm_act import batch_norm_act
 from fastmpl_kernels.sgd_ema import sgd_ema

@@ -1,6 +1,6 @@
 """What each optimiser can do: one table, which the rules enforce and docs/optimisers.md shows.
 
-How each is built, and the derivative of its update, is in `fastmpl.learners.rows`; nothing here imports torch.
+How each is built, and the derivative of its update, is in `fastmpl.learners.optimiser_rows`; nothing here imports torch.
 """
 
 from collections.abc import Mapping

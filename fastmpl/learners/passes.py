@@ -34,7 +34,7 @@ def tangent_of(value: Tensor) -> Tensor:
     return tangent
 
 
-def full(logits: Tensor) -> Tensor:
+def to_float32(logits: Tensor) -> Tensor:
     """bf16 logits as float32: losses and labels are computed in full precision."""
     return logits.float() if logits.dtype == torch.bfloat16 else logits
 

@@ -14,12 +14,12 @@ from torch.func import functional_call
 from fastmpl.config import NetworkConfig
 from fastmpl.distributed.ranks import ALONE, Ranks
 from fastmpl.learners.average import Average
-from fastmpl.learners.blocks import last_parameters
+from fastmpl.learners.blocks import names_in_last_blocks
 from fastmpl.learners.compiled import compile_network
-from fastmpl.learners.optimisers import Optimiser, sum_of_products
-from fastmpl.learners.passes import Precision, autocast, difference_step, dual, full, tangent_of
+from fastmpl.learners.optimiser import Optimiser, sum_of_products
+from fastmpl.learners.passes import Precision, autocast, difference_step, dual, tangent_of, to_float32
 from fastmpl.learners.protocol import Forward, Gradient, Loss, Update
-from fastmpl.learners.recompute import Recomputation
+from fastmpl.learners.recompute import recompute_blocks
 from fastmpl.learners.running_statistics import RunningStatistics, mean_over_ranks, per_rank_names
 from fastmpl.learners.state import Placement
 from fastmpl.models.norms import frozen_statistics
@@ -49,20 +49,20 @@ class PlainLearner:
         self.module = module.train()
         self.call: Forward = compile_network(module, compiler) if compiler else module.__call__
         synchronise(module, ranks)
-        self.recomputation = Recomputation(module) if recompute else None
+        self.recompute = recompute
         self.statistics = RunningStatistics(module)
         self.parameters = {name: p for name, p in module.named_parameters() if p.requires_grad}
         self.optimiser = Optimiser(self.parameters, config, steps)
         self.average = Average(module.state_dict(), average) if average > 0 else None
         self.precision, self.tangent_form, self.ranks = precision, tangent, ranks
-        self.moving = last_parameters(module, depth)  # the parameters that the tangent moves
+        self.moving = names_in_last_blocks(module, depth)  # the parameters that the tangent moves
         self.device = next(iter(self.parameters.values())).device
 
     def forward(self, images: Float[Tensor, "N *image"], draw: Int[Tensor, ""]) -> Float[Tensor, "N K"]:
         set_draw(self.module, draw)
-        recomputed = self.recomputation.on(draw) if self.recomputation else nullcontext()
+        recomputed = recompute_blocks(self.module, draw) if self.recompute else nullcontext()
         with self._autocast(), recomputed, self.statistics.recorded():
-            return full(self.call(images))
+            return to_float32(self.call(images))
 
     @torch.no_grad()
     def observe(
@@ -70,14 +70,14 @@ class PlainLearner:
     ) -> Float[Tensor, "N K"]:
         set_draw(self.module, draw)
         with self._autocast(precise), frozen_statistics(self.module):
-            return full(self.call(full(images) if precise else images))  # a loader may give bf16
+            return to_float32(self.call(to_float32(images) if precise else images))  # a loader may give bf16
 
     @torch.no_grad()
     def infer(self, images: Float[Tensor, "N *image"]) -> Float[Tensor, "N K"]:
         self.module.eval()
         try:
             with self._autocast():
-                return full(self.module(images))
+                return to_float32(self.module(images))
         finally:
             self.module.train()
 
@@ -91,7 +91,7 @@ class PlainLearner:
         update = self.optimiser.step(gradients, step, keep=keep, average=self.average)
         self.statistics.settle(update.applied)
         if self.average is not None:
-            done = self.optimiser.averages
+            done = self.optimiser.averaged_names
             self.average.update(self.module.state_dict(), step, update.applied, done=done)
         return update
 
@@ -99,7 +99,7 @@ class PlainLearner:
         set_draw(self.module, draw)
         held = {name: p if name in self.moving else p.detach() for name, p in self.parameters.items()}
         with self._autocast(), frozen_statistics(self.module):
-            value = loss(full(functional_call(self.module, held, (images,))))
+            value = loss(to_float32(functional_call(self.module, held, (images,))))
         moving = {name: p for name, p in held.items() if name in self.moving}
         gradients = dict(zip(moving, torch.autograd.grad(value, list(moving.values()), unit(value)), strict=True))
         self.ranks.all_reduce_mean_(list(gradients.values()))
@@ -122,7 +122,7 @@ class PlainLearner:
                 return self._difference(update.old, direction, images, logits)
             with forward_ad.dual_level():
                 duals = {name: dual(p, direction.get(name)) for name, p in update.old.items()}
-                return full(tangent_of(functional_call(self.module, duals, (images,))))
+                return to_float32(tangent_of(functional_call(self.module, duals, (images,))))
 
     def loss_decrease(self, update: Update, gradient: Gradient) -> Float[Tensor, ""]:
         assert update.old is not None
@@ -196,7 +196,7 @@ class PlainLearner:
             [old[name] for name in direction], torch._foreach_mul(list(direction.values()), step)
         )
         parameters = old | dict(zip(direction, moved, strict=True))
-        return (full(functional_call(self.module, parameters, (images,))) - logits) / step
+        return (to_float32(functional_call(self.module, parameters, (images,))) - logits) / step
 
     def _autocast(self, precise: bool = False) -> AbstractContextManager[object]:
         return autocast(self.device, "float32" if precise else self.precision)

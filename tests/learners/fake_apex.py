@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 
-from fastmpl.learners.rows import apex
+from fastmpl.learners.optimiser_rows import apex
 
 
 def number(value: Any) -> float:

@@ -11,11 +11,11 @@ from torch import Tensor
 from fastmpl.config import NetworkConfig, StudentConfig
 from fastmpl.config import Optimiser as OptimiserName
 from fastmpl.config.optimisers import ABILITIES
+from fastmpl.learners.optimiser_rows import OPTIMISERS
+from fastmpl.learners.optimiser_rows import apex as apex_row
+from fastmpl.learners.optimiser_rows.apex import OptimiserError
+from fastmpl.learners.optimiser_rows.derivatives import differentiate_lamb
 from fastmpl.learners.plain import PlainLearner
-from fastmpl.learners.rows import ROWS
-from fastmpl.learners.rows import apex as apex_row
-from fastmpl.learners.rows.apex import OptimiserError
-from fastmpl.learners.rows.derivatives import of_lamb
 from tests.learners import fake_apex
 from tests.step.worlds import FEATURES, network, optimiser
 
@@ -105,11 +105,11 @@ def test_an_optimiser_continues_from_its_state(name: str, apex: None) -> None:
 
 
 def test_the_table_of_abilities_is_that_of_the_rows() -> None:
-    assert set(ABILITIES) == set(ROWS) == set(get_args(OptimiserName))
-    for name, row in ROWS.items():
+    assert set(ABILITIES) == set(OPTIMISERS) == set(get_args(OptimiserName))
+    for name, row in OPTIMISERS.items():
         assert len(row.state) == ABILITIES[name].moments
         assert (row.skips != "host") == ABILITIES[name].captured
-        assert (row.derivative is not of_lamb) == ABILITIES[name].sharded
+        assert (row.derivative is not differentiate_lamb) == ABILITIES[name].sharded
 
 
 def test_the_documentation_shows_the_table_of_abilities() -> None:

@@ -16,8 +16,10 @@ from torch import Tensor
 from torch.func import functional_call
 
 from fastmpl.config import NetworkConfig
-from fastmpl.learners import optimisers, plain
-from fastmpl.learners.rows import ROWS, derivatives
+from fastmpl.learners import optimiser as learner_optimiser
+from fastmpl.learners import plain
+from fastmpl.learners.optimiser_rows import OPTIMISERS as TABLE
+from fastmpl.learners.optimiser_rows import derivatives
 from fastmpl.methods import feedback, mpl
 from fastmpl.methods.mpl import Feedback, MetaPseudoLabels
 from fastmpl.methods.pseudo_label import PseudoLabel
@@ -461,7 +463,8 @@ def tangent_at_new_parameters(patch: pytest.MonkeyPatch) -> None:
 
 def trust_ratio_held_constant(patch: pytest.MonkeyPatch) -> None:
     """LAMB's ratio is kept, its own dependence on the gradient dropped."""
-    patch.setattr(optimisers, "ROWS", {**ROWS, "lamb": ROWS["lamb"]._replace(derivative=_lamb_by_ratio_alone)})
+    changed = TABLE["lamb"]._replace(derivative=_lamb_by_ratio_alone)
+    patch.setattr(learner_optimiser, "OPTIMISERS", {**TABLE, "lamb": changed})
 
 
 def _lamb_by_ratio_alone(stepped: Any, vectors: Any) -> list[Tensor]:
@@ -472,7 +475,8 @@ def _lamb_by_ratio_alone(stepped: Any, vectors: Any) -> list[Tensor]:
 
 def projection_after_the_diagonal(patch: pytest.MonkeyPatch) -> None:
     """The derivative itself, not its transpose: the two differ where it is not symmetric."""
-    patch.setattr(optimisers, "ROWS", {**ROWS, "lamb": ROWS["lamb"]._replace(derivative=_lamb_turned_round)})
+    changed = TABLE["lamb"]._replace(derivative=_lamb_turned_round)
+    patch.setattr(learner_optimiser, "OPTIMISERS", {**TABLE, "lamb": changed})
 
 
 def _lamb_turned_round(stepped: Any, vectors: Any) -> list[Tensor]:

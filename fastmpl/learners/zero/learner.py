@@ -18,25 +18,25 @@ from torch.func import functional_call
 from fastmpl.config import NetworkConfig, SystemConfig
 from fastmpl.distributed.ranks import ALONE, Ranks
 from fastmpl.learners.average import Average
-from fastmpl.learners.blocks import last_parameters
-from fastmpl.learners.optimisers import Optimiser, matrices, sum_of_products
-from fastmpl.learners.passes import autocast, difference_step, dual, full, tangent_of
+from fastmpl.learners.blocks import names_in_last_blocks
+from fastmpl.learners.optimiser import Optimiser, decayed_names, sum_of_products
+from fastmpl.learners.passes import autocast, difference_step, dual, tangent_of, to_float32
 from fastmpl.learners.protocol import Forward, Gradient, Loss, Update
-from fastmpl.learners.recompute import Recomputation
+from fastmpl.learners.recompute import recompute_blocks
 from fastmpl.learners.running_statistics import RunningStatistics, mean_over_ranks, per_rank_names
 from fastmpl.learners.state import Placement
 from fastmpl.learners.zero import engine as deepspeed
 from fastmpl.learners.zero.layerwise import layer_by_layer
 from fastmpl.learners.zero.settings import settings
-from fastmpl.learners.zero.shards import Replicated, Row, Slices, shards_of
+from fastmpl.learners.zero.shards import FlatShards, ParameterShards, Replicated, shards_of
 from fastmpl.models.norms import frozen_statistics
 from fastmpl.models.stochastic import set_draw
 from fastmpl.models.sync_norm import synchronise
 from fastmpl.models.twin import twin
 
 
-class Held(nn.Module):
-    """The network as the engine holds it: DeepSpeed switches off an autocast around it, so that one is inside."""
+class EngineNetwork(nn.Module):
+    """The network as the engine calls it: DeepSpeed switches off an autocast around it, so this one is inside."""
 
     def __init__(self, network: nn.Module, device: torch.device, precision: Literal["float32", "bf16"]) -> None:
         super().__init__()
@@ -46,7 +46,7 @@ class Held(nn.Module):
 
     def forward(self, images: Float[Tensor, "N *image"]) -> Float[Tensor, "N K"]:
         with autocast(self.device, "float32" if self.precise else self.precision):
-            return full(self.call(images))
+            return to_float32(self.call(images))
 
 
 class ZeroLearner:
@@ -67,21 +67,20 @@ class ZeroLearner:
         self.module, self.config, self.system = module.train(), config, system
         self.ranks, self.tangent_form, self.stage = ranks, tangent, system.zero_stage
         synchronise(module, ranks)
-        self.moving = last_parameters(module, depth)  # the parameters that the tangent moves
+        self.moving = names_in_last_blocks(module, depth)  # the parameters that the tangent moves
         self.twin = _twin(module)
-        self.recomputation = Recomputation(module) if system.recompute else None
         self.statistics = RunningStatistics(module)
         parameters = {name: p for name, p in module.named_parameters() if p.requires_grad}
         for p in parameters.values():  # DeepSpeed sends and cuts rows; images may have their channels last all the same
             p.data = p.data.contiguous()
-        decayed = matrices(parameters)
+        decayed = decayed_names(parameters)
         self.device = next(iter(parameters.values())).device
-        self.held = Held(module, self.device, system.precision)
+        self.network = EngineNetwork(module, self.device, system.precision)
         elements = sum(p.numel() for p in parameters.values())
         derived = settings(system, ranks=ranks.size, elements=elements, on_gpu=self.device.type == "cuda")
         stepper = deepspeed.Stepper(list(parameters.values()), self._step)
-        self.engine = deepspeed.build(self.held, stepper, derived, timeout=system.timeout)
-        self.shards: Replicated | Row | Slices = shards_of(self.engine, parameters, ranks)
+        self.engine = deepspeed.build(self.network, stepper, derived, timeout=system.timeout)
+        self.shards: Replicated | FlatShards | ParameterShards = shards_of(self.engine, parameters, ranks)
         self.optimiser = Optimiser(self.shards.tensors, config, steps, total=self._total, decayed=decayed)
         self.average = Average(self._tensors(), average) if average > 0 else None
         self._asked: tuple[Int[Tensor, ""], bool] | None = None
@@ -89,7 +88,7 @@ class ZeroLearner:
 
     def forward(self, images: Float[Tensor, "N *image"], draw: Int[Tensor, ""]) -> Float[Tensor, "N K"]:
         set_draw(self.module, draw)
-        recomputed = self.recomputation.on(draw) if self.recomputation else nullcontext()
+        recomputed = recompute_blocks(self.module, draw) if self.system.recompute else nullcontext()
         with recomputed, self.statistics.recorded():
             logits: Tensor = self.engine(images)
         return logits
@@ -100,7 +99,7 @@ class ZeroLearner:
     ) -> Float[Tensor, "N K"]:
         set_draw(self.module, draw)
         with frozen_statistics(self.module):
-            return self._seen(full(images) if precise else images, precise)  # a loader may give bf16
+            return self._seen(to_float32(images) if precise else images, precise)  # a loader may give bf16
 
     @torch.no_grad()
     def infer(self, images: Float[Tensor, "N *image"]) -> Float[Tensor, "N K"]:
@@ -112,7 +111,7 @@ class ZeroLearner:
             self.module.train()
 
     def accumulate(self, loss: Float[Tensor, ""]) -> None:
-        if isinstance(self.shards, Slices):
+        if isinstance(self.shards, ParameterShards):
             # DeepSpeed adds to what is there after another forward pass alone; a kept graph has had its own
             self.engine.optimizer.clear_backward_seen_flag()
         self.engine.backward(loss)
@@ -126,7 +125,7 @@ class ZeroLearner:
         self._asked = self._update = None
         self.statistics.settle(update.applied)
         if self.average is not None:
-            self.average.update(self._tensors(), step, update.applied, done=self.optimiser.averages)
+            self.average.update(self._tensors(), step, update.applied, done=self.optimiser.averaged_names)
         return update
 
     def _step(self) -> None:
@@ -139,7 +138,7 @@ class ZeroLearner:
 
     def gradient(self, images: Float[Tensor, "N *image"], loss: Loss, draw: Int[Tensor, ""]) -> Gradient:
         set_draw(self.module, draw)
-        if isinstance(self.shards, Slices):
+        if isinstance(self.shards, ParameterShards):
             with frozen_statistics(self.module):
                 self.engine.backward(loss(self.engine(images)))
             found = self.shards.reduced()
@@ -147,7 +146,7 @@ class ZeroLearner:
             return {name: value for name, value in found.items() if name in self.moving}
         present = {name: p if name in self.moving else p.detach() for name, p in self.module.named_parameters()}
         with autocast(self.device, self.system.precision), frozen_statistics(self.twin):
-            value = loss(full(functional_call(self.twin, present, (images,))))
+            value = loss(to_float32(functional_call(self.twin, present, (images,))))
         moving = {name: p for name, p in present.items() if name in self.moving}
         gradients = torch.autograd.grad(value, list(moving.values()))
         return self.shards.mean(dict(zip(moving, gradients, strict=True)))
@@ -167,15 +166,15 @@ class ZeroLearner:
         if self.tangent_form == "difference":
             return self._difference(update.old, direction, images, logits)
         with autocast(self.device, self.system.precision), frozen_statistics(self.twin), forward_ad.dual_level():
-            if isinstance(self.shards, Slices):
+            if isinstance(self.shards, ParameterShards):
                 with layer_by_layer(self.twin, self._gathering(self.shards, update.old, direction)):
-                    return full(tangent_of(self.twin(images)))
+                    return to_float32(tangent_of(self.twin(images)))
             old, moved = (self.shards.whole(pieces, self.device) for pieces in (update.old, direction))
             duals = {name: dual(p, moved[name] if name in self.moving else None) for name, p in old.items()}
-            return full(tangent_of(functional_call(self.twin, duals, (images,))))
+            return to_float32(tangent_of(functional_call(self.twin, duals, (images,))))
 
     def _gathering(
-        self, shards: Slices, old: Gradient, direction: Gradient
+        self, shards: ParameterShards, old: Gradient, direction: Gradient
     ) -> Callable[[list[str]], dict[str, Tensor]]:
         """What a layer's parameters are at theta, with their tangents along `direction`."""
 
@@ -193,13 +192,13 @@ class ZeroLearner:
         step = difference_step(length, size)
         moved = {name: p + step * direction[name] if name in direction else p for name, p in old.items()}
         with frozen_statistics(self.module), frozen_statistics(self.twin):
-            if isinstance(self.shards, Slices):
+            if isinstance(self.shards, ParameterShards):
                 with self._at(moved):
                     found = self._seen(images)
             else:
                 whole = self.shards.whole(moved, self.device)
                 with autocast(self.device, self.system.precision):
-                    found = full(functional_call(self.twin, whole, (images,)))
+                    found = to_float32(functional_call(self.twin, whole, (images,)))
         return (found - logits) / step.to(self.device)
 
     @contextmanager
@@ -271,7 +270,7 @@ class ZeroLearner:
         for name, value in self.module.state_dict().items():
             if name not in self.shards.shapes:
                 yield name, value
-            elif isinstance(self.shards, Slices):
+            elif isinstance(self.shards, ParameterShards):
                 yield name, self.shards.gathered({name: [self.shards.tensors]}, self.device)[name][0]
             else:  # which every rank holds
                 yield name, value
@@ -299,18 +298,18 @@ class ZeroLearner:
         return ZeroLearner(module, config, self.system, steps=steps, ranks=self.ranks)
 
     def replace_call(self, wrap: Callable[[Forward], Forward]) -> None:
-        self.held.call = wrap(self.held.call)
+        self.network.call = wrap(self.network.call)
 
     def close(self) -> None:
         deepspeed.destroy(self.engine)
 
     def _seen(self, images: Tensor, precise: bool = False) -> Tensor:
         """A pass without a graph."""
-        self.held.precise = precise
+        self.network.precise = precise
         try:
-            logits: Tensor = self.held(images.float() if precise else images)  # a loader may give bf16
+            logits: Tensor = self.network(images.float() if precise else images)  # a loader may give bf16
         finally:
-            self.held.precise = False
+            self.network.precise = False
         return logits
 
     def _tensors(self) -> dict[str, Tensor]:

@@ -80,7 +80,7 @@ class Replicated:
         return whole.view_as(self.tensors[name])
 
 
-class Row:
+class FlatShards:
     """Stages 1 and 2: all parameters in a row, of which each rank has an equal part."""
 
     def __init__(self, parameters: Parameters, ranks: Ranks, engine: Any) -> None:
@@ -136,7 +136,7 @@ class Row:
         return {name: part[piece.at : piece.at + piece.length] for name, piece in self.pieces.items()}
 
 
-class Slices:
+class ParameterShards:
     """Stage 3: each rank has an equal slice of every parameter, the last ones filled up."""
 
     def __init__(self, parameters: Parameters, ranks: Ranks, engine: Any) -> None:
@@ -144,7 +144,7 @@ class Slices:
         (self.part,) = self.zero.fp32_partitioned_groups_flat
         (self.held,) = self.zero.fp16_partitioned_groups_flat  # what passes gather
         if not self.zero.offload_optimizer:
-            self.part.data = self.held.data  # as in `Row`
+            self.part.data = self.held.data  # as in `FlatShards`
         self.ranks = ranks
         given: Any = parameters  # with the attributes that DeepSpeed gives them
         self.shapes = {name: torch.Size(p.ds_shape) for name, p in given.items()}
@@ -206,9 +206,9 @@ def _taken(whole: Tensor, piece: Piece) -> Tensor:
     return whole.reshape(-1)[piece.start : piece.start + piece.length]
 
 
-def shards_of(engine: Any, parameters: Parameters, ranks: Ranks) -> Replicated | Row | Slices:
+def shards_of(engine: Any, parameters: Parameters, ranks: Ranks) -> Replicated | FlatShards | ParameterShards:
     """The layout of an engine's stage."""
     stage = engine.zero_optimization_stage()
     if stage == 0:
         return Replicated(parameters, ranks)
-    return (Slices if stage == 3 else Row)(parameters, ranks, engine)
+    return (ParameterShards if stage == 3 else FlatShards)(parameters, ranks, engine)

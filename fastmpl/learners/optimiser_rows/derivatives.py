@@ -23,8 +23,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 
-class Stepped(NamedTuple):
-    """One parameter that an optimiser has stepped: all that the derivative of its update depends on."""
+class SteppedParameter(NamedTuple):
+    """A parameter after a step of its optimiser: all that the derivative of its update depends on."""
 
     group: Mapping[str, Any]  # the optimiser's settings for it
     state: Mapping[str, Tensor]  # after the step
@@ -32,7 +32,7 @@ class Stepped(NamedTuple):
     gradient: Tensor  # as the optimiser saw it, clipped
 
 
-def of_sgd(stepped: Sequence[Stepped], vectors: Sequence[Tensor]) -> list[Tensor]:
+def differentiate_sgd(stepped: Sequence[SteppedParameter], vectors: Sequence[Tensor]) -> list[Tensor]:
     """lr v, or lr (1 + momentum) v with Nesterov's; one rate and one momentum for all parameters."""
     if not stepped:
         return []
@@ -41,14 +41,14 @@ def of_sgd(stepped: Sequence[Stepped], vectors: Sequence[Tensor]) -> list[Tensor
     return list(torch._foreach_mul(moved, 1 + group["momentum"]) if group["nesterov"] else moved)
 
 
-def of_adamw(stepped: Sequence[Stepped], vectors: Sequence[Tensor]) -> list[Tensor]:
+def differentiate_adamw(stepped: Sequence[SteppedParameter], vectors: Sequence[Tensor]) -> list[Tensor]:
     """lr A v; 0 where the second moment is 0."""
     if not stepped:
         return []
     return list(torch._foreach_mul(_by_gradient(stepped, vectors), stepped[0].group["lr"]))
 
 
-def of_lamb(stepped: Sequence[Stepped], vectors: Sequence[Tensor]) -> list[Tensor]:
+def differentiate_lamb(stepped: Sequence[SteppedParameter], vectors: Sequence[Tensor]) -> list[Tensor]:
     """lr ratio A (v - n <n, v>) where the trust ratio is active, lr A v where it is 1."""
     if not stepped:
         return []
@@ -64,7 +64,7 @@ class _Counts(NamedTuple):
     root_c2: Float[Tensor, ""]
 
     @classmethod
-    def of(cls, stepped: Sequence[Stepped]) -> "_Counts":
+    def of(cls, stepped: Sequence[SteppedParameter]) -> "_Counts":
         """The same for all parameters; the steps are counted by each of them (torch, LAMB) or by the group (apex)."""
         (beta1, beta2), state = stepped[0].group["betas"], stepped[0].state
         count = state["step"] if "step" in state else stepped[0].group["step"]
@@ -72,7 +72,7 @@ class _Counts(NamedTuple):
         return cls((1 - beta1**step).to(dtype), (1 - beta2**step).sqrt().to(dtype))
 
 
-def _by_trust(each: Stepped, v: Tensor, counts: _Counts) -> Tensor:
+def _by_trust(each: SteppedParameter, v: Tensor, counts: _Counts) -> Tensor:
     """ratio (v - n <n, v>), or v where the trust ratio is 1."""
     if each.group["weight_decay"] == 0:  # LAMB adapts only what it decays
         return v
@@ -87,14 +87,14 @@ def _by_trust(each: Stepped, v: Tensor, counts: _Counts) -> Tensor:
     return torch.where(adapts, ratio * projected, v)
 
 
-def _direction(each: Stepped, counts: _Counts) -> Tensor:
+def _direction(each: SteppedParameter, counts: _Counts) -> Tensor:
     """u of LAMB."""
     s = each.state["exp_avg_sq"].sqrt() / counts.root_c2 + each.group["eps"]
     u: Tensor = each.state["exp_avg"] / (counts.c1 * s) + each.group["weight_decay"] * each.old
     return u
 
 
-def _by_gradient(stepped: Sequence[Stepped], vectors: Sequence[Tensor]) -> tuple[Tensor, ...]:
+def _by_gradient(stepped: Sequence[SteppedParameter], vectors: Sequence[Tensor]) -> tuple[Tensor, ...]:
     """A v, with A the derivative of m / (c1 s) by g: the quotient rule; 0 where the second moment is 0."""
     group, counts = stepped[0].group, _Counts.of(stepped)
     beta1, beta2 = group["betas"]

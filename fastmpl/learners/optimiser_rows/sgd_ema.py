@@ -1,6 +1,6 @@
 """Nesterov SGD and the moving average of the weights in one pass over memory (fastmpl_kernels.sgd_ema), as an optimiser.
 
-It reads each parameter once for both. Who owns the average (fastmpl.learners.average) lends its tensors for the step.
+It reads each parameter once for both. The owner of the average (fastmpl.learners.average) lends its tensors for a step.
 """
 
 from collections.abc import Mapping
@@ -22,8 +22,8 @@ class SgdEma(torch.optim.Optimizer):
         self._averages: Mapping[Tensor, Tensor] | None = None
         self._decay: float | Float[Tensor, ""] = 0.0
 
-    def average(self, averages: Mapping[Tensor, Tensor], decay: Float[Tensor, ""]) -> None:
-        """The average of each parameter, which the next step updates."""
+    def lend_averages(self, averages: Mapping[Tensor, Tensor], decay: Float[Tensor, ""]) -> None:
+        """The next step also updates these: the moving average of each parameter."""
         self._averages, self._decay = averages, decay
 
     @torch.no_grad()

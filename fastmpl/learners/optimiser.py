@@ -1,7 +1,7 @@
 """What all optimisers share: the clip by global norm, the scheduled rate, the skip of what is not finite.
 
 Rates, norms, clip factors, counts and skips stay on the device, but for the optimisers that take numbers of the host
-(`Row.skips`). The derivative of a step is the row's rule followed by the Jacobian of the clip.
+(`OptimiserRow.skips`). The derivative of a step is the row's rule followed by the Jacobian of the clip.
 """
 
 import math
@@ -13,11 +13,10 @@ from torch import Tensor
 
 from fastmpl.config import NetworkConfig
 from fastmpl.learners.average import Average
+from fastmpl.learners.optimiser_rows import OPTIMISERS
+from fastmpl.learners.optimiser_rows.derivatives import SteppedParameter
 from fastmpl.learners.protocol import Gradient, Update
 from fastmpl.learners.rates import rate
-from fastmpl.learners.rows import ROWS
-from fastmpl.learners.rows.derivatives import Stepped
-from fastmpl.learners.sgd_ema import SgdEma
 from fastmpl_kernels.sgd_ema import global_norm, inner_product
 
 Tensors = list[Tensor]
@@ -41,10 +40,10 @@ class Optimiser:
         decayed: Collection[str] | None = None,
     ) -> None:
         self.parameters, self.config, self.steps, self.total = dict(parameters), config, steps, total
-        self.row = ROWS[config.optimiser]
+        self.row = OPTIMISERS[config.optimiser]
         device = next(iter(self.parameters.values())).device
         self.lr = torch.zeros((), device=device)
-        names = matrices(self.parameters) if decayed is None else decayed
+        names = decayed_names(self.parameters) if decayed is None else decayed
         decaying = [p for name, p in self.parameters.items() if name in names]
         plain = [p for name, p in self.parameters.items() if name not in names]
         groups = [
@@ -72,24 +71,24 @@ class Optimiser:
         finite = norm < math.inf  # false for NaN too; isfinite is four operators
         if self.config.clip > 0:
             torch._foreach_mul_(listed, (self.config.clip / norm).clamp(max=1.0))
-        if average is not None and isinstance(self.inner, SgdEma):
+        if average is not None and self.row.lend_averages is not None:
             averages: dict[Tensor, Tensor] = {p: average.tensors[name] for name, p in self.parameters.items()}
-            self.inner.average(averages, average.decay_at(step).to(self.lr.dtype))
-        old = dict(zip(self.parameters, self._copies(), strict=True)) if keep else None
+            self.row.lend_averages(self.inner, averages, average.decay_at(step).to(self.lr.dtype))
+        old = dict(zip(self.parameters, _copy(list(self.parameters.values())), strict=True)) if keep else None
         rate = self._rate(step)
         self.lr.copy_(rate)
         spoilt = keep and self.row.spoils_gradient
         for name, p in self.parameters.items():
             p.grad = gradients[name].clone() if spoilt else gradients[name]
-        self._take(finite)
+        self._step_or_skip(finite)
         for p in self.parameters.values():
             p.grad = None
         return Update(norm, finite.to(norm.dtype), rate, old, gradients if keep else None)
 
-    def _take(self, finite: Bool[Tensor, ""]) -> None:
-        """The step of the optimiser itself, or nothing where the gradient is not finite."""
+    def _step_or_skip(self, finite: Bool[Tensor, ""]) -> None:
+        """Steps the optimiser itself; changes nothing where the gradient is not finite."""
         if self.row.skips == "host":
-            self._take_on_host(finite)
+            self._step_or_skip_on_host(finite)
             return
         skipped = (~finite).to(torch.float32)
         if self.row.skips == "device":
@@ -105,8 +104,8 @@ class Optimiser:
         for tensor, old in zip(held, before, strict=True):
             tensor.detach().copy_(torch.where(finite, tensor, old))
 
-    def _take_on_host(self, finite: Bool[Tensor, ""]) -> None:
-        """For optimisers that take the rate and the count as numbers: they wait for the device in any case."""
+    def _step_or_skip_on_host(self, finite: Bool[Tensor, ""]) -> None:
+        """For optimisers that take the rate and the count as numbers of the host, and so wait for the device anyway."""
         if not bool(finite):
             return
         for group in self.inner.param_groups:
@@ -117,9 +116,9 @@ class Optimiser:
             group["lr"], group["step"] = self.lr, self.count
 
     @property
-    def averages(self) -> frozenset[str]:
+    def averaged_names(self) -> frozenset[str]:
         """The parameters whose average a step updates itself."""
-        return frozenset(self.parameters) if isinstance(self.inner, SgdEma) else frozenset()
+        return frozenset(self.parameters) if self.row.lend_averages is not None else frozenset()
 
     def derivative(self, update: Update, direction: Gradient) -> Gradient:
         """D v of `update`, the last step: first the optimiser's own rule, then the clip's Jacobian.
@@ -130,7 +129,7 @@ class Optimiser:
         assert update.gradients is not None and update.old is not None, "the update was not kept"
         group_of = {p: group for group in self.inner.param_groups for p in group["params"]}
         stepped = [
-            Stepped(group_of[p], self.inner.state[p], update.old[name], update.gradients[name])
+            SteppedParameter(group_of[p], self.inner.state[p], update.old[name], update.gradients[name])
             for name, p in ((name, self.parameters[name]) for name in direction)
         ]
         vectors = self.row.derivative(stepped, list(direction.values()))
@@ -158,12 +157,16 @@ class Optimiser:
         for key, value in self.state().items():
             value.copy_(state[key])
 
-    def _copies(self) -> Tensors:
-        return list(torch._foreach_clone([p.detach() for p in self.parameters.values()]))
-
     def _rate(self, step: Int[Tensor, ""]) -> Float[Tensor, ""]:
         c = self.config
         return rate(step, peak=c.lr, steps=self.steps, warmup=c.warmup, wait=c.wait, schedule=c.schedule)
+
+
+def _copy(tensors: Tensors) -> Tensors:
+    """Copies without a graph, in few launches."""
+    copies = [torch.empty_like(tensor) for tensor in tensors]
+    torch._foreach_copy_(copies, [tensor.detach() for tensor in tensors])
+    return copies
 
 
 def sum_of_products(a: Gradient, b: Gradient) -> Float[Tensor, ""]:
@@ -173,6 +176,6 @@ def sum_of_products(a: Gradient, b: Gradient) -> Float[Tensor, ""]:
     return inner_product([a[name] for name in b], list(b.values()))
 
 
-def matrices(parameters: Mapping[str, Tensor]) -> set[str]:
+def decayed_names(parameters: Mapping[str, Tensor]) -> set[str]:
     """The names that weight decay shrinks: norms' weights and biases are left out."""
     return {name for name, p in parameters.items() if p.ndim > 1}

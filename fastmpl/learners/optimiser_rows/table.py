@@ -7,17 +7,23 @@ import torch
 from torch import Tensor
 
 from fastmpl.config import NetworkConfig
-from fastmpl.learners.rows import apex
-from fastmpl.learners.rows.derivatives import Stepped, of_adamw, of_lamb, of_sgd
-from fastmpl.learners.rows.lamb import Lamb
-from fastmpl.learners.sgd_ema import SgdEma
+from fastmpl.learners.optimiser_rows import apex
+from fastmpl.learners.optimiser_rows.derivatives import (
+    SteppedParameter,
+    differentiate_adamw,
+    differentiate_lamb,
+    differentiate_sgd,
+)
+from fastmpl.learners.optimiser_rows.lamb import Lamb
+from fastmpl.learners.optimiser_rows.sgd_ema import SgdEma
 
 Groups = list[dict[str, Any]]
-Derivative = Callable[[Sequence[Stepped], Sequence[Tensor]], list[Tensor]]  # what was stepped, v -> D v
+LendAverages = Callable[[Any, Mapping[Tensor, Tensor], Tensor], None]  # optimiser, average by parameter, decay
+Derivative = Callable[[Sequence[SteppedParameter], Sequence[Tensor]], list[Tensor]]  # what was stepped, v -> D v
 
 
-class Row(NamedTuple):
-    """How an optimiser is built, what its state starts from, D v, and how a step of it is skipped."""
+class OptimiserRow(NamedTuple):
+    """One optimiser: how it is built, what it keeps, and what it can do beside a plain step."""
 
     build: Callable[[Groups, NetworkConfig], torch.optim.Optimizer]
     state: tuple[str, ...]  # tensors of the parameter's shape, starting at 0
@@ -26,6 +32,7 @@ class Row(NamedTuple):
     # device: it reads `found_inf` itself. restore: its tensors are copied before and put back. host: the host decides
     skips: Literal["device", "restore", "host"] = "device"
     spoils_gradient: bool = False  # whether it writes into the gradients that it is given
+    lend_averages: LendAverages | None = None  # how the next step is told to update the moving average too, if it can
 
 
 def _sgd(groups: Groups, config: NetworkConfig) -> torch.optim.Optimizer:
@@ -47,13 +54,15 @@ def _lamb(groups: Groups, config: NetworkConfig) -> torch.optim.Optimizer:
 
 _MOMENTUM, _MOMENTS = ("momentum_buffer",), ("exp_avg", "exp_avg_sq")
 
-ROWS: Mapping[str, Row] = {
-    "sgd": Row(_sgd, _MOMENTUM, of_sgd),
-    "nesterov": Row(_sgd, _MOMENTUM, of_sgd),
-    "fastmpl:sgd_ema": Row(_sgd_ema, _MOMENTUM, of_sgd),
-    "adamw": Row(_adamw, _MOMENTS, of_adamw, counts="parameter"),
-    "lamb": Row(_lamb, _MOMENTS, of_lamb, counts="parameter"),
-    "apex:FusedSGD": Row(apex.fused_sgd, _MOMENTUM, of_sgd, skips="host"),
-    "apex:FusedAdam": Row(apex.fused_adam, _MOMENTS, of_adamw, counts="group", skips="restore"),
-    "apex:FusedLAMB": Row(apex.fused_lamb, _MOMENTS, of_lamb, counts="group", skips="host", spoils_gradient=True),
+OPTIMISERS: Mapping[str, OptimiserRow] = {
+    "sgd": OptimiserRow(_sgd, _MOMENTUM, differentiate_sgd),
+    "nesterov": OptimiserRow(_sgd, _MOMENTUM, differentiate_sgd),
+    "fastmpl:sgd_ema": OptimiserRow(_sgd_ema, _MOMENTUM, differentiate_sgd, lend_averages=SgdEma.lend_averages),
+    "adamw": OptimiserRow(_adamw, _MOMENTS, differentiate_adamw, counts="parameter"),
+    "lamb": OptimiserRow(_lamb, _MOMENTS, differentiate_lamb, counts="parameter"),
+    "apex:FusedSGD": OptimiserRow(apex.fused_sgd, _MOMENTUM, differentiate_sgd, skips="host"),
+    "apex:FusedAdam": OptimiserRow(apex.fused_adam, _MOMENTS, differentiate_adamw, counts="group", skips="restore"),
+    "apex:FusedLAMB": OptimiserRow(
+        apex.fused_lamb, _MOMENTS, differentiate_lamb, counts="group", skips="host", spoils_gradient=True
+    ),
 }
