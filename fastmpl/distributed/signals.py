@@ -8,7 +8,7 @@ from typing import Any, Final, Self
 
 from fastmpl.errors import FastMPLError, Interrupted
 
-HANDLED: Final = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
+HANDLED: Final = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT, signal.SIGHUP)
 
 
 class InterruptedByKey(Interrupted):
@@ -18,14 +18,18 @@ class InterruptedByKey(Interrupted):
 
 
 class Stopper:
-    """Notes SIGTERM, SIGUSR1 and Ctrl-C while it is entered. A second Ctrl-C ends the process at once."""
+    """Notes SIGTERM, SIGUSR1, SIGHUP and Ctrl-C while it is entered. A second Ctrl-C ends the process at once.
+
+    A signal that is ignored stays ignored: `nohup` ignores SIGHUP so that a run outlives its terminal.
+    """
 
     def __init__(self) -> None:
         self.by: signal.Signals | None = None  # the first signal that came
         self._before: dict[signal.Signals, Any] = {}  # the handlers to restore
 
     def __enter__(self) -> Self:
-        self._before = {number: signal.signal(number, self._note) for number in HANDLED}
+        handled = [number for number in HANDLED if signal.getsignal(number) is not signal.SIG_IGN]
+        self._before = {number: signal.signal(number, self._note) for number in handled}
         return self
 
     def __exit__(self, *_: object) -> None:

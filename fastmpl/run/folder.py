@@ -14,7 +14,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any, Final, Literal
 
-from fastmpl.config import Config, save
+from fastmpl.config import Config, to_toml
 from fastmpl.errors import StorageError
 from fastmpl.run.resuming import asked_step, check_settings
 
@@ -64,10 +64,14 @@ def write_status(folder: Path, state: State, step: int, sentence: str = "") -> N
 
 
 def _replace(path: Path, content: bytes) -> None:
-    """Writes a file as a whole: a kill leaves the old one or the new one."""
+    """Writes a file as a whole: a kill leaves the old one or the new one. Raises StorageError if it cannot be written."""
     draft = path.with_name(f"{path.name}.tmp-{os.getpid()}")
-    draft.write_bytes(content)
-    draft.replace(path)
+    try:
+        draft.write_bytes(content)
+        draft.replace(path)
+    except OSError as error:
+        draft.unlink(missing_ok=True)
+        raise StorageError(f"{path} cannot be written: {error.strerror}.") from error
 
 
 class Claim:
@@ -119,9 +123,7 @@ def claim_folder(folder: Path, config: Config, resume: str) -> Iterator[Claim]:
 
 
 def _write_config(config: Config, folder: Path) -> None:
-    draft = folder / f"{CONFIG}.tmp-{os.getpid()}"
-    save(config, draft)
-    draft.replace(folder / CONFIG)
+    _replace(folder / CONFIG, to_toml(config).encode())
 
 
 def _remove_new(folder: Path, missing: list[Path], old: Path | None) -> None:

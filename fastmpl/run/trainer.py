@@ -3,7 +3,7 @@
 import json
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, closing
+from contextlib import ExitStack, closing, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -92,7 +92,8 @@ def train(config: Config, *, resume: str = "auto", quiet: bool = False, report: 
         except BaseException as error:
             if claim is not None and claim.has_begun and run is not None:
                 state: State = "interrupted" if run.saved == run.step else "failed"
-                write_status(folder, state, run.step, str(error))
+                with suppress(StorageError):  # the disk is full, which `error` may say
+                    write_status(folder, state, run.step, str(error))
             raise
         if here.is_first:
             write_status(folder, "done", run.step)
@@ -275,7 +276,10 @@ class Training:
         if self.ranks.rank == 0:
             best = monitor.best
             checkpoint.prune(folder, self.config.run.keep, None if best is None else best["step"])
-            write_status(self.folder, "running", self.step)
+            try:
+                write_status(self.folder, "running", self.step)
+            except StorageError as error:
+                monitor.note(f"{error} Training goes on.")
 
     def _student_facts(self) -> dict[str, Any]:
         return student_facts(self.data.classes, self.data.image_shape, self.data.normalisation)

@@ -4,13 +4,15 @@ Both show the same facts, made by `facts`. Rich draws the block, respects the wi
 imported only here. Leaves out the metrics file (`metrics`) and which rank has the display (the trainer).
 """
 
+import sys
 import time
 from collections import deque
 from collections.abc import Callable, Mapping
 from types import TracebackType
-from typing import TYPE_CHECKING, Final, NamedTuple, Self
+from typing import IO, TYPE_CHECKING, Final, NamedTuple, Self, cast
 
 from fastmpl.telemetry.metrics import Evaluation
+from fastmpl.telemetry.output import DisplayStream
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
@@ -127,7 +129,7 @@ class Progress:
     ) -> None:
         from rich.console import Console
 
-        self._console = console or Console()
+        self._console = console or Console(file=cast("IO[str]", DisplayStream(sys.stdout)))
         self._clock = clock
         self._state = State(name, steps, start)
         self._seen = deque([(clock(), start)], maxlen=SPAN)

@@ -1,0 +1,95 @@
+"""Printing where the encoding lacks a letter, the disk is full, or nobody reads any more."""
+
+import io
+import os
+import subprocess
+import sys
+from typing import TextIO
+
+import pytest
+
+from fastmpl.telemetry.output import DisplayStream, OutputError, ReaderGoneError, print_error, print_result
+
+
+class Failing(io.StringIO):
+    """A stream that fails as one on a full disk does."""
+
+    def __init__(self, error: Exception) -> None:
+        super().__init__()
+        self.error, self.asked = error, 0
+
+    def write(self, text: str) -> int:
+        self.asked += 1
+        raise self.error
+
+
+def ascii_stream() -> tuple[TextIO, io.BytesIO]:
+    raw = io.BytesIO()
+    return io.TextIOWrapper(raw, encoding="ascii", write_through=True), raw
+
+
+def test_letters_that_an_encoding_lacks_are_escaped(monkeypatch: pytest.MonkeyPatch) -> None:
+    stream, raw = ascii_stream()
+    monkeypatch.setattr(sys, "stdout", stream)
+    print_result("Größe 猫 \udcff")
+    assert raw.getvalue() == b"Gr\\xf6\\xdfe \\u732b \\udcff\n"
+
+
+@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), ValueError("I/O operation on closed file")])
+def test_a_display_goes_on_without_its_stream(error: Exception) -> None:
+    failing = Failing(error)
+    stream = DisplayStream(failing)
+    for _ in range(3):
+        assert stream.write("a line") == 6
+        stream.flush()
+    assert stream.is_gone
+    assert failing.asked == 1
+    assert not stream.isatty()
+
+
+def test_a_display_without_a_stream_shows_nothing() -> None:
+    stream = DisplayStream(None)
+    stream.write("a line")
+    stream.flush()
+    assert stream.is_gone and not stream.isatty()
+
+
+def test_results_that_cannot_be_written_are_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stdout", Failing(OSError(28, "No space left on device")))
+    with pytest.raises(OutputError, match="No space left on device") as full:
+        print_result("a line")
+    assert full.value.exit_code == 5 and not full.value.told
+    monkeypatch.setattr(sys, "stdout", None)
+    with pytest.raises(OutputError, match="it is closed"):
+        print_result("a line")
+
+
+def test_a_reader_that_has_ended_is_told_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stdout", Failing(BrokenPipeError()))
+    with pytest.raises(ReaderGoneError) as gone:
+        print_result("a line")
+    assert gone.value.told
+
+
+def test_an_error_is_printed_where_that_is_possible(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    print_error("a sentence")
+    assert capsys.readouterr().err == "a sentence\n"
+    monkeypatch.setattr(sys, "stderr", None)
+    print_error("a sentence")
+
+
+def test_the_interpreter_ends_in_silence_after_a_closed_pipe() -> None:
+    """What is left in the buffer of standard output goes nowhere, and not into a traceback at the end."""
+    program = (
+        "import sys\nfrom fastmpl.telemetry.output import DisplayStream\nstream = DisplayStream(sys.stdout)\n"
+        "for _ in range(10000):\n    stream.write('a line')\nstream.flush()\nsys.exit(0 if stream.is_gone else 3)"
+    )
+    reading, writing = os.pipe()
+    os.close(reading)
+    ended = subprocess.run(
+        [sys.executable, "-c", program], stdout=writing, stderr=subprocess.PIPE, text=True, check=False
+    )
+    os.close(writing)
+    assert (ended.returncode, ended.stderr) == (0, "")
