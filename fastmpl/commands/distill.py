@@ -24,7 +24,7 @@ from fastmpl.data.stores.distributions import Probabilities
 from fastmpl.data.stores.store import Header, checksum
 from fastmpl.data.stores.store_writer import StorePlan, StoreWriter
 from fastmpl.data.stores.tables import read_table
-from fastmpl.errors import ConfigError
+from fastmpl.errors import ConfigError, FastMPLError
 from fastmpl.run.fixed_teacher import Target, load_fixed_teacher
 from fastmpl.run.student_file import WEIGHTS
 
@@ -76,17 +76,28 @@ def distill(
         kept=min(top_k, classes) or classes,
         images=data.images_digest,
         teacher=_describe_teacher(source),
+        class_names=data.classes,
     )
     rank, world = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
     writer = StoreWriter(folder, plan, rank=rank, world=world)
-    missing = list(writer.missing())
-    with tempfile.TemporaryDirectory(dir=folder, prefix="reading-") as scratch:
-        rows = _row_reader(source, data, Path(scratch), tell) if missing else None
-        for done, shard in enumerate(missing, 1):
-            assert rows is not None
-            writer.write(shard, rows(*plan.range(shard)))
-            tell(f"{folder}: {done} of {len(missing)} shards written")
+    try:
+        _write_missing(writer, source, data, tell)
+    except FastMPLError:  # whoever corrects the mistake must not find another store; an interruption keeps its shards
+        writer.discard()
+        raise
     return writer.finish()
+
+
+def _write_missing(writer: StoreWriter, source: TeacherSource, data: Data, tell: Callable[[str], None]) -> None:
+    """Writes this process's shards that are not complete yet."""
+    missing = list(writer.missing())
+    if not missing:
+        return
+    with tempfile.TemporaryDirectory(dir=writer.folder, prefix="reading-") as scratch:
+        rows = _row_reader(source, data, Path(scratch), tell)
+        for done, shard in enumerate(missing, 1):
+            writer.write(shard, rows(*writer.plan.range(shard)))
+            tell(f"{writer.folder}: {done} of {len(missing)} shards written")
 
 
 def _describe_teacher(source: TeacherSource) -> str:
@@ -103,9 +114,11 @@ def _row_reader(
     source: TeacherSource, data: Data, scratch: Path, tell: Callable[[str], None]
 ) -> Callable[[int, int], Iterator[Probabilities]]:
     """A function of a range of images that gives their distributions in parts."""
-    classes = len(data.classes)
     if source.probabilities is not None:
-        return read_table(source.probabilities, data.names, classes, scratch).rows
+        table = read_table(source.probabilities, data.names, data.classes, scratch, data.left_out)
+        for remark in table.remarks:
+            tell(remark)
+        return table.rows
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     target = Target(data.classes, data.image_shape, data.normalisation)
     teacher = load_fixed_teacher(source.teacher, target)

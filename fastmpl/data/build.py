@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import import_module
+from pathlib import Path
 from typing import Literal
 
 import numpy as np
@@ -81,6 +82,13 @@ class Data:
     def names(self) -> Sequence[str]:
         """The name of each training image in files: its path below the data's folder, or its position."""
         return self._streams.prepared.arrays.names or [str(number) for number in range(len(self.truth))]
+
+    @property
+    def left_out(self) -> list[str]:
+        """The names, below the data's folder, of files that cannot be used."""
+        root = Path(self._streams.settings.root)
+        files = [Path(problem.file) for problem in self.problems if not problem.used]
+        return [str(file.relative_to(root)) if file.is_relative_to(root) else str(file) for file in files]
 
     @property
     def images_digest(self) -> str:
@@ -172,5 +180,4 @@ def build(
 def _open_store(prepared: Prepared, folder: str) -> Store:
     """Opens the stored distributions in `folder`. Raises DataError where they are damaged or belong to other images."""
     store = open_store(folder)
-    store.check_fits(images=digest_of(prepared.arrays.train_images), classes=len(prepared.arrays.classes))
-    return store
+    return store.fit(images=digest_of(prepared.arrays.train_images), classes=prepared.arrays.classes)

@@ -111,7 +111,7 @@ def _usable(arrays: Arrays, settings: DataSettings) -> Callable[[NDArray[np.int6
         return None
     key = "filter_store" if settings.filter_store else "store"
     store = open_store(getattr(settings, key))
-    store.check_fits(images=digest_of(arrays.train_images), classes=len(arrays.classes), key=f"data.{key}")
+    store = store.fit(images=digest_of(arrays.train_images), classes=arrays.classes, key=f"data.{key}")
     return partial(select_confident, store, minimum=settings.minimum_confidence, per_class=settings.per_class)
 
 

@@ -92,7 +92,7 @@ def test_views_are_averaged_and_do_not_depend_on_the_number_of_processes(
     assert np.abs(two - one).max() > 0.01
     assert np.abs(three - two).max() > 0.01
     monkeypatch.setattr("fastmpl.data.stores.store_writer.SHARD_ROWS", 700)
-    monkeypatch.setattr("fastmpl.commands.distill.StorePlan.__new__.__defaults__", (700,))
+    monkeypatch.setattr("fastmpl.commands.distill.StorePlan.__new__.__defaults__", (700, ()))
     monkeypatch.setenv("WORLD_SIZE", "2")
     headers = []
     for rank in ("1", "0"):
@@ -127,10 +127,34 @@ def test_an_unchanged_file_is_read_once_and_a_changed_one_is_refused(tmp_path: P
     said: list[str] = []
     for _ in range(2):
         distill(config(tmp_path), TeacherSource(probabilities=file), output=tmp_path / "store", tell=said.append)
-    assert len(said) == 1
+    assert sum("shards written" in line for line in said) == 1
     to_npy(tmp_path / "given", probabilities(seed=1))
     with pytest.raises(DataError, match="holds other distributions"):
         distill(config(tmp_path), TeacherSource(probabilities=file), output=tmp_path / "store", tell=silent)
+
+
+def test_a_failed_attempt_leaves_nothing_and_the_corrected_one_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("fastmpl.commands.distill.StorePlan.__new__.__defaults__", (400, ()))  # the fault is in shard 3
+    given, store = probabilities(), tmp_path / "store"
+    wrong = given.copy()
+    wrong[1290, 0] += 0.5
+    for rows, fails in ((wrong, True), (given, False)):
+        source = TeacherSource(probabilities=to_npy(tmp_path / "given", rows))
+        if fails:
+            with pytest.raises(DataError, match="row of image 1290"):
+                distill(config(tmp_path), source, output=store, tell=silent)
+            assert not store.exists()
+        else:
+            assert distill(config(tmp_path), source, output=store, tell=silent) is not None
+
+
+def test_a_store_carries_the_names_of_its_classes(tmp_path: Path) -> None:
+    source = TeacherSource(probabilities=to_npy(tmp_path / "given", probabilities()))
+    header = distill(config(tmp_path), source, output=tmp_path / "store", tell=silent)
+    assert header is not None and header.class_names == tuple("0123456789")
+    assert open_store(tmp_path / "store").header.class_names == header.class_names
 
 
 def changed(place: tuple[int, int], value: float) -> np.ndarray[Any, Any]:
@@ -143,14 +167,13 @@ WRONG = [
     (lambda p: to_npy(p, changed((17, 3), 2.0)), r"the row of image 17 sums to .*Give probabilities"),
     (lambda p: to_npy(p, changed((17, 3), -1e-3)), "the row of image 17 has a negative number"),
     (lambda p: to_npy(p, changed((17, 3), np.nan)), "the row of image 17 sums to nan"),
-    (lambda p: to_npy(p, probabilities()[:-1]), "has 1296 rows, and the data 1297 images"),
+    (lambda p: to_npy(p, probabilities()[:-1]), "has 1296 rows, and the data 1297 training images"),
     (lambda p: to_npy(p, probabilities()[:, :8]), r"expected floats \[1297, 10\]"),
     (lambda p: to_npy(p, np.zeros((2, 2), int)), "holds int64"),
-    (lambda p: to_npy(p, shuffled(probabilities())[:-2]), "has no row for 2 of 1297 images"),
-    (lambda p: to_csv(p, probabilities()[:-3]), "has no row for 3 of 1297 images, the first being '1294'"),
-    (lambda p: to_csv(p, np.vstack([probabilities(), probabilities()[:1]])), "has a row for image '1297'"),
+    (lambda p: to_npy(p, shuffled(probabilities())[:-2]), "has no row for 2 of 1297 training images"),
+    (lambda p: to_csv(p, probabilities()[:-3]), "has no row for 3 of 1297 training images, the first being '1294'"),
     (lambda p: to_csv(p, probabilities()[:, :9]), "line 1 has 10 columns; expected 11"),
-    (lambda p: _text(p, "0," * 10 + "x\n" + "1," * 10 + "y\n"), "line 2: could not convert"),
+    (lambda p: _text(p, "0," * 10 + "x\n" + "1," * 10 + "y\n"), "line 1: could not convert"),
     (lambda p: _text(p, "\n".join(["3" + ",0.1" * 10] * 2)), "has two rows for image '3'"),
     (lambda p: p.with_suffix(".npy"), "does not exist"),
     (lambda p: _text(p, "", ".txt"), "not .txt"),

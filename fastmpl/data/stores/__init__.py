@@ -1,1 +1,1 @@
-"""What a large teacher said of each image, on disk; and images chosen by it."""
+"""A large teacher's class probabilities of each image, on disk, and images selected by them."""

@@ -1,8 +1,8 @@
-"""Unlabelled images chosen by how sure a teacher is of them, as large unlabelled sets are used.
+"""Selects unlabelled images by the confidence of a teacher, as is usual with large unlabelled sets.
 
-The choice of Xie et al. 2020 (Noisy Student) and Pham et al. 2021 for images of another collection: those whose likeliest
-class has at least some probability, and of each likeliest class at most so many, the surest. Nothing is repeated to make
-rare classes up.
+The selection of Xie et al. 2020 (Noisy Student) and Pham et al. 2021 for images of another collection: images whose
+likeliest class has at least some probability, and of each likeliest class at most some number, the most confident. Images
+of rare classes are not repeated.
 """
 
 import numpy as np
@@ -15,10 +15,10 @@ Index = NDArray[np.int64]
 
 
 def select_confident(store: Store, index: Index, *, minimum: float, per_class: int) -> Index:
-    """Those of images `index` whose likeliest class has a probability of at least `minimum`, in their order.
+    """The images of `index` whose likeliest class has a probability of at least `minimum`, in their order.
 
-    per_class: at most so many of one likeliest class, the surest, the lower number first where two are equally sure; 0:
-    any number. Raises DataError where none are left.
+    per_class: the most images of one likeliest class; the most confident are kept, and of equally confident ones those of
+    lower number; 0: any number. Raises DataError where no image is left.
     """
     number, sure = store.top(index)
     keep = sure >= np.float32(np.float16(minimum))  # rounded as the stored probabilities are
@@ -30,7 +30,7 @@ def select_confident(store: Store, index: Index, *, minimum: float, per_class: i
         keep[order[np.arange(len(order)) - first < per_class]] = True
     if not keep.any():
         raise DataError(
-            f"data.minimum_confidence = {minimum} leaves none of {len(index)} unlabelled images: the surest has "
+            f"data.minimum_confidence = {minimum} leaves none of {len(index)} unlabelled images: the most confident has "
             f"{sure.max():.3f}. Lower it, or store distributions of another teacher."
         )
     return index[keep]

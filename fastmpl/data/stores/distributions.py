@@ -1,11 +1,11 @@
-"""How one class distribution is stored: all of it in half precision, or its largest classes and the mass of the rest.
+"""Packs class distributions: all probabilities in half precision, or the k largest and the mass of the others.
 
-A packed row is 16-bit words, so that a table of them is one array whatever the form:
+A packed row is a number of 16-bit words, so that a table of rows is one array in both formats:
 
     all      K probabilities
     top k    k class numbers (a word each up to 65,536 classes, else two), k probabilities, the mass of the others
 
-The largest comes first. Unpacked, the remaining mass is spread evenly over the classes that were not kept.
+The largest probability comes first. Unpacking spreads the mass of the others evenly over the classes that were not kept.
 n rows, K classes.
 """
 
@@ -18,10 +18,14 @@ from numpy.typing import NDArray
 Words = NDArray[np.uint16]
 Probabilities = NDArray[np.float32]
 SHORT_NUMBERS = 1 << 16  # classes that a word can number
+ONE_AND_ROUNDING, MINUS_ZERO = (
+    0x3C10,
+    0x8000,
+)  # as half precision: 1.0156; what is above is larger, negative or no number
 
 
 class RowFormat(NamedTuple):
-    """`kept` classes of each row of `classes`; all of them where the two are equal."""
+    """A packed row keeps the `kept` largest of `classes` probabilities, or all where the two are equal."""
 
     classes: int
     kept: int
@@ -41,7 +45,7 @@ class RowFormat(NamedTuple):
         return self.classes if self.whole else self.kept * (self.number_words + 1) + 1
 
     def pack(self, probabilities: Probabilities) -> Words:
-        """[n, K] -> [n, words]."""
+        """Packs [n, K] into [n, words]."""
         if self.whole:
             return probabilities.astype(np.float16).view(np.uint16)
         n, k = len(probabilities), self.kept
@@ -58,7 +62,7 @@ class RowFormat(NamedTuple):
         return packed
 
     def unpack(self, packed: Words) -> Probabilities:
-        """[n, words] -> [n, K], rows summing to 1 but for half precision."""
+        """Unpacks [n, words] to [n, K]; rows sum to 1 within half precision."""
         if self.whole:
             return _to_float32(packed)
         k, width = self.kept, self.number_words
@@ -73,7 +77,7 @@ class RowFormat(NamedTuple):
         return rows
 
     def top(self, packed: Words) -> tuple[NDArray[np.int64], Probabilities]:
-        """The likeliest class of each row [n, words] and its probability, [n] both."""
+        """The likeliest class of each packed row [n, words], and its probability: [n] each."""
         if self.whole:
             rows = _to_float32(packed)
             number = rows.argmax(1)
@@ -82,12 +86,23 @@ class RowFormat(NamedTuple):
         number = numbers.view(np.uint32 if self.number_words == 2 else np.uint16)[:, 0].astype(np.int64)
         return number, _to_float32(np.ascontiguousarray(packed[:, self.number_words * self.kept]))
 
+    def faults(self, packed: Words) -> str:
+        """What is wrong with packed rows [n, words]: numbers that are no probabilities or no classes; empty: nothing."""
+        split = 0 if self.whole else self.number_words * self.kept
+        numbers, values = packed[:, :split], packed[:, split:]
+        if ((values > ONE_AND_ROUNDING) & (values != MINUS_ZERO)).any():
+            return "holds numbers that are no probabilities"
+        wide = np.ascontiguousarray(numbers).view(np.uint16 if self.number_words == 1 else np.uint32)
+        if wide.size and int(wide.max()) >= self.classes:
+            return f"names class {int(wide.max())} of {self.classes}"
+        return ""
+
 
 def _to_float32(words: Words) -> Probabilities:
-    """Half-precision bits as float32; torch converts vectors of them, numpy one by one."""
+    """Half-precision bits as float32. torch converts many at a time, numpy one by one."""
     return np.asarray(torch.from_numpy(words.view(np.float16)).float().numpy())
 
 
 def total_variation(a: Probabilities, b: Probabilities) -> NDArray[np.float64]:
-    """Total variation of each row, 1/2 sum_c |a_c - b_c|: from 0, the same, to 1, nothing in common."""
+    """Total variation of each row, 1/2 sum_c |a_c - b_c|: 0 for equal rows, 1 for rows without a common class."""
     return np.asarray(0.5 * np.abs(a.astype(np.float64) - b).sum(1))

@@ -1,30 +1,32 @@
-"""Stored distributions of a teacher over the images of a data set: what takes its place once it has labelled them.
+"""Reads the stored class distributions of a teacher over the images of a data set, which replace the teacher in a run.
 
-A store is a folder: header.json, and shards of packed rows (`distributions`), row i being that of image i. Shards are
-mapped into memory, not read: looking a batch up touches its own rows, and processes that share a machine share one
-copy. Every shard's size and checksum are in the header and are verified when the store is opened. Writing is
-`fastmpl.data.stores.store_writer`.
+A store is a folder with header.json and shards of packed rows (`distributions`): row i belongs to image i. Shards are
+mapped into memory, so that a look-up reads its own rows alone, and processes of one machine share one copy. The header
+holds the size and checksum of every shard; they are verified when the store is opened, and so is every row.
+`fastmpl.data.stores.store_writer` writes stores.
 """
 
 import hashlib
 import json
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
-from fastmpl.data.errors import DataError
+from fastmpl.data.classes import class_order
+from fastmpl.data.errors import DataError, printable
 from fastmpl.data.stores.distributions import Probabilities, RowFormat, Words
 
 HEADER = "header.json"
 FORMAT = "fastmpl distributions 1"
-TOP_ROWS = 1 << 15
+TOP_ROWS = 1 << 15  # unpacked at a time, which bounds the memory
 
 
 class StoreShard(NamedTuple):
-    """One file of the store; rows are implied by its place."""
+    """One file of a store. Its place in the header says which rows it holds."""
 
     file: str
     bytes: int
@@ -32,7 +34,7 @@ class StoreShard(NamedTuple):
 
 
 class PackingChange(NamedTuple):
-    """What packing changed, measured when the rows were written: total variation, and the top class."""
+    """How far packing changed the rows, measured when they were written."""
 
     mean_total_variation: float
     largest_total_variation: float
@@ -40,7 +42,7 @@ class PackingChange(NamedTuple):
 
 
 class Header(NamedTuple):
-    """All that header.json holds."""
+    """The contents of header.json."""
 
     rows: int
     classes: int
@@ -50,6 +52,7 @@ class Header(NamedTuple):
     teacher: str  # in words
     error: PackingChange
     shards: tuple[StoreShard, ...]
+    class_names: tuple[str, ...] = ()  # in the order of the rows; empty in a store of version 0.1.0
 
     @property
     def form(self) -> RowFormat:
@@ -61,16 +64,31 @@ class Header(NamedTuple):
 
     @classmethod
     def from_json(cls, text: str) -> Self:
-        """Raises ValueError, KeyError or TypeError where `text` is not a header."""
+        """Raises ValueError, KeyError, TypeError or AttributeError where `text` is not a header."""
         parts: dict[str, Any] = json.loads(text)
         if parts.pop("format") != FORMAT:
             raise ValueError("another format")
         error, shards = PackingChange(**parts.pop("error")), tuple(StoreShard(**shard) for shard in parts.pop("shards"))
-        return cls(**parts, error=error, shards=shards)
+        names = tuple(map(str, parts.pop("class_names", ())))
+        header = cls(**parts, error=error, shards=shards, class_names=names)
+        header._check()
+        return header
+
+    def _check(self) -> None:
+        """Raises ValueError or TypeError where the numbers do not go together."""
+        for name in ("rows", "classes", "kept", "shard_rows"):
+            if not isinstance(value := getattr(self, name), int) or value < 1:
+                raise ValueError(f"{name} is {value}")
+        if self.kept > self.classes:
+            raise ValueError(f"kept is {self.kept} of {self.classes} classes")
+        if self.class_names and len(self.class_names) != self.classes:
+            raise ValueError(f"{len(self.class_names)} names for {self.classes} classes")
+        if any(Path(shard.file).name != shard.file for shard in self.shards):
+            raise ValueError("a shard lies outside the store")
 
 
 def checksum(path: Path) -> str:
-    """BLAKE2b of a file, as a header writes it."""
+    """The BLAKE2b hash of a file, as a header holds it."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
 
@@ -82,9 +100,10 @@ class Store:
     folder: Path
     header: Header
     tables: tuple[Words, ...]  # one mapped array [rows, words] a shard
+    order: NDArray[np.int64] | None = None  # [K], the stored column of each of the data's classes; None: the same order
 
     def lookup(self, index: NDArray[np.int64]) -> Words:
-        """The packed rows [n, words] of images `index` [n]."""
+        """The packed rows [n, words] of images `index` [n], in the order of the stored classes."""
         if len(self.tables) == 1:
             return np.take(self.tables[0], index, axis=0)
         rows = np.empty((len(index), self.header.form.words), np.uint16)
@@ -96,30 +115,41 @@ class Store:
 
     def probabilities(self, index: NDArray[np.int64]) -> Probabilities:
         """The distributions [n, K] of images `index` [n], float32."""
-        return self.header.form.unpack(self.lookup(index))
+        rows = self.header.form.unpack(self.lookup(index))
+        return rows if self.order is None else np.ascontiguousarray(rows[:, self.order])
 
     def top(self, index: NDArray[np.int64]) -> tuple[NDArray[np.int64], Probabilities]:
         """The likeliest class of each of images `index` and its probability, [n] both."""
-        parts = np.split(index, range(TOP_ROWS, len(index), TOP_ROWS))  # bounds the memory of unpacked rows
+        parts = np.split(index, range(TOP_ROWS, len(index), TOP_ROWS))
         found = [self.header.form.top(self.lookup(part)) for part in parts]
-        return np.concatenate([number for number, _ in found]), np.concatenate([sure for _, sure in found])
+        number = np.concatenate([number for number, _ in found])
+        place = number if self.order is None else np.argsort(self.order)[number]
+        return place, np.concatenate([sure for _, sure in found])
 
-    def check_fits(self, *, images: str, classes: int, key: str = "data.store") -> None:
-        """Raises DataError where the store that `key` names belongs to other images, or has other classes."""
-        if self.header.classes != classes:
+    def fit(self, *, images: str, classes: Sequence[str], key: str = "data.store") -> Self:
+        """This store with its columns in the order of `classes`, the data's. A store of version 0.1.0 has no names.
+
+        Raises DataError where the store that `key` names belongs to other images, or has other classes.
+        """
+        where = f"{key} = {printable(self.folder)!r}"
+        if self.header.classes != len(classes):
             raise DataError(
-                f"{key} = {str(self.folder)!r} holds distributions of {self.header.classes} classes, and the data "
-                f"has {classes}: run `fastmpl distill` on this data."
+                f"{where} holds distributions of {self.header.classes} classes, and the data has {len(classes)}: run "
+                "`fastmpl distill` on this data."
             )
         if self.header.images != images:
             raise DataError(
-                f"{key} = {str(self.folder)!r} was made for other images ({self.header.rows} of them) than this "
-                "run's: run `fastmpl distill` on this data."
+                f"{where} was made for other images ({self.header.rows} of them) than this run's: run `fastmpl distill` "
+                "on this data."
             )
+        if not self.header.class_names:
+            return self
+        order = class_order(self.header.class_names, classes, where)
+        return self if bool((order == np.arange(len(order))).all()) else replace(self, order=order)
 
 
 def open_store(folder: str | Path) -> Store:
-    """Opens the store in `folder`, and reads each shard once to verify it. Raises DataError, naming what is wrong."""
+    """Opens the store in `folder` and verifies every shard and row. Raises DataError, naming what is wrong."""
     folder = Path(folder)
     header = _read_header(folder)
     words, tables = header.form.words, []
@@ -132,7 +162,11 @@ def open_store(folder: str | Path) -> Store:
             raise DataError(f"{path} {found}, and should hold {shard.bytes}: {_AGAIN}")
         if checksum(path) != shard.blake2b:
             raise DataError(f"{path} was altered since it was written (its checksum differs): {_AGAIN}")
-        tables.append(np.memmap(path, np.uint16, "r", shape=(rows, words)).view(np.ndarray))
+        table: Words = np.memmap(path, np.uint16, "r", shape=(rows, words)).view(np.ndarray)
+        for first in range(0, rows, TOP_ROWS):
+            if fault := header.form.faults(table[first : first + TOP_ROWS]):
+                raise DataError(f"{path} {fault}: {_AGAIN}")
+        tables.append(table)
     return Store(folder, header, tuple(tables))
 
 
@@ -147,7 +181,7 @@ def _read_header(folder: Path) -> Header:
         raise DataError(f"{folder} {found}: run `fastmpl distill` with data.store set to it.")
     try:
         header = Header.from_json(path.read_text())
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise DataError(f"{path} is not the header of stored distributions ({error}): {_AGAIN}") from error
     if len(header.shards) != -(-header.rows // max(header.shard_rows, 1)):
         raise DataError(f"{path} names {len(header.shards)} shards, too few or too many for its rows: {_AGAIN}")

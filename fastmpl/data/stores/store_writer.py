@@ -1,8 +1,8 @@
-"""Writes stored distributions, shard by shard: by several processes, and again where it was interrupted.
+"""Writes stored distributions shard by shard: by several processes, and in several attempts.
 
-plan.json fixes what is written. A shard appears under its name when it is whole, with a note beside it (shard-*.json)
-of its checksum and of what packing changed; whoever finds the last note turns all notes into header.json. So a process
-that dies costs the shard it was at, and no process waits for another.
+plan.json fixes what is written. A shard gets its name when it is whole, and a note beside it (shard-*.json) with its
+checksum and with how far packing changed it. The process that finds the last note makes header.json of all notes. So a
+process that dies loses only the shard it was writing, and no process waits for another.
 """
 
 import json
@@ -22,7 +22,7 @@ SHARD_ROWS = 1 << 17
 
 
 class StorePlan(NamedTuple):
-    """What a store will be. `images` is the digest of the data set, `teacher` says in words whose rows they are."""
+    """What a store will hold. `images`: the digest of the data set. `teacher`: whose distributions they are, in words."""
 
     rows: int
     classes: int
@@ -30,13 +30,14 @@ class StorePlan(NamedTuple):
     images: str
     teacher: str
     shard_rows: int = SHARD_ROWS
+    class_names: tuple[str, ...] = ()  # of the data, in the order of the rows
 
     @property
     def shards(self) -> int:
         return -(-self.rows // self.shard_rows)
 
     def range(self, shard: int) -> tuple[int, int]:
-        """The first row of a shard and the first that is no longer in it."""
+        """The first row of a shard, and the row after its last."""
         return shard * self.shard_rows, min((shard + 1) * self.shard_rows, self.rows)
 
 
@@ -44,19 +45,25 @@ class StoreWriter:
     """Writes the shards of rank `rank` of `world`."""
 
     def __init__(self, folder: Path, plan: StorePlan, *, rank: int = 0, world: int = 1) -> None:
-        """Starts a store, or continues one. Raises DataError where the folder holds a store of another plan."""
+        """Starts a store, or continues one. Raises DataError where the folder holds a store of another plan.
+
+        A plan of which no shard was written is replaced.
+        """
         self.folder, self.plan, self.rank, self.world = folder, plan, rank, world
+        self._made_folder = not folder.exists()
+        self._written: list[int] = []
         folder.mkdir(parents=True, exist_ok=True)
-        if not (folder / PLAN).exists():
+        if not any(folder.glob("shard-*.json")):
             _write(folder / PLAN, json.dumps(plan._asdict(), indent=1) + "\n")
-        held, wanted = _plan_of(folder), plan._asdict()
+        wanted = json.loads(json.dumps(plan._asdict()))  # tuples become lists
+        held = {"class_names": wanted["class_names"]} | _read_plan(folder)  # version 0.1.0 wrote no names
         differing = [key for key in wanted if held.get(key) != wanted[key]]
         if differing:
             said = ", ".join(f"{key} {held.get(key)} there, {wanted[key]} here" for key in differing)
             raise DataError(f"{folder} holds other distributions ({said}): name another folder, or delete it.")
 
     def missing(self) -> Iterator[int]:
-        """This rank's shards that are not whole yet."""
+        """This rank's shards that are not complete yet."""
         for shard in range(self.rank, self.plan.shards, self.world):
             note, path = self._note(shard), self._path(shard)
             if note.is_file() and path.is_file() and path.stat().st_size == json.loads(note.read_text())["bytes"]:
@@ -64,7 +71,7 @@ class StoreWriter:
             yield shard
 
     def write(self, shard: int, parts: Iterable[Probabilities]) -> None:
-        """Writes a shard, whose rows [n, K] come in parts."""
+        """Writes a shard. Its rows [n, K] come in parts."""
         first, last = self.plan.range(shard)
         form, path = RowFormat(self.plan.classes, self.plan.kept), self._path(shard)
         draft = path.with_suffix(f".{os.getpid()}.tmp")
@@ -82,12 +89,13 @@ class StoreWriter:
             os.fsync(file.fileno())
         assert written == last - first, "these are not the shard's rows"
         note = {"bytes": draft.stat().st_size, "blake2b": checksum(draft)}
-        (self.folder / HEADER).unlink(missing_ok=True)  # of the store before a shard was lost
+        (self.folder / HEADER).unlink(missing_ok=True)  # it may be there from before a shard was lost
         draft.replace(path)
         _write(self._note(shard), json.dumps(note | {"total": total, "largest": largest, "changed": changed}))
+        self._written.append(shard)
 
     def finish(self) -> Header | None:
-        """Writes the header where every rank's shards are there, and gives it; else None: another rank will."""
+        """Writes the header if the shards of every rank are complete, and returns it; else None: another rank will."""
         if any(not self._note(shard).is_file() for shard in range(self.plan.shards)):
             return None
         notes: list[dict[str, Any]] = [json.loads(self._note(s).read_text()) for s in range(self.plan.shards)]
@@ -101,6 +109,18 @@ class StoreWriter:
         _write(self.folder / HEADER, header.to_json())
         return header
 
+    def discard(self) -> None:
+        """Removes what this writer wrote, so that it does not stand in the way of the next attempt."""
+        for shard in self._written:
+            self._note(shard).unlink(missing_ok=True)
+            self._path(shard).unlink(missing_ok=True)
+        for draft in self.folder.glob(f"*.{os.getpid()}.tmp"):
+            draft.unlink()
+        if not any(self.folder.glob("shard-*")):
+            (self.folder / PLAN).unlink(missing_ok=True)
+        if self._made_folder and not any(self.folder.iterdir()):
+            self.folder.rmdir()
+
     def _path(self, shard: int) -> Path:
         return self.folder / f"shard-{shard:05d}.bin"
 
@@ -108,7 +128,7 @@ class StoreWriter:
         return self.folder / f"shard-{shard:05d}.json"
 
 
-def _plan_of(folder: Path) -> dict[str, Any]:
+def _read_plan(folder: Path) -> dict[str, Any]:
     try:
         plan: dict[str, Any] = json.loads((folder / PLAN).read_text())
     except (ValueError, OSError) as error:

@@ -65,7 +65,7 @@ def test_of_each_likeliest_class_the_surest_are_kept_and_the_first_of_equals(tmp
 
 def test_a_filter_that_leaves_nothing_is_refused(tmp_path: Path) -> None:
     store = stored(tmp_path, surely(CLASSES, SURE))
-    with pytest.raises(DataError, match=r"leaves none of 7 unlabelled images: the surest has 0\.900"):
+    with pytest.raises(DataError, match=r"leaves none of 7 unlabelled images: the most confident has 0\.900"):
         select_confident(store, np.arange(7), minimum=0.95, per_class=5)
 
 

@@ -1,5 +1,6 @@
 """Stored distributions: what comes back, what is refused, what a lost process costs."""
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -7,8 +8,10 @@ import pytest
 
 from fastmpl.data.errors import DataError
 from fastmpl.data.stores.distributions import Probabilities, RowFormat, total_variation
-from fastmpl.data.stores.store import HEADER, open_store
-from fastmpl.data.stores.store_writer import StorePlan, StoreWriter
+from fastmpl.data.stores.store import HEADER, checksum, open_store
+from fastmpl.data.stores.store_writer import PLAN, StorePlan, StoreWriter
+
+NAMES = tuple("abcdefghijkl")
 
 
 def rows(n: int, classes: int, seed: int = 0) -> Probabilities:
@@ -137,7 +140,7 @@ def test_a_truncated_shard_is_written_again_by_the_same_command(tmp_path: Path) 
     assert open_store(tmp_path).header.rows == 50
 
 
-@pytest.mark.parametrize("text", ["", "{}", '{"format": "another"}', "[]"])
+@pytest.mark.parametrize("text", ["", "{}", '{"format": "another"}', "[]", "null", "3"])
 def test_a_damaged_header_is_named_and_refused(text: str, tmp_path: Path) -> None:
     write(tmp_path, plan(), rows(50, 12))
     (tmp_path / HEADER).write_text(text)
@@ -148,8 +151,111 @@ def test_a_damaged_header_is_named_and_refused(text: str, tmp_path: Path) -> Non
 def test_a_store_of_other_images_or_classes_is_refused(tmp_path: Path) -> None:
     write(tmp_path, plan(), rows(50, 12))
     store = open_store(tmp_path)
-    store.check_fits(images="abc", classes=12)
+    store.fit(images="abc", classes=NAMES)
     with pytest.raises(DataError, match="other images"):
-        store.check_fits(images="abd", classes=12)
+        store.fit(images="abd", classes=NAMES)
     with pytest.raises(DataError, match="12 classes, and the data has 10"):
-        store.check_fits(images="abc", classes=10)
+        store.fit(images="abc", classes=NAMES[:10])
+
+
+def test_a_store_of_the_same_classes_in_another_order_is_mapped_by_name(tmp_path: Path) -> None:
+    given, index = rows(50, 12), np.array([3, 40])
+    write(tmp_path, plan(kept=12)._replace(class_names=NAMES), given)
+    backwards = open_store(tmp_path).fit(images="abc", classes=NAMES[::-1])
+    np.testing.assert_allclose(backwards.probabilities(index), given[index][:, ::-1], rtol=2**-11, atol=2**-25)
+    numbers, sure = backwards.top(index)
+    np.testing.assert_array_equal(numbers, 11 - given[index].argmax(1))
+    np.testing.assert_allclose(sure, given[index].max(1), rtol=2**-11)
+
+
+def test_a_store_of_as_many_but_other_classes_is_refused(tmp_path: Path) -> None:
+    write(tmp_path, plan()._replace(class_names=NAMES), rows(50, 12))
+    with pytest.raises(
+        DataError, match=r"data\.store = .* has other classes than the data: it lacks 'z' and it adds 'l'"
+    ):
+        open_store(tmp_path).fit(images="abc", classes=(*NAMES[:-1], "z"))
+
+
+def rewrite(folder: Path, shard: int, packed: np.ndarray) -> None:  # type: ignore[type-arg]
+    """Another program's shard: its size and checksum are those in the header."""
+    path = folder / f"shard-{shard:05d}.bin"
+    path.write_bytes(packed.tobytes())
+    header = json.loads((folder / HEADER).read_text())
+    header["shards"][shard] |= {"bytes": path.stat().st_size, "blake2b": checksum(path)}
+    (folder / HEADER).write_text(json.dumps(header))
+
+
+@pytest.mark.parametrize(
+    ("column", "word", "said"),
+    [
+        (5, 0x7E00, "holds numbers that are no probabilities"),
+        (4, 0xBC00, "no probabilities"),
+        (0, 12, "names class 12 of 12"),
+    ],
+    ids=["nan", "negative", "class"],
+)
+def test_a_row_that_is_no_distribution_is_refused_though_its_checksum_is_right(
+    column: int, word: int, said: str, tmp_path: Path
+) -> None:
+    write(tmp_path, plan(), rows(50, 12))
+    packed = open_store(tmp_path).tables[1].copy()
+    packed[7, column] = word
+    rewrite(tmp_path, 1, packed)
+    with pytest.raises(DataError, match=said) as refused:
+        open_store(tmp_path)
+    assert "shard-00001.bin" in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"kept": 13}, {"rows": -1}, {"classes": "12"}, {"shard_rows": 0}, {"class_names": ["a"]}, {"rows": 17}],
+    ids=str,
+)
+def test_a_header_whose_numbers_do_not_go_together_is_refused(change: dict[str, object], tmp_path: Path) -> None:
+    write(tmp_path, plan(), rows(50, 12))
+    header = json.loads((tmp_path / HEADER).read_text())
+    (tmp_path / HEADER).write_text(json.dumps(header | change))
+    with pytest.raises(DataError) as refused:
+        open_store(tmp_path)
+    assert "\n" not in str(refused.value)
+
+
+def test_a_header_names_no_file_outside_its_folder(tmp_path: Path) -> None:
+    write(tmp_path / "store", plan(), rows(50, 12))
+    (tmp_path / "store" / "shard-00000.bin").rename(tmp_path / "shard-00000.bin")
+    text = (tmp_path / "store" / HEADER).read_text()
+    (tmp_path / "store" / HEADER).write_text(text.replace("shard-00000.bin", "../shard-00000.bin"))
+    with pytest.raises(DataError, match="lies outside the store"):
+        open_store(tmp_path / "store")
+
+
+def test_a_store_of_version_0_1_0_without_class_names_is_continued_and_read(tmp_path: Path) -> None:
+    given, old = rows(50, 12), plan()
+    StoreWriter(tmp_path, old).write(1, [given[16:32]])
+    written = json.loads((tmp_path / PLAN).read_text())
+    del written["class_names"]
+    (tmp_path / PLAN).write_text(json.dumps(written))
+    write(tmp_path, old._replace(class_names=NAMES), given)
+    header = json.loads((tmp_path / HEADER).read_text())
+    del header["class_names"]
+    (tmp_path / HEADER).write_text(json.dumps(header))
+    assert open_store(tmp_path).fit(images="abc", classes=NAMES[::-1]).order is None
+
+
+def test_a_plan_of_which_no_shard_was_written_does_not_block_another(tmp_path: Path) -> None:
+    StoreWriter(tmp_path, plan(kept=4))
+    write(tmp_path, plan(kept=5), rows(50, 12))
+    assert open_store(tmp_path).header.kept == 5
+
+
+def test_what_is_discarded_leaves_no_trace_and_what_others_wrote_stays(tmp_path: Path) -> None:
+    given, folder = rows(50, 12), tmp_path / "store"
+    alone = StoreWriter(folder, plan())
+    alone.write(0, [given[:16]])
+    alone.discard()
+    assert not folder.exists()
+    StoreWriter(folder, plan(), rank=1, world=2).write(1, [given[16:32]])
+    failed = StoreWriter(folder, plan(), rank=0, world=2)
+    failed.write(0, [given[:16]])
+    failed.discard()
+    assert sorted(path.name for path in folder.iterdir()) == [PLAN, "shard-00001.bin", "shard-00001.json"]
