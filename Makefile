@@ -10,7 +10,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 ENV    := $(VENV)/.installed
 BUILD  := $(VENV)/.built
-FAST   := tests/test_imports.py tests/config tests/methods tests/step/test_identities.py tests/learners/test_optimisers.py \
+FAST   := tests/test_imports.py tests/config tests/step/test_identities.py tests/learners/test_optimisers.py \
           tests/kernels/test_student_objective.py tests/kernels/test_batch_norm_act.py tests/data/test_split.py
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 

@@ -42,6 +42,8 @@ def as_rst(line: str) -> str:
 
 def docstring_to_rst(app: object, what: str, name: str, obj: object, options: object, lines: list[str]) -> None:
     """Docstrings are plain text: code in backticks, formulas and tables indented. An indented block is shown as it is."""
+    if lines and lines[0].startswith("Alias for field number"):
+        lines[:] = [""]  # of a NamedTuple; the class says what its fields mean
     out: list[str] = []
     in_block = False
     for line in lines:
