@@ -113,15 +113,21 @@ def _models(config: "Config") -> Iterator[str]:
 
 
 def _weights(config: "Config") -> Iterator[str]:
-    """Networks that train start from random weights, so a name of timm that asks for trained ones is refused."""
-    for role in trained_optimisers(config):
-        model: str = getattr(config, role).model
-        name, _, tag = model.partition(".")
-        if model.startswith("timm:") and tag:
+    """A name of timm that asks for trained weights gets them by `pretrained`, or is refused."""
+    trains = trained_optimisers(config)
+    for role, network in (("student", config.student), ("teacher", config.teacher)):
+        name, _, tag = network.model.partition(".")
+        if role in trains and network.model.startswith("timm:") and tag and not network.pretrained:
             yield (
-                f'{role}.model = "{model}" asks for the weights "{tag}", and a network that is trained starts from random '
-                f'ones. Use "{name}", or name it as the fixed teacher of method.name = "distillation" or "pseudo_label".'
+                f'{role}.model = "{network.model}" names the weights "{tag}", and {role}.pretrained is empty, which means '
+                f'random ones. Set {role}.pretrained = "hub" or a file of weights, or {role}.model = "{name}".'
             )
+        if network.pretrained and role not in trains:
+            yield f'{role}.pretrained is for a network that learns; method.name = "{config.method.name}" has none there.'
+        if network.pretrained and role == "teacher" and config.method.name == "reduced_mpl":
+            yield 'teacher.pretrained with method.name = "reduced_mpl": its teacher is a small perceptron that starts new.'
+        if network.pretrained == "hub" and not network.model.startswith("timm:"):
+            yield f'{role}.pretrained = "hub" with {role}.model = "{network.model}", which timm does not know. Name a file.'
 
 
 def _optimisers(config: "Config") -> Iterator[str]:

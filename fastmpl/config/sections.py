@@ -117,6 +117,9 @@ class NetworkConfig(_Section):
     """A network and how it learns."""
 
     model: str = _key("wrn_28_2", 'Network: wrn_DEPTH_WIDTH, conv, perceptron, or "timm:NAME".', min_length=1)
+    pretrained: str = _key(
+        "", 'Weights to start from: a .safetensors or .pth file, a folder of timm, a run, or "hub"; "": random ones.'
+    )
     dropout: BelowOne = _rare(0.0, "Share of units dropped.")
     norm: Norm = _rare("batch", "Normalisation: statistics of a rank's batch, of all ranks' batches, or of groups.")
     width: int = _rare(128, "Units of a perceptron's hidden layers, or channels of conv's last one.", ge=1, le=65536)

@@ -3,6 +3,7 @@
 import difflib
 import math
 import re
+from collections.abc import Callable
 
 import torch
 from torch import nn
@@ -12,6 +13,7 @@ from fastmpl.models.conv import ConvNet
 from fastmpl.models.errors import ModelError
 from fastmpl.models.norms import Norm
 from fastmpl.models.perceptron import Perceptron
+from fastmpl.models.pretrained import Weights, load_into
 from fastmpl.models.stochastic import replace_dropout
 from fastmpl.models.wide_resnet import WideResNet
 
@@ -50,13 +52,16 @@ def build(
     width: int,
     depth: int,
     seed: int,
+    weights: Weights | None = None,
+    note: Callable[[str], None] = lambda sentence: None,
 ) -> nn.Module:
     """The network of that name, on the CPU, in training mode, its parameters a pure function of `seed`.
 
     model: "wrn_D_k", "conv" (`width`: channels of its last layer), "perceptron" and "perceptron_tanh" (`width` units,
     `depth` linear layers, no norm), or "timm:NAME". image_shape: (channels, height, width), or (features,) for a
-    perceptron. Random draws of the network are keyed (`fastmpl.models.set_draw`). The global generators are left as
-    they were. Raises ModelError, one sentence, for what does not exist or cannot be used.
+    perceptron. weights: what the network starts from instead; `note` is told which tensors were loaded. Random draws of
+    the network are keyed (`fastmpl.models.set_draw`). The global generators are left as they were. Raises ModelError,
+    one sentence, for what does not exist or cannot be used.
     """
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)  # torch.manual_seed would seed every GPU's generator too
@@ -64,15 +69,31 @@ def build(
             from fastmpl.models.zoo import timm_model  # timm takes a second to import
 
             return timm_model(
-                model.removeprefix("timm:"), classes=classes, image_shape=image_shape, dropout=dropout, norm=norm
+                model.removeprefix("timm:"),
+                classes=classes,
+                image_shape=image_shape,
+                dropout=dropout,
+                norm=norm,
+                weights=weights,
+                note=note,
             )
         network = _own(model, classes, image_shape, dropout, norm, width, depth)
+    if weights is not None:
+        note(load_into(network, weights).describe(weights.source))
     replace_dropout(network)  # numbers the layers
     return network
 
 
-def build_network(config: NetworkConfig, *, classes: int, image_shape: tuple[int, ...], seed: int) -> nn.Module:
-    """The network of a section of the configuration."""
+def build_network(
+    config: NetworkConfig,
+    *,
+    classes: int,
+    image_shape: tuple[int, ...],
+    seed: int,
+    weights: Weights | None = None,
+    note: Callable[[str], None] = lambda sentence: None,
+) -> nn.Module:
+    """The network of a section of the configuration; see `build`."""
     return build(
         config.model,
         classes=classes,
@@ -82,4 +103,6 @@ def build_network(config: NetworkConfig, *, classes: int, image_shape: tuple[int
         width=config.width,
         depth=config.depth,
         seed=seed,
+        weights=weights,
+        note=note,
     )

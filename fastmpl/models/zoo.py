@@ -20,6 +20,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from fastmpl.models.errors import ModelError
 from fastmpl.models.norms import Norm, groups_of
+from fastmpl.models.pretrained import Loaded, Weights, check_loaded, classifier_of, record_load, select_head
 from fastmpl.models.stochastic import KeyedDropout, replace_dropout
 from fastmpl.models.sync_norm import SyncBatchNorm
 from fastmpl_kernels.batch_norm_act.module import fuse_batch_norm_act
@@ -129,6 +130,43 @@ def _create(name: str, options: dict[str, object]) -> nn.Module:
     return model
 
 
+def _create_pretrained(name: str, options: dict[str, object], weights: Weights) -> tuple[nn.Module, Loaded]:
+    """timm's network with trained weights. timm renames tensors, and resizes position embeddings and input channels."""
+    known: Any = timm.get_pretrained_cfg(name)
+    classifier = known.classifier if known is not None and isinstance(known.classifier, str) else ""
+    overlay: dict[str, object] = {"custom_load": False}
+    if weights.tensors is not None:
+        keeps = weights.head_order is not None
+        overlay |= {"source": "", "url": "", "hf_hub_id": None, "label_offset": 0}
+        overlay["state_dict"] = select_head(weights.tensors, classifier, weights.head_order)
+        overlay["num_classes"] = options["num_classes"] if keeps else 0  # another number: timm drops the classifier
+    with record_load() as handed_over:
+        try:
+            model: nn.Module = timm.create_model(name, pretrained=True, pretrained_cfg_overlay=overlay, **options)
+        except (RuntimeError, KeyError, ValueError, TypeError, AssertionError) as error:
+            if weights.tensors is None:
+                raise _unreachable(name, known) from error
+            reason = " ".join(str(error).split())[:160]
+            raise ModelError(
+                f'pretrained = "{weights.source}" does not fit model = "timm:{name}" ({reason}): set model to the network '
+                "that the weights are of."
+            ) from error
+        except OSError as error:  # the hub's errors: offline, not there, not allowed
+            raise _unreachable(name, known) from error
+        given = handed_over()
+    return model, check_loaded(model, given, classifier or classifier_of(model), weights.source)
+
+
+def _unreachable(name: str, known: Any) -> ModelError:
+    if known is None or not known.has_weights:
+        return ModelError(f'pretrained = "hub": timm knows no weights for "timm:{name}". Name a file of weights.')
+    where = f"of {known.hf_hub_id} on the Hugging Face hub" if known.hf_hub_id else f"at {known.url}"
+    return ModelError(
+        f'pretrained = "hub" needs the weights of "timm:{name}", which are neither cached nor to be fetched from here: '
+        f"fetch model.safetensors {where} on a machine with a network, and set pretrained to the file's path."
+    )
+
+
 def _fit(model: nn.Module, name: str, image_shape: tuple[int, ...], dropout: float, norm: Norm) -> nn.Module:
     """Makes timm's network fit for feedback, in place, or refuses it."""
     for module in model.modules():
@@ -166,8 +204,19 @@ def _to_fake(model: nn.Module) -> None:
                 tensors[name] = fakes[tensor]  # type: ignore[assignment]
 
 
-def timm_model(name: str, *, classes: int, image_shape: tuple[int, ...], dropout: float, norm: Norm) -> nn.Module:
-    """timm's network of that name with random weights, `classes` outputs and keyed random draws.
+def timm_model(
+    name: str,
+    *,
+    classes: int,
+    image_shape: tuple[int, ...],
+    dropout: float,
+    norm: Norm,
+    weights: Weights | None = None,
+    note: Callable[[str], None] = lambda sentence: None,
+) -> nn.Module:
+    """timm's network of that name with `classes` outputs and keyed random draws.
+
+    weights: what it starts from; None: random weights. `note` is told which tensors were loaded.
 
     Works under FakeTensorMode, although timm's own constructors read tensors: they run outside it, on `meta`.
     Raises ModelError for an unknown name, and for a network whose draws cannot be keyed.
@@ -186,7 +235,12 @@ def timm_model(name: str, *, classes: int, image_shape: tuple[int, ...], dropout
     if getattr(timm.get_pretrained_cfg(name), "fixed_input_size", False):
         options["img_size"] = image_shape[1:]
     with unset_fake_temporarily() as fake, torch.device("meta" if fake else torch.get_default_device()):
-        model = _fit(_create(name, options), name, image_shape, dropout, norm)
+        if weights is None:
+            created = _create(name, options)
+        else:
+            created, loaded = _create_pretrained(name, options, weights)
+            note(loaded.describe(weights.source))
+        model = _fit(created, name, image_shape, dropout, norm)
     if fake:
         _to_fake(model)
     return model

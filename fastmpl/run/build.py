@@ -1,6 +1,7 @@
 """From a configuration and its data to the networks, the method and the step that trains them."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import torch
@@ -20,6 +21,7 @@ from fastmpl.methods.supervised import Supervised
 from fastmpl.methods.uda import Consistency, Uda
 from fastmpl.models import build_network
 from fastmpl.models.layout import channels_last
+from fastmpl.models.pretrained import Weights
 from fastmpl.models.reduced_teacher import ReducedTeacher, StoredTeacher
 from fastmpl.step.eager import EagerStep, Ramp, Step
 from fastmpl.step.mpl_step import MplStep
@@ -53,13 +55,27 @@ def assemble(
     device: torch.device,
     fixed_teacher: Callable[[], nn.Module],
     ranks: Ranks = ALONE,
+    weights: Mapping[str, Weights] = MappingProxyType({}),
+    note: Callable[[str], None] = lambda sentence: None,
 ) -> Trainee:
-    """Networks on `device`, and the step of `config`'s method; `fixed_teacher` gives the one that does not learn."""
+    """Networks on `device`, and the step of `config`'s method; `fixed_teacher` gives the one that does not learn.
+
+    weights: what the networks that learn start from, by role; random weights for a role that is missing. `note` is told
+    which tensors were loaded.
+    """
 
     def trained(section: NetworkConfig, seed: int) -> nn.Module:
         if section is config.teacher and config.method.name == "reduced_mpl":
             return ReducedTeacher(classes, section.width, section.depth, seed)
-        return build_network(section, classes=classes, image_shape=image_shape, seed=seed)
+        role = "teacher" if section is config.teacher else "student"
+        return build_network(
+            section,
+            classes=classes,
+            image_shape=image_shape,
+            seed=seed,
+            weights=weights.get(role),
+            note=lambda sentence: note(f"{role}: {sentence}."),
+        )
 
     def learner(section: NetworkConfig, seed: int, average: float) -> RunLearner:
         module = _placed(trained(section, config.run.seed * 1009 + seed), config, device)

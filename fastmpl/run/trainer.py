@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from fastmpl.config import Config
+from fastmpl.config.rules import trained_optimisers
 from fastmpl.data.batch import Batch
 from fastmpl.data.build import Data
 from fastmpl.data.build import build as build_data
@@ -29,7 +30,8 @@ from fastmpl.run.folder import State, claim_folder, write_status
 from fastmpl.run.graph_choice import choose_execution, loaded_dtype
 from fastmpl.run.monitor import Monitor
 from fastmpl.run.preconditions import require_kernels, require_same_data, require_trusted
-from fastmpl.run.resuming import require_fitting, set_newer_aside
+from fastmpl.run.pretrained import Start, read_start
+from fastmpl.run.resuming import asked_step, require_fitting, set_newer_aside
 from fastmpl.run.scores import Network, Split
 from fastmpl.run.student_file import save_network, student_facts
 from fastmpl.run.trained_networks import Learned
@@ -78,7 +80,8 @@ def train(config: Config, *, resume: str = "auto", quiet: bool = False, report: 
         run: Training | None = None
         try:
             with join_group(here, folder, lambda: held.enter_context(Stopper()), config.system.timeout) as group:
-                run = Training(config, folder, quiet, group, here)
+                starts = asked_step(folder, resume) == 0
+                run = Training(config, folder, quiet, group, here, starts=starts)
                 with closing(run.learned):
                     run.restore(resume)
                     if claim is not None:
@@ -103,8 +106,11 @@ def train(config: Config, *, resume: str = "auto", quiet: bool = False, report: 
 class Training:
     """One run between its start and its end."""
 
-    def __init__(self, config: Config, folder: Path, quiet: bool, group: Group, here: Place) -> None:
-        self.config, self.folder = config, folder
+    def __init__(
+        self, config: Config, folder: Path, quiet: bool, group: Group, here: Place, *, starts: bool = True
+    ) -> None:
+        """starts: False for a run that continues, and does not read pretrained weights again."""
+        self.config, self.folder, self.starts = config, folder, starts
         self.ranks, self.stops = group
         require_kernels()
         dispatch.set_backend(config.system.kernels)
@@ -125,6 +131,8 @@ class Training:
         require_trusted(config, self.data.trusted_count)
         require_same_data(self.data.train.state()["fingerprint"], self.ranks)
         self.monitor = Monitor(config, self.data, folder, self.device, self.ranks, quiet=quiet or not here.is_first)
+        pretrained = self._read_pretrained() if starts else {}
+        self.weights = {role: start.sha256 for role, start in pretrained.items()}
         trainee = assemble(
             config,
             classes=len(self.data.classes),
@@ -132,10 +140,19 @@ class Training:
             device=self.device,
             ranks=self.ranks,
             fixed_teacher=self._load_fixed_teacher,
+            weights={role: start.weights for role, start in pretrained.items()},
+            note=self.notes.append,
         )
         self.learned = Learned(trainee, config, self.device, self.monitor.meter.add)
         self.total = config.run.steps + config.finetune.steps
         self.step, self.saved = 0, -1
+
+    def _read_pretrained(self) -> dict[str, Start]:
+        sections = {role: getattr(self.config, role).pretrained for role in trained_optimisers(self.config)}
+        found = {role: read_start(path, role, self.data.classes) for role, path in sections.items() if path}
+        for start in found.values():
+            self.notes += start.remarks
+        return found
 
     def _load_fixed_teacher(self) -> nn.Module:
         data = self.data
@@ -152,12 +169,19 @@ class Training:
         else:
             found = checkpoint.read(Path(resume), self.ranks)
         if found is None:
+            wanted = [role for role in trained_optimisers(self.config) if getattr(self.config, role).pretrained]
+            if wanted and not self.starts:
+                raise StorageError(
+                    f"{self.folder} has no checkpoint that can be read: {' '.join(self.notes)} "
+                    "Use --resume never to start over."
+                )
             return
         parts = self.learned.parts()
         here, sharded = parts.state() | self.monitor.state(), parts.placement().sharded
         require_fitting(
             found, resume if is_named else f"The checkpoint of step {found.step}", here, sharded, self.config
         )
+        self.weights = found.facts.get("pretrained", {})
         self.data.train.restore(found.facts["data"])
         self.step = self.saved = found.step
         self.learned.load(found.tensors, finetuning=self.step > self.config.run.steps)
@@ -260,7 +284,12 @@ class Training:
         made = Checkpoint(
             self.step,
             parts.state() | monitor.state(),
-            {"data": self.data.train.state(), **monitor.facts(), "student": self._student_facts()},
+            {
+                "data": self.data.train.state(),
+                **monitor.facts(),
+                "student": self._student_facts(),
+                "pretrained": self.weights,
+            },
             parts.placement().per_rank | set(monitor.state()),
             parts.placement().sharded,
         )
@@ -280,6 +309,9 @@ class Training:
                 write_status(self.folder, "running", self.step)
             except StorageError as error:
                 monitor.note(f"{error} Training goes on.")
+
+    def _facts(self) -> dict[str, Any]:
+        return {"student": self._student_facts(), "pretrained": self.weights}
 
     def _student_facts(self) -> dict[str, Any]:
         return student_facts(self.data.classes, self.data.image_shape, self.data.normalisation)
