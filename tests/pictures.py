@@ -80,6 +80,9 @@ BAD = {
 }
 
 
+DECODED_BAD = [name for name in BAD if name.endswith((".jpg", ".png")) and name != "gone.jpg"]  # found by a decoder
+
+
 def spoil(folder: Path, rng: np.random.Generator) -> None:
     """Adds a file of each kind in BAD."""
     whole = Image.fromarray(pixels(rng, (100, 100, 100), (64, 64)))

@@ -18,7 +18,7 @@ from fastmpl.config.rules import NOT_CAPTURABLE
 from fastmpl.errors import StorageError
 
 if TYPE_CHECKING:
-    from fastmpl.data.dataset import Problem
+    from fastmpl.data.inventory import Problem
     from fastmpl.data.prepare import Prepared
 
 SAY_EVERY: Final = 10  # seconds
@@ -69,17 +69,12 @@ def _read_and_check(config: Config) -> "tuple[Prepared, list[str], NDArray[np.ui
 def _warn_of_copies(prepared: "Prepared", train: NDArray[np.uint64], test: NDArray[np.uint64]) -> Iterator[str]:
     """A warning for each kind of picture that is in two places where it should be in one."""
     from fastmpl.data.checks.copies import copies
-    from fastmpl.data.dataset import name_of
     from fastmpl.data.errors import printable
 
     arrays = prepared.arrays
-
-    def trained(index: int) -> str:
-        return arrays.names[index] if arrays.names else f"training image {index}"
-
     for found in copies(train, test, arrays.train_labels, prepared.split):
-        one = trained(found.one) if not found.of_test else name_of(arrays.test_images, found.one)
-        other = printable(trained(found.other))
+        one = arrays.test_name(found.one) if found.of_test else arrays.train_name(found.one)
+        other = printable(arrays.train_name(found.other))
         yield f"warning {found.count:,} {found.what}: {printable(one)} is the same picture as {other}"
 
 
@@ -102,8 +97,9 @@ def _list_problems(problems: "Sequence[Problem]") -> Iterator[str]:
     for files in by_reason.values():
         for problem in files[:SHOWN]:
             yield f"{'note' if problem.used else 'skipped':7} {printable(problem.file)}: {printable(problem.reason)}"
-        if len(files) > SHOWN:
-            yield f"        and {len(files) - SHOWN:,} more like this: {printable(files[0].reason)}"
+        more = sum(problem.count for problem in files) - min(len(files), SHOWN)
+        if more:
+            yield f"        and {more:,} more like this: {printable(files[0].reason)}"
 
 
 def check_data(config: Config) -> Generator[str, None, "Prepared"]:
@@ -114,11 +110,14 @@ def check_data(config: Config) -> Generator[str, None, "Prepared"]:
     """
     prepared, said, train, test = _read_and_check(config)
     arrays, parts = prepared.arrays, prepared.split
+    from fastmpl.data.remarks import account_of, split_remarks
     from fastmpl.run.preconditions import require_trusted
 
     require_trusted(config, len(parts.trusted))
     counts = ", ".join(f"{len(index)} {name}" for name, index in parts._asdict().items())
     yield f"data    {config.data.source}: {len(arrays.classes)} classes, {counts}, {len(arrays.test_labels)} test images"
+    yield from (f"files   {line}" for line in account_of(arrays))
+    yield from (f"note    {line}" for line in split_remarks(arrays, parts))
     yield from said
     yield from _warn_of_copies(prepared, train, test)
     yield from _warn_of_absent_classes(arrays.classes, arrays.train_labels[parts.validation], "validation")

@@ -12,15 +12,17 @@ from jaxtyping import Int
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fastmpl.data.dataset import Problem, digest, digest_of, select_images
+from fastmpl.data.dataset import digest, digest_of, select_images
 from fastmpl.data.device_stream import upload
 from fastmpl.data.draws import StreamName
+from fastmpl.data.inventory import Problem, count_left_out
 from fastmpl.data.loader import LabelledImages, LabelledStream, Loader
 from fastmpl.data.memory.evaluation_set import EvaluationSet
 from fastmpl.data.normalise import Normalisation
 from fastmpl.data.open_streams import StreamOpener
 from fastmpl.data.prefetch import Prefetcher
 from fastmpl.data.prepare import Prepared, fingerprint, prepare
+from fastmpl.data.remarks import account_of, split_remarks
 from fastmpl.data.sampler import Sampler
 from fastmpl.data.settings import DataSettings
 from fastmpl.data.split import Split
@@ -57,9 +59,10 @@ class Data:
         return self._streams.prepared.arrays.problems
 
     def remarks(self) -> list[str]:
-        """Remarks on the files, for a user who is about to train."""
-        left_out = sum(not problem.used for problem in self.problems)
-        return [f"{left_out} files are left out; `fastmpl check` says which and why."] if left_out else []
+        """Remarks on the data, for a user who is about to train."""
+        arrays = self._streams.prepared.arrays
+        account = [f"{line}; `fastmpl check` names them" for line in account_of(arrays)]
+        return (account if count_left_out(arrays.problems) else []) + split_remarks(arrays, self.split)
 
     @property
     def labelled_count(self) -> int:

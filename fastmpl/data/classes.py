@@ -14,7 +14,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from fastmpl.data.errors import DataError, printable
+from fastmpl.data.errors import DataError
 
 SHOWN: Final = 5  # names in a message
 _UNPRINTABLE: Final = ("Cc", "Cf", "Cs", "Zl", "Zp")  # control, format, surrogate; line and paragraph separators
@@ -27,7 +27,7 @@ def normal_name(name: str) -> str:
 
 def _list_names(names: Sequence[str]) -> str:
     more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
-    return ", ".join(repr(printable(name)) for name in names[:SHOWN]) + more
+    return ", ".join(repr(name) for name in names[:SHOWN]) + more
 
 
 def _same_numbers(names: Sequence[str]) -> list[str]:
@@ -79,7 +79,7 @@ def similar_names(names: Sequence[str]) -> list[str]:
 def closest_name(name: str, names: Sequence[str]) -> str:
     """A hint that ends a message about the unknown class `name`: the nearest of `names`, or all of a few."""
     near = difflib.get_close_matches(normal_name(name), names, n=1)
-    return f"Did you mean {printable(near[0])!r}?" if near else f"The classes are {_list_names(names)}."
+    return f"Did you mean {near[0]!r}?" if near else f"The classes are {_list_names(names)}."
 
 
 def class_order(have: Sequence[str], wanted: Sequence[str], what: str) -> NDArray[np.int64]:

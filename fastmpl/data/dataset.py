@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fastmpl.data.files.encoded import Encoded, Subset
+from fastmpl.data.inventory import Inventory, Problem
 
 Pixels = NDArray[np.uint8] | NDArray[np.float32]
 Images = Pixels | Encoded
@@ -15,12 +16,10 @@ Labels = NDArray[np.int64]
 UNKNOWN = -1  # the label of an image that has none
 
 
-class Problem(NamedTuple):
-    """A file that is left out (`used` False), or one that is read though something about it is odd."""
-
-    file: str
-    reason: str
-    used: bool = False
+def _name_image(images: Images, names: Sequence[str], kind: str, index: int) -> str:
+    if not isinstance(images, np.ndarray):
+        return images.full_name(index)
+    return names[index] if names else f"{kind} image {index}"
 
 
 class Arrays(NamedTuple):
@@ -30,7 +29,9 @@ class Arrays(NamedTuple):
     A training label may be UNKNOWN; there may be no test images (length 0). `transductive`: there is no test set apart
     from the training images (then `test_*` are those); whoever splits must leave the labelled ones out of the test.
     `trusted`: positions of the training images that the source itself sets aside as trusted, None where it has none.
-    `names`: what a file of the user's calls each training image; empty where they are called by their position.
+    `names`: by which a user's files know each training image; empty where they are known by their position.
+    `test_names`: those of decoded test images.
+    `inventory`: what the root holds; None for a built-in set. `remarks`: sentences on the set as a whole.
     """
 
     train_images: Images
@@ -42,16 +43,22 @@ class Arrays(NamedTuple):
     trusted: Labels | None = None
     problems: tuple[Problem, ...] = ()
     names: Sequence[str] = ()
+    test_names: Sequence[str] = ()
+    inventory: Inventory | None = None
+    remarks: tuple[str, ...] = ()
+
+    def train_name(self, index: int) -> str:
+        """The name by which a user knows training image `index`."""
+        return _name_image(self.train_images, self.names, "training", index)
+
+    def test_name(self, index: int) -> str:
+        """The name by which a user knows test image `index`."""
+        return _name_image(self.test_images, self.test_names, "test", index)
 
 
 def select_images(images: Images, index: Labels) -> Images:
     """The images at positions `index`, of arrays as of encoded images."""
     return images[index] if isinstance(images, np.ndarray) else Subset(images, index)
-
-
-def name_of(test_images: Images, index: int) -> str:
-    """The name by which a user knows test image `index`: its stored name, or its position."""
-    return f"test image {index}" if isinstance(test_images, np.ndarray) else test_images.names[index]
 
 
 def digest(*arrays: NDArray[np.generic]) -> str:

@@ -12,10 +12,9 @@ from fastmpl.config import Config
 from fastmpl.config.load import build
 from fastmpl.data.prepare import Prepared, prepare
 from tests import mini_imagenet
-from tests.pictures import BAD, COLOURS, kinds, make, spoil
+from tests.pictures import BAD, COLOURS, DECODED_BAD, kinds, make, spoil
 
 SPOILT = ("labelled/red", "unlabelled", "test/red")
-OPENED = [name for name in BAD if name.endswith((".jpg", ".png"))]
 
 
 @pytest.fixture
@@ -56,7 +55,10 @@ def test_each_bad_file_is_listed_with_its_reason(root: Path, capsys: pytest.Capt
         for name, reason in BAD.items():
             assert any(f"{part}/{name}: " in line and reason in line and line.startswith("skipped") for line in lines)
     (images,) = [line for line in lines if line.startswith("images")]
-    assert f"{3 * len(OPENED)} are bad and left out" in images
+    assert f"{3 * len(DECODED_BAD)} are bad and left out" in images
+    (files,) = [line for line in lines if line.startswith("files")]
+    count = 3 * (13 + 5 + 3)
+    assert f"{count + 3 * len(BAD)} entries: {count} images, {3 * len(BAD)} left out (" in files
     for said in ("four channels of ink (CMYK)", "16 bits a channel", "is animated"):
         assert any(line.startswith("note") and said in line for line in lines)
 
@@ -65,9 +67,9 @@ def test_a_run_leaves_out_what_was_found_bad(root: Path, capsys: pytest.CaptureF
     before = prepare(config(root).data, seed=0)
     checked(root, capsys)
     after = prepare(config(root).data, seed=0)
-    bad = {f"{part}/{name}" for part in SPOILT[:2] for name in OPENED}
+    bad = {f"{part}/{name}" for part in SPOILT[:2] for name in DECODED_BAD}
     assert names(before) - names(after) == bad
-    assert len(before.arrays.test_labels) - len(after.arrays.test_labels) == len(OPENED)
+    assert len(before.arrays.test_labels) - len(after.arrays.test_labels) == len(DECODED_BAD)
     for part in ("labelled", "validation", "unlabelled"):
         index = getattr(after.split, part)
         folder = "unlabelled" if part == "unlabelled" else "labelled"

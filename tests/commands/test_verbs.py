@@ -105,7 +105,7 @@ def test_check_tells_whether_the_step_can_be_one_graph_and_what_stands_in_the_wa
 
 
 def test_training_says_how_many_files_it_leaves_out(here: Path) -> None:
-    assert f"{3 * len(BAD)} files are left out" in (here / "train.log").read_text()
+    assert f", {3 * len(BAD)} left out (" in (here / "train.log").read_text()
 
 
 def test_check_warns_of_test_images_that_are_trained_on(here: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -16,8 +16,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fastmpl.data.checks.scan import Scan, scan
-from fastmpl.data.dataset import Arrays, Labels, Problem
-from fastmpl.data.files.encoded import Encoded, Pieces, Subset
+from fastmpl.data.dataset import Arrays, Labels
+from fastmpl.data.files.encoded import Encoded, Subset
+from fastmpl.data.inventory import Problem
 from fastmpl.data.readers.cache import cache_folder
 
 FORMAT: Final = "fastmpl check 1"
@@ -61,15 +62,9 @@ def _list_file(arrays: Arrays, root: str) -> Path | None:
     return cache / f"checked-{known.hexdigest()}.jsonl" if cache else None
 
 
-def _name_of(images: Encoded, index: int) -> str:
-    """The path of an image, or its shard and its name in the shard."""
-    name = images.names[index]
-    return f"{images.shards[images.shard[index]]}: {name}" if isinstance(images, Pieces) else name
-
-
 def _lines(which: SetName, images: Encoded, found: Scan) -> list[CheckedImage]:
     return [
-        CheckedImage(which, index, _name_of(images, index), reason, used)
+        CheckedImage(which, index, images.full_name(index), reason, used)
         for reasons, used in ((found.bad, False), (found.odd, True))
         for index, reason in sorted(reasons.items())
     ]

@@ -48,11 +48,12 @@ def copies(train: Digests, test: Digests, labels: Index, parts: Split) -> Iterat
     """
     with_label = np.concatenate([parts.labelled, parts.trusted, parts.validation])
     learned = np.concatenate([parts.labelled, parts.trusted])
+    unlabelled = np.setdiff1d(parts.unlabelled, with_label)
     too_high = "accuracy on them says nothing"
     for part, why in (
         (learned, f"test images are also trained on with their labels: {too_high}"),
         (parts.validation, "test images are also validation images, by which a checkpoint is selected"),
-        (np.setdiff1d(parts.unlabelled, with_label), "test images are also unlabelled training images"),
+        (unlabelled, "test images are also unlabelled training images"),
     ):
         count, one, other = _shared(test, train[part])
         if count:
@@ -61,6 +62,10 @@ def copies(train: Digests, test: Digests, labels: Index, parts: Split) -> Iterat
     if count:
         what = f"validation images are also trained on with their labels: {too_high}"
         yield Copy(count, int(parts.validation[one]), int(learned[other]), what, False)
+    count, one, other = _shared(train[parts.validation], train[unlabelled])
+    if count:
+        what = "validation images are also unlabelled training images"
+        yield Copy(count, int(parts.validation[one]), int(unlabelled[other]), what, False)
     count, one, other = _two_classes(train, labels, with_label)
     if count:
         yield Copy(count, one, other, "labelled images are of two classes at once", False)

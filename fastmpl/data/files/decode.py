@@ -1,11 +1,12 @@
-"""One file of any common image format -> one square uint8 RGB image, or the reason why not.
+"""Decodes a file of any common image format to one square uint8 RGB image, or says why it cannot.
 
-Whatever a user's folder holds meets one rule, in training, evaluation and prediction alike: the first frame, turned as
-its EXIF data says, 16 bits to 8, transparency over white, three channels, the shorter side resized to the asked size
-and the middle kept. A file is judged by its content; its name only adds a remark.
+One rule holds for training, evaluation and prediction: the first frame, turned as its EXIF data says, 16 bits to 8,
+transparency over white, three channels, the shorter side resized to the asked size, the middle kept. The format is that
+of the content; an extension of another format only adds a remark.
 """
 
 import io
+import stat
 import struct
 import warnings
 from collections.abc import Iterable, Iterator
@@ -22,10 +23,11 @@ from fastmpl.distributed.threads import cores
 
 SUFFIXES: Final = {
     ".jpg": "JPEG", ".jpeg": "JPEG", ".jfif": "JPEG", ".png": "PNG", ".webp": "WEBP", ".bmp": "BMP", ".gif": "GIF",
+    ".tif": "TIFF", ".tiff": "TIFF",
 }  # fmt: skip
 FORMATS: Final = tuple(dict.fromkeys(SUFFIXES.values()))
 LARGEST: Final = 100_000_000  # pixels; a decoded image of this size takes 300 MB, of each thread
-AHEAD: Final = 256  # images decoded before the first of them is asked for
+AHEAD: Final = 256  # images that are decoded before the caller takes the first of them
 _DEEP: Final = 257  # 65535 / 255
 
 # PIL warns of large images, where our limit decides, and of odd metadata, which changes no pixel. Filters belong to the
@@ -34,14 +36,14 @@ warnings.filterwarnings("ignore", module=r"PIL\.")
 
 
 class Decoded(NamedTuple):
-    """`pixels` uint8 [size, size, 3], or None with the reason in `remark`; a remark beside pixels is no obstacle."""
+    """`pixels` uint8 [size, size, 3], or None with the reason in `remark`; with pixels, a remark says what is odd."""
 
     pixels: NDArray[np.uint8] | None
     remark: str = ""
 
 
 class Whole(NamedTuple):
-    """The picture of a file, or None with the reason in `remark`; a remark beside a picture is no obstacle."""
+    """The image of a file, or None with the reason in `remark`; with an image, a remark says what is odd."""
 
     image: Image.Image | None
     remark: str = ""
@@ -55,7 +57,7 @@ def _upright(image: Image.Image) -> Image.Image:
 
 
 def _rgb(image: Image.Image) -> Image.Image:
-    if image.mode.startswith(("I", "F")):  # 16 bits, which PIL's own conversion would clip
+    if image.mode.startswith("I"):  # 16 bits, which PIL's own conversion would clip
         values = np.asarray(image).astype(np.float64) / _DEEP
         return Image.fromarray(np.clip(values.round(), 0, 255).astype(np.uint8)).convert("RGB")
     if image.has_transparency_data:
@@ -64,15 +66,17 @@ def _rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
-def _refused(image: Image.Image) -> str:
-    """Why an opened image is not to be decoded; empty where it may be."""
+def _refusal(image: Image.Image) -> str:
+    """Why an opened image must not be decoded; empty where it may be."""
     if image.width * image.height > LARGEST:
         return f"{image.width} x {image.height} pixels, more than {LARGEST // 10**6} million"
+    if image.mode == "F":
+        return "has floating-point pixels, whose white is not known: save it with 8 or 16 bits"
     return ""
 
 
 def _remarks(image: Image.Image, suffix: str) -> str:
-    """What is odd about an opened image that can be decoded nevertheless; its pixels are not needed."""
+    """What is odd about an opened image that can be decoded, from its header alone."""
     named, found = SUFFIXES.get(suffix.lower()), "JPEG" if image.format == "MPO" else image.format
     said = [] if named in (found, None) else [f"is a {found} by its content, and used"]
     if image.mode == "CMYK":
@@ -86,7 +90,7 @@ def _remarks(image: Image.Image, suffix: str) -> str:
 
 def _read(path: Path, size: int) -> Decoded:
     with Image.open(path, formats=FORMATS) as image:
-        if reason := _refused(image):
+        if reason := _refusal(image):
             return Decoded(None, reason)
         remarks = _remarks(image, path.suffix)
         image.draft(None, (2 * size, 2 * size))  # lets a JPEG decoder skip detail that resizing would drop
@@ -95,7 +99,7 @@ def _read(path: Path, size: int) -> Decoded:
 
 
 def reason_of(error: Exception) -> str:
-    """Why a file could not be decoded, in words. Decoders of damaged bytes raise whatever they stumble over."""
+    """Why a file could not be decoded, in words. On damaged bytes a decoder may raise any exception."""
     if isinstance(error, UnidentifiedImageError):
         return f"not an image of a known format ({', '.join(FORMATS)})"
     if isinstance(error, Image.DecompressionBombError):
@@ -108,9 +112,12 @@ def reason_of(error: Exception) -> str:
 
 
 def decode(path: Path, size: int) -> Decoded:
-    """The image in a file, `size` pixels square. Raises nothing that the file's content could cause."""
+    """Decodes a file to a square of `size` pixels. No content of the file raises an error."""
     try:
-        if not path.stat().st_size:
+        facts = path.stat()
+        if not stat.S_ISREG(facts.st_mode):  # a pipe would be waited for
+            return Decoded(None, "it is no regular file (a pipe, a socket or a device)")
+        if not facts.st_size:
             return Decoded(None, "the file is empty")
         return _read(path, size)
     except Exception as error:
@@ -118,10 +125,10 @@ def decode(path: Path, size: int) -> Decoded:
 
 
 def decode_whole(content: bytes, suffix: str = "") -> Whole:
-    """The picture in a file's bytes at its own size, upright and RGB; suffix: of the file's name, for a remark."""
+    """Decodes bytes at their own size, upright and RGB; `suffix` of the file's name is for a remark."""
     try:
         with Image.open(io.BytesIO(content), formats=FORMATS) as image:
-            if reason := _refused(image):
+            if reason := _refusal(image):
                 return Whole(None, reason)
             remarks = _remarks(image, suffix)
             return Whole(_rgb(_upright(image)), remarks)
@@ -130,7 +137,7 @@ def decode_whole(content: bytes, suffix: str = "") -> Whole:
 
 
 def decode_all(paths: Iterable[Path], size: int, threads: int = 0) -> Iterator[Decoded]:
-    """The images of `paths`, in their order, decoded by several threads (0: as many as cores) a little ahead."""
+    """Decodes `paths` in their order, by several threads (0: one a core) that work a little ahead."""
     remaining = iter(paths)
     with ThreadPoolExecutor(threads or cores()) as pool:
         while chunk := list(islice(remaining, AHEAD)):

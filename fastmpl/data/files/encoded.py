@@ -4,8 +4,10 @@ Every storage is read by random access. The order of images is therefore decided
 position and no shuffle of its own. A million images are a million rows of numbers and one string, not a million objects.
 """
 
+import errno
 import hashlib
 import os
+import stat
 from array import array
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -17,6 +19,7 @@ from numpy.typing import NDArray
 
 Bytes = NDArray[np.uint8]
 Index = NDArray[np.int64]
+NO_FILE: Final = "it is no regular file (a pipe, a socket or a device)"
 OPEN_FILES: Final = 256  # shards that each process keeps open for each set of images
 
 
@@ -79,9 +82,22 @@ class Encoded(Protocol):
 
     def __len__(self) -> int: ...
 
+    def full_name(self, index: int) -> str:
+        """The name of image `index`, with that of its shard."""
+        ...
+
     def read(self, index: int) -> Bytes:
         """Reads the bytes of image `index`. Raises OSError where they cannot be read."""
         ...
+
+
+def _open_regular(path: str, flags: int) -> int:
+    """Opens a regular file; a pipe would be waited for, and a device may never end. Raises OSError for another kind."""
+    descriptor = os.open(path, flags | os.O_NONBLOCK | os.O_CLOEXEC)
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise OSError(errno.EINVAL, NO_FILE)
+    return descriptor
 
 
 @dataclass(frozen=True)
@@ -98,8 +114,12 @@ class Files:
     def digest(self) -> str:
         return self.names.digest
 
+    def full_name(self, index: int) -> str:
+        return self.names[index]
+
     def read(self, index: int) -> Bytes:
-        return np.fromfile(os.path.join(self.root, self.names[index]), np.uint8)
+        with open(os.path.join(self.root, self.names[index]), "rb", opener=_open_regular) as file:
+            return np.fromfile(file, np.uint8)
 
 
 class Pieces:
@@ -122,6 +142,10 @@ class Pieces:
         for column in (self.shard, self.offset, self.size):
             known.update(np.ascontiguousarray(column).data)
         return known.hexdigest()
+
+    def full_name(self, index: int) -> str:
+        """The shard of image `index` and its name in it."""
+        return f"{self.shards[self.shard[index]]}: {self.names[index]}"
 
     def read(self, index: int) -> Bytes:
         count, offset = int(self.size[index]), int(self.offset[index])
@@ -169,6 +193,9 @@ class Subset:
     @property
     def digest(self) -> str:
         return hashlib.blake2b(self._images.digest.encode() + self._index.tobytes(), digest_size=8).hexdigest()
+
+    def full_name(self, index: int) -> str:
+        return self._images.full_name(int(self._index[index]))
 
     def read(self, index: int) -> Bytes:
         return self._images.read(int(self._index[index]))

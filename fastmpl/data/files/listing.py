@@ -1,7 +1,8 @@
-"""Which image files lie below a folder, in an order that no file system decides.
+"""Lists the image files below a folder, in an order that no file system decides, with an account of all other entries.
 
-Folders are read by several threads, because on a network disk each is a wait. No file is opened, nor asked for its size:
-a million files would cost a million questions. What is kept of a file is its name, in one string with the others.
+Links to files and to folders are followed. A folder is listed once, under its own place rather than under a link, so
+links in circles end. Folders are read by several threads, because on a network disk each is a wait. No file is opened,
+nor asked for its size: a million files would cost a million questions.
 """
 
 import os
@@ -11,63 +12,128 @@ from functools import partial
 from pathlib import Path
 from typing import Final, NamedTuple
 
-from fastmpl.data.dataset import Problem
 from fastmpl.data.files.decode import SUFFIXES
-from fastmpl.data.files.encoded import Names
+from fastmpl.data.files.encoded import NO_FILE, Names
+from fastmpl.data.inventory import Problem, fold_problems
 
 THREADS: Final = 16  # they wait for a disk, not for a core
-_IGNORED: Final = ("thumbs.db", "desktop.ini")  # and whatever begins with a dot
+_WINDOWS: Final = ("thumbs.db", "ehthumbs.db", "desktop.ini", "$recycle.bin", "system volume information")
+_OTHERS: Final = ("icon\r", "__macosx", "lost+found", "@eadir", "@recycle", "#recycle", "#snapshot")  # macOS, drives
+_SYSTEM: Final = frozenset((*_WINDOWS, *_OTHERS))
+NO_TARGET: Final = "the file is gone, or a link to nothing"
+LISTED_ALREADY: Final = "it is a link to a folder that is listed elsewhere, or to one above"
 
 
-class Found(NamedTuple):
-    """Image files below a folder, by their paths below the root, and files that are none."""
+class FoundFiles(NamedTuple):
+    """Image files below a folder, by their paths below the root; the other entries; the number of all entries."""
 
     names: Names
-    problems: list[Problem]
+    problems: tuple[Problem, ...]
+    entries: int
 
 
 class _Folder(NamedTuple):
     """What lies directly in one folder, sorted."""
 
+    identity: tuple[int, int]  # the same for every link to it
     images: Names  # by their paths below the root
-    others: tuple[str, ...]  # files without the extension of an image
+    left_out: tuple[tuple[str, str], ...]  # names and reasons
     folders: tuple[str, ...]
+    links: frozenset[str]  # those of `folders` that are links
+    entries: int  # files, and folders that are left out
 
 
-def visible(name: str) -> bool:
-    """Whether a file is the user's own rather than the operating system's."""
-    return not name.startswith(".") and name.lower() not in _IGNORED
+def why_hidden(name: str) -> str:
+    """Why an entry of this name is not the user's own; empty where it is."""
+    if name.lower() in _SYSTEM:
+        return "it was made by an operating system or a network drive"
+    if name.startswith("._"):
+        return "its name begins with ._ (macOS keeps attributes there)"
+    return "its name begins with a dot" if name.startswith(".") else ""
 
 
-def _is_image(name: str) -> bool:
-    dot = name.rfind(".")
-    return dot > 0 and name[dot:].lower() in SUFFIXES
+def why_no_image(name: str) -> str:
+    """Why a file of this name is not read as an image; empty where it is."""
+    suffix = os.path.splitext(name)[1]
+    if suffix.lower() in SUFFIXES:
+        return ""
+    kind = f"{suffix} is no image format that is read" if suffix else "its name has no extension"
+    return f"{kind} ({' '.join(SUFFIXES)})"
 
 
-def _read(root: Path, folder: str) -> _Folder:
-    """Links to folders are left out, for they may lead in circles."""
-    files, folders = [], []
-    with os.scandir(root / folder) as entries:
-        for entry in entries:
-            name = entry.name
-            if not visible(name):
-                continue
-            if not entry.is_dir():
-                files.append(name)
-            elif not entry.is_symlink():
+def is_folder(entry: "os.DirEntry[str]") -> bool:
+    """Whether an entry is a folder or a link to one."""
+    try:
+        return entry.is_dir()
+    except OSError:  # a link to itself
+        return False
+
+
+def why_no_file(entry: "os.DirEntry[str]") -> str:
+    """Why an entry that is no folder must not be opened; empty for a regular file and for a link to one."""
+    try:
+        if entry.is_file():
+            return ""
+        return NO_FILE if os.path.exists(entry.path) else NO_TARGET
+    except OSError:
+        return NO_TARGET
+
+
+def _read_folder(root: Path, folder: str) -> _Folder:
+    files, left_out, folders, links, entries = [], [], [], set(), 0
+    with os.scandir(root / folder) as found:
+        for entry in found:
+            name, entries = entry.name, entries + 1
+            if reason := why_hidden(name):
+                left_out.append((name, reason))
+            elif is_folder(entry):
                 folders.append(name)
-    files.sort()
-    others = tuple(name for name in files if not _is_image(name))
-    return _Folder(Names(f"{folder}/{name}" for name in files if _is_image(name)), others, tuple(sorted(folders)))
+                if entry.is_symlink():
+                    links.add(name)
+            elif reason := why_no_image(name) or why_no_file(entry):
+                left_out.append((name, reason))
+            else:
+                files.append(name)
+    images = Names(f"{folder}/{name}" for name in sorted(files))
+    entries -= len(folders)
+    return _Folder(
+        _identity(root / folder), images, tuple(sorted(left_out)), tuple(sorted(folders)), frozenset(links), entries
+    )
 
 
-def _all_below(root: Path, folders: Iterable[str], pool: Executor) -> dict[str, _Folder]:
-    """Every folder below `folders`, which lie below `root`; those of one depth are read at once."""
+def _leave_out(folder: _Folder) -> _Folder:
+    """The second way to a folder: one entry, and nothing in it."""
+    return folder._replace(images=Names(), left_out=(("", LISTED_ALREADY),), folders=(), entries=1)
+
+
+def _identity(folder: Path) -> tuple[int, int]:
+    facts = os.stat(folder)
+    return facts.st_dev, facts.st_ino
+
+
+def _identities_above(root: Path, folders: Iterable[str]) -> set[tuple[int, int]]:
+    """Of the folders that `folders` lie in: a link to one of them would lead in a circle."""
+    above = [*root.resolve().parents, *(root / parent for folder in folders for parent in Path(folder).parents)]
+    return {_identity(folder) for folder in dict.fromkeys(above)}
+
+
+def _read_all(root: Path, folders: Sequence[str], pool: Executor) -> dict[str, _Folder]:
+    """Every folder below `folders`, which lie below `root`. Those of one depth are read at once; links come last."""
     known: dict[str, _Folder] = {}
-    level = list(folders)
-    while level:
-        known |= zip(level, pool.map(partial(_read, root), level), strict=True)
-        level = [f"{folder}/{below}" for folder in level for below in known[folder].folders]
+    seen = _identities_above(root, folders)
+    level = [folder for folder in folders if not (root / folder).is_symlink()]
+    links = [folder for folder in folders if (root / folder).is_symlink()]
+    while level or links:
+        if not level:
+            level, links = links, []
+        below = []
+        for folder, found in zip(level, pool.map(partial(_read_folder, root), level), strict=True):
+            known[folder] = _leave_out(found) if found.identity in seen else found
+            seen.add(found.identity)
+            paths = {name: f"{folder}/{name}" for name in known[folder].folders}
+            below += [path for name, path in paths.items() if name not in found.links]
+            links += [path for name, path in paths.items() if name in found.links]
+        level = below
     return known
 
 
@@ -78,25 +144,22 @@ def _in_order(folder: str, known: dict[str, _Folder]) -> Iterator[str]:
         yield from _in_order(f"{folder}/{below}", known)
 
 
-def _why_not(name: str) -> str:
-    suffix = Path(name).suffix
-    kind = f"{suffix} is no image format that is read" if suffix else "its name has no extension"
-    return f"{kind} ({' '.join(SUFFIXES)})"
+def _problems(root: Path, folder: str, found: _Folder) -> Iterator[Problem]:
+    for name, reason in found.left_out:
+        yield Problem(str(root / folder / name), reason)
 
 
-def image_files(root: Path, folders: Sequence[str]) -> list[Found]:
+def image_files(root: Path, folders: Sequence[str]) -> list[FoundFiles]:
     """The image files below each of `folders`, which are named below `root`; known by their extensions.
 
     A folder's own files come before those of the folders in it, both sorted. Raises OSError.
     """
     with ThreadPoolExecutor(THREADS) as pool:
-        known = _all_below(root, folders, pool)
+        known = _read_all(root, folders, pool)
     found = []
     for folder in folders:
         inside = list(_in_order(folder, known))
         names = Names.join([known[where].images for where in inside])
-        problems = [
-            Problem(str(root / where / name), _why_not(name)) for where in inside for name in known[where].others
-        ]
-        found.append(Found(names, problems))
+        problems = fold_problems(problem for where in inside for problem in _problems(root, where, known[where]))
+        found.append(FoundFiles(names, problems, sum(known[where].entries for where in inside)))
     return found

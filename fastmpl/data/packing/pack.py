@@ -24,12 +24,13 @@ from fastmpl.data.dataset import Arrays
 from fastmpl.data.errors import DataError
 from fastmpl.data.files.encoded import Files, Names
 from fastmpl.data.packing.pack_shard import PackOptions, ShardJob, pack_shard, write_whole
-from fastmpl.data.readers.streamed_sources import CLASSES, read_files
+from fastmpl.data.readers.class_words import CLASSES, PACK_PLAN
+from fastmpl.data.readers.streamed_sources import read_files
 from fastmpl.distributed.threads import cores
 from fastmpl.errors import StorageError
 
 FORMAT: Final = "fastmpl pack 1"
-PLAN, MANIFEST = "plan.json", "manifest.json"
+MANIFEST: Final = "manifest.json"
 OnProgress = Callable[[str], None]
 
 
@@ -74,7 +75,7 @@ def _finished_note(job: ShardJob) -> dict[str, Any] | None:
 
 def _claim_output(out: Path, plan: dict[str, Any]) -> None:
     """Begins a pack in `out`, or continues the one there. Raises DataError where `out` holds anything else."""
-    path = out / PLAN
+    path = out / PACK_PLAN
     if not path.exists():
         if out.exists() and any(out.iterdir()):
             raise DataError(f"{out} holds other files already: name a folder that is empty, or does not exist.")

@@ -18,9 +18,9 @@ from typing import Final, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from fastmpl.data.dataset import Problem
 from fastmpl.data.errors import printable
 from fastmpl.data.files.decode import Decoded, decode_all
+from fastmpl.data.inventory import Problem
 from fastmpl.errors import StorageError
 
 VERSION: Final = 1  # of the decoding rule and of the layout; a new number makes every cache anew

@@ -1,7 +1,8 @@
-"""What every index of a shard says, and the index of many shards: made once and kept in the user's cache.
+"""The index of shards: what each reader of a shard returns, and one index of many shards, kept in the user's cache.
 
-A shard is a file of many encoded images. Its index gives of each image where its bytes are, what it is called and what
-the shard says of its class; tar_index and tfrecord_index make one each.
+A shard is a file of many encoded images. Its index says of each image where its bytes are, its name, and the word for its
+class. It is made from the shard itself, never from an index file of another tool beside it, which may be of another
+version of the shard. `tar_index` and `tfrecord_index` read one shard each.
 """
 
 import hashlib
@@ -11,104 +12,138 @@ import zipfile
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
-from fastmpl.data.errors import DataError
+from fastmpl.data.errors import DataError, printable
 from fastmpl.data.files.encoded import Index, Names, Pieces
+from fastmpl.data.inventory import Inventory, Problem, add_inventories, fold_problems
 from fastmpl.data.readers.cache import cache_folder
 from fastmpl.distributed.threads import cores
 
-VERSION: Final = 1  # of what an index holds
+VERSION: Final = 2  # of what an index holds
 
 
 class Entry(NamedTuple):
-    """One image of a shard: where its bytes are, its name, and the word for its class, empty where there is none."""
+    """One image of a shard: where its bytes are, its name, and the word for its class, empty where there is none.
+
+    `numbered`: the word is an integer, the position of the class.
+    """
 
     offset: int
     size: int
     name: str
     word: str
+    numbered: bool = False
 
 
-ReadShard = Callable[[Path], list[Entry]]
+class ShardContent(NamedTuple):
+    """The images of one shard in its order, what else is in it, and its account."""
+
+    entries: list[Entry]
+    problems: tuple[Problem, ...]
+    inventory: Inventory
+
+
+ReadShard = Callable[[Path], ShardContent]
 
 
 class Shards(NamedTuple):
-    """Images of several shards, in their order, with the word for the class of each."""
+    """Images of several shards in their order, with the word for the class of each and whether it is an integer."""
 
     images: Pieces
     words: Names
+    numbered: NDArray[np.bool_]
+    problems: tuple[Problem, ...]
+    inventory: Inventory
+
+    def name_image(self, position: int) -> str:
+        """The shard of an image and its name in it."""
+        return self.images.full_name(position)
+
+
+class _Index(NamedTuple):
+    """What the cache keeps: of each image its shard, offset, size and whether its word is an integer, int64 [N, 4]."""
+
+    table: Index
+    names: Names
+    words: Names
+    problems: tuple[Problem, ...]
+    inventory: Inventory
 
 
 def _key(root: Path, shards: Sequence[str]) -> str:
-    """Changes with the shards' names, sizes and dates, and with those of the indices beside them."""
+    """Changes with the shards' names, sizes and dates."""
     known = hashlib.blake2b(f"{VERSION} {root}".encode("utf-8", "surrogateescape"), digest_size=16)
     for shard in shards:
-        for path in (root / shard, index_file(root / shard)):
-            if path.exists():
-                facts = path.stat()
-                known.update(f"\0{path.name} {facts.st_size} {facts.st_mtime_ns}".encode("utf-8", "surrogateescape"))
+        facts = (root / shard).stat()
+        known.update(f"\0{shard} {facts.st_size} {facts.st_mtime_ns}".encode("utf-8", "surrogateescape"))
     return known.hexdigest()
 
 
-def index_file(shard: Path) -> Path:
-    """Where DALI's tools put the index of a shard: beside it, .idx in the place of its extension or after it."""
-    beside = shard.with_suffix(".idx")
-    return beside if beside.exists() else shard.with_name(f"{shard.name}.idx")
-
-
-def _load_index(file: Path) -> tuple[Index, Names, Names] | None:
-    """What an earlier call stored; None where there is nothing, or not what was stored."""
+def _load_index(file: Path) -> _Index | None:
+    """The index that an earlier call saved; None where there is none, or a damaged one."""
     try:
         with np.load(file, allow_pickle=False) as stored:
             names, words = (Names(json.loads(stored[key].tobytes())) for key in ("names", "words"))
-            return np.asarray(stored["places"], dtype=np.int64), names, words
-    except (OSError, ValueError, KeyError, zipfile.BadZipFile):
+            facts: dict[str, Any] = json.loads(stored["facts"].tobytes())
+            problems = tuple(Problem(*problem) for problem in facts["problems"])
+            return _Index(stored["table"].astype(np.int64), names, words, problems, Inventory(*facts["inventory"]))
+    except (OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile):
         return None
 
 
-def _save_index(file: Path, places: Index, names: Names, words: Names) -> None:
-    """In one move, and without complaint where the disk is full: an index can be made again."""
+def _save_index(file: Path, index: _Index) -> None:
+    """Saves the index in one move. A full disk is no error: an index can be made again."""
     draft = file.with_name(f"{file.stem}.{os.getpid()}.tmp.npz")
+    facts = {"problems": index.problems, "inventory": index.inventory}
+    texts = {"names": list(index.names), "words": list(index.words), "facts": facts}
     try:
-        texts = (np.frombuffer(json.dumps(list(text)).encode(), np.uint8) for text in (names, words))
-        np.savez(draft, places=places, names=next(texts), words=next(texts))
+        arrays = {key: np.frombuffer(json.dumps(text).encode(), np.uint8) for key, text in texts.items()}
+        np.savez(draft, table=index.table, **arrays)  # type: ignore[arg-type]  # of numpy's stub for keywords
         draft.replace(file)
     except OSError:
         draft.unlink(missing_ok=True)
 
 
-def index_shards(root: Path, shards: Sequence[str], scan: ReadShard) -> Shards:
+def _name_file_in_errors(read: ReadShard) -> ReadShard:
+    def read_named(path: Path) -> ShardContent:
+        try:
+            return read(path)
+        except OSError as error:
+            raise DataError(f"{printable(path)} cannot be read: {error.strerror or error}.") from error
+
+    return read_named
+
+
+def _read_all(root: Path, shards: Sequence[str], read: ReadShard) -> _Index:
+    with ThreadPoolExecutor(cores()) as pool:
+        contents = list(pool.map(_name_file_in_errors(read), [root / shard for shard in shards]))
+    rows = [(s, e.offset, e.size, e.numbered) for s, content in enumerate(contents) for e in content.entries]
+    return _Index(
+        np.array(rows, dtype=np.int64).reshape(-1, 4),
+        Names(entry.name for content in contents for entry in content.entries),
+        Names(entry.word for content in contents for entry in content.entries),
+        fold_problems(problem for content in contents for problem in content.problems),
+        add_inventories(content.inventory for content in contents),
+    )
+
+
+def index_shards(root: Path, shards: Sequence[str], read: ReadShard) -> Shards:
     """The images of `shards`, which are named below `root`. Raises DataError where one cannot be read."""
-    cache, found = cache_folder(), None
+    cache, index = cache_folder(), None
     file = cache / f"index-{_key(root, shards)}.npz" if cache and shards else None
     if file is not None:
-        found = _load_index(file)
-    if found is None:
-        with ThreadPoolExecutor(cores()) as pool:
-            scanned = list(pool.map(_name_file_in_errors(scan), [root / shard for shard in shards]))
-        rows = [(s, entry.offset, entry.size) for s, entries in enumerate(scanned) for entry in entries]
-        places = np.array(rows, dtype=np.int64).reshape(-1, 3)
-        names = Names(entry.name for entries in scanned for entry in entries)
-        words = Names(entry.word for entries in scanned for entry in entries)
-        found = places, names, words
+        index = _load_index(file)
+    if index is None:
+        index = _read_all(root, shards, read)
         if file is not None:
-            _save_index(file, *found)
-    places, names, words = found
-    images = Pieces(root, shards, places[:, 0].astype(np.int32), places[:, 1].copy(), places[:, 2].copy(), names)
-    return Shards(images, words)
-
-
-def _name_file_in_errors(scan: ReadShard) -> ReadShard:
-    def scanned(path: Path) -> list[Entry]:
-        try:
-            return scan(path)
-        except OSError as error:
-            raise DataError(f"{path} cannot be read: {error.strerror or error}.") from error
-
-    return scanned
+            _save_index(file, index)
+    shard, offset, size, numbered = index.table.T
+    images = Pieces(root, shards, shard.astype(np.int32), offset.copy(), size.copy(), index.names)
+    return Shards(images, index.words, numbered.astype(bool), index.problems, index.inventory)
 
 
 def join_shards(parts: Sequence[Shards]) -> Pieces:

@@ -1,182 +1,217 @@
-"""Sources whose images are decoded at every step: a folder, lists of files, WebDataset tars, TFRecord files.
+"""Reads the sources whose images are decoded at every step: a folder, lists of files, WebDataset tars, TFRecord files.
 
 Each has the parts that a user's folder has: labelled, and (optional) trusted, unlabelled and test.
 
     folder       labelled/<class>/**        and so on, as fastmpl.data.readers.tree says
-    file_list    labelled.txt               lines of a path (from the list's folder on), a tab or space, and a class
-    webdataset   labelled/*.tar             samples of an image and .cls, with or without DALI's index (*.idx)
-    tfrecord     labelled/*                 records of tf.train.Example, with or without DALI's index (*.idx)
+    file_list    labelled.txt               lines of a path and a class, as fastmpl.data.readers.file_list says
+    webdataset   labelled/*.tar             samples of an image and .cls
+    tfrecord     labelled/*                 records of tf.train.Example
 
-Classes are words. Where all of them are numbers, a file classes.txt beside the parts may name them, a line each from 0.
+How words and numbers become classes is said in fastmpl.data.readers.class_words.
 """
 
-import difflib
-import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Final, NamedTuple, TextIO
+from typing import Final, NamedTuple
 
 import numpy as np
 
-from fastmpl.data.dataset import UNKNOWN, Arrays, Labels, Problem
+from fastmpl.data.dataset import UNKNOWN, Arrays
 from fastmpl.data.errors import DataError, printable
 from fastmpl.data.files.encoded import Encoded, Files, Names
-from fastmpl.data.files.listing import visible
+from fastmpl.data.files.listing import why_hidden
+from fastmpl.data.files.paths import find_folder
+from fastmpl.data.inventory import Inventory, Problem, add_inventories, fold_problems
+from fastmpl.data.readers.class_words import CLASSES, PACK_PLAN, LabelledParts, PartWords, label_parts
+from fastmpl.data.readers.file_list import EMPTY, FileList, read_list
+from fastmpl.data.readers.parts import PARTS, Parts, find_lists, find_parts
 from fastmpl.data.readers.shards import ReadShard, Shards, index_shards, join_shards
 from fastmpl.data.readers.tar_index import scan_tar
 from fastmpl.data.readers.tfrecord_index import scan_tfrecord
-from fastmpl.data.readers.tree import NOTHING, PARTS, read_tree
+from fastmpl.data.readers.tree import NOTHING, read_tree, require_images
 
-CLASSES: Final = "classes.txt"
 TRAINING: Final = ("labelled", "trusted", "unlabelled")
+KNOWN: Final = (CLASSES, PACK_PLAN, "manifest.json")  # files of a root beside its parts
+_NOTES: Final = (".idx", ".json")  # what DALI's tools and `fastmpl pack` write beside a shard
+_COMPRESSED: Final = (".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz", ".tar.zst", ".tar.lz4")
+_TEXTS: Final = (".json", ".txt", ".md", ".csv", ".tsv", ".pbtxt", ".yaml", ".xml", ".log")  # beside TFRecord files
 
 
-class Part(NamedTuple):
-    """The words for the classes of a part's images; there are no other parts than those in a mapping of these."""
+class _Account(NamedTuple):
+    """What a root holds besides its images."""
 
-    name: str
-    words: Sequence[str]
-
-
-def _classes(root: Path, words: Sequence[str]) -> tuple[str, ...]:
-    """The classes, in the order of their numbers."""
-    found = set(words)
-    if "" in found:
-        raise DataError(f"{printable(root)}: {words.index('')} of the labelled images come before one without a class.")
-    if not all(word.isdecimal() for word in found):
-        return tuple(sorted(found))
-    if not (root / CLASSES).is_file():
-        return tuple(sorted(found, key=int))
-    return tuple(line.strip() for line in (root / CLASSES).read_text("utf-8").splitlines() if line.strip())
+    problems: tuple[Problem, ...]
+    inventory: Inventory
 
 
-def _labels(root: Path, part: Part, classes: tuple[str, ...]) -> Labels:
-    """The class of each image. Raises DataError for a word that is none of them."""
-    number = {name: at for at, name in enumerate(classes)}
-    if (root / CLASSES).is_file():
-        number |= {str(at): at for at in range(len(classes)) if str(at) not in number}
-    unknown = next((word for word in part.words if word not in number), None)
-    if unknown is not None:
-        near = difflib.get_close_matches(unknown, classes, n=1)
-        hint = f"Did you mean {near[0]}?" if near else f"The classes are {', '.join(classes[:10])}."
-        raise DataError(f"{printable(root)}, {part.name}: {printable(unknown) or 'no word'} is no class. {hint}")
-    return np.array([number[word] for word in part.words], dtype=np.int64)
-
-
-def _arrays(root: Path, parts: dict[str, Part], training: Encoded, test: Encoded) -> Arrays:
-    """The source's images with their labels. `training` is made of the parts of TRAINING, in that order."""
-    if not len(parts["labelled"].words):
-        raise DataError(f"{printable(root)} has no labelled images.")
-    classes = _classes(root, parts["labelled"].words)
-    if len(classes) < 2:
-        raise DataError(f"{printable(root)} has one class ({classes[0]}), and a classifier needs two or more.")
-    labelled, trusted, tested = (_labels(root, parts[name], classes) for name in ("labelled", "trusted", "test"))
-    unlabelled = np.full(len(parts["unlabelled"].words), UNKNOWN, np.int64)
+def _arrays(found: LabelledParts, unlabelled: int, training: Encoded, test: Encoded, account: _Account) -> Arrays:
+    """The images of a source with their labels. `training` has the parts of TRAINING, in that order."""
+    labelled, trusted, tested = (found.labels[part] for part in ("labelled", "trusted", "test"))
     return Arrays(
         training,
-        np.concatenate([labelled, trusted, unlabelled]),
+        np.concatenate([labelled, trusted, np.full(unlabelled, UNKNOWN, np.int64)]),
         test,
         tested,
-        classes,
+        found.classes,
         trusted=np.arange(len(labelled), len(labelled) + len(trusted)) if len(trusted) else None,
+        problems=account.problems,
         names=training.names,
+        inventory=account.inventory,
+        remarks=found.remarks,
     )
 
 
-def _root(folder: str) -> Path:
-    root = Path(folder).expanduser()
-    if not root.is_dir():
-        what = "is a file" if root.exists() else "does not exist"
-        raise DataError(f"data.root = {folder!r} {what}. Name the folder that holds the labelled images.")
-    return root
+def _account(parts: Parts, inventories: Iterable[Inventory], problems: Iterable[Problem]) -> _Account:
+    inventory = add_inventories([Inventory(parts.entries, parts.helpers), *inventories])
+    return _Account(fold_problems((*parts.problems, *problems)), inventory)
 
 
-def _read_list(root: Path, part: str) -> tuple[Names, list[str]]:
-    """Paths and words of a list; words are empty where a line has a path alone."""
-    words: list[str] = []
-
-    def paths(file: TextIO) -> Iterator[str]:
-        for line in file:
-            if line.strip():
-                path, word = _pair(line.rstrip("\n"), with_class=part != "unlabelled")
-                words.append(sys.intern(word))  # a million images have a thousand words
-                yield path
-
-    try:
-        with (root / f"{part}.txt").open(encoding="utf-8", errors="surrogateescape") as file:
-            return Names(paths(file)), words
-    except FileNotFoundError:
-        return Names(), []
-
-
-def _pair(line: str, *, with_class: bool) -> tuple[str, str]:
-    if "\t" in line:
-        path, _, word = line.partition("\t")
-    elif with_class:
-        path, _, word = line.strip().rpartition(" ")
-    else:
-        path, word = line.strip(), ""
-    return path.strip(), word.strip()
+def _list_words(part: str, file: Path, found: FileList) -> PartWords:
+    return PartWords(found.words, None, lambda position: f"{file}, line {found.lines[position]}")
 
 
 def read_file_list(folder: str) -> Arrays:
-    """The images that labelled.txt, trusted.txt, unlabelled.txt and test.txt of a folder name."""
-    root = _root(folder)
-    if not (root / "labelled.txt").is_file():
-        raise DataError(f"{printable(root)} has no labelled.txt. Expected lines of a path, a tab and a class.")
-    lists = {part: _read_list(root, part) for part in PARTS}
-    parts = {part: Part(f"{part}.txt", words) for part, (_, words) in lists.items()}
-    training = Files(root, Names.join([lists[part][0] for part in TRAINING]))
-    return _arrays(root, parts, training, Files(root, lists["test"][0]))
-
-
-def _shards(root: Path, part: str, suffix: str, scan: ReadShard) -> Shards:
-    folder = root / part
-    names = sorted(p.name for p in folder.iterdir() if p.is_file() and visible(p.name)) if folder.is_dir() else []
-    chosen = [name for name in names if name.endswith(suffix) and not name.endswith(".idx")]
-    return index_shards(root, [f"{part}/{name}" for name in chosen], scan)
-
-
-def _read_shards(folder: str, suffix: str, scan: ReadShard) -> Arrays:
-    root = _root(folder)
-    shards = {part: _shards(root, part, suffix, scan) for part in PARTS}
-    if not len(shards["labelled"].images):
+    """Reads the lists labelled.txt, trusted.txt, unlabelled.txt and test.txt of a folder. Raises DataError."""
+    root = find_folder(folder, "data.root", "labelled.txt")
+    parts = find_lists(root)
+    if "labelled" not in parts.names:
         raise DataError(
-            f"no images in {printable(root / 'labelled')}. Expected {printable(root / 'labelled')}/*{suffix}."
+            f"{printable(root)} has no labelled.txt or train.txt. Expected lines of a path, a tab and a class."
         )
-    parts = {part: Part(part, found.words) for part, found in shards.items()}
-    return _arrays(root, parts, join_shards([shards[part] for part in TRAINING]), shards["test"].images)
+    lists = dict.fromkeys(PARTS, EMPTY) | {
+        part: read_list(root, root / name, with_class=part != "unlabelled") for part, name in parts.names.items()
+    }
+    words = {part: _list_words(part, root / parts.names.get(part, part), found) for part, found in lists.items()}
+    found = label_parts(root, words, "a path and a class")
+    training = Files(root, Names.join([lists[part].names for part in TRAINING]))
+    lines = lists.values()
+    account = _account(parts, (one.inventory for one in lines), (one for part in lines for one in part.problems))
+    return _arrays(found, len(lists["unlabelled"].names), training, Files(root, lists["test"].names), account)
+
+
+class _PartShards(NamedTuple):
+    """The shards of a part, and the other entries of its folder."""
+
+    shards: Shards
+    problems: tuple[Problem, ...]
+    inventory: Inventory
+
+
+class ShardFormat(NamedTuple):
+    """How the shards of a source are known among the files of a part, and read."""
+
+    read: ReadShard
+    is_shard: Callable[[str], bool]
+    expected: str  # in a part
+    hint: str  # what an image without a class lacks
+
+
+def _is_tar(name: str) -> bool:
+    return name.lower().endswith(".tar")
+
+
+def _is_record(name: str) -> bool:
+    return not name.lower().endswith((*_NOTES, *_TEXTS))
+
+
+WEBDATASET: Final = ShardFormat(scan_tar, _is_tar, "*.tar", "a file KEY.cls beside KEY.jpg in the tar")
+TFRECORD: Final = ShardFormat(
+    scan_tfrecord, _is_record, "TFRecord files", "a feature image/class/synset, .../text, .../label, or label"
+)
+
+
+def _refuse_compressed(folder: Path, name: str) -> None:
+    if name.lower().endswith(_COMPRESSED):
+        raise DataError(
+            f"{printable(folder / name)} is compressed, and a compressed tar has no places to read at. Decompress it: "
+            "images are compressed already."
+        )
+
+
+def _why_no_shard(path: Path, shard_format: ShardFormat) -> str:
+    if reason := why_hidden(path.name):
+        return reason
+    if path.is_dir():
+        return "it is a folder beside the shards, which is not looked into"
+    if not path.is_file():
+        return "it is no regular file, or a link to nothing"
+    return "" if shard_format.is_shard(path.name) else f"it is no shard ({shard_format.expected})"
+
+
+def _read_part(root: Path, name: str, shard_format: ShardFormat) -> _PartShards:
+    """The shards of the part in the folder `name`; none where there is no such folder."""
+    folder, shards, notes, problems = root / name, [], 0, []
+    for path in sorted(folder.iterdir()) if folder.is_dir() else ():
+        _refuse_compressed(folder, path.name)
+        reason = _why_no_shard(path, shard_format)
+        if not reason:
+            shards.append(f"{name}/{path.name}")
+        elif path.suffix in _NOTES and path.is_file():
+            notes += 1
+        else:
+            problems.append(Problem(str(path), reason))
+    read = index_shards(root, shards, shard_format.read)
+    files = Inventory(len(shards) + notes + len(problems), len(shards) + notes)
+    problems += read.problems
+    return _PartShards(read, tuple(problems), add_inventories([files, read.inventory]))
+
+
+def _require_images(folder: Path, part: _PartShards, shard_format: ShardFormat) -> None:
+    if not len(part.shards.images):
+        first = part.problems[0] if part.problems else None
+        found = f"found {printable(first.file)}: {first.reason}" if first else "it has none"
+        raise DataError(
+            f"no images in {printable(folder)}. Expected {printable(folder)}/{shard_format.expected}; {found}."
+        )
+
+
+def _read_shards(folder: str, shard_format: ShardFormat) -> Arrays:
+    root = find_folder(folder, "data.root", f"labelled/{shard_format.expected}")
+    try:
+        found = find_parts(root, known=KNOWN)
+        parts = {part: _read_part(root, found.names.get(part, part), shard_format) for part in PARTS}
+    except OSError as error:
+        raise DataError(f"{printable(str(error.filename or root))} cannot be read: {error.strerror}.") from error
+    _require_images(found.folder(root, "labelled"), parts["labelled"], shard_format)
+    shards: Mapping[str, Shards] = {part: read.shards for part, read in parts.items()}
+    words = {part: PartWords(read.words, read.numbered, read.name_image) for part, read in shards.items()}
+    labelled = label_parts(root, words, shard_format.hint)
+    account = _account(
+        found, (part.inventory for part in parts.values()), (one for part in parts.values() for one in part.problems)
+    )
+    training, test = join_shards([shards[part] for part in TRAINING]), shards["test"].images
+    return _arrays(labelled, len(shards["unlabelled"].words), training, test, account)
 
 
 def read_webdataset(folder: str) -> Arrays:
-    """The images of a folder of WebDataset tars."""
-    return _read_shards(folder, ".tar", scan_tar)
+    """Reads the images of a folder of WebDataset tars. Raises DataError."""
+    return _read_shards(folder, WEBDATASET)
 
 
 def read_tfrecord(folder: str) -> Arrays:
-    """The images of a folder of TFRecord files, whatever their extension."""
-    return _read_shards(folder, "", scan_tfrecord)
+    """Reads the images of a folder of TFRecord files, whatever their extension. Raises DataError."""
+    return _read_shards(folder, TFRECORD)
 
 
 def read_files(folder: str) -> Arrays:
-    """The images of a user's folder (fastmpl.data.readers.tree), which are not opened here. Raises DataError as for one."""
+    """Lists the images of a user's folder (fastmpl.data.readers.tree), which are not opened here. Raises DataError."""
     tree = read_tree(folder)
-    for number, name in enumerate(tree.classes):
-        if not (tree.labelled.labels == number).any():
-            raise DataError(f"{printable(tree.root / 'labelled')}/{name} has no images. Put some there, or remove it.")
+    require_images(tree, tree.labelled.labels)
     trusted = tree.trusted or NOTHING
     training = [tree.labelled, trusted, tree.unlabelled]
-    images = Files(tree.root, Names.join([part.names for part in training]))
+    images, test = Files(tree.root, Names.join([part.names for part in training])), Files(tree.root, tree.test.names)
     first = len(tree.labelled.names)
     return Arrays(
         images,
         np.concatenate([part.labels for part in training]),
-        Files(tree.root, tree.test.names),
+        test,
         tree.test.labels,
         tree.classes,
         trusted=None if tree.trusted is None else np.arange(first, first + len(trusted.names)),
-        problems=tuple[Problem, ...](tree.problems),
+        problems=tree.problems,
         names=images.names,
+        inventory=tree.inventory,
+        remarks=tree.remarks,
     )
 
 

@@ -1,47 +1,55 @@
-"""The folder of a user's own pictures: which files it has, and what each is for. No file is opened here.
+"""Lists the folder of a user's own images: which files it has, and what each is for. No file is opened here.
 
 labelled/<class>/**     the pool of labelled images
 unlabelled/**           images without a label (optional)
 test/<class>/**         images to test on (optional)
-trusted/<class>/**      labelled images that are surely right (optional)
+trusted/<class>/**      labelled images whose labels are known to be right (optional)
+
+Other names of the parts are read too (`fastmpl.data.readers.parts`), such as the train/ and val/ of torchvision's
+ImageFolder.
 """
 
-import difflib
-import unicodedata
+import os
 from pathlib import Path
 from typing import Final, NamedTuple
 
 import numpy as np
 
-from fastmpl.data.dataset import UNKNOWN, Labels, Problem
+from fastmpl.data.classes import check_class_names, closest_name, normal_name, similar_names
+from fastmpl.data.dataset import UNKNOWN, Labels
 from fastmpl.data.errors import DataError, printable
 from fastmpl.data.files.encoded import Names
-from fastmpl.data.files.listing import image_files, visible
+from fastmpl.data.files.listing import image_files, is_folder, why_hidden, why_no_file
+from fastmpl.data.files.paths import find_folder
+from fastmpl.data.inventory import Inventory, Problem, add_inventories, fold_problems
+from fastmpl.data.readers.parts import Parts, find_parts
 
-PARTS: Final = ("labelled", "trusted", "unlabelled", "test")
-_SPELLINGS: Final = {"labeled": "labelled", "unlabeled": "unlabelled"}
 
-
-class Listed(NamedTuple):
-    """Image files of one part, by their paths below the tree's root, and the class of each (UNKNOWN without)."""
+class PartImages(NamedTuple):
+    """Image files of one part, by their paths below the tree's root, the class of each (UNKNOWN without), and the rest."""
 
     names: Names
     labels: Labels
+    problems: tuple[Problem, ...] = ()
+    inventory: Inventory = Inventory(0)
 
 
-NOTHING: Final = Listed(Names(), np.empty(0, np.int64))
+NOTHING: Final = PartImages(Names(), np.empty(0, np.int64))
 
 
 class Tree(NamedTuple):
-    """What a user's folder holds, in sorted order; `problems` are the files that are none of it."""
+    """What a user's folder holds, in sorted order; `problems` are the entries that are none of it."""
 
     root: Path
     classes: tuple[str, ...]
-    labelled: Listed
-    trusted: Listed | None
-    unlabelled: Listed
-    test: Listed
+    labelled: PartImages
+    trusted: PartImages | None
+    unlabelled: PartImages
+    test: PartImages
     problems: tuple[Problem, ...]
+    inventory: Inventory
+    remarks: tuple[str, ...]
+    labelled_folder: Path
 
 
 def images_below(folder: Path) -> list[Path]:
@@ -49,100 +57,118 @@ def images_below(folder: Path) -> list[Path]:
     return [folder / name for name in image_files(folder, ["."])[0].names]
 
 
-def _class_folders(part: Path) -> list[Path]:
-    return sorted(path for path in part.iterdir() if path.is_dir() and visible(path.name))
+class _PartFolder(NamedTuple):
+    """What lies directly in a part: the folders of classes, and all else."""
+
+    folders: tuple[str, ...]
+    problems: tuple[Problem, ...]
 
 
-def class_name(folder: Path) -> str:
-    """The class that a folder stands for: its name, in one of Unicode's two ways to write an accent."""
-    name = unicodedata.normalize("NFC", folder.name)
-    if any(unicodedata.category(letter) in ("Cc", "Cs") for letter in name):
+def _read_part(part: Path) -> _PartFolder:
+    folders, problems = [], []
+    with os.scandir(part) as entries:
+        for entry in sorted(entries, key=lambda entry: entry.name):
+            hidden = why_hidden(entry.name)
+            if is_folder(entry) and not hidden:
+                folders.append(entry.name)
+            else:
+                reason = hidden or why_no_file(entry) or "it lies in no class folder"
+                problems.append(Problem(str(part / entry.name), reason))
+    return _PartFolder(tuple(folders), tuple(problems))
+
+
+def _require_labelled(root: Path, parts: Parts) -> Path:
+    """The folder of the labelled images. Raises DataError where there is none."""
+    if "labelled" not in parts.names:
+        below = ", ".join(printable(Path(problem.file).name) for problem in parts.problems[:5]) or "nothing"
         raise DataError(
-            f"{printable(folder.parent)} has the class folder {folder.name!a}, whose name cannot be printed: rename it."
+            f"{printable(root)} has no folder labelled (or train). Expected {printable(root / 'labelled')}/<class>/*.jpg; "
+            f"it holds {below}."
         )
-    return name
+    return parts.folder(root, "labelled")
 
 
-def _loose(part: Path, problems: list[Problem]) -> list[Path]:
-    """Files that lie beside the class folders."""
-    loose = [path for path in sorted(part.iterdir()) if path.is_file() and visible(path.name)]
-    problems += [Problem(str(path), "it lies in no class folder") for path in loose]
-    return loose
-
-
-def _classes(part: Path, problems: list[Problem]) -> tuple[str, ...]:
-    if not part.is_dir():
-        raise DataError(
-            f"{printable(part.parent)} has no folder {part.name}. Expected {printable(part)}/<class>/*.jpg."
-            + _misspelt(part.parent, part.name)
-        )
-    names = tuple(sorted({class_name(folder) for folder in _class_folders(part)}))
-    loose = _loose(part, problems)
-    if not names:
-        found = f"found {printable(loose[0])} (no class folder)" if loose else "it is empty"
-        raise DataError(f"no labelled images in {printable(part)}. Expected {printable(part)}/<class>/*.jpg; {found}.")
+def _find_classes(part: Path) -> tuple[str, ...]:
+    """The names of the classes, sorted. Raises DataError where there are none, or one alone."""
+    found = _read_part(part)
+    if not found.folders:
+        first = found.problems[0] if found.problems else None
+        loose = f"found {printable(first.file)} ({first.reason})" if first else "it is empty"
+        raise DataError(f"no labelled images in {printable(part)}. Expected {printable(part)}/<class>/*.jpg; {loose}.")
+    names = check_class_names(sorted({normal_name(name) for name in found.folders}), f"{printable(part)}")
     if len(names) == 1:
         raise DataError(f"{printable(part)} has one class ({names[0]}), and a classifier needs two or more.")
     return names
 
 
-def _misspelt(root: Path, part: str) -> str:
-    """A hint where a folder's name is nearly that of `part`."""
-    names = [path.name for path in root.iterdir() if path.is_dir() and path.name not in PARTS]
-    near = [name for name in names if _SPELLINGS.get(name.lower(), name.lower()) == part]
-    near = near or difflib.get_close_matches(part, names, n=1, cutoff=0.8)
-    return f" Found {near[0]}: rename it to {part}." if near else ""
-
-
-def class_images(root: Path, part: str, classes: tuple[str, ...], whose: str, problems: list[Problem]) -> Listed:
+def class_images(root: Path, part: str, classes: tuple[str, ...], whose: str) -> PartImages:
     """The images of `root`/`part`/<class>/**. Raises DataError for a class that is not in `classes` (which are `whose`)."""
-    numbers, folders = [], _class_folders(root / part)
+    folders, loose = _read_part(root / part)
+    numbers, number_of = [], {name: number for number, name in enumerate(classes)}
     for folder in folders:
-        name = class_name(folder)
-        if name not in classes:
-            near = difflib.get_close_matches(name, classes, n=1)
-            hint = f"Did you mean {near[0]}?" if near else f"Its classes are {', '.join(classes[:10])}."
-            raise DataError(f"{printable(root / part)} has the class {name}, which {whose} has not. {hint}")
-        numbers.append(classes.index(name))
-    found = image_files(root, [folder.relative_to(root).as_posix() for folder in folders])
-    problems += [problem for images in found for problem in images.problems]
+        number = number_of.get(normal_name(folder))
+        if number is None:
+            raise DataError(
+                f"{printable(root / part)} has the class {printable(folder)}, which {whose} has not. "
+                + closest_name(folder, classes)
+            )
+        numbers.append(number)
+    found = image_files(root, folders if part == "." else [f"{part}/{folder}" for folder in folders])
+    problems = fold_problems((*loose, *(problem for images in found for problem in images.problems)))
     labels = np.repeat(np.array(numbers, np.int64), [len(images.names) for images in found])
-    return Listed(Names.join([images.names for images in found]), labels)
+    entries = len(loose) + sum(images.entries for images in found)
+    return PartImages(Names.join([images.names for images in found]), labels, problems, Inventory(entries))
 
 
-def _unlabelled(root: Path, problems: list[Problem]) -> Listed:
-    (found,) = image_files(root, ["unlabelled"])
-    problems += found.problems
-    return Listed(found.names, np.full(len(found.names), UNKNOWN, np.int64))
+def _unlabelled_images(root: Path, part: str) -> PartImages:
+    (found,) = image_files(root, [part])
+    labels = np.full(len(found.names), UNKNOWN, np.int64)
+    return PartImages(found.names, labels, found.problems, Inventory(found.entries))
 
 
-def _optional(root: Path, part: str, classes: tuple[str, ...], problems: list[Problem]) -> Listed:
-    _loose(root / part, problems)
-    return class_images(root, part, classes, printable(root / "labelled"), problems)
+def _list_tree(root: Path) -> Tree:
+    parts = find_parts(root)
+    folder = _require_labelled(root, parts)
+    classes = _find_classes(folder)
+    of = {
+        part: class_images(root, name, classes, printable(folder))
+        for part, name in parts.names.items()
+        if part != "unlabelled"
+    }
+    if "unlabelled" in parts.names:
+        of["unlabelled"] = _unlabelled_images(root, parts.names["unlabelled"])
+    return Tree(
+        root=root,
+        classes=classes,
+        labelled=of["labelled"],
+        trusted=of.get("trusted"),
+        unlabelled=of.get("unlabelled", NOTHING),
+        test=of.get("test", NOTHING),
+        problems=fold_problems((*parts.problems, *(problem for images in of.values() for problem in images.problems))),
+        inventory=add_inventories(
+            [Inventory(parts.entries, parts.helpers), *(images.inventory for images in of.values())]
+        ),
+        remarks=tuple(similar_names(classes)),
+        labelled_folder=folder,
+    )
 
 
 def read_tree(folder: str) -> Tree:
-    """The images of a user's folder. Raises DataError, one sentence, where it is not laid out as the module says."""
-    root = Path(folder).expanduser()
-    if not root.is_dir():
-        what = "is a file" if root.exists() else "does not exist"
-        raise DataError(f"data.root = {folder!r} {what}. Name the folder that holds labelled/<class>/*.jpg.")
-    problems: list[Problem] = []
+    """Lists the images of a user's folder. Raises DataError where it is not laid out as the module says."""
+    root = find_folder(folder, "data.root", "labelled/<class>/*.jpg")
     try:
-        classes = _classes(root / "labelled", problems)
-        labelled = class_images(root, "labelled", classes, "", problems)
-        has = {part: (root / part).is_dir() for part in PARTS}
-        for part in PARTS:
-            if not has[part] and (hint := _misspelt(root, part)):
-                raise DataError(f"{printable(root)} has no folder {part}.{hint}")
-        return Tree(
-            root=root,
-            classes=classes,
-            labelled=labelled,
-            trusted=_optional(root, "trusted", classes, problems) if has["trusted"] else None,
-            unlabelled=_unlabelled(root, problems) if has["unlabelled"] else NOTHING,
-            test=_optional(root, "test", classes, problems) if has["test"] else NOTHING,
-            problems=tuple(problems),
-        )
+        return _list_tree(root)
     except OSError as error:
         raise DataError(f"{printable(str(error.filename or root))} cannot be read: {error.strerror}.") from error
+
+
+def require_images(tree: Tree, labels: Labels) -> None:
+    """Raises DataError for a class with no image in `labels`, those of the labelled images that can be read."""
+    for number, name in enumerate(tree.classes):
+        if (labels == number).any():
+            continue
+        count, where = int((tree.labelled.labels == number).sum()), f"{printable(tree.labelled_folder)}/{name}"
+        reason = f"{count} image files, and none can be read (`fastmpl check` says why)" if count else "no images"
+        inside = [problem for problem in tree.labelled.problems if f"/{name}/" in f"{problem.file}/"]
+        found = f" (it holds {printable(inside[0].file)}: {inside[0].reason})" if inside and not count else ""
+        raise DataError(f"{where} has {reason}{found}. Put images there, or remove the folder.")

@@ -25,7 +25,10 @@ def test_a_folders_own_files_come_before_those_in_its_folders(tmp_path: Path) ->
     first, second = image_files(tmp_path, ["a", "b"])
     assert list(first.names) == ["a/z.jpg", "a/a/w.gif", "a/b/y.png", "a/b/c/x.JPEG"]
     assert list(second.names) == ["b/1.jpg", "b/10.jpg", "b/2.jpg"]
-    assert first.problems == second.problems == []
+    assert [(Path(problem.file).name, problem.reason) for problem in first.problems] == [
+        (".hidden.jpg", "its name begins with a dot")
+    ]
+    assert (second.problems, first.entries, second.entries) == ((), 5, 3)
 
 
 def test_files_that_are_no_images_are_told(tmp_path: Path) -> None:
@@ -60,9 +63,9 @@ def test_joined_names_are_those_of_the_parts() -> None:
 
 
 def test_copies_are_told_by_what_they_spoil() -> None:
-    train = np.array([1, 2, 3, 4, 5, 1, 0, 6], np.uint64)
-    labels = np.array([0, 1, 0, 1, 0, 1, 0, -1])
-    parts = Split(*(np.array(index) for index in ([0, 1, 6], [2], [7], [3, 4, 5])))
+    train = np.array([1, 2, 3, 4, 5, 1, 0, 6, 4], np.uint64)
+    labels = np.array([0, 1, 0, 1, 0, 1, 0, -1, -1])
+    parts = Split(*(np.array(index) for index in ([0, 1, 6], [2], [7, 8], [3, 4, 5])))
     found = list(copies(train, np.array([6, 3, 9, 0, 5], np.uint64), labels, parts))
     told = [(one.count, one.one, one.other, one.what.split(":")[0]) for one in found]
     assert told == [
@@ -70,5 +73,6 @@ def test_copies_are_told_by_what_they_spoil() -> None:
         (1, 4, 4, "test images are also validation images, by which a checkpoint is selected"),
         (1, 0, 7, "test images are also unlabelled training images"),
         (1, 5, 0, "validation images are also trained on with their labels"),
+        (1, 3, 8, "validation images are also unlabelled training images"),
         (1, 0, 5, "labelled images are of two classes at once"),
     ]

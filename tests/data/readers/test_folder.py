@@ -3,6 +3,7 @@
 import os
 import shutil
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -20,8 +21,10 @@ from fastmpl.data.errors import DataError
 from fastmpl.data.prepare import prepare
 from fastmpl.data.readers import cache as cache_module
 from fastmpl.data.readers.folder import read_folder, read_labelled
+from fastmpl.data.readers.streamed_sources import read_files
 from fastmpl.data.readers.tree import read_tree
 from fastmpl.errors import StorageError
+from tests.accounts import assert_adds_up
 from tests.pictures import BAD, COLOURS, make, spoil
 
 Make = Callable[..., SimpleNamespace]
@@ -115,17 +118,138 @@ def test_bad_files_are_left_out_and_each_is_named_with_its_reason(pictures: Path
     assert read(pictures).problems == found.problems  # out of the cache
 
 
-def test_files_of_operating_systems_are_not_worth_a_word(pictures: Path) -> None:
+def test_files_of_operating_systems_and_network_drives_are_left_out_and_counted(pictures: Path) -> None:
     for name in (".DS_Store", "Thumbs.db", "._image.jpg"):
         (pictures / "labelled" / "red" / name).write_bytes(b"x")
         (pictures / "labelled" / name).write_bytes(b"x")
     (pictures / "labelled" / ".ipynb_checkpoints").mkdir()
-    assert all(problem.used for problem in read(pictures).problems)
+    thumbnails = pictures / "unlabelled" / "@eaDir" / "image.jpg"
+    thumbnails.mkdir(parents=True)
+    Image.new("RGB", (8, 8)).save(thumbnails / "SYNOPHOTO_THUMB_M.jpg")
+    arrays = read(pictures)
+    assert len(arrays.train_labels) == 60
+    assert_adds_up(arrays)
+    reasons = Counter(problem.reason.partition(" (")[0] for problem in arrays.problems if not problem.used)
+    assert reasons == {
+        "its name begins with a dot": 3,
+        "it was made by an operating system or a network drive": 3,
+        "its name begins with ._": 2,
+    }
 
 
-def test_links_in_circles_end(pictures: Path) -> None:
+def test_links_in_circles_end_and_are_told(pictures: Path) -> None:
     os.symlink(pictures / "unlabelled", pictures / "unlabelled" / "again")
-    assert len(read(pictures).train_labels) == 60
+    os.symlink(pictures, pictures / "labelled" / "red" / "up")
+    os.symlink("itself", pictures / "unlabelled" / "itself")
+    arrays = read(pictures)
+    assert len(arrays.train_labels) == 60
+    assert sorted(Path(problem.file).name for problem in arrays.problems if not problem.used) == [
+        "again",
+        "itself",
+        "up",
+    ]
+    assert_adds_up(arrays)
+
+
+def test_folders_behind_links_are_read(pictures: Path, tmp_path: Path) -> None:
+    before = read(pictures)
+    (pictures / "labelled" / "red").rename(tmp_path / "red elsewhere")
+    os.symlink(tmp_path / "red elsewhere", pictures / "labelled" / "red")
+    (pictures / "unlabelled" / "part 1").rename(tmp_path / "part elsewhere")
+    os.symlink("../../part elsewhere", pictures / "unlabelled" / "part 1")
+    assert same(before, read(pictures))
+
+
+def test_a_folder_that_two_links_lead_to_is_read_once_and_under_its_own_name(pictures: Path) -> None:
+    os.symlink("part 1", pictures / "unlabelled" / "a link before it")
+    arrays = read(pictures)
+    assert len(arrays.train_labels) == 60
+    assert not any("a link" in name for name in arrays.names)
+    assert_adds_up(arrays)
+
+
+def test_one_folder_is_not_two_classes(pictures: Path) -> None:
+    os.symlink("red", pictures / "labelled" / "another")
+    with pytest.raises(
+        DataError, match=r"labelled/another has no images \(it holds .*: it is a link to a folder that is"
+    ):
+        read(pictures)
+
+
+@pytest.mark.timeout(20)
+def test_pipes_are_not_opened(pictures: Path) -> None:
+    os.mkfifo(pictures / "labelled" / "red" / "pipe.jpg")
+    os.mkfifo(pictures / "labelled" / "pipe")
+    arrays = read(pictures)
+    assert len(arrays.train_labels) == 60
+    left_out = {Path(problem.file).name: problem.reason for problem in arrays.problems if not problem.used}
+    assert left_out == dict.fromkeys(("pipe.jpg", "pipe"), "it is no regular file (a pipe, a socket or a device)")
+    assert_adds_up(arrays)
+
+
+def test_tiff_is_read(pictures: Path) -> None:
+    Image.new("RGB", (30, 20), COLOURS["red"]).save(pictures / "labelled" / "red" / "a.tif")
+    deep = np.full((20, 30), 40_000, np.uint16)
+    Image.fromarray(deep).save(pictures / "labelled" / "red" / "b.TIFF")
+    arrays = read(pictures)
+    for name, colour in (("a.tif", COLOURS["red"]), ("b.TIFF", (156, 156, 156))):
+        number = list(arrays.names).index(f"labelled/red/{name}")
+        np.testing.assert_allclose(
+            np.asarray(arrays.train_images[number]).reshape(-1, 3), np.tile(colour, (64, 1)), atol=1
+        )
+
+
+def test_a_tiff_of_floats_is_left_out_for_its_white_is_not_known(pictures: Path) -> None:
+    Image.fromarray(np.ones((8, 8), np.float32)).save(pictures / "unlabelled" / "a.tif")
+    (problem,) = (problem for problem in read(pictures).problems if not problem.used)
+    assert problem.reason.startswith("has floating-point pixels")
+
+
+# -- the names of the parts
+
+
+def test_the_parts_are_known_in_american_and_in_torchvisions_names(pictures: Path) -> None:
+    before = read(pictures)
+    (pictures / "unlabelled").rename(pictures / "unlabeled")
+    (pictures / "labelled").rename(pictures / "Train")
+    (pictures / "test").rename(pictures / "val")
+    arrays = read(pictures)
+    assert same(before, arrays)
+    assert_adds_up(arrays)
+
+
+def test_what_lies_beside_the_parts_is_counted(pictures: Path) -> None:
+    for name in ("notes", "val", "train"):
+        (pictures / name).mkdir()
+    (pictures / "README.txt").touch()
+    arrays = read(pictures)
+    left_out = {Path(problem.file).name: problem.reason for problem in arrays.problems if not problem.used}
+    assert left_out == {
+        "README.txt": "it is none of the parts labelled, trusted, unlabelled and test",
+        "notes": "it is none of the parts labelled, trusted, unlabelled and test",
+        "train": "labelled is read as the part labelled",
+        "val": "test images are read from test; data.validation takes its images from the labelled ones",
+    }
+    assert_adds_up(arrays)
+
+
+def test_a_root_may_be_written_with_a_tilde_and_variables(pictures: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(pictures.parent))
+    monkeypatch.setenv("PICTURES", str(pictures))
+    assert same(read(pictures), read(Path("~/my pictures")))
+    assert same(read(pictures), read(Path("$PICTURES")))
+    assert len(read_files("${PICTURES}").train_labels) == 60
+    with pytest.raises(DataError, match=r"data.root = '\$NOWHERE/a': the variable \$NOWHERE is not set"):
+        read(Path("$NOWHERE/a"))
+    with pytest.raises(DataError, match=r"data.root = 'pictures' does not exist \(looked for at /.*/pictures\)"):
+        read(Path("pictures"))
+
+
+def test_a_class_name_is_printable_and_case_alone_is_pointed_out(pictures: Path) -> None:
+    shutil.copytree(pictures / "labelled" / "red", pictures / "labelled" / "RED")
+    assert read(pictures).remarks == (
+        "the classes 'RED', 'red' differ only in upper and lower case, and are learned as 2 classes",
+    )
 
 
 def test_the_two_ways_to_write_an_accent_are_one_class(pictures: Path) -> None:
@@ -168,8 +292,13 @@ def other_test_class(root: Path) -> None:
     (root / "test" / "rde").mkdir()
 
 
-def american(root: Path) -> None:
-    (root / "unlabelled").rename(root / "unlabeled")
+def misspelt(root: Path) -> None:
+    (root / "unlabelled").rename(root / "unlabled")
+
+
+def two_ways_to_write_one(root: Path) -> None:
+    for name in ("1", "01"):
+        shutil.copytree(root / "labelled" / "red", root / "labelled" / name)
 
 
 def unprintable_class(root: Path) -> None:
@@ -183,18 +312,26 @@ def no_trusted(root: Path) -> None:
 
 
 REFUSED: list[tuple[Callable[[Path], None], str]] = [
-    (drop("labelled"), r"^Data: (?P<root>.*) has no folder labelled\. Expected (?P=root)/labelled/<class>/\*\.jpg\.$"),
+    (
+        drop("labelled"),
+        r"^Data: (?P<root>.*) has no folder labelled \(or train\)\. Expected (?P=root)/labelled/<class>/\*\.jpg; it holds "
+        r"nothing\.$",
+    ),
     (
         loose_images,
         r"^Data: no labelled images in (?P<l>.*/labelled)\. Expected (?P=l)/<class>/\*\.jpg; "
-        r"found (?P=l)/img_001\.jpg \(no class folder\)\.$",
+        r"found (?P=l)/img_001\.jpg \(it lies in no class folder\)\.$",
     ),
     (empty_class, r"labelled/empty has no images\. Put images there, or remove the folder\.$"),
     (unreadable_class, r"labelled/bad has 1 image files, and none can be read \(`fastmpl check` says why\)"),
     (one_class, r"labelled has one class \(red\), and a classifier needs two or more\.$"),
-    (other_test_class, r"test has the class rde, which .*/labelled has not\. Did you mean red\?$"),
-    (american, r"has no folder unlabelled\. Found unlabeled: rename it to unlabelled\.$"),
-    (unprintable_class, r"labelled has the class folder 'a\\nb', whose name cannot be printed: rename it\.$"),
+    (other_test_class, r"test has the class rde, which .*/labelled has not\. Did you mean 'red'\?$"),
+    (misspelt, r"has no unlabelled\. Found unlabled: rename it to unlabelled\.$"),
+    (
+        unprintable_class,
+        r"labelled: the class name 'a\\nb' holds the character U\+000A, which cannot be printed\. Rename",
+    ),
+    (two_ways_to_write_one, r"the classes '01', '1' are one number, written in different ways"),
     (no_trusted, r"trusted has no image that can be read"),
     (shutil.rmtree, r"does not exist\. Name the folder that holds labelled/<class>/\*\.jpg\.$"),
 ]

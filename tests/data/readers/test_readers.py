@@ -1,5 +1,6 @@
 """Encoded images by random access: the same pictures and labels from a folder, lists, tars and TFRecord."""
 
+import gzip
 import io
 import os
 import subprocess
@@ -59,7 +60,7 @@ def test_every_storage_gives_the_pictures_and_labels_that_were_written(source: s
 
 
 @pytest.mark.parametrize(("source", "tool"), [("webdataset", "wds2idx"), ("tfrecord", "tfrecord2idx")])
-def test_dali_s_index_gives_what_the_shard_itself_gives(source: str, tool: str, tmp_path: Path) -> None:
+def test_dali_s_index_beside_a_shard_is_a_helper_and_changes_nothing(source: str, tool: str, tmp_path: Path) -> None:
     pytest.importorskip("nvidia.dali", reason="install nvidia-dali-cuda130, whose tools write the index")
     root = write(source, tmp_path)
     own = READERS[source](str(root))
@@ -69,12 +70,17 @@ def test_dali_s_index_gives_what_the_shard_itself_gives(source: str, tool: str, 
     indexed = READERS[source](str(root))
     assert held(indexed) == held(own)
     assert list(indexed.names) == list(own.names)
+    assert own.inventory is not None
+    assert indexed.inventory is not None
+    shards = sum(path.suffix == ".idx" for path in root.rglob("*"))
+    assert indexed.inventory.helpers == own.inventory.helpers + shards
 
 
 def test_an_index_is_made_once_and_again_when_a_shard_changes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     root, scanned = write("webdataset", tmp_path), []
     scan = streamed_sources.scan_tar
-    monkeypatch.setattr(streamed_sources, "scan_tar", lambda path: scanned.append(path.name) or scan(path))
+    counted = streamed_sources.WEBDATASET._replace(read=lambda path: scanned.append(path.name) or scan(path))
+    monkeypatch.setattr(streamed_sources, "WEBDATASET", counted)
     first = READERS["webdataset"](str(root))
     count = len(scanned)
     assert held(READERS["webdataset"](str(root))) == held(first)
@@ -84,7 +90,7 @@ def test_an_index_is_made_once_and_again_when_a_shard_changes(tmp_path: Path, mo
     assert len(scanned) == count + 3  # of that part, and no other
     (root / "labelled" / "00001.idx").write_text("v9.9 0\n")
     READERS["webdataset"](str(root))
-    assert len(scanned) == count + 6  # an index beside a shard counts as much
+    assert len(scanned) == count + 3  # an index beside a shard is not read
 
 
 def test_without_a_cache_an_index_is_made_each_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -111,11 +117,11 @@ def test_a_list_may_have_spaces_for_tabs_though_its_paths_have_some_too(tmp_path
     assert held(READERS["file_list"](str(root))) == tabs
 
 
-def test_an_index_that_is_not_understood_is_not_used(tmp_path: Path) -> None:
+def test_an_index_of_an_older_shard_is_not_believed(tmp_path: Path) -> None:
     root = write("webdataset", tmp_path)
     own = held(READERS["webdataset"](str(root)))
-    (root / "labelled" / "00000.idx").write_text("v9.9 1\njpg 512 8 a.jpg\n")
-    (root / "labelled" / "00001.idx").write_text("v1.2 1\njpg 512 8 a name with spaces.jpg\n")
+    (root / "labelled" / "00000.idx").write_text("v1.2 1\njpg 512 8 a.jpg cls 1536 1 a.cls\n")
+    (root / "labelled" / "00001.idx").write_text("v1.1 1\njpg 512 99999999 cls 512 8\n")
     assert held(READERS["webdataset"](str(root))) == own
 
 
@@ -157,10 +163,6 @@ def tar_cut(root: Path) -> None:
     path.write_bytes(path.read_bytes()[:300])
 
 
-def tar_shorter_than_its_index(root: Path) -> None:
-    (root / "labelled" / "00000.idx").write_text("v1.2 1\njpg 512 99999999 a.jpg cls 4096 9 a.cls\n")
-
-
 def unknown_class(root: Path) -> None:
     mini_imagenet.write_tars(root, iter([Picture("test", "odd", 3, b"")]))
     path = root / "test" / "00000.tar"
@@ -185,19 +187,23 @@ def no_example(root: Path) -> None:
     (root / "labelled" / "00001").write_bytes(record(b"\xff" * 30))
 
 
-def foreign_index(root: Path) -> None:
-    (root / "labelled" / "00001.idx").write_text("0 40\n")
+def gzipped_records(root: Path) -> None:
+    path = root / "labelled" / "00001"
+    path.write_bytes(gzip.compress(path.read_bytes()))
 
 
 FAULTS = [
     ("webdataset", tar_cut, r"00001\.tar is no whole, uncompressed tar file"),
-    ("webdataset", tar_shorter_than_its_index, r"00000\.idx is not the index of .*00000\.tar, which is shorter"),
-    ("webdataset", unknown_class, r"test: n0144908x is no class\. Did you mean n01449083\?"),
-    ("webdataset", no_class, r"0 of the labelled images come before one without a class"),
+    (
+        "webdataset",
+        unknown_class,
+        r"test/00000\.tar: odd\.jpg has the class 'n0144908x', which no labelled image has\. Did you mean 'n01449083'\?",
+    ),
+    ("webdataset", no_class, r"labelled/00000\.tar: odd\.jpg has no class\. Expected a file KEY\.cls beside KEY\.jpg"),
     ("file_list", one_class, r"has one class \(n01440764\), and a classifier needs two or more"),
     ("tfrecord", record_cut, r"labelled/00001, record \d+: .*cut off or damaged"),
     ("tfrecord", no_example, r"labelled/00001, record 0: "),
-    ("tfrecord", foreign_index, r"labelled/00001, record 0: its frame is wrong.*\.idx file beside it is another's"),
+    ("tfrecord", gzipped_records, r"labelled/00001, record 0: .* compressed \(gzip\)"),
 ]
 
 
@@ -227,13 +233,19 @@ def test_integers_of_an_example_are_read_packed_and_one_by_one(tmp_path: Path) -
 
     path = tmp_path / "both"
     path.write_bytes(record(labelled(field(1, varint(300)))) + record(labelled(varint(1 << 3) + varint(7))))
-    assert [entry.word for entry in streamed_sources.scan_tfrecord(path)] == ["300", "7"]
+    found = streamed_sources.scan_tfrecord(path).entries
+    assert [(entry.word, entry.numbered) for entry in found] == [("300", True), ("7", True)]
 
 
-def test_records_without_an_image_are_left_out(tmp_path: Path) -> None:
+def test_records_without_an_image_are_left_out_and_told(tmp_path: Path) -> None:
     path = tmp_path / "some"
     path.write_bytes(record(example({"other": 1})) + record(example({"image/encoded": b"x"})))
-    assert [entry.name for entry in streamed_sources.scan_tfrecord(path)] == ["00000001"]
+    found = streamed_sources.scan_tfrecord(path)
+    assert [entry.name for entry in found.entries] == ["00000001"]
+    assert [problem.reason for problem in found.problems] == [
+        "the record has no feature image/encoded or image; its features are other"
+    ]
+    assert found.inventory.entries == 2
 
 
 def test_chosen_images_are_numbered_anew_and_told_from_others(tmp_path: Path) -> None:
