@@ -247,9 +247,16 @@ REFUSED = [
     ),
     (
         {"student.model": "timm:resnet18.a1_in1k"},
-        'student.model = "timm:resnet18.a1_in1k" asks for the weights "a1_in1k", and a network that is trained starts from '
-        'random ones. Use "timm:resnet18", or name it as the fixed teacher of method.name = "distillation" or '
-        '"pseudo_label".',
+        'student.model = "timm:resnet18.a1_in1k" names the weights "a1_in1k", and student.pretrained is empty, which means '
+        'random ones. Set student.pretrained = "hub" or a file of weights, or student.model = "timm:resnet18".',
+    ),
+    (
+        {"student.pretrained": "hub", "student.model": "conv"},
+        'student.pretrained = "hub" with student.model = "conv", which timm does not know. Name a file.',
+    ),
+    (
+        {"teacher.pretrained": "w.pth", "method.name": "uda", "feedback.kind": "off"},
+        'teacher.pretrained is for a network that learns; method.name = "uda" has none there.',
     ),
     ({"run.name": ".."}, 'run.name = ".." is not the name of a folder of its own.'),
 ]
