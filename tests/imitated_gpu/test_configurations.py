@@ -1,0 +1,42 @@
+"""Under the imitated GPU every shipped configuration's step captures, and its replays are the eager steps bit for bit."""
+
+from collections.abc import Mapping
+
+import pytest
+
+from tests.examples import EXAMPLES
+from tests.imitated_gpu.device import ImitatedGpu
+from tests.imitated_gpu.steps import (
+    LARGEST,
+    SMALLEST,
+    STEPS,
+    assert_replays_equal_eager_steps,
+    load_small,
+    make_batches,
+)
+
+NAMES = [path.stem for path in EXAMPLES]
+DEEP = [name for name in NAMES if load_small(name)[0].student.model.startswith(("timm:", "wrn"))]
+
+
+def assert_captures(name: str, gpu: ImitatedGpu, steps: int = STEPS, smaller: Mapping[str, str] = SMALLEST) -> None:
+    config, shape = load_small(name, smaller)
+    assert_replays_equal_eager_steps(config, shape, steps, make_batches(config, shape, steps + 2))
+    (graph,) = gpu.graphs
+    assert graph.replays == steps
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if name not in DEEP])
+def test_twenty_replays_with_changing_rates_equal_eager_steps(name: str, gpu: ImitatedGpu) -> None:
+    assert_captures(name, gpu)
+
+
+@pytest.mark.parametrize("name", DEEP)
+def test_replays_of_a_deep_network_equal_eager_steps(name: str, gpu: ImitatedGpu) -> None:
+    assert_captures(name, gpu, 2)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", DEEP)
+def test_twenty_replays_of_a_deep_network_equal_eager_steps(name: str, gpu: ImitatedGpu) -> None:
+    assert_captures(name, gpu, smaller=LARGEST)
