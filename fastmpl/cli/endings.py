@@ -5,6 +5,7 @@ import hashlib
 import os
 import sys
 import traceback
+import warnings
 from pathlib import Path
 from typing import Final
 
@@ -28,7 +29,11 @@ class OutOfMemoryError(FastMPLError):
 
 
 def open_terminal() -> None:
-    """Makes stdout and stderr writable whatever the locale; a stream that the shell closed becomes the null device."""
+    """Makes stdout and stderr writable whatever the locale; a stream that the shell closed becomes the null device.
+
+    Silences one warning of torch about its own code, of which a user can change nothing.
+    """
+    warnings.filterwarnings("ignore", "`torch.jit.script` is deprecated", FutureWarning)
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name)
         if stream is None:

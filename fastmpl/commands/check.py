@@ -126,6 +126,22 @@ def check_data(config: Config) -> Generator[str, None, "Prepared"]:
     return prepared
 
 
+def _image_shape(config: Config, prepared: "Prepared") -> tuple[int, ...]:
+    size = config.data.image_size
+    return (2,) if prepared.normalisation is None else (config.data.channels, size, size)
+
+
+def check_networks(config: Config, prepared: "Prepared") -> Iterator[str]:
+    """Remarks on the networks. Raises ConfigError for one that cannot be trained, or a class without a label."""
+    from fastmpl.run.network_preconditions import require_label_of_each_class, require_networks
+
+    arrays, world = prepared.arrays, int(os.environ.get("WORLD_SIZE", "1"))
+    require_label_of_each_class(config, arrays.classes, arrays.train_labels[prepared.split.labelled])
+    shape = _image_shape(config, prepared)
+    for remark in require_networks(config, classes=len(arrays.classes), image_shape=shape, world=world):
+        yield f"note    {remark}"
+
+
 def check_capture(config: Config, prepared: "Prepared") -> Iterator[str]:
     """Runs the step on fake tensors, with no arithmetic and no GPU: each reason why it cannot be one CUDA graph."""
     from fastmpl.analysis.fake_run import find_capture_faults
@@ -136,9 +152,9 @@ def check_capture(config: Config, prepared: "Prepared") -> Iterator[str]:
     if not is_capturable(config):
         yield f"graph   none: {NOT_CAPTURABLE}"
         return
-    size = config.data.image_size
-    shape = (2,) if prepared.normalisation is None else (config.data.channels, size, size)
-    faults = find_capture_faults(config, classes=len(prepared.arrays.classes), image_shape=shape)
+    faults = find_capture_faults(
+        config, classes=len(prepared.arrays.classes), image_shape=_image_shape(config, prepared)
+    )
     for fault in faults:
         yield f"graph   {fault}"
     if not faults:
@@ -164,4 +180,5 @@ def check(config: Config) -> Iterator[str]:
     """One line for each thing found in order. Raises DataError or StorageError at the first that is not."""
     yield "output  " + check_output(config)
     prepared = yield from check_data(config)
+    yield from check_networks(config, prepared)
     yield from check_capture(config, prepared)

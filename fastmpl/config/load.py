@@ -6,6 +6,7 @@ sentence of a ConfigError that names key, value and file.
 
 import difflib
 import re
+import shlex
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,6 +16,7 @@ import tomli_w
 from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 
+from fastmpl.config.paths import PATHS, expand_path, resolve_paths
 from fastmpl.config.schema import Config
 from fastmpl.config.wording import allowed_by, toml
 from fastmpl.errors import ConfigError
@@ -28,19 +30,53 @@ SECTIONS: Final[dict[str, Any]] = {name: field.annotation for name, field in Con
 KEYS: Final[dict[str, FieldInfo]] = {
     f"{name}.{key}": field for name, section in SECTIONS.items() for key, field in section.model_fields.items()
 }
+_NAMES: Final = sorted({key.rpartition(".")[2] for key in KEYS})
 REMOVED: Final[dict[str, Any]] = {  # keys of earlier versions, with their last default, which saved configurations hold
     "data.decoder_padding": [16, 8],
     "feedback.cosine": False,
 }
+SYNONYMS: Final[Mapping[str, str]] = {  # what other tools call a key
+    "arch": "model",
+    "architecture": "model",
+    "batch_size": "batch_labelled",
+    "ema": "average",
+    "ema_decay": "average",
+    "epochs": "steps",
+    "img_size": "image_size",
+    "iterations": "steps",
+    "labeled": "labels",
+    "learning_rate": "lr",
+    "max_steps": "steps",
+    "n_labels": "labels",
+    "network": "model",
+    "num_labels": "labels",
+    "optimizer": "optimiser",
+    "output_dir": "output",
+    "path": "root",
+    "resolution": "image_size",
+    "size": "image_size",
+    "unlabeled": "unlabelled",
+    "wd": "weight_decay",
+}
 _QUOTED_OR_COMMENT: Final = re.compile(r'"(?:[^"\\\n]|\\.)*"|\'[^\'\n]*\'|#.*')
+
+
+def _suggest_file(folder: Path) -> str:
+    if (folder / "config.toml").is_file():
+        return f"Did you mean {folder / 'config.toml'}?"
+    return f"`fastmpl init {shlex.quote(str(folder))}` writes one for a folder of pictures."
 
 
 def _bounded_text(path: Path) -> str:
     try:
         with path.open("rb") as file:
             content = file.read(LARGEST + 1)
+    except IsADirectoryError as error:
+        raise ConfigError(f"{path} is a folder, and the configuration is a TOML file. {_suggest_file(path)}") from error
     except OSError as error:
         raise ConfigError(f"{path} cannot be read: {error.strerror}. launch/configs holds examples.") from error
+    except ValueError as error:  # a null character in the name
+        raise ConfigError(f"{str(path)!r} is no name of a file.") from error
     if len(content) > LARGEST:
         raise ConfigError(f"{path} is larger than {LARGEST} bytes, too large for the configuration of a run.")
     try:
@@ -65,15 +101,21 @@ def _read_toml(path: Path) -> dict[str, Any]:
         raise ConfigError(f"{path} is not valid TOML: a number has too many digits.") from error
 
 
-def _nearest_key(name: str) -> str | None:
-    """The key that was likely meant: alike in its section, of that name in another section, or alike as a whole."""
+def nearest_keys(name: str) -> list[str]:
+    """The keys that were likely meant: those of that name or its synonym in any section, or alike in this section."""
     section, _, key = name.rpartition(".")
+    key = SYNONYMS.get(key.lower(), key)
+    if f"{section}.{key}" in KEYS:
+        return [f"{section}.{key}"]
     if section in SECTIONS:
         alike = difflib.get_close_matches(key, SECTIONS[section].model_fields, n=1)
         near = [f"{section}.{found}" for found in alike]
     else:
-        near = difflib.get_close_matches(name, KEYS, n=1)
-    return next(iter(near + [known for known in KEYS if known.endswith(f".{key}")]), None)
+        near = difflib.get_close_matches(name, KEYS, n=1) if section else []
+    near = near or [known for known in KEYS if known.endswith(f".{key}")]
+    if not near and not section:
+        near = [known for known in KEYS if known.rpartition(".")[2] in difflib.get_close_matches(key, _NAMES, n=1)]
+    return near
 
 
 def unknown_key(name: str, source: object) -> str:
@@ -81,8 +123,8 @@ def unknown_key(name: str, source: object) -> str:
     if name in SECTIONS:
         return f"{name} ({source}) is a section, not a value. Write [{name}], and its keys below."
     name = name if len(name) <= 64 else name[:61] + "..."
-    near = _nearest_key(name)
-    hint = f"Did you mean {near!r}?" if near else "`fastmpl train --help-all` lists every key."
+    near = [repr(key) for key in nearest_keys(name)[:3]]
+    hint = f"Did you mean {' or '.join(near)}?" if near else "`fastmpl train --help-all` lists every key."
     return f"unknown key {name!r} ({source}). {hint}"
 
 
@@ -134,12 +176,17 @@ def build(values: Mapping[str, Any], source: Mapping[str, object]) -> Config:
 def load(path: str | Path, overrides: Mapping[str, Any] | None = None) -> Config:
     """The configuration of a TOML file, with `overrides` over it.
 
-    overrides: dotted (`{"student.lr": 0.1}`) or nested (`{"student": {"lr": 0.1}}`).
+    overrides: dotted (`{"student.lr": 0.1}`) or nested (`{"student": {"lr": 0.1}}`). Paths are expanded; a relative path
+    of the file is looked for here, and then beside the file.
     Raises ConfigError, one sentence a mistake: a file that cannot be read, malformed TOML, unknown keys, values of a
     wrong type or out of bounds, and keys that do not go together.
     """
     path = Path(path)
-    file, over = _flatten(_read_toml(path)), _flatten(overrides or {})
+    file = resolve_paths(_flatten(_read_toml(path)), path)
+    over = {
+        key: expand_path(value, key) if key in PATHS and isinstance(value, str) else value
+        for key, value in _flatten(overrides or {}).items()
+    }
     return build(file | over, dict.fromkeys(file, path) | dict.fromkeys(over, COMMAND_LINE))
 
 

@@ -1,17 +1,18 @@
-"""The command line's `--section.key value` options, rendered by tyro from the sections.
+"""The options `--section.key value` of the command line, made by tyro from the sections.
 
-Options carry text alone and only those that were given, so that they lie over the file and share its checks and its
-errors. --help shows the keys that matter, --help-all also the rare ones.
+Only options that were given are returned, as text: they override the file and are checked as its values are. --help
+shows the keys that matter, --help-all also the rare ones.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import make_dataclass
+from dataclasses import fields, make_dataclass
+from difflib import get_close_matches
 from typing import Annotated, Any, Literal, TypedDict, TypeVar, get_args, get_origin
 
 import tyro
 from pydantic.fields import FieldInfo
 
-from fastmpl.config.load import COMMAND_LINE, KEYS, SECTIONS, unknown_key
+from fastmpl.config.load import COMMAND_LINE, KEYS, SECTIONS, nearest_keys, unknown_key
 from fastmpl.config.wording import plain, toml
 from fastmpl.errors import ConfigError
 
@@ -65,12 +66,19 @@ def _options(rare: bool) -> Any:
     return TypedDict("Options", sections)  # type: ignore[operator]
 
 
-def _refuse_unknown(arguments: Sequence[str]) -> None:
-    """Raises ConfigError for a `--section.key` that does not exist, with the nearest one that does."""
+def _refuse_unknown(arguments: Sequence[str], verb: type[Any]) -> None:
+    """Raises ConfigError for an option that does not exist, with the nearest key that does."""
+    own = {field.name for field in fields(verb)} | {"help", "help_all"}
     for argument in arguments:
         name = argument.removeprefix("--").partition("=")[0].replace("-", "_")
-        if argument.startswith("--") and "." in name and name not in KEYS:
+        if not argument.startswith("--") or not name or name in KEYS or name in own:
+            continue
+        if "." in name:
             raise ConfigError(unknown_key(name, COMMAND_LINE))
+        near = [f"--{key}" for key in nearest_keys(name)[:3]]
+        near = [f"--{option}" for option in get_close_matches(name, own, n=1)] or near
+        hint = f"Did you mean {' or '.join(near)}?" if near else "--help-all lists every option."
+        raise ConfigError(f"unknown option {argument.partition('=')[0][:64]!r} ({COMMAND_LINE}). {hint}")
 
 
 def _convert(kind: Any, word: str) -> Any:
@@ -99,10 +107,10 @@ def _overrides(given: Given) -> dict[str, Any]:
 def parse(verb: type[Verb], program: str, arguments: Sequence[str]) -> tuple[Verb, dict[str, Any]]:
     """The verb's own arguments, a dataclass, and overrides for `load`.
 
-    Raises ConfigError for an unknown `--section.key`. Where help is asked for, or the usage is wrong in another way,
+    Raises ConfigError for an option that does not exist. Where help is asked for, or the usage is wrong in another way,
     tyro prints it and raises SystemExit (0 or 2).
     """
-    _refuse_unknown(arguments)
+    _refuse_unknown(arguments, verb)
     short = not {"-h", "--help"}.isdisjoint(arguments)
     options: Any = Annotated[_options(rare=not short), tyro.conf.arg(name="")]
     parsed: Any = tyro.cli(

@@ -92,7 +92,7 @@ def _models(config: "Config") -> Iterator[str]:
     method, teacher, student = config.method.name, config.teacher.model, config.student.model
     known = 'Use wrn_DEPTH_WIDTH with DEPTH = 6 n + 4 (wrn_28_2), conv, perceptron, or "timm:NAME"'
     if names_run(student):
-        yield f'student.model = "{student}" is no network. {known}.'
+        yield f'student.model = "{student}" is no network; the folder of a run can only be a teacher. {known}.'
     if method == "distillation" and names_own_model(teacher) and not config.data.store:
         yield (
             f'method.name = "distillation" with teacher.model = "{teacher}" has nothing to learn from. '

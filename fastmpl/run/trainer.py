@@ -29,6 +29,7 @@ from fastmpl.run.fixed_teacher import Target, load_fixed_teacher
 from fastmpl.run.folder import State, claim_folder, write_status
 from fastmpl.run.graph_choice import choose_execution, loaded_dtype
 from fastmpl.run.monitor import Monitor
+from fastmpl.run.network_preconditions import require_label_of_each_class, require_networks
 from fastmpl.run.preconditions import require_kernels, require_same_data, require_trusted
 from fastmpl.run.pretrained import Start, read_start
 from fastmpl.run.resuming import asked_step, require_fitting, set_newer_aside
@@ -129,8 +130,10 @@ class Training:
         )
         self.notes = self.data.remarks()  # shown when training begins
         require_trusted(config, self.data.trusted_count)
+        require_label_of_each_class(config, self.data.classes, self.data.truth[self.data.split.labelled].numpy())
         require_same_data(self.data.train.state()["fingerprint"], self.ranks)
         self.monitor = Monitor(config, self.data, folder, self.device, self.ranks, quiet=quiet or not here.is_first)
+        require_networks(config, classes=len(self.data.classes), image_shape=self.data.image_shape, every=False)
         pretrained = self._read_pretrained() if starts else {}
         self.weights = {role: start.sha256 for role, start in pretrained.items()}
         trainee = assemble(

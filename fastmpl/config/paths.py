@@ -1,0 +1,50 @@
+"""Paths as people write them: `~` and variables are expanded, and a relative one is also looked for beside the file.
+
+The shell does this for words of a command line. Nothing does it for a TOML file, so it is done here, for every key that
+holds a path and in the same way.
+"""
+
+import os
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Final
+
+from fastmpl.config.rules import names_run
+from fastmpl.errors import ConfigError
+
+PATHS: Final = ("run.output", "data.root", "data.store", "data.filter_store", "teacher.model")
+READ: Final = PATHS[1:]  # are there before the run; teacher.model may be the folder of a run
+_VARIABLE: Final = re.compile(r"\$(?:(\w+)|\{([^}]*)\})", re.ASCII)
+
+
+def expand_path(text: str, key: str) -> str:
+    """`text` with `~` and variables replaced, unless it names a file as it is. Raises ConfigError for an unset variable."""
+    if any(ord(letter) < 32 for letter in text):
+        raise ConfigError(f"{key} = {text[:64]!r} holds a control character, and no path does. Remove it.")
+    if ("$" not in text and not text.startswith("~")) or os.path.lexists(text):
+        return text
+    expanded = os.path.expandvars(os.path.expanduser(text))
+    if left := _VARIABLE.search(expanded):
+        name = left[1] or left[2]
+        raise ConfigError(
+            f"{key} = {text!r} names the variable {name}, which is not set. Set it, or write the path itself."
+        )
+    if expanded.startswith("~"):
+        raise ConfigError(f"{key} = {text!r} names the home of a user whom this machine does not know.")
+    return expanded
+
+
+def resolve_paths(values: Mapping[str, Any], file: Path) -> dict[str, Any]:
+    """The values of a file with every path expanded; one that is not here but beside the file is taken from there."""
+    resolved = dict(values)
+    for key in PATHS:
+        text = values.get(key)
+        if not isinstance(text, str) or not text or (key == "teacher.model" and not names_run(text)):
+            continue
+        text = expand_path(text, f"{file}: {key}")
+        beside = file.parent / text
+        if key in READ and not os.path.isabs(text) and not os.path.lexists(text) and os.path.lexists(beside):
+            text = str(beside)
+        resolved[key] = text
+    return resolved
