@@ -168,7 +168,7 @@ REFUSED = [
     ),
     (
         {"student.model": "wrn_27_2"},
-        'student.model = "wrn_27_2" is no network. '
+        'student.model = "wrn_27_2" is no network; the folder of a run can only be a teacher. '
         'Use wrn_DEPTH_WIDTH with DEPTH = 6 n + 4 (wrn_28_2), conv, perceptron, or "timm:NAME".',
     ),
     (
