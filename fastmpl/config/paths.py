@@ -13,8 +13,15 @@ from typing import Any, Final
 from fastmpl.config.rules import names_run
 from fastmpl.errors import ConfigError
 
-PATHS: Final = ("run.output", "data.root", "data.store", "data.filter_store", "teacher.model")
-READ: Final = PATHS[1:]  # are there before the run; teacher.model may be the folder of a run
+READ: Final = (  # there before the run starts
+    "data.root",
+    "data.store",
+    "data.filter_store",
+    "teacher.model",  # may be the folder of a run
+    "teacher.pretrained",
+    "student.pretrained",
+)
+PATHS: Final = ("run.output", *READ)
 _VARIABLE: Final = re.compile(r"\$(?:(\w+)|\{([^}]*)\})", re.ASCII)
 
 
@@ -35,12 +42,17 @@ def expand_path(text: str, key: str) -> str:
     return expanded
 
 
+def _names_path(key: str, text: str) -> bool:
+    """Whether the value of a key in PATHS is a path: models and timm's hub have names."""
+    return bool(text) and text != "hub" and (key != "teacher.model" or names_run(text))
+
+
 def resolve_paths(values: Mapping[str, Any], file: Path) -> dict[str, Any]:
     """The values of a file with every path expanded; one that is not here but beside the file is taken from there."""
     resolved = dict(values)
     for key in PATHS:
         text = values.get(key)
-        if not isinstance(text, str) or not text or (key == "teacher.model" and not names_run(text)):
+        if not isinstance(text, str) or not _names_path(key, text):
             continue
         text = expand_path(text, f"{file}: {key}")
         beside = file.parent / text
