@@ -1,7 +1,7 @@
 """A run's configuration: `sections` (every key), `rules` (what goes together), `load` (TOML), `options` (--help)."""
 
 from fastmpl.config.load import difference, load, save, to_toml
-from fastmpl.config.rules import feeds_back, is_capturable, names_own_model, names_run, trained_optimisers
+from fastmpl.config.rules import feeds_back, is_capturable, names_own_model, names_run, trained_optimisers, uses_tf32
 from fastmpl.config.schema import Config
 from fastmpl.config.sections import (
     CleanImages,
@@ -55,4 +55,5 @@ __all__ = [
     "save",
     "to_toml",
     "trained_optimisers",
+    "uses_tf32",
 ]

@@ -63,6 +63,12 @@ def trained_optimisers(config: "Config") -> dict[str, str]:
     return names
 
 
+def uses_tf32(config: "Config") -> bool:
+    """Whether training passes may use TF32. The difference form forbids it: it compares the logits of such a pass."""
+    compares = feeds_back(config) and config.feedback.tangent == "difference"
+    return config.system.tf32 == "training" and not compares
+
+
 NOT_CAPTURABLE: Final = (
     "networks in shards, images that grow or an optimiser that takes its rate from the host forbid it"
 )

@@ -193,6 +193,13 @@ class SystemConfig(_Section):
     """How a step is executed; none of it changes the mathematics."""
 
     precision: Literal["float32", "bf16"] = _key("float32", "Precision of the arithmetic; weights are float32.")
+    tf32: Literal["training", "off"] = _rare(
+        "training",
+        "TF32 in float32 arithmetic: in all passes but those whose losses or logits are compared, or nowhere.",
+    )
+    benchmark: bool = _rare(
+        False, "Whether cuDNN times its algorithms and keeps the fastest: more memory, and no repeatable rounding."
+    )
     channels_last: bool = _rare(True, "Whether images are stored with the channels last.")
     schedule: Literal["split", "joint"] = _key("split", "Separate passes, or one over all images of a network.")
     deferred: bool = _rare(False, "Whether the teacher's graph is built after the student's step, to save memory.")

@@ -1,22 +1,14 @@
-"""What every learner's passes share: duals, full precision of logits, and the context of bf16."""
+"""What every learner's passes share: duals, logits in float32, and the step of the difference form."""
 
-from contextlib import AbstractContextManager
-from typing import Final, Literal
+from typing import Final
 
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-Precision = Literal["float32", "bf16"]
 RELATIVE_STEP: Final = (
     1e-4  # of the difference form, against the parameters' norm: cosine 0.99999 with the JVP in float32
 )
-
-
-def autocast(device: torch.device, precision: Precision) -> AbstractContextManager[object]:
-    """bf16 arithmetic where it is asked for."""
-    # the weight cache would give a pass after an in-place update the weights from before it
-    return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16", cache_enabled=False)
 
 
 def dual(value: Tensor, tangent: Tensor | None) -> Tensor:

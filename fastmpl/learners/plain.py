@@ -13,11 +13,12 @@ from torch.func import functional_call
 
 from fastmpl.config import NetworkConfig
 from fastmpl.distributed.ranks import ALONE, Ranks
+from fastmpl.learners.arithmetic import Precision, autocast, full_precision
 from fastmpl.learners.average import Average
 from fastmpl.learners.blocks import names_in_last_blocks
 from fastmpl.learners.compiled import compile_network
 from fastmpl.learners.optimiser import Optimiser, sum_of_products
-from fastmpl.learners.passes import Precision, autocast, difference_step, dual, tangent_of, to_float32
+from fastmpl.learners.passes import difference_step, dual, tangent_of, to_float32
 from fastmpl.learners.protocol import Forward, Gradient, Loss, Update
 from fastmpl.learners.recompute import recompute_blocks
 from fastmpl.learners.running_statistics import RunningStatistics, mean_over_ranks, per_rank_names
@@ -43,9 +44,12 @@ class PlainLearner:
         depth: int = 0,
         recompute: bool = False,
         compiler: str = "",
+        static_gradients: bool | None = None,
         ranks: Ranks = ALONE,
     ) -> None:
-        """compiler: the backend of torch.compile for passes without a tangent; none where empty."""
+        """compiler: the backend of torch.compile for passes without a tangent; none where empty. static_gradients: whether
+        each step copies its gradients to addresses that stay, as a CUDA graph needs; None: where the device is a GPU.
+        """
         self.module = module.train()
         self.call: Forward = compile_network(module, compiler) if compiler else module.__call__
         synchronise(module, ranks)
@@ -57,6 +61,8 @@ class PlainLearner:
         self.precision, self.tangent_form, self.ranks = precision, tangent, ranks
         self.moving = names_in_last_blocks(module, depth)  # the parameters that the tangent moves
         self.device = next(iter(self.parameters.values())).device
+        static = self.device.type == "cuda" if static_gradients is None else static_gradients
+        self.buffers = {name: torch.zeros_like(p) for name, p in self.parameters.items()} if static else None
 
     def forward(self, images: Float[Tensor, "N *image"], draw: Int[Tensor, ""]) -> Float[Tensor, "N K"]:
         set_draw(self.module, draw)
@@ -69,7 +75,7 @@ class PlainLearner:
         self, images: Float[Tensor, "N *image"], draw: Int[Tensor, ""], *, precise: bool = False
     ) -> Float[Tensor, "N K"]:
         set_draw(self.module, draw)
-        with self._autocast(precise), frozen_statistics(self.module):
+        with self._autocast(precise), full_precision(precise), frozen_statistics(self.module):
             return to_float32(self.call(to_float32(images) if precise else images))  # a loader may give bf16
 
     @torch.no_grad()
@@ -86,7 +92,7 @@ class PlainLearner:
 
     @torch.no_grad()
     def apply(self, step: Int[Tensor, ""], *, keep: bool = False) -> Update:
-        gradients = {n: p.grad if p.grad is not None else torch.zeros_like(p) for n, p in self.parameters.items()}
+        gradients = self._collect_gradients()
         self.ranks.all_reduce_mean_(list(gradients.values()))
         update = self.optimiser.step(gradients, step, keep=keep, average=self.average)
         self.statistics.settle(update.applied)
@@ -94,6 +100,17 @@ class PlainLearner:
             done = self.optimiser.averaged_names
             self.average.update(self.module.state_dict(), step, update.applied, done=done)
         return update
+
+    def _collect_gradients(self) -> Gradient:
+        """What was accumulated: as autograd left it, or copied into the buffers."""
+        found = {n: p.grad if p.grad is not None else torch.zeros_like(p) for n, p in self.parameters.items()}
+        if self.buffers is None:
+            return found
+        # a copy costs less than accumulation in place: autograd would zero, read and write the buffer a tensor at a time
+        torch._foreach_copy_(list(self.buffers.values()), list(found.values()))
+        for p in self.parameters.values():
+            p.grad = None
+        return self.buffers
 
     def gradient(self, images: Float[Tensor, "N *image"], loss: Loss, draw: Int[Tensor, ""]) -> Gradient:
         set_draw(self.module, draw)

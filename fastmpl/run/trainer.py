@@ -11,7 +11,7 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import nn
 
-from fastmpl.config import Config
+from fastmpl.config import Config, uses_tf32
 from fastmpl.config.rules import trained_optimisers
 from fastmpl.data.batch import Batch
 from fastmpl.data.build import Data
@@ -20,6 +20,7 @@ from fastmpl.data.view_stream import Replacement
 from fastmpl.distributed.process_group import Group, Place, join_group, read_place
 from fastmpl.distributed.signals import Stopper
 from fastmpl.errors import StorageError
+from fastmpl.learners.arithmetic import allow_tf32, search_convolutions
 from fastmpl.learners.protocol import RunLearner
 from fastmpl.learners.zero.engine import logged
 from fastmpl.run import checkpoint, finetune
@@ -78,6 +79,8 @@ def train(config: Config, *, resume: str = "auto", quiet: bool = False, report: 
             claim = held.enter_context(claim_folder(folder, config, resume))
             if config.system.engine == "zero":
                 held.enter_context(logged(folder / "deepspeed.log"))
+        held.enter_context(allow_tf32(uses_tf32(config)))
+        held.enter_context(search_convolutions(config.system.benchmark))
         run: Training | None = None
         try:
             with join_group(here, folder, lambda: held.enter_context(Stopper()), config.system.timeout) as group:

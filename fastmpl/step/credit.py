@@ -64,7 +64,7 @@ class CreditPhase:
         before: Float[Tensor, ""] | None,
         baseline: Float[Tensor, ""],
     ) -> Credit:
-        """The credit after `update`; zero where it was skipped. `before` is what `loss_before` gave."""
+        """The credit after `update`; zero where that was skipped. `before` is what `loss_before` gave."""
         zero = torch.zeros_like(update.norm)
         if self.method.feedback.kind == "off":
             return Credit([None] * len(parts), zero, zero)
@@ -81,13 +81,18 @@ class CreditPhase:
         baseline: Float[Tensor, ""],
         contexts: Sequence[StepContext],
     ) -> Credit:
-        """One number for all labels: the decrease of V, less its moving average."""
-        settings, taken, zero = self.method.feedback, update.applied > 0, torch.zeros_like(update.norm)
-        decrease = torch.where(taken, decrease, zero)
+        """One number for all labels: the decrease of V, less its moving average.
+
+        A step whose update was skipped, or whose V is not finite, teaches nothing and leaves the average as it was.
+        """
+        settings, zero = self.method.feedback, torch.zeros_like(update.norm)
+        measured = (update.applied > 0) & torch.isfinite(decrease)
+        decrease = torch.where(measured, decrease, zero)
         key = contexts[0].draw(CONTROL)
-        scalar = torch.where(taken, apply_control(decrease - baseline, settings.control, key), zero)
+        scalar = torch.where(measured, apply_control(decrease - baseline, settings.control, key), zero)
         if settings.baseline > 0:
-            baseline.lerp_(decrease.to(baseline.dtype), 1 - settings.baseline)
+            following = baseline.lerp(decrease.to(baseline.dtype), 1 - settings.baseline)
+            baseline.copy_(torch.where(measured, following, baseline))
         return Credit([scalar] * len(contexts), decrease, scalar.abs())
 
     def _rows(

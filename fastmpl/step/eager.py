@@ -60,4 +60,5 @@ class EagerStep:
 
     def load(self, tensors: Mapping[str, Tensor]) -> None:
         self.step.copy_(tensors["step"])
-        self.baseline.copy_(tensors["baseline"])
+        # versions up to 0.1.0 could save a baseline that one validation loss had made NaN for good
+        self.baseline.copy_(tensors["baseline"].nan_to_num(0.0, 0.0, 0.0))

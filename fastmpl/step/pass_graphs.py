@@ -24,6 +24,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
+from torch.func import functional_call
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from fastmpl.learners.protocol import Forward, RunLearner
@@ -51,7 +52,7 @@ class PassGraphs:
     def __init__(self, plain: Forward, module: nn.Module, device: torch.device, room: Room | None = None) -> None:
         """plain: an eager pass of `module`. room: of its passes with a graph; one of its own if not given."""
         self.plain, self.module, self.device, self.room = plain, module, device, room or Room()
-        self.parameters = [p for p in module.parameters() if p.requires_grad]
+        self.parameters = {name: p for name, p in module.named_parameters() if p.requires_grad}
         self.stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
         self.pool = torch.cuda.graph_pool_handle()
         self.norms = [m for m in module.modules() if isinstance(m, _BatchNorm)]
@@ -72,7 +73,7 @@ class PassGraphs:
             return self._observed[key](images)
         if key not in self._differentiated:
             self._differentiated[key] = _Differentiated(self, images)
-        logits: Tensor = _Replay.apply(self._differentiated[key], images, *self.parameters)
+        logits: Tensor = _Replay.apply(self._differentiated[key], images, *self.parameters.values())
         return logits
 
     def _beside(self, images: Tensor) -> Tensor:
@@ -125,10 +126,16 @@ class _Differentiated:
     def __init__(self, graphs: PassGraphs, images: Tensor) -> None:
         self.images = images.clone(memory_format=torch.preserve_format)
         self.room = graphs.room
-        self.forward_graph, logits = graphs.captured(lambda: graphs.plain(self.images), self.room.pool)
+        # Aliases of the parameters, made here: the parameters' own accumulation nodes belong to the stream on which the
+        # optimiser, or DeepSpeed's hooks, first asked for them, and a backward pass would make that stream wait.
+        aliases = {name: p.detach().requires_grad_() for name, p in graphs.parameters.items()}
+        self.forward_graph, logits = graphs.captured(
+            lambda: functional_call(graphs.module, aliases, (self.images,)), self.room.pool
+        )
         self.cotangent = torch.zeros_like(logits)
         self.backward_graph, self.gradients = graphs.captured(
-            lambda: torch.autograd.grad(logits, graphs.parameters, self.cotangent, allow_unused=True), self.room.pool
+            lambda: torch.autograd.grad(logits, list(aliases.values()), self.cotangent, allow_unused=True),
+            self.room.pool,
         )
         self.logits: Tensor = logits.detach()  # autograd's graph ends here, and the room may lend what it saved
 

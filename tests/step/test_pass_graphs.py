@@ -93,6 +93,27 @@ def test_a_graph_that_is_still_open_is_not_overwritten(cuda: Pooled) -> None:
         replayed(images[-1])
 
 
+def test_a_captured_backward_pass_differentiates_by_aliases_and_not_by_the_parameters(
+    cuda: Pooled, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A parameter's own accumulation node belongs to the stream that made it, which a capture must not wait for."""
+    module, images = network()
+    given: list[torch.Tensor] = []
+    honest = torch.autograd.grad
+
+    def spy(outputs: Any, inputs: Any, *rest: Any, **options: Any) -> Any:
+        given.extend(inputs)
+        return honest(outputs, inputs, *rest, **options)
+
+    monkeypatch.setattr(torch.autograd, "grad", spy)
+    replayed = PassGraphs(module.__call__, module, CPU)
+    for each in images[: WARMUP + 1]:
+        replayed(each).sum().backward()
+    parameters = list(module.parameters())
+    assert [alias.data_ptr() for alias in given] == [p.data_ptr() for p in parameters]
+    assert not any(alias is p for alias in given for p in parameters)
+
+
 @pytest.mark.parametrize("role", ["student", "teacher"])
 def test_each_pass_by_itself_could_be_captured(role: str) -> None:
     """By the lint, on fake tensors: labels, a forward pass, its backward up to the parameters' gradients."""

@@ -45,7 +45,9 @@ def _sgd_ema(groups: Groups, config: NetworkConfig) -> torch.optim.Optimizer:
 
 
 def _adamw(groups: Groups, config: NetworkConfig) -> torch.optim.Optimizer:
-    return torch.optim.AdamW(groups, lr=config.lr, betas=(config.momentum, 0.999), fused=True)
+    capturable = groups[0]["params"][0].is_cuda  # else a CUDA graph capture of its step is refused
+    betas = (config.momentum, 0.999)
+    return torch.optim.AdamW(groups, lr=config.lr, betas=betas, fused=True, capturable=capturable)
 
 
 def _lamb(groups: Groups, config: NetworkConfig) -> torch.optim.Optimizer:

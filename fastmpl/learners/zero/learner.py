@@ -17,10 +17,11 @@ from torch.func import functional_call
 
 from fastmpl.config import NetworkConfig, SystemConfig
 from fastmpl.distributed.ranks import ALONE, Ranks
+from fastmpl.learners.arithmetic import autocast, full_precision
 from fastmpl.learners.average import Average
 from fastmpl.learners.blocks import names_in_last_blocks
 from fastmpl.learners.optimiser import Optimiser, decayed_names, sum_of_products
-from fastmpl.learners.passes import autocast, difference_step, dual, tangent_of, to_float32
+from fastmpl.learners.passes import difference_step, dual, tangent_of, to_float32
 from fastmpl.learners.protocol import Forward, Gradient, Loss, Update
 from fastmpl.learners.recompute import recompute_blocks
 from fastmpl.learners.running_statistics import RunningStatistics, mean_over_ranks, per_rank_names
@@ -98,7 +99,7 @@ class ZeroLearner:
         self, images: Float[Tensor, "N *image"], draw: Int[Tensor, ""], *, precise: bool = False
     ) -> Float[Tensor, "N K"]:
         set_draw(self.module, draw)
-        with frozen_statistics(self.module):
+        with full_precision(precise), frozen_statistics(self.module):
             return self._seen(to_float32(images) if precise else images, precise)  # a loader may give bf16
 
     @torch.no_grad()
