@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from fastmpl.run.trainer import Results
+    from fastmpl.run.closing import Results
 
 __version__ = "0.1.0"
 

@@ -59,8 +59,12 @@ class Monitor:
         """Shows the user a sentence, on rank 0."""
         self._display.note(sentence)
 
-    def show_step(self, step: int) -> None:
-        """Shows that the run is at `step`."""
+    def show_step(self, step: int, images: int) -> None:
+        """Shows that the run is at `step`, with values that are seconds old. `images`: of one step, on all ranks."""
+        if self._display.wants_values:  # where steps are slow or lines long; the line itself is not touched
+            pace = self._timer.pace(step)
+            speed = {"images_per_second": images / pace.step, "waiting": pace.waiting_share}
+            self._display.preview(self.meter.preview() | speed)
         self._display.update(step, {})
 
     def show_saved(self) -> None:
@@ -112,6 +116,11 @@ class Monitor:
             accuracies = {split: result.accuracy for split, result in found.items()}
             if self.best is None or accuracies["validation"] > self.best["validation"]:
                 self.best = {"step": step, "network": network} | dict(accuracies.items())
+
+    @property
+    def images(self) -> dict[Split, int]:
+        """The number of images of each split that there is."""
+        return self._scorer.counts
 
     def accuracies(self, networks: Mapping[Network, RunLearner]) -> dict[Network, dict[Split, float]]:
         """Shares of right answers by network and split; nothing is logged."""

@@ -26,6 +26,7 @@ from fastmpl.learners.zero.engine import logged
 from fastmpl.run import checkpoint, finetune
 from fastmpl.run.build import assemble
 from fastmpl.run.checkpoint import Checkpoint
+from fastmpl.run.closing import Results, closing_lines
 from fastmpl.run.fixed_teacher import Target, load_fixed_teacher
 from fastmpl.run.folder import State, claim_folder, write_status
 from fastmpl.run.graph_choice import choose_execution, loaded_dtype
@@ -34,25 +35,16 @@ from fastmpl.run.network_preconditions import require_label_of_each_class, requi
 from fastmpl.run.preconditions import require_kernels, require_same_data, require_trusted
 from fastmpl.run.pretrained import Start, read_start
 from fastmpl.run.resuming import asked_step, require_fitting, set_newer_aside
-from fastmpl.run.scores import Network, Split
+from fastmpl.run.scores import Network
 from fastmpl.run.student_file import save_network, student_facts
 from fastmpl.run.trained_networks import Learned
 from fastmpl.step.eager import EagerStep
 from fastmpl.step.step_graph import GraphedStep
+from fastmpl.telemetry.output import show_lines
 from fastmpl_kernels import dispatch
 
 # torch itself scripts its forward-mode rules; a user cannot change that
 warnings.filterwarnings("ignore", "`torch.jit.script` is deprecated", FutureWarning)
-
-
-class Results(NamedTuple):
-    """The results of a finished run: accuracies in [0, 1] by network and split. `results.json` holds the same."""
-
-    steps: int
-    last: dict[Network, dict[Split, float]]
-    selected: dict[str, Any] | None  # the best student on the validation images, and its step
-    finetuned: dict[Split, float] | None
-    seconds: float
 
 
 class Phase(NamedTuple):
@@ -104,6 +96,9 @@ def train(config: Config, *, resume: str = "auto", quiet: bool = False, report: 
             raise
         if here.is_first:
             write_status(folder, "done", run.step)
+            if not quiet:
+                points = run.data.normalisation is None
+                show_lines(closing_lines(folder, results, run.monitor.images, report=report, of_points=points))
         return results
 
 
@@ -266,7 +261,8 @@ class Training:
             batch = self.monitor.wait_for(phase.batches)
             phase.step(batch)
             self.step += 1
-            self.monitor.show_step(self.step)
+            images = (len(batch.labelled) + len(batch.weak)) * self.ranks.size
+            self.monitor.show_step(self.step, images)
             ends = self.step == phase.last
             evaluates = self.step % run.evaluate_every == 0 or ends
             # after the very last step there is nothing to stop
@@ -275,7 +271,7 @@ class Training:
             if self.step % run.log_every == 0 or ends:
                 meter.finish(self.step)
             if meter.is_full or evaluates or saves:  # evaluating and saving wait for the device anyway
-                self.monitor.write_lines(self.step, images=(len(batch.labelled) + len(batch.weak)) * self.ranks.size)
+                self.monitor.write_lines(self.step, images)
             if evaluates:
                 self.monitor.evaluate(self.step, phase.name, phase.networks)
             if saves:

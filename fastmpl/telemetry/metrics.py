@@ -92,6 +92,10 @@ class Meter:
         self.ranks.all_reduce_mean_([rows])
         return [Line(step, _means(*row)) for step, row in zip(steps, rows.tolist(), strict=True)]
 
+    def preview(self) -> dict[str, float]:
+        """This rank's means over all steps that were not read yet, for a display; it waits for the device."""
+        return _means(*(self.kept + self._ring[: len(self._steps)].sum(0)).tolist())
+
 
 def _means(sums: list[float], counts: list[float]) -> dict[str, float]:
     means = [total / count if count else math.nan for total, count in zip(sums, counts, strict=True)]

@@ -6,6 +6,7 @@ cannot be written (`ResultStream`, `print_result`). Errors are printed where tha
 
 import os
 import sys
+from collections.abc import Iterable
 from contextlib import suppress
 from typing import Final, TextIO
 
@@ -120,6 +121,13 @@ def print_result(text: str = "", end: str = "\n") -> None:
     """Prints a result and flushes it. Raises OutputError if it cannot be written."""
     stream = ResultStream()
     stream.write(text + end)
+    stream.flush()
+
+
+def show_lines(lines: Iterable[str]) -> None:
+    """Prints lines for a person to standard output, if that is possible."""
+    stream = DisplayStream(sys.stdout)
+    stream.write("".join(f"{line}\n" for line in lines))
     stream.flush()
 
 

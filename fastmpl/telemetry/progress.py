@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from rich.live import Live
 
 PLAIN_EVERY: Final = 10.0  # seconds between two plain lines
+VALUES_EVERY: Final = 5.0  # seconds after which values are old
+WIDEST: Final = 72  # columns of the block: a terminal may become narrower down to them without breaking its lines
 SPAN: Final = 30  # seconds, at least a second apart, over which the speed is measured
 WORTH_SHOWING: Final = 0.02  # share of the time spent waiting for data
 NETWORKS: Final = ("student", "average", "teacher")
@@ -32,6 +34,7 @@ class State(NamedTuple):
     step: int
     values: Mapping[str, float] = {}  # of the last line of metrics
     accuracy: Mapping[tuple[str, str], float] = {}  # by (split, network), the last one
+    evaluated: int = 0  # the step of the last accuracy
     seconds_per_step: float | None = None
     skipped: float = 0.0  # updates, since the start
     saved: float | None = None  # time of the last checkpoint
@@ -66,7 +69,7 @@ def facts(state: State, now: float) -> list[Fact]:
         shown.append(Fact("speed", f"{values['images_per_second']:,.0f} images/s"))
     if values.get("waiting", 0.0) > WORTH_SHOWING:
         shown.append(Fact("waits for data", percent(values["waiting"])))
-    if state.seconds_per_step is not None:
+    if state.seconds_per_step is not None and state.step < state.steps:
         shown.append(Fact("time left", duration(state.seconds_per_step * (state.steps - state.step))))
     losses = {name: values.get(f"{name}_loss", 0.0) for name in ("student", "supervised", "pseudo")}
     if values:
@@ -78,7 +81,9 @@ def facts(state: State, now: float) -> list[Fact]:
     for split in ("validation", "test"):
         of = {network: state.accuracy[split, network] for network in NETWORKS if (split, network) in state.accuracy}
         if of:
-            shown.append(Fact(split, ", ".join(f"{network} {percent(share)}" for network, share in of.items())))
+            when = f" (at {state.evaluated:,})" if state.evaluated != state.step else ""
+            accuracies = ", ".join(f"{network} {percent(share)}" for network, share in of.items())
+            shown.append(Fact(split, accuracies + when))
     if "skipped" in values:
         shown.append(Fact("skipped", f"{state.skipped:.0f} updates"))
     if state.saved is not None:
@@ -133,8 +138,18 @@ class Progress:
         self._clock = clock
         self._state = State(name, steps, start)
         self._seen = deque([(clock(), start)], maxlen=SPAN)
+        self._width = self._console.width  # at which the block was last drawn
         self._live = self._block() if self._console.is_interactive else None  # decides between block and lines
-        self._printed = clock()
+        self._printed = self._valued = clock()
+
+    @property
+    def wants_values(self) -> bool:
+        """Whether the values that are shown are so old that `preview` should be called."""
+        return self._clock() - self._valued >= VALUES_EVERY
+
+    def preview(self, values: Mapping[str, float]) -> None:
+        """Shows values of a line of metrics that is not finished; the next finished line replaces them."""
+        self._state, self._valued = self._state._replace(values=values), self._clock()
 
     def update(self, step: int, values: Mapping[str, float]) -> None:
         """Shows that the run is at `step`. values: a new line of metrics with `images_per_second`, or empty."""
@@ -144,6 +159,8 @@ class Progress:
         if now - self._seen[-1][0] >= 1:
             self._seen.append((now, step))
         old = self._state
+        if values:
+            self._valued = now
         skipped = old.skipped + values.get("skipped", 0.0)
         self._state = old._replace(step=step, values=values or old.values, seconds_per_step=pace, skipped=skipped)
         if self._live is None and now - self._printed >= PLAIN_EVERY:
@@ -153,7 +170,8 @@ class Progress:
     def evaluation(self, evaluation: Evaluation) -> None:
         """Shows the score of a network."""
         key = (evaluation.split, evaluation.network)
-        self._state = self._state._replace(accuracy={**self._state.accuracy, key: evaluation.accuracy})
+        accuracy = {**self._state.accuracy, key: evaluation.accuracy}
+        self._state = self._state._replace(accuracy=accuracy, evaluated=evaluation.step)
 
     def saved(self) -> None:
         """Shows that a checkpoint was written now."""
@@ -179,9 +197,16 @@ class Progress:
     def _block(self) -> "Live":
         from rich.live import Live
 
-        return Live(
-            console=self._console, get_renderable=lambda: block(self._state, self._clock()), refresh_per_second=4
-        )
+        return Live(console=self._console, get_renderable=self._draw, refresh_per_second=4)
+
+    def _draw(self) -> "RenderableType":
+        from rich.constrain import Constrain
+        from rich.control import Control
+
+        if self._console.width < min(self._width, WIDEST):  # the terminal has broken the lines that are there
+            self._console.control(Control.clear(), Control.home())
+        self._width = self._console.width
+        return Constrain(block(self._state, self._clock()), WIDEST)
 
     def _print(self, sentence: str) -> None:
         """Prints literally: brackets are not markup, and a long line is not broken."""
@@ -195,3 +220,7 @@ class Silent(Progress):
         from rich.console import Console
 
         super().__init__(name, steps, start, Console(quiet=True, force_interactive=False))
+
+    @property
+    def wants_values(self) -> bool:
+        return False

@@ -10,6 +10,7 @@ import pytest
 from fastmpl.config import Config, load
 from fastmpl.errors import FastMPLError
 from fastmpl.run import trainer
+from fastmpl.run.closing import Results
 from fastmpl.telemetry.metrics import read_lines
 
 CONFIGS = Path(__file__).parents[2] / "launch" / "configs"
@@ -33,7 +34,7 @@ def short_config(folder: Path, base: str = "digits", **changes: Any) -> Config:
     return load(CONFIGS / f"{base}.toml", small | {key.replace("__", "."): value for key, value in changes.items()})
 
 
-def train_quietly(config: Config, **options: Any) -> trainer.Results:
+def train_quietly(config: Config, **options: Any) -> Results:
     return trainer.train(config, quiet=True, **({"report": False} | options))
 
 

@@ -15,7 +15,8 @@ from fastmpl.commands.evaluate import evaluate
 from fastmpl.commands.predict import predict
 from fastmpl.config import Config, load
 from fastmpl.run import checkpoint
-from fastmpl.run.trainer import Results, train
+from fastmpl.run.closing import Results
+from fastmpl.run.trainer import train
 from tests import mini_imagenet
 
 CONFIGS = Path(__file__).parents[2] / "launch" / "configs"

@@ -312,3 +312,16 @@ def test_a_run_without_tensorboard_installed_goes_on(tmp_path: Path, monkeypatch
         log.train(1, {}, 0.0, 0.0, 0.0)
     assert len(warnings) == 1
     assert len(read_lines(tmp_path)) == 1
+
+
+def test_a_preview_is_of_all_steps_that_were_not_read_and_leaves_the_lines_as_they_are() -> None:
+    meter = Meter(lines=2)
+    for step in range(1, 4):
+        meter.add(report(float(step)))
+        if step == 2:
+            meter.finish(step)
+    assert meter.preview()["student_loss"] == 2.0
+    assert meter.preview()["skipped"] == 6.0
+    (finished,) = meter.read()
+    assert finished.values["student_loss"] == 1.5
+    assert line(meter)["student_loss"] == 3.0

@@ -179,3 +179,61 @@ def test_an_error_leaves_the_terminal_usable() -> None:
 @pytest.mark.parametrize(("seconds", "shown"), [(0.4, "0 s"), (59.6, "1:00"), (247, "4:07"), (11047, "3:04:07")])
 def test_durations_are_read_at_a_glance(seconds: float, shown: str) -> None:
     assert duration(seconds) == shown
+
+
+def test_values_are_asked_for_when_those_that_are_shown_are_old() -> None:
+    """Where steps are slow or lines long, a log does not repeat the numbers of a line long ago."""
+    console, clock = pipe(), Clock()
+    with Progress("digits", 1000, 0, console, clock) as progress:
+        assert not progress.wants_values
+        clock.now += 5
+        assert progress.wants_values
+        progress.preview(VALUES | {"student_loss": 2.0})
+        assert not progress.wants_values
+        clock.now += 5
+        progress.update(1, {})
+        progress.update(2, VALUES)
+        assert not progress.wants_values
+    first, last = text(console).splitlines()
+    assert first.startswith("digits 1/1,000") and "student 2.000" in first
+    assert "student 0.531" in last and "skipped 2 updates" in last  # those of the preview are not counted twice
+
+
+def test_an_accuracy_of_an_earlier_step_says_which() -> None:
+    console = pipe()
+    with Progress("digits", 1000, 0, console) as progress:
+        progress.update(100, VALUES)
+        progress.evaluation(evaluation("student", "test", 0.5))
+    assert "test student 50.0% |" in text(console)
+    with Progress("digits", 1000, 0, console) as progress:
+        progress.evaluation(evaluation("student", "test", 0.5))
+        progress.update(150, VALUES)
+    assert "test student 50.0% (at 100) |" in text(console)
+
+
+def test_a_finished_run_has_no_time_left() -> None:
+    console, clock = pipe(), Clock()
+    with Progress("digits", 10, 0, console, clock) as progress:
+        clock.now += 10
+        progress.update(10, VALUES)
+    assert "time left" not in text(console)
+
+
+def test_a_terminal_that_became_narrow_is_cleared_before_the_block_is_drawn_again() -> None:
+    console = terminal(120)
+    with Progress("digits", 3000, 0, console) as progress:
+        assert progress._live is not None
+        progress.update(200, VALUES)
+        progress._live.refresh()
+        assert max(map(len, visible(console))) <= 72
+        console.width = 80
+        progress._live.refresh()
+        assert "\x1b[2J" not in text(console)  # its lines were not broken
+        console.width = 40
+        before = len(text(console))
+        progress._live.refresh()
+        drawn = text(console)[before:]
+        assert drawn.startswith("\x1b[2J\x1b[H")
+        progress._live.refresh()
+        assert text(console).count("\x1b[2J") == 1
+    assert max(map(len, re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", drawn).replace("\r", "\n").splitlines())) <= 40
