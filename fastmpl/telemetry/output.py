@@ -1,7 +1,6 @@
-"""Printing that survives its terminal: encodings that lack a letter, full disks, closed pipes.
+"""A display that a run can lose: encodings that lack a letter, full disks and closed pipes do not end the run.
 
-A run goes on without its display (`DisplayStream`). A verb whose results are its output ends with one sentence if they
-cannot be written (`ResultStream`, `print_result`). Errors are printed where that is possible (`print_error`).
+Leaves out verbs whose results are their output (`fastmpl.cli.endings`).
 """
 
 import os
@@ -10,21 +9,7 @@ from collections.abc import Iterable
 from contextlib import suppress
 from typing import Final, TextIO
 
-from fastmpl.errors import StorageError
-
 FALLBACK: Final = "utf-8"
-
-
-class OutputError(StorageError):
-    """The results cannot be written to standard output."""
-
-    topic = "Output"
-
-
-class ReaderGoneError(OutputError):
-    """The reader of standard output has ended, as `head` does; nothing is printed about it."""
-
-    told = True
 
 
 def to_encodable(text: str, stream: TextIO | None) -> str:
@@ -86,53 +71,8 @@ class DisplayStream:
         discard(self._stream)
 
 
-class ResultStream:
-    """Standard output for results. Raises OutputError if they cannot be written."""
-
-    def write(self, text: str) -> int:
-        stream = sys.stdout
-        try:
-            if stream is None:
-                raise ValueError("it is closed")
-            stream.write(to_encodable(text, stream))
-        except (OSError, ValueError) as error:
-            raise _explain(error) from error
-        return len(text)
-
-    def flush(self) -> None:
-        try:
-            if sys.stdout is not None:
-                sys.stdout.flush()
-        except (OSError, ValueError) as error:
-            raise _explain(error) from error
-
-
-def _explain(error: OSError | ValueError) -> OutputError:
-    discard(sys.stdout)
-    if isinstance(error, BrokenPipeError):
-        return ReaderGoneError("The reader of standard output has ended.")
-    reason = error.strerror if isinstance(error, OSError) else "it is closed"
-    return OutputError(
-        f"Standard output cannot be written: {reason}. Send it to a terminal, a pipe, or a file with room."
-    )
-
-
-def print_result(text: str = "", end: str = "\n") -> None:
-    """Prints a result and flushes it. Raises OutputError if it cannot be written."""
-    stream = ResultStream()
-    stream.write(text + end)
-    stream.flush()
-
-
 def show_lines(lines: Iterable[str]) -> None:
     """Prints lines for a person to standard output, if that is possible."""
     stream = DisplayStream(sys.stdout)
     stream.write("".join(f"{line}\n" for line in lines))
-    stream.flush()
-
-
-def print_error(text: str) -> None:
-    """Prints to standard error, if that is possible."""
-    stream = DisplayStream(sys.stderr)
-    stream.write(text + "\n")
     stream.flush()

@@ -8,7 +8,7 @@ from typing import TextIO
 
 import pytest
 
-from fastmpl.telemetry.output import DisplayStream, OutputError, ReaderGoneError, print_error, print_result
+from fastmpl.telemetry.output import DisplayStream, show_lines
 
 
 class Failing(io.StringIO):
@@ -31,7 +31,7 @@ def ascii_stream() -> tuple[TextIO, io.BytesIO]:
 def test_letters_that_an_encoding_lacks_are_escaped(monkeypatch: pytest.MonkeyPatch) -> None:
     stream, raw = ascii_stream()
     monkeypatch.setattr(sys, "stdout", stream)
-    print_result("Größe 猫 \udcff")
+    show_lines(["Größe 猫 \udcff"])
     assert raw.getvalue() == b"Gr\\xf6\\xdfe \\u732b \\udcff\n"
 
 
@@ -52,32 +52,6 @@ def test_a_display_without_a_stream_shows_nothing() -> None:
     stream.write("a line")
     stream.flush()
     assert stream.is_gone and not stream.isatty()
-
-
-def test_results_that_cannot_be_written_are_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sys, "stdout", Failing(OSError(28, "No space left on device")))
-    with pytest.raises(OutputError, match="No space left on device") as full:
-        print_result("a line")
-    assert full.value.exit_code == 5 and not full.value.told
-    monkeypatch.setattr(sys, "stdout", None)
-    with pytest.raises(OutputError, match="it is closed"):
-        print_result("a line")
-
-
-def test_a_reader_that_has_ended_is_told_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sys, "stdout", Failing(BrokenPipeError()))
-    with pytest.raises(ReaderGoneError) as gone:
-        print_result("a line")
-    assert gone.value.told
-
-
-def test_an_error_is_printed_where_that_is_possible(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    print_error("a sentence")
-    assert capsys.readouterr().err == "a sentence\n"
-    monkeypatch.setattr(sys, "stderr", None)
-    print_error("a sentence")
 
 
 def test_the_interpreter_ends_in_silence_after_a_closed_pipe() -> None:
