@@ -126,7 +126,13 @@ def compare_graph() -> Iterator[Finding]:
     if not torch.cuda.is_available():
         yield Finding("none", "CUDA graph", "not tried: no GPU")
         return
-    differing = _differing_steps(torch.device("cuda"))
+    from fastmpl.step.step_graph import CaptureError
+
+    try:
+        differing = _differing_steps(torch.device("cuda", 0))
+    except CaptureError as error:
+        yield Finding("bad", "CUDA graph", f"steps are taken one by one: they cannot be captured ({error.reason})")
+        return
     sentence = f"steps {differing} differ from eager ones" if differing else "equal to eager steps, bit for bit"
     yield Finding("bad" if differing else "ok", "CUDA graph", sentence)
 

@@ -64,6 +64,8 @@ def status(folder: Path) -> Iterator[str]:
     total = config.run.steps + config.finetune.steps
     yield f"run         {folder}: {config.method.name} on {config.data.source}"
     yield f"state       {_describe_state(folder, found, total)}"
+    for note in found.get("notes", []):
+        yield f"note        {note}"
     yield f"checkpoint  {_newest_checkpoint(folder)}"
     lines = list(read_lines(folder))
     trained = [line for line in lines if line.get("kind") == "train"]

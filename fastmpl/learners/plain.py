@@ -112,6 +112,12 @@ class PlainLearner:
             p.grad = None
         return self.buffers
 
+    def abandon_step(self) -> None:
+        """Forgets what a step left that was not executed: a capture that failed. Tensors of the state are as before it."""
+        for p in self.parameters.values():
+            p.grad = None
+        self.statistics.abandon()
+
     def gradient(self, images: Float[Tensor, "N *image"], loss: Loss, draw: Int[Tensor, ""]) -> Gradient:
         set_draw(self.module, draw)
         held = {name: p if name in self.moving else p.detach() for name, p in self.parameters.items()}

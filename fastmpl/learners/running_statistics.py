@@ -43,6 +43,10 @@ class RunningStatistics:
             for norm, counter in zip(self._counting, self._counters, strict=True):
                 norm._buffers["num_batches_tracked"] = counter
 
+    def abandon(self) -> None:
+        """Forgets the passes of a step that did not end."""
+        self._before, self._passes = None, 0
+
     @torch.no_grad()
     def settle(self, applied: Float[Tensor, ""]) -> None:
         """Ends a step: where `applied` is 0, all is as it was before the step's passes."""

@@ -111,6 +111,15 @@ def _changed_keys(config: Config) -> list[Changed]:
     return [Changed(key, _value(config, key), _value(default, key)) for key in difference(config, default)]
 
 
+def _read_notes(path: Path) -> list[str]:
+    """How the run was executed otherwise than asked."""
+    try:
+        notes = _mapping(json.loads(path.read_text())).get("notes")
+    except (OSError, ValueError):
+        return []
+    return [str(note) for note in notes] if isinstance(notes, list) else []
+
+
 def read_run(folder: Path) -> RunRecord:
     """The run in `folder`; raises nothing that the folder's content could cause."""
     config, text, unreadable = _read_config(folder / "config.toml")
@@ -129,5 +138,5 @@ def read_run(folder: Path) -> RunRecord:
         selected=_result(str(selected.get("network")), selected.get("step"), selected) if selected else None,
         seconds=number(results.get("seconds")),
         versions={str(name): str(version) for name, version in _mapping(results.get("versions")).items()},
-        problems=unreadable + missing,
+        problems=unreadable + missing + _read_notes(folder / "STATUS.json"),
     )

@@ -59,8 +59,26 @@ def read_status(folder: Path) -> dict[str, Any]:
 
 def write_status(folder: Path, state: State, step: int, sentence: str = "") -> None:
     """Replaces STATUS.json as a whole. step: the last one that is saved, or the last one taken if the run ended."""
-    status = {"state": state, "step": step, "process": os.getpid(), "host": socket.gethostname(), "message": sentence}
+    status: dict[str, object] = {"state": state, "step": step, "process": os.getpid(), "host": socket.gethostname()}
+    status["message"] = sentence
+    if notes := _notes_of_this_process(folder):
+        status["notes"] = notes
     _replace(folder / STATUS, (json.dumps(status, indent=1) + "\n").encode())
+
+
+def add_note(folder: Path, sentence: str) -> None:
+    """Adds a sentence to `notes` of STATUS.json: how this process trains otherwise than it was asked to."""
+    status = read_status(folder)
+    status["notes"] = [*_notes_of_this_process(folder), sentence]
+    _replace(folder / STATUS, (json.dumps(status, indent=1) + "\n").encode())
+
+
+def _notes_of_this_process(folder: Path) -> list[str]:
+    """An earlier process may have run on another machine: its notes end with it."""
+    status = read_status(folder)
+    same = (status.get("process"), status.get("host")) == (os.getpid(), socket.gethostname())
+    notes = status.get("notes") if same else None
+    return [str(note) for note in notes] if isinstance(notes, list) else []
 
 
 def _replace(path: Path, content: bytes) -> None:

@@ -1,12 +1,14 @@
 """Chooses how the steps of a run are executed: eagerly, as one CUDA graph, or with one graph a sharded pass."""
 
 from collections.abc import Callable
+from functools import partial
 
 import torch
 
 from fastmpl.config import Config, is_capturable
 from fastmpl.config.rules import NOT_CAPTURABLE
 from fastmpl.errors import ConfigError
+from fastmpl.learners.plain import PlainLearner
 from fastmpl.run.build import Trainee
 from fastmpl.step.eager import EagerStep
 from fastmpl.step.pass_graphs import replay_passes
@@ -34,8 +36,10 @@ def choose_execution(
     """Returns the step of `trainee` as the run will call it.
 
     On a GPU it is one CUDA graph, unless graphs are switched off. A sharded step is eager, or has one graph a pass if
-    graphs are "on". `note` is told a sentence if the step is not one graph although there is a GPU. decodes: whether
-    pictures are decoded at every step. Raises ConfigError if a graph is "on" and there is no GPU.
+    graphs are "on". `note` is told a sentence if the step is not one graph although there is a GPU: now, or at the step
+    whose capture fails, which is then taken eagerly like all that follow. With graph = "on" a capture that fails raises
+    CaptureError. decodes: whether pictures are decoded at every step. Raises ConfigError if a graph is "on" and there is
+    no GPU.
     """
     system = config.system
     if device.type != "cuda":
@@ -46,7 +50,19 @@ def choose_execution(
         both = [trainee.student, *([trainee.teacher] if trainee.teacher else [])]
         replay_passes(both, device, never_open_together=system.deferred)
     if is_graphed(config, device):
-        return GraphedStep(trainee.step, device, torch.bfloat16 if decodes and system.precision == "bf16" else None)
+        give_up = None if system.graph == "on" else partial(_go_on_eagerly, trainee, note)
+        images = torch.bfloat16 if decodes and system.precision == "bf16" else None
+        return GraphedStep(trainee.step, device, images, give_up=give_up)
     if system.graph == "auto":
         note(f"The step is not one CUDA graph: {NOT_CAPTURABLE}.")
     return trainee.step
+
+
+def _go_on_eagerly(trainee: Trainee, note: Callable[[str], None], reason: str) -> None:
+    for learner in trainee.learners().values():
+        if isinstance(learner, PlainLearner):  # a sharded step is not captured as a whole
+            learner.abandon_step()
+    note(
+        f"The step cannot be captured as a CUDA graph ({reason}). Steps are taken one by one: slower, with the same "
+        "numbers."
+    )

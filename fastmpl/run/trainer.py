@@ -28,7 +28,7 @@ from fastmpl.run.build import assemble
 from fastmpl.run.checkpoint import Checkpoint
 from fastmpl.run.closing import Results, closing_lines
 from fastmpl.run.fixed_teacher import Target, load_fixed_teacher
-from fastmpl.run.folder import State, claim_folder, write_status
+from fastmpl.run.folder import State, add_note, claim_folder, write_status
 from fastmpl.run.graph_choice import choose_execution, loaded_dtype
 from fastmpl.run.monitor import Monitor
 from fastmpl.run.network_preconditions import require_label_of_each_class, require_networks
@@ -238,9 +238,7 @@ class Training:
         steps = self.config.run.steps
         if self.step < steps:
             decodes = self.data.may_lack_images
-            trained = choose_execution(
-                self.learned.trainee, self.config, self.device, self.monitor.note, decodes=decodes
-            )
+            trained = choose_execution(self.learned.trainee, self.config, self.device, self._note, decodes=decodes)
             batches = self._next_batch
             if isinstance(trained, GraphedStep):
                 batches = partial(trained.load_next, batches)
@@ -252,6 +250,12 @@ class Training:
             stream = self.data.finetune(settings.images, settings.batch, self.step - steps)
             batches = finetune.make_batches(stream, self.device, self._note_replaced)
             yield Phase("finetune", self.total, step, batches, {"student": learner})
+
+    def _note(self, sentence: str) -> None:
+        """Says how the run is executed otherwise than asked: on the screen, in STATUS.json, and so in the report."""
+        self.monitor.note(sentence)
+        if self.ranks.rank == 0:
+            add_note(self.folder, sentence)
 
     def _train(self, phase: Phase) -> None:
         """Takes the steps of a phase; logs, evaluates and saves between them."""

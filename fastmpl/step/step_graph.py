@@ -23,20 +23,47 @@ from fastmpl.step.step_keys import StepMetrics
 WARMUP: Final = 11  # eager steps before the capture: libraries choose algorithms, all-reduces choose buckets
 
 
+GiveUp = Callable[[str], None]  # told why a step cannot be captured
+
+
 class CaptureError(ConfigError):
-    """A step cannot be captured, or a batch does not fit the captured step."""
+    """A step cannot be captured, or a batch does not fit the captured step. `reason` is the first line of the cause."""
+
+    reason = ""
+
+    @classmethod
+    def because(cls, cause: Exception) -> "CaptureError":
+        """The error for a step whose capture raised `cause`."""
+        reason = str(cause).splitlines()[0] if str(cause) else type(cause).__name__
+        made = cls(
+            f'The step cannot be captured as a CUDA graph ({reason}). Set system.graph = "off", and call fastmpl check, '
+            "which names what stands in the way."
+        )
+        made.reason = reason
+        return made
 
 
 class GraphedStep:
     """A drop-in for the EagerStep `eager`, whose state it shares. The first WARMUP steps are eager.
 
     The next step overwrites the tensors of a report. All ranks capture at the same step. A step that cannot be captured
-    raises CaptureError and leaves the state as it was before that step.
+    leaves the state as it was before that step, and raises CaptureError or goes on eagerly (`give_up`).
     """
 
-    def __init__(self, eager: EagerStep, device: torch.device, images: torch.dtype | None = None) -> None:
-        """images: the dtype of pictures in the static inputs, which the copy converts to; None keeps the dtype."""
-        self.eager, self.device, self._images = eager, device, images
+    def __init__(
+        self,
+        eager: EagerStep,
+        device: torch.device,
+        images: torch.dtype | None = None,
+        *,
+        give_up: GiveUp | None = None,
+    ) -> None:
+        """images: the dtype of pictures in the static inputs, which the copy converts to; None keeps the dtype. give_up: is
+        called once with the reason if the step cannot be captured; that step and all later ones are then eager. With None
+        such a step raises CaptureError.
+        """
+        self.eager, self.device, self._images, self._give_up = eager, device, images, give_up
+        self._captures = True
         self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
         self._loading = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
         self._taken = 0
@@ -52,32 +79,47 @@ class GraphedStep:
     def __call__(self, batch: Batch) -> StepMetrics:
         """Takes one step on a batch from `load_next`, or on a batch in host memory."""
         inputs = self._fill_inputs(self.load_next(lambda: batch))
-        if self._taken < WARMUP:
-            self._taken += 1
-            current = torch.cuda.current_stream()
-            self._stream.wait_stream(current)
-            with torch.cuda.stream(self._stream):
-                report = self.eager(inputs)
-            current.wait_stream(self._stream)
-            return report
+        if self._taken >= WARMUP and self._captures and self._graph is None:
+            self._captures = self._try_to_capture(inputs)
         if self._graph is None or self._report is None:
-            self._graph, self._report = self._capture(inputs)
+            return self._take_eagerly(inputs)
         self._graph.replay()
         return self._report
+
+    def _take_eagerly(self, inputs: Batch) -> StepMetrics:
+        """One step without a graph, on the stream of the capture."""
+        self._taken += 1
+        current = torch.cuda.current_stream()
+        self._stream.wait_stream(current)
+        with torch.cuda.stream(self._stream):
+            report = self.eager(inputs)
+        current.wait_stream(self._stream)
+        return report
+
+    def _try_to_capture(self, inputs: Batch) -> bool:
+        """Whether the step is captured now. Raises CaptureError if it is not and nobody wants to go on without."""
+        try:
+            self._graph, self._report = self._capture(inputs)
+        except CaptureError as error:
+            if self._give_up is None:
+                raise
+            self._give_up(error.reason)
+        return self._graph is not None
 
     def _capture(self, inputs: Batch) -> tuple[torch.cuda.CUDAGraph, StepMetrics]:
         """Records the step without executing it: no state changes. Raises CaptureError."""
         graph = torch.cuda.CUDAGraph()
+        first: Exception | None = None
         try:
             # only calls of this thread may end the capture: NCCL's watchdog and a loader's thread call CUDA meanwhile
             with torch.cuda.graph(graph, stream=self._stream, capture_error_mode="thread_local"):
-                return graph, self.eager(inputs)
-        except RuntimeError as error:
-            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-            raise CaptureError(
-                f'The step cannot be captured as a CUDA graph ({reason}). Set system.graph = "off", and call '
-                "fastmpl check, which names what stands in the way."
-            ) from error
+                try:
+                    return graph, self.eager(inputs)
+                except Exception as error:
+                    first = error  # the end of a capture that failed raises an error that names no cause
+                    raise
+        except Exception as error:  # of CUDA, of its libraries, or of a compiler: each means that there is no graph
+            raise CaptureError.because(first or error) from error
 
     def _fill_inputs(self, arrived: Batch) -> Batch:
         """Copies a batch that was made on the loading stream into the static inputs, and returns these."""

@@ -11,10 +11,10 @@ _TORCH, _HERE = str(Path(torch.__file__).parent), str(Path(__file__).parent)
 _MACHINERY = ("threading.py", "contextlib.py", "queue.py", "mock.py")
 
 
-class HazardError(Exception):
+class HazardError(BaseException):
     """Two uses of one memory are not ordered, or memory is used after its end. A GPU would give wrong numbers silently.
 
-    It is no RuntimeError on purpose: nothing that handles errors of CUDA may take it for one.
+    It is no Exception on purpose: whatever handles errors of CUDA must not take it for one.
     """
 
 
