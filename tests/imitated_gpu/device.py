@@ -230,7 +230,7 @@ class ImitatedGpu:
                 "native" if isinstance(value, str) and value == "triton" else value for value in inner_args
             )
         run = self.kernels.get(func, func)
-        if func in CONVOLUTIONS:
+        if func in CONVOLUTIONS or func in PRODUCTS:
             inner_args = _of_one_type(inner_args)
         if (func in CONVOLUTIONS and torch.backends.cudnn.allow_tf32) or (
             func in PRODUCTS and torch.backends.cuda.matmul.allow_tf32
@@ -357,7 +357,7 @@ class ImitatedGpu:
 
 def _of_one_type(args: tuple[Any, ...]) -> tuple[Any, ...]:
     """torch's rule for the tangent of a bf16 batch norm works in place, and gives bf16; for a subclass of Tensor it does
-    not, and gives float32, which a convolution of bf16 weights refuses."""
+    not, and gives float32, which convolutions and products of bf16 weights refuse."""
     types = {a.dtype for a in args if isinstance(a, Tensor)}
     if types != {torch.float32, torch.bfloat16}:
         return args
