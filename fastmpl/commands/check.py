@@ -111,9 +111,10 @@ def check_data(config: Config) -> Generator[str, None, "Prepared"]:
     prepared, said, train, test = _read_and_check(config)
     arrays, parts = prepared.arrays, prepared.split
     from fastmpl.data.remarks import account_of, split_remarks
-    from fastmpl.run.preconditions import require_trusted
+    from fastmpl.run.preconditions import require_full_batches, require_trusted
 
     require_trusted(config, len(parts.trusted))
+    require_full_batches(config, parts)
     counts = ", ".join(f"{len(index)} {name}" for name, index in parts._asdict().items())
     yield f"data    {config.data.source}: {len(arrays.classes)} classes, {counts}, {len(arrays.test_labels)} test images"
     yield from (f"files   {line}" for line in account_of(arrays))

@@ -59,14 +59,15 @@ def choose_recipe(tree: Tree, *, gpu: bool) -> Recipe:
         raise DataError(f"none of the files in {tree.root / 'labelled'} can be read as an image.")
     size = max((size for size in SIZES if size <= (typical if gpu else min(typical, SMALL))), default=SIZES[0])
     held_back = min(min(counts) // 5, 100)
-    labelled = max(2, min(64, sum(counts)))
+    trained = sum(counts) - held_back * len(counts)
+    labelled = max(2, min(64, trained))
     return Recipe(
         typical=typical,
         size=size,
         smallest=min(counts),
         validation=held_back * len(counts),
         batch_labelled=labelled,
-        batch_unlabelled=(7 if gpu else 2) * labelled,
+        batch_unlabelled=min((7 if gpu else 2) * labelled, len(tree.unlabelled.names) or trained),
         model="conv" if not gpu else "wrn_28_2" if size <= SMALL else "timm:resnet50",
     )
 

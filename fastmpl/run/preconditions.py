@@ -2,6 +2,7 @@
 
 from fastmpl.config import Config, feeds_back
 from fastmpl.data.errors import DataError
+from fastmpl.data.split import Split
 from fastmpl.distributed.ranks import Ranks
 from fastmpl.errors import ConfigError
 from fastmpl_kernels.library import StaleLibraryError, library
@@ -26,6 +27,26 @@ def require_trusted(config: Config, count: int) -> None:
             raise DataError(
                 f'{section}.images = "trusted", and {config.data.root} has no folder trusted: '
                 "put clean images into trusted/<class>/, or set data.trusted above 0 to take some of the labelled images."
+            )
+
+
+def require_full_batches(config: Config, split: Split) -> None:
+    """Raises DataError if a batch that the method uses is larger than its set of images: it would hold an image twice.
+
+    Trusted images are exempt where data.batch_trusted is 0: they are repeated to the size of the labelled batch.
+    """
+    settings = config.data
+    batches = {"labelled": (settings.batch_labelled, len(split.labelled))}
+    if config.method.name != "supervised":
+        batches["unlabelled"] = settings.batch_unlabelled, len(split.unlabelled)
+    if len(split.trusted):
+        batches["trusted"] = settings.batch_trusted, len(split.trusted)
+    for part, (batch, images) in batches.items():
+        if batch > images:
+            apart = f", after {len(split.validation)} for data.validation" if len(split.validation) else ""
+            raise DataError(
+                f"data.batch_{part} = {batch}, and there are {images} {part} images to train on{apart}: set "
+                f"data.batch_{part} to {images} or less."
             )
 
 

@@ -32,7 +32,7 @@ from fastmpl.run.folder import State, add_note, claim_folder, write_status
 from fastmpl.run.graph_choice import choose_execution, loaded_dtype
 from fastmpl.run.monitor import Monitor
 from fastmpl.run.network_preconditions import require_label_of_each_class, require_networks
-from fastmpl.run.preconditions import require_kernels, require_same_data, require_trusted
+from fastmpl.run.preconditions import require_full_batches, require_kernels, require_same_data, require_trusted
 from fastmpl.run.pretrained import Start, read_start
 from fastmpl.run.resuming import asked_step, require_fitting, set_newer_aside
 from fastmpl.run.scores import Network
@@ -129,6 +129,7 @@ class Training:
         self.notes = self.data.remarks()  # shown when training begins
         require_trusted(config, self.data.trusted_count)
         require_label_of_each_class(config, self.data.classes, self.data.truth[self.data.split.labelled].numpy())
+        require_full_batches(config, self.data.split)
         require_same_data(self.data.train.state()["fingerprint"], self.ranks)
         self.monitor = Monitor(config, self.data, folder, self.device, self.ranks, quiet=quiet or not here.is_first)
         require_networks(config, classes=len(self.data.classes), image_shape=self.data.image_shape, every=False)

@@ -259,7 +259,8 @@ def test_a_run_without_test_and_validation_images_still_trains(
     root = make(tmp_path / "data", labelled=1, unlabelled=4, test=0)
     said(capsys, "init", root, "--output", tmp_path / "c.toml")
     output = ("--run.output", str(tmp_path / "runs"))
-    said(capsys, "train", tmp_path / "c.toml", *SHORT, "--data.validation", "0", "--run.steps", "2", *output)
+    few = ("--data.batch_labelled", "3", "--data.batch_unlabelled", "4")
+    said(capsys, "train", tmp_path / "c.toml", *SHORT, *few, "--data.validation", "0", "--run.steps", "2", *output)
     said(capsys, "report", tmp_path / "runs" / "data")
     sentence = said(capsys, "evaluate", tmp_path / "runs" / "data", code=3)
     assert sentence == "Data: The run has neither validation nor test images. Name some by --data FOLDER.\n"
