@@ -10,7 +10,7 @@ import torch
 
 pytest.importorskip("nvidia.dali", reason="install nvidia-dali-cuda130 to train on encoded images")
 
-from fastmpl.commands.distill import distill
+from fastmpl.commands.distill import TeacherSource, distill
 from fastmpl.commands.evaluate import evaluate
 from fastmpl.commands.predict import predict
 from fastmpl.config import Config, load
