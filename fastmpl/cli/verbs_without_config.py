@@ -84,6 +84,35 @@ def predict(options: PredictOptions) -> None:
 
 
 @dataclass(frozen=True)
+class ExportOptions:
+    """Writes a run's student for other programs: ONNX, torch.export, safetensors, or a folder of timm."""
+
+    run: Positional[Path]
+    """Folder of the run."""
+    to: Literal["onnx", "pt2", "safetensors", "timm"] = "onnx"
+    """Form of the file."""
+    output: Path | None = None
+    """File or folder to write; in the run's folder if not given."""
+    preprocess: FlagCreatePairsOff[bool] = False
+    """Put the normalisation into the graph: it takes pixels in [0, 255]."""
+    softmax: FlagCreatePairsOff[bool] = False
+    """Put the softmax into the graph: it gives probabilities."""
+    verify: FlagCreatePairsOff[bool] = False
+    """Compare the file with torch on images of the run, and print the largest difference."""
+    debug: FlagCreatePairsOff[bool] = False
+    """Show the traceback of an error."""
+
+
+def export(options: ExportOptions) -> None:
+    limit_threads()
+    from fastmpl.commands.export import Wanted, export
+
+    wanted = Wanted(options.to, options.output, options.preprocess, options.softmax, options.verify)
+    found = export(options.run, wanted)
+    print("\n".join([f"{found.path} is written", *found.remarks]))
+
+
+@dataclass(frozen=True)
 class ReportOptions:
     """Writes the report of a run, one self-contained HTML page, from the files of its folder."""
 

@@ -45,7 +45,7 @@ def _score_set(student: Classifier, name: str, held: EvaluationSet) -> SetScores
     return SetScores(name, float(loss / pairs.sum()), pairs.reshape(count, count).cpu().numpy())
 
 
-def _image_sets(student: Classifier, data: Path | None) -> Iterator[tuple[str, EvaluationSet]]:
+def image_sets(student: Classifier, data: Path | None) -> Iterator[tuple[str, EvaluationSet]]:
     """The run's validation and test images, or those of the folder `data`."""
     settings, size = student.config.data, student.image_shape[-1]
     if data is not None:
@@ -79,7 +79,7 @@ def evaluate(run: Path, data: Path | None = None) -> tuple[tuple[str, ...], list
     student = load_classifier(run)
     if student.remark:
         print(student.remark, file=sys.stderr)
-    return student.classes, [_score_set(student, *images) for images in _image_sets(student, data)]
+    return student.classes, [_score_set(student, *images) for images in image_sets(student, data)]
 
 
 def format_scores(classes: tuple[str, ...], found: SetScores) -> str:

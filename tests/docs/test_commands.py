@@ -22,7 +22,7 @@ ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 OWN_TEST = {"reduced_mpl.md"}  # tests/docs/test_reduced_page.py runs it
 BLOCK = re.compile(r"(?:<!-- needs: (?P<needs>[^\n]+) -->\n)?```(?P<language>\w*)\n(?P<text>.*?)```", re.DOTALL)
-COMMAND = re.compile(r"(fastmpl|deepspeed|torchrun|sbatch|make|python -m benchmarks[.\w]*) ")
+COMMAND = re.compile(r"(fastmpl|trtexec|deepspeed|torchrun|sbatch|make|python -m benchmarks[.\w]*) ")
 SHORT = {"run.steps": 4, "run.evaluate_every": 4, "data.batch_unlabelled": 16}
 PYTHON = {"README.md": ('digits.toml")', f'digits.toml", {SHORT})')}
 
@@ -84,6 +84,10 @@ def test_the_commands_of_a_page_run_in_its_order(page: Path, tmp_path: Path) -> 
     furnish(tmp_path)
     for command in commands(page):
         assert_runs(command, tmp_path)
+    for needs, program in blocks(page, "python"):
+        if page.name not in PYTHON and not needs:
+            done = run([sys.executable, "-c", program], tmp_path)
+            assert done.returncode == 0, done.stderr
 
 
 def test_the_readmes_python_runs(tmp_path: Path) -> None:
