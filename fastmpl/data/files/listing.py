@@ -90,7 +90,9 @@ def _read_folder(root: Path, folder: str) -> _Folder:
                 folders.append(name)
                 if entry.is_symlink():
                     links.add(name)
-            elif reason := why_no_image(name) or why_no_file(entry):
+            elif (
+                reason := why_no_image(name) or why_no_file(entry)
+            ) and reason != NO_TARGET:  # a decoder tells that one
                 left_out.append((name, reason))
             else:
                 files.append(name)

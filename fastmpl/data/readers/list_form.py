@@ -54,7 +54,10 @@ def _split_at(separator: str) -> Split:
 
 
 def _take_whole(line: str) -> list[str]:
-    return [line.strip().strip("\"'")]
+    line = line.strip()
+    if line.startswith('"') and line.endswith('"'):
+        return next(csv.reader([line]))
+    return [line]
 
 
 def _is_path(root: Path, cell: str) -> bool:
