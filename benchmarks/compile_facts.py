@@ -1,19 +1,22 @@
-"""The row kernels' machine code on sm_80, sm_90 and sm_100: registers, spills, widths, bytes a row.
+"""The Triton kernels' machine code on sm_80, sm_90 and sm_100: registers, spills, loads in flight, bytes a row.
 
-    python -m benchmarks.compile_facts [--output benchmarks/results/kernel_compile.json]
+    python -m benchmarks.compile_facts
 
-Writes the record and prints a Markdown table. Compile-time facts, made on any machine; no speed is claimed from them.
+Writes two records: one of the losses, one of batch norm. They are facts of compilation, made on any machine, and claim
+no speed.
 """
 
 import argparse
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
 import triton
 
 from benchmarks.machine_code import ARCHITECTURES, MachineCode, compile_kernel
 from benchmarks.records import Record, Row, Scalar, save
+from fastmpl_kernels.batch_norm_act import triton_impl as batch_norm
+from fastmpl_kernels.batch_norm_act.library_ops import MOST_PROGRAMS
 from fastmpl_kernels.soft_cross_entropy.triton_impl import cross_entropy_rows
 from fastmpl_kernels.student_objective.native import TARGETS
 from fastmpl_kernels.student_objective.triton_impl import student_rows
@@ -126,6 +129,90 @@ def cases(classes: tuple[int, ...] = CLASSES) -> Iterator[Case]:
             yield from (_cross_entropy(dtype, k, target) for target in ("label", "distribution"))
 
 
+X, TABLE, SUMS = "*x", "*fp32", "*fp64"  # "*x" stands for a pointer to the activation's type
+CONSTANTS = {"ACT": 2, "RESIDUAL": True}
+# The parameters of batch norm's kernels by phase, without their sizes.
+PHASES: dict[str, tuple[Any, dict[str, Any]]] = {
+    "sums": (batch_norm._sums_kernel, {"x_at": X, "out": SUMS, "M": "i32", "rows_per_part": "i32"}),
+    "moments": (
+        batch_norm._moments_kernel,
+        {
+            "sums": SUMS,
+            **dict.fromkeys(("moments", "weight", "bias", "table", "running_mean", "running_var"), TABLE),
+            "P": "i32",
+            "momentum": "fp32",
+            "eps": "fp32",
+            "RUNNING": True,
+        },
+    ),
+    "forward": (
+        batch_norm._forward_kernel,
+        {
+            **dict.fromkeys(("x_at", "residual_at", "y_at"), X),
+            "moments": TABLE,
+            "table": TABLE,
+            "M": "i32",
+            "slope": "fp32",
+            **CONSTANTS,
+        },
+    ),
+    "gradient_sums": (
+        batch_norm._gradient_sums_kernel,
+        {
+            **dict.fromkeys(("dy_at", "x_at", "residual_at"), X),
+            "moments": TABLE,
+            "weight": TABLE,
+            "bias": TABLE,
+            "out": SUMS,
+            "M": "i32",
+            "rows_per_part": "i32",
+            "slope": "fp32",
+            **CONSTANTS,
+        },
+    ),
+    "constants": (
+        batch_norm._constants_kernel,
+        {
+            **dict.fromkeys(("moments", "weight", "bias", "weight_tangent", "bias_tangent"), TABLE),
+            **dict.fromkeys(("dweight", "dbias", "table"), TABLE),
+            "sums": SUMS,
+            "local": SUMS,
+            "P": "i32",
+            "Q": "i32",
+            "TANGENT": False,
+            "RANKS": False,
+        },
+    ),
+}
+for _phase in ("gradient", "tangent"):
+    _views = ("in_at", "x_at", "residual_at", "residual_in_at", "out_at", "residual_out_at")
+    PHASES[_phase] = (
+        batch_norm._derivative_kernel,
+        {
+            **dict.fromkeys(_views, X),
+            "moments": TABLE,
+            "table": TABLE,
+            "M": "i32",
+            "slope": "fp32",
+            **CONSTANTS,
+            "TANGENT": _phase == "tangent",
+        },
+    )
+FINALISERS = ("moments", "constants")
+
+
+def compile_phase(phase: str, dtype: str, channels: int, capability: int) -> MachineCode:
+    """The machine code of one of batch norm's kernels."""
+    kernel, parameters = PHASES[phase]
+    arguments = {name: f"*{dtype}" if kind == X else kind for name, kind in parameters.items()}
+    if phase in FINALISERS:
+        return compile_kernel(
+            kernel, {**arguments, "C": channels, "PARTS": batch_norm.PARTS, "K": batch_norm.COLUMNS}, capability, 4
+        )
+    rows, columns = batch_norm.tile(channels, ELEMENT_BYTES[dtype])
+    return compile_kernel(kernel, {**arguments, "C": channels, "R": rows, "K": columns}, capability, 4)
+
+
 def compile_case(case: Case, capability: int) -> MachineCode:
     """The case's machine code."""
     shape = launch_shape(case.classes)
@@ -181,12 +268,35 @@ def rows(lines: list[dict[str, Any]]) -> list[Row]:
     return found
 
 
+def phase_row(phase: str, dtype: str, channels: int) -> Row:
+    """What one of batch norm's kernels compiles to on each architecture, with a residual and a leaky ReLU."""
+    codes = [compile_phase(phase, dtype, channels, capability) for capability in ARCHITECTURES]
+
+    def on_each(values: Iterable[int]) -> str:
+        return " / ".join(map(str, values))
+
+    trips = MOST_PROGRAMS // batch_norm.PARTS
+    waits = on_each(code.loop_waits * trips for code in codes) if phase in FINALISERS else ""
+    return {
+        "kernel": f"batch_norm_act, {phase}",
+        "dtype": dtype,
+        "channels": channels,
+        "registers sm_80 / 90 / 100": on_each(code.registers for code in codes),
+        "loads in flight": on_each(code.in_flight for code in codes),
+        "waits for 512 parts": waits,
+        "spills": max(code.spills for code in codes),
+        "stack": max(code.stack_bytes for code in codes),
+    }
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.parse_args()
     lines = [record(case, capability) for case in cases() for capability in ARCHITECTURES]
     config: dict[str, Scalar] = {"triton": triton.__version__, "launches": json.dumps(LAUNCHES)}
     print(save(Record("kernel_compile", "table", rows(lines), config)))
+    passes = [phase_row(phase, dtype, 128) for phase in PHASES for dtype in ELEMENT_BYTES]
+    print(save(Record("batch_norm_compile", "table", passes, {"triton": triton.__version__})))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-// The activations that follow a batch norm: value and derivative at the pre-activation z, as functions of constants.
+// The activations that follow a batch norm: their values and derivatives at the pre-activation z.
 #pragma once
 
 #include "scalar.hpp"

@@ -3,8 +3,8 @@
 // Forward, backward and forward-mode derivative are each one pass that sums over rows (`sums`, `gradient_sums`) and one
 // that writes (`forward`, `gradient`, `tangent`); between the two the caller may add the sums of other ranks.
 //
-// moments is [4, channels]: the mean rounded to float32, what that rounding left, 1 / sqrt(var + eps), 1 / count. With
-// the two parts of the mean, x - mean is as exact at a large mean as at 0.
+// moments is [4, channels]: the mean rounded to float32, the remainder of that rounding, 1 / sqrt(var + eps), 1 / count.
+// With the two parts of the mean, x - mean is as exact at a large mean as at 0.
 #include "batch_norm_act.hpp"
 
 #include <cmath>
@@ -52,7 +52,7 @@ void with_type(bool is_bfloat16, F f) {
   is_bfloat16 ? f(static_cast<bfloat16*>(nullptr)) : f(static_cast<float*>(nullptr));
 }
 
-// One value a channel to one a column, NaN as the only NaN that a word's rounding keeps (see store_word).
+// Extends a table of one value a channel to one a column. Every NaN becomes the one that a word's rounding keeps.
 void finish(std::vector<float>& table, const Columns& m) {
   for (float& value : table) value = canonical(value);
   repeat(table, m);
@@ -77,8 +77,8 @@ Tables tables(const Columns& m, const float* moments, const float* weight, const
 
 using namespace fastmpl;
 
-// out [2 channels + 1]: the sums of x and of x^2, and the number of rows. With a tangent t of x, out [4 channels + 1]:
-// the sums of t and of t x come before the number.
+// out [2 channels + 1]: the sums of x and of (x - mean)^2, and the number of rows. With a tangent t of x,
+// out [4 channels + 1]: the sums of t and of t (x - mean) come before the number.
 FASTMPL_EXPORT void fastmpl_batch_norm_sums(const void* data, const void* tangents, bool is_bfloat16, int64_t rows,
                                             int64_t channels, double* out) {
   const Columns m(rows, channels);
@@ -97,11 +97,11 @@ FASTMPL_EXPORT void fastmpl_batch_norm_sums(const void* data, const void* tangen
         },
         [&](double* s) { t == nullptr ? sum_left<false>(m, x, t, k, s) : sum_left<true>(m, x, t, k, s); });
     const double n = static_cast<double>(rows);
-    for (int64_t c = 0; c < channels; ++c) {  // from the first row as origin to 0, so that ranks can add
-      const double s = out[c];
+    for (int64_t c = 0; c < channels; ++c) {  // the sum from the first row as origin to 0, the others to the mean
+      const double s = out[c], moved = s / n, squares = out[channels + c] - s * moved;
       out[c] = s + n * k[c];
-      out[channels + c] += k[c] * (2.0 * s + n * k[c]);
-      if (t != nullptr) out[3 * channels + c] += k[c] * out[2 * channels + c];
+      out[channels + c] = squares < 0.0 ? 0.0 : squares;  // a NaN stays one
+      if (t != nullptr) out[3 * channels + c] -= moved * out[2 * channels + c];
     }
     out[kinds * channels] = n;
   });
@@ -110,31 +110,34 @@ FASTMPL_EXPORT void fastmpl_batch_norm_sums(const void* data, const void* tangen
 namespace fastmpl {
 namespace {
 
-// moments from the sums of x and x^2 and the count; moves the running statistics (unless null) by `momentum`.
+// Makes the moments from the sums of x and of (x - mean)^2 and the count; moves the running statistics (unless null) by
+// `momentum`, except in channels whose new ones are not finite: an average would never forget an infinity.
 void measure(int64_t channels, const double* sums, double count, double eps, double momentum, float* running_mean,
              float* running_var, float* moments) {
   for (int64_t c = 0; c < channels; ++c) {
-    const double mean = sums[c] / count, raw = sums[channels + c] / count - mean * mean;
-    const double var = raw < 0.0 ? 0.0 : raw;  // a NaN stays one
+    const double mean = sums[c] / count, var = sums[channels + c] / count;
     moments[c] = static_cast<float>(mean);
     moments[channels + c] = static_cast<float>(mean - static_cast<double>(moments[c]));
     moments[2 * channels + c] = static_cast<float>(1.0 / std::sqrt(var + eps));
     moments[3 * channels + c] = static_cast<float>(1.0 / count);
     if (running_mean != nullptr) {
-      running_mean[c] += static_cast<float>(momentum * (mean - running_mean[c]));
-      running_var[c] += static_cast<float>(momentum * (var * (count / (count - 1.0)) - running_var[c]));
+      const float m = running_mean[c] + static_cast<float>(momentum * (mean - running_mean[c]));
+      const float v = running_var[c] + static_cast<float>(momentum * (var * (count / (count - 1.0)) - running_var[c]));
+      if (std::isfinite(m) && std::isfinite(v)) {
+        running_mean[c] = m;
+        running_var[c] = v;
+      }
     }
   }
 }
 
-// Adds to the tables what the tangent's pass needs; product(c) is the sum of t (x - mean), sums[c] that of t.
-template <class F>
-void add_tangent(Tables& t, const Columns& m, const float* moments, const double* sums, F product,
-                 const float* weight_tangent, const float* bias_tangent) {
+// Adds to the tables what the tangent's pass needs; `sums` are those of t and of t (x - mean).
+void add_tangent(Tables& t, const Columns& m, const float* moments, const double* sums, const float* weight_tangent,
+                 const float* bias_tangent) {
   const int64_t channels = m.channels;
   for (int64_t c = 0; c < channels; ++c) {
     const double low = moments[channels + c], rstd = moments[2 * channels + c], inverse = moments[3 * channels + c];
-    const double slant = weight_tangent[c] * rstd - t.scale[c] * rstd * rstd * product(c) * inverse;
+    const double slant = weight_tangent[c] * rstd - t.scale[c] * rstd * rstd * sums[channels + c] * inverse;
     t.slant.push_back(static_cast<float>(slant));
     t.level.push_back(static_cast<float>(bias_tangent[c] - t.scale[c] * sums[c] * inverse - slant * low));
   }
@@ -228,8 +231,8 @@ FASTMPL_EXPORT void fastmpl_batch_norm_backward(const void* dy, const void* x, c
                               bias, activation, slope, dx, dresidual, dweight, dbias);
 }
 
-// The tangent of y along the tangents of x, weight, bias and residual; `sums` are those of the tangent of x and of it
-// times (x - mean).
+// The tangent of y along the tangents of x, weight, bias and residual; `sums` are those of the tangent t of x and of
+// t (x - mean).
 FASTMPL_EXPORT void fastmpl_batch_norm_tangent(const void* x, const void* x_tangent, const void* residual,
                                                const void* residual_tangent, bool is_bfloat16, int64_t rows,
                                                int64_t channels, const float* moments, const double* sums,
@@ -237,7 +240,7 @@ FASTMPL_EXPORT void fastmpl_batch_norm_tangent(const void* x, const void* x_tang
                                                const float* bias_tangent, int32_t activation, float slope, void* out) {
   const Columns m(rows, channels);
   Tables t = tables(m, moments, weight, bias);
-  add_tangent(t, m, moments, sums, [&](int64_t c) { return sums[channels + c]; }, weight_tangent, bias_tangent);
+  add_tangent(t, m, moments, sums, weight_tangent, bias_tangent);
   with_type(is_bfloat16, [&](auto* type) {
     using X = std::remove_pointer_t<decltype(type)>;
     const Views<X> v{static_cast<const X*>(x), static_cast<const X*>(x_tangent), static_cast<const X*>(residual),
@@ -258,8 +261,7 @@ FASTMPL_EXPORT void fastmpl_batch_norm_dual(const void* x, const void* x_tangent
   std::vector<float> moments(static_cast<size_t>(4 * channels));
   measure(channels, sums, count, eps, momentum, running_mean, running_var, moments.data());
   Tables t = tables(m, moments.data(), weight, bias);
-  const auto product = [&](int64_t c) { return of_tangent[channels + c] - sums[c] / count * of_tangent[c]; };
-  add_tangent(t, m, moments.data(), of_tangent, product, weight_tangent, bias_tangent);
+  add_tangent(t, m, moments.data(), of_tangent, weight_tangent, bias_tangent);
   with_type(is_bfloat16, [&](auto* type) {
     using X = std::remove_pointer_t<decltype(type)>;
     const Views<X> v{static_cast<const X*>(x), static_cast<const X*>(x_tangent), static_cast<const X*>(residual),

@@ -2,10 +2,10 @@
 //
 //   z = w (x - mean) rstd + b + residual,   y = act(z)
 //
-// z is computed again from x in every pass that needs it. The accumulators and tables of a tile are local arrays of
-// constant length: the compiler keeps them in registers, for each instruction set. Passes that sum run from the last block
-// to the first and passes that write from the first to the last, so that each begins with what the cache still holds: of
-// the layer before, and of the pass before.
+// Every pass that needs z computes it again from x. The accumulators and tables of a tile are local arrays of constant
+// length, which the compiler keeps in registers for each instruction set. Passes that sum run from the last block to the
+// first, passes that write from the first to the last. So each begins with what the layer or the pass before it has left in
+// the cache.
 #pragma once
 
 #include "activation.hpp"
@@ -55,8 +55,8 @@ FASTMPL_CLONES void sum_lines(const Columns& m, const X* data, const X* tangents
     for (int64_t column = 0; column < m.width; column += kTile) {
       const X* x = data + begin * m.width + column;
       const X* t = T ? tangents + begin * m.width + column : x;
-      // Sums are taken around the mean of the block's first lines, so that nothing cancels. One line would be far off in
-      // some channel, which costs the variance a factor of the distance in standard deviations, squared.
+      // Sums are taken around the mean of the block's first four lines, so that nothing cancels. A single line would be far
+      // off in some channel, and the variance would lose a factor of that distance in standard deviations, squared.
       float shift[kTile] = {}, a1[kTile] = {}, a2[kTile] = {}, a3[kTile] = {}, a4[kTile] = {};
       const int64_t sample = std::min<int64_t>(lines, 4);
       for (int64_t r = 0; r < sample; ++r)
@@ -102,12 +102,12 @@ void sum_left(const Columns& m, const X* data, const X* tangents, const float* o
     }
 }
 
-// What one element is made from: its own values, and the constants of its column.
+// The values of one element and the constants of its column.
 struct Element {
   float x, in, residual, residual_in, mean, scale, offset, slant, level;
 };
 
-// The derivative at z, times dy: what both sums of the backward pass are made of.
+// dy times the derivative at z, of which both sums of the backward pass are made.
 template <int32_t A, bool R>
 FASTMPL_INLINE float pre_activation_gradient(const Element& e, float centred, float slope) {
   float z = centred * e.scale + e.offset;
@@ -162,7 +162,7 @@ void gradient_left(const Columns& m, const Tables& t, const Views<X>& all, float
   }
 }
 
-// What a writing pass makes of an element: `out`, and the residual's gradient (kGradient) or y's tangent (kDual).
+// What a writing pass computes for an element: `out`, and the residual's gradient (kGradient) or y's tangent (kDual).
 struct Made {
   float out, second;
 };

@@ -13,7 +13,8 @@
 
 namespace fastmpl {
 
-constexpr int64_t kTile = 64;  // four AVX-512 registers: tables and sums of a pass stay in registers, lines are read whole
+// Four AVX-512 registers: the tables and sums of a pass stay in registers, and cache lines are read whole.
+constexpr int64_t kTile = 64;
 
 struct Columns {
   int64_t rows, channels, group, width, lines, left;
@@ -25,10 +26,10 @@ struct Columns {
     left = rows - lines * group;
   }
 
-  // Lines that are summed in float32 before they are added to float64, and that stay in the first or second cache.
+  // Lines that are summed in float32 before the sum is added to float64. They fit the first or second cache.
   int64_t block() const { return std::clamp<int64_t>(8192 / width, 32, 256); }
 
-  // Parts of the matrix with sums of their own. Their number depends on the shape alone, so the result does not depend
+  // Parts of the matrix that have their own sums. Their number depends on the shape alone, so the result does not depend
   // on the number of threads.
   int64_t parts() const { return std::clamp<int64_t>(lines * width / 65536, 1, 32); }
 };

@@ -40,7 +40,9 @@ FASTMPL_INLINE float cross_entropy(const Powers& row, const Target& target, floa
     const auto t = [&](int64_t c) FASTMPL_ALWAYS { return target.row[c] * soft + uniform; };
     if (gradient != nullptr)
       store_each(gradient, written, [&](int64_t c) FASTMPL_ALWAYS { return row.power[c] * inverse - t(c) * scale; });
-    return mass * std::log(row.total) - sum_each(columns, [&](int64_t c) FASTMPL_ALWAYS { return t(c) * log_p(c); });
+    // A class of probability 0 adds 0 even where its logit is -inf: it is masked.
+    return mass * std::log(row.total) -
+           sum_each(columns, [&](int64_t c) FASTMPL_ALWAYS { return t(c) == 0.0f ? 0.0f : t(c) * log_p(c); });
   }
   const int64_t label = target.label;
   if (gradient != nullptr) {
@@ -48,7 +50,8 @@ FASTMPL_INLINE float cross_entropy(const Powers& row, const Target& target, floa
     store_each(gradient, written, [&](int64_t c) FASTMPL_ALWAYS { return row.power[c] * inverse - level; });
     store(gradient + label, of_label);
   }
-  return std::log(row.total) - (kept * log_p(label) + uniform * sum_each(columns, log_p));
+  const float smooth = smoothing == 0.0f ? 0.0f : uniform * sum_each(columns, log_p);  // else 0 times a masked -inf
+  return std::log(row.total) - (kept * log_p(label) + smooth);
 }
 
 // 0, or 1 + the first row whose label is no class: a label is an address here.

@@ -1,4 +1,4 @@
-// The library's own state: the function by which torch runs loops on its threads.
+// The state of the library: the function with which torch runs loops on its threads.
 #include "parallel.hpp"
 
 #include <atomic>
@@ -12,10 +12,10 @@ FASTMPL_EXPORT void fastmpl_use(void* function) {
   fastmpl::torch_parallel_for = reinterpret_cast<fastmpl::ParallelFor>(function);
 }
 
-// The hash of the sources that this was built from (CMakeLists.txt).
+// The hash of the sources of this library (CMakeLists.txt).
 FASTMPL_EXPORT const char* fastmpl_sources() { return FASTMPL_SOURCES; }
 
-// How many items of a loop over n run in the largest piece: n when loops are serial. For tests.
+// The number of items in the largest piece of a loop over n; n if loops are serial. For tests.
 FASTMPL_EXPORT int64_t fastmpl_largest_piece(int64_t n) {
   std::atomic<int64_t> largest{0};
   fastmpl::parallel(n, 1, [&](int64_t begin, int64_t end) {

@@ -1,8 +1,8 @@
 // What the row losses share: a row of logits as floats, whatever its type in memory, and passes over it.
 //
-// A row is first widened into a float buffer padded to whole vectors (it stays in the first-level cache), so that no
-// pass over it has a tail, which at ten or a hundred classes would cost more than the rest; only a row's last vector in
-// memory is partial, and read and written under a mask. Each pass is a plain loop that the compiler vectorises for the
+// A row is first widened into a float buffer that is padded to whole vectors and stays in the first-level cache. So no pass
+// over it has a tail, which at ten or a hundred classes would cost more than the rest. Only a row's last vector in memory
+// is partial; it is read and written under a mask. Each pass is a plain loop that the compiler vectorises for the
 // instruction set of the function it is inlined into; `omp simd` (-fopenmp-simd, no OpenMP at run time) allows it to
 // reorder that one sum, which nothing else here allows.
 #pragma once

@@ -36,8 +36,8 @@ FASTMPL_INLINE void store(bfloat16* p, float x) {
   p->bits = static_cast<uint16_t>(x != x ? 0x7fc0u : rounded);
 }
 
-// Memory in words of 32 bits: a float, or two bfloat16 (of which the first is the low half). Taking words apart and putting
-// them together needs no shuffle, which widening and narrowing 16-bit elements do.
+// Memory in words of 32 bits: a float, or two bfloat16 with the first in the low half. To split and join words needs no
+// shuffle; to widen and narrow 16-bit elements does.
 template <class X>
 constexpr int kWays = 1;
 template <>
@@ -50,8 +50,8 @@ FASTMPL_INLINE float load_word(const bfloat16* p, int word, int way) {
   return float_of(way == 0 ? u << 16 : u & 0xffff0000u);
 }
 
-// Rounds to nearest, ties to even, as `store` does; but a NaN with bits beyond bfloat16's might become a number. Arithmetic
-// on bfloat16 and on canonical NaNs (see `canonical`) makes none, and the check would be a third of the work.
+// Rounds to nearest, ties to even, as `store` does, but a NaN with bits beyond bfloat16's could become a number. Arithmetic
+// on bfloat16 and on canonical NaNs (see `canonical`) makes no such NaN, and a check would be a third of the work.
 FASTMPL_INLINE uint32_t rounded(float x) {
   const uint32_t u = bits_of(x);
   return u + 0x7fffu + ((u >> 16) & 1u);

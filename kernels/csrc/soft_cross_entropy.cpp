@@ -17,8 +17,8 @@ struct SoftCrossEntropy {  // mirrored in soft_cross_entropy/native.py
   float label_smoothing;
 };
 
-// Rows whose passes take turns, so that the arithmetic of one fills the wait for another's maximum or sum; as long as all
-// of them fit the first-level cache.
+// Rows whose passes alternate, so that the arithmetic of one fills the wait for another's maximum or sum, where all of them
+// fit the first-level cache.
 constexpr int64_t kAbreast = 4, kAbreastColumns = 1024;
 
 template <class T>

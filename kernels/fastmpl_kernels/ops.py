@@ -8,25 +8,61 @@ A call on plain tensors that no mode watches goes directly to the kernel. torch'
 and several times more where a large kernel has just emptied the caches.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
-from torch.autograd.function import once_differentiable
 
 LIBRARY = torch.library.Library("fastmpl", "FRAGMENT")  # type: ignore[no-untyped-call]
 
 
-def once(backward: Callable[..., Any]) -> Callable[..., Any]:
-    """A backward that a second derivative refuses, as torch's once_differentiable does, at no cost where none is asked."""
-    guarded: Callable[..., Any] = once_differentiable(backward)
+def refuse_second_derivative(op: str) -> None:
+    """For a backward whose result has no derivative: raises NotImplementedError where one may be asked for.
 
-    def call(ctx: Any, *upstream: Any) -> Any:
-        return (guarded if torch.is_grad_enabled() else backward)(ctx, *upstream)
+    Autograd calls a backward with gradients enabled under `create_graph=True` alone. torch's own once_differentiable looks
+    whether the upstream gradient requires one and attaches a node that autograd prunes where another path leads to the
+    parameters: a Hessian would silently lack the op's part.
+    """
+    if torch.is_grad_enabled():
+        raise NotImplementedError(_message(op))
 
-    return call
+
+def _message(op: str) -> str:
+    return (
+        f"{op} has no second derivative on this backend: differentiate without create_graph=True, or choose the "
+        "reference (kernels = 'reference')."
+    )
+
+
+class _Once(torch.autograd.Function):
+    """(op, gradient, *inputs) -> the gradient as a function of all inputs, whose derivative raises in both modes."""
+
+    @staticmethod
+    def forward(op: str, gradient: Tensor, *inputs: Tensor | None) -> Tensor:
+        return gradient.clone()
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        ctx.op = inputs[0]
+
+    @staticmethod
+    def backward(ctx: Any, upstream: Tensor) -> Any:
+        raise NotImplementedError(_message(ctx.op))
+
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Any) -> Any:
+        raise NotImplementedError(_message(ctx.op))
+
+
+def differentiable_once(
+    op: str, gradients: Sequence[Tensor | None], inputs: Sequence[Tensor | None]
+) -> tuple[Tensor | None, ...]:
+    """The gradients for torch.func, which always records a graph of them: their derivative by any input raises."""
+    if not torch.is_grad_enabled():
+        return tuple(gradients)
+    return tuple(None if g is None else _Once.apply(op, g, *inputs) for g in gradients)
 
 
 def unpack_tangent(value: Tensor) -> Tensor | None:
@@ -53,13 +89,13 @@ PLAIN = (Tensor, torch.nn.Parameter)
 _dispatch_modes = torch._C._len_torch_dispatch_stack
 _is_profiled = torch._C._autograd._profiler_enabled
 _tracing = torch._C._get_tracing_state
-_functorch_active = torch._C._are_functorch_transforms_active
+is_functorch_active = torch._C._are_functorch_transforms_active
 _is_wrapped = torch._C._functorch.is_functorch_wrapped_tensor
 
 
 def is_transformed() -> bool:
     """Whether a forward-mode level or a transform of torch.func is active, which a plain autograd graph cannot serve."""
-    return forward_ad._current_level >= 0 or _functorch_active()
+    return forward_ad._current_level >= 0 or is_functorch_active()
 
 
 def _is_seen() -> bool:
@@ -110,7 +146,7 @@ class Op(NamedTuple):
     def call_on_parts(self, *args: Any) -> Any:
         """Calls the op on values that the caller has separated from their tangents. In forward mode nothing can be lost
         then, and the guard, which looks at every argument again, would cost more than a small kernel."""
-        return self.op(*args) if _functorch_active() or _is_seen() else self.run(*args)
+        return self.op(*args) if is_functorch_active() or _is_seen() else self.run(*args)
 
 
 def define(schema: str, run: Callable[..., Any], fake: Callable[..., Any]) -> Op:

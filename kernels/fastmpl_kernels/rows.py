@@ -16,7 +16,7 @@ from torch.autograd import forward_ad
 
 from fastmpl_kernels.dispatch import BackendError
 from fastmpl_kernels.library import library, pointer
-from fastmpl_kernels.ops import Op, once
+from fastmpl_kernels.ops import Op, refuse_second_derivative
 
 
 def check_rows(op: str, name: str, logits: Tensor, like: Tensor | None = None) -> None:
@@ -50,6 +50,11 @@ def wants_gradient(*logits: Tensor | None) -> bool:
 def widen(logits: Float[Tensor, "*n"]) -> Float[Tensor, "*n"]:
     """float64 stays, every other type becomes float32: the precision of every row reduction."""
     return logits if logits.dtype == torch.float64 else logits.float()
+
+
+def expected(target: Float[Tensor, "N K"], log_p: Float[Tensor, "N K"]) -> Float[Tensor, "N"]:
+    """sum_c target_c log_p_c of each row. A class of probability 0 adds 0 even where its logit is -inf: it is masked."""
+    return (target * log_p.masked_fill(target == 0, 0.0)).sum(-1)
 
 
 def gradient_like(logits: Tensor, wanted: bool) -> Tensor:
@@ -101,20 +106,23 @@ def scale_gradient(gradient: Tensor, upstream: Tensor) -> Tensor | None:
 
 
 class RecordedLoss(torch.autograd.Function):
-    """([loss], its gradient by each of the logits, logits...) -> the loss, for a graph that autograd alone records.
+    """(op, [loss], its gradient by each of the logits, logits...) -> the loss, for a graph that autograd alone records.
 
     The loss is passed in a list: of a tensor that is an input and an output, autograd makes a view, which costs an op.
     """
 
     @staticmethod
-    def forward(ctx: Any, loss: Sequence[Tensor], gradients: Sequence[Tensor], *logits: Tensor | None) -> Tensor:
+    def forward(
+        ctx: Any, op: str, loss: Sequence[Tensor], gradients: Sequence[Tensor], *logits: Tensor | None
+    ) -> Tensor:
+        ctx.op = op
         ctx.save_for_backward(*gradients)
         return loss[0]
 
     @staticmethod
-    @once
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
-        return None, None, *[scale_gradient(gradient, upstream) for gradient in ctx.saved_tensors]
+        refuse_second_derivative(ctx.op)
+        return None, None, None, *[scale_gradient(gradient, upstream) for gradient in ctx.saved_tensors]
 
 
 def tangent_of_loss(*pairs: tuple[Tensor, Tensor | None]) -> Tensor:

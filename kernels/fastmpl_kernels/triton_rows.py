@@ -107,8 +107,9 @@ def row_total(row_ptr, top, scale, K: tl.constexpr, BLOCK: tl.constexpr):
 
 @triton.jit
 def agreement(target, logits, top, column, K: tl.constexpr):
-    """sum_c target_c (logit_c - top). The padding is masked before the product: -inf * 0 is NaN."""
-    return tl.sum(target * tl.where(column < K, logits - top, 0.0), axis=0)
+    """sum_c target_c (logit_c - top). The padding, and a class of probability 0 whose logit may be -inf, are masked before
+    the product: -inf * 0 is NaN."""
+    return tl.sum(target * tl.where((column < K) & (target != 0.0), logits - top, 0.0), axis=0)
 
 
 @triton.jit

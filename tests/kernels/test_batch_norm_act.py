@@ -222,3 +222,70 @@ def test_every_nan_stays_one(place: str) -> None:
             y = batch_norm_act(**(given | {place: changed}))
         assert y[:, 5].isnan().all()
         assert y[:, :5].isfinite().all()
+
+
+@pytest.mark.parametrize("backend", ["reference", BACKEND, "torch"])
+@pytest.mark.parametrize("value", [1e30, float("inf"), float("nan")])
+def test_a_batch_that_overflows_a_channel_leaves_its_running_statistics(backend: str, value: float) -> None:
+    """An exponential average never forgets an infinity; every checkpoint after one such batch would hold it."""
+    x = as_channels_last(torch.randn(4, 5, 3, 3, generator=torch.Generator().manual_seed(0)))
+    x = x.contiguous() if backend == "torch" else x  # its own batch norm serves this layout
+    mean, var = torch.full((5,), 0.25), torch.full((5,), 2.0)
+    expected = [mean.clone(), var.clone()]
+    F.batch_norm(x, *expected, training=True)
+    x[1, 2, 0, 0] = value
+    for running, before in zip(expected, (0.25, 2.0), strict=True):
+        running[2] = before
+    with dispatch.use("auto" if backend == "torch" else backend):  # type: ignore[arg-type]
+        batch_norm_act(x, None, None, running_mean=mean, running_var=var)
+    torch.testing.assert_close([mean, var], expected, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("backend", ["reference", BACKEND])
+@pytest.mark.parametrize("ratio", [1e3, 1e5, 1e6])
+def test_the_variance_survives_a_mean_of_many_deviations(backend: dispatch.Choice, ratio: float) -> None:
+    """E[x^2] - mean^2 in float64 would be off by 1e-16 ratio^2, relative to the variance."""
+    generator = torch.Generator().manual_seed(0)
+    x = as_channels_last((torch.randn(4, 3, 9, 9, generator=generator) + ratio).to(torch.float32))
+    exact = x.double().movedim(1, -1).reshape(-1, 3)
+    mean, var = torch.zeros(3), torch.zeros(3)
+    with dispatch.use(backend):
+        batch_norm_act(x, None, None, running_mean=mean, running_var=var, momentum=1.0)
+    torch.testing.assert_close(var.double(), exact.var(0), rtol=1e-6, atol=0)
+    torch.testing.assert_close(mean.double(), exact.mean(0), rtol=1e-7, atol=0)
+
+
+def test_the_reference_s_variance_survives_any_mean_in_float64() -> None:
+    x = torch.randn(64, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0)) + 1e10
+    mean, var = torch.zeros(3, dtype=torch.float64), torch.zeros(3, dtype=torch.float64)
+    batch_norm_act(x, None, None, running_mean=mean, running_var=var, momentum=1.0)
+    torch.testing.assert_close(var, (x - x[0]).var(0), rtol=1e-9, atol=0)
+
+
+def test_the_leaky_slope_is_exact_in_float64() -> None:
+    c = make_case((3, 5, 7, 3), torch.float64)
+    x = c.x.clone().requires_grad_()
+    y = batch_norm_act(x, c.weight, c.bias, activation="leaky_relu", slope=0.1)
+    z, _, _ = reference(x, c.weight, c.bias, eps=1e-5, activation="leaky_relu", slope=0.1)
+    for d in (c.d, torch.ones_like(c.d)):
+        found, expected = (torch.autograd.grad(out, x, d, retain_graph=True)[0] for out in (y, z))
+        torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.skipif(not dispatch.is_interpreted(), reason="the Triton kernels' parts: set TRITON_INTERPRET=1")
+@pytest.mark.parametrize(("rows", "channels"), [(800, 8), (805, 5), (323, 130)])
+def test_many_parts_make_the_sums_of_one(rows: int, channels: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whole tiles and a rest, whole groups of parts and a rest, a last part of fewer rows, columns outside."""
+    from fastmpl_kernels.batch_norm_act import library_ops, triton_impl
+
+    monkeypatch.setattr(library_ops, "SMALLEST_PART", 16 * channels)
+    monkeypatch.setitem(triton_impl.FINALISER, "PARTS", 8)
+    monkeypatch.setattr(triton_impl, "TILE_BYTES", 1024)
+    assert library_ops.parts(rows, channels) > 10
+    c = make_case((rows, channels), torch.float32, offset=100.0)
+    assert_three_way(c, "silu", True)
+    mean, var = torch.zeros(channels), torch.zeros(channels)
+    with dispatch.use("triton"):
+        batch_norm_act(c.x, c.weight, c.bias, running_mean=mean, running_var=var, momentum=1.0)
+    torch.testing.assert_close(mean.double(), c.x.double().mean(0), rtol=1e-6, atol=0)
+    torch.testing.assert_close(var.double(), c.x.double().var(0), rtol=1e-6, atol=0)

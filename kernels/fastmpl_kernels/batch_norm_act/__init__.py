@@ -22,10 +22,10 @@ from fastmpl_kernels.batch_norm_act.function import (
     unpack_duals,
     wants_graph,
 )
-from fastmpl_kernels.batch_norm_act.library_ops import OP, kernels_for
-from fastmpl_kernels.batch_norm_act.reference import activate, move_running, reference
+from fastmpl_kernels.batch_norm_act.library_ops import OP, backend_of, kernels_for
+from fastmpl_kernels.batch_norm_act.reference import activate, keep_finite, move_running, reference
 from fastmpl_kernels.batch_norm_act.settings import NUMBER, Activation, Norm, Reduce, Running, Settings
-from fastmpl_kernels.ops import is_plain, is_transformed
+from fastmpl_kernels.ops import is_functorch_active, is_plain, is_transformed
 
 __all__ = ["Activation", "Reduce", "batch_norm_act"]
 
@@ -76,10 +76,16 @@ def batch_norm_act(
     r = None if residual is None else _as(residual, x.dtype)
     running = (running_mean, running_var) if update_running else (None, None)
     if torch.compiler.is_compiling():
-        return _with_compiler(x, w, b, r, running, momentum, eps, activation, slope, reduce)
+        if reduce is not None:
+            raise NotImplementedError(
+                "batch_norm_act does not synchronise its statistics under torch.compile: run it eagerly."
+            )
+        return _with_formula(x, w, b, r, running, momentum, eps, activation, slope)
     as_is = is_dense(x)
     if not as_is and reduce is None and not dispatch.is_forced():
         return _with_torch(x, w, b, r, running, momentum, eps, activation, slope)
+    if is_functorch_active() and reduce is None and backend_of(x) == "reference":
+        return _with_formula(x, w, b, r, running, momentum, eps, activation, slope)
     settings = Settings(momentum, eps, NUMBER[activation], slope, reduce)
     y = _with_kernels(x if as_is else as_dense(x), w, b, None if r is None else as_dense(r), *running, settings)
     return y if as_is else y.contiguous()
@@ -125,11 +131,15 @@ def _with_torch(
 ) -> Tensor:
     """The same by torch's own functions, for a layout that the kernels do not serve."""
     dispatch.record_backend(OP, "reference")
-    z = F.batch_norm(x, *running, weight, bias, True, momentum, eps)
+    mean, var = running
+    new_mean, new_var = (None if t is None else t.clone() for t in running)
+    z = F.batch_norm(x, new_mean, new_var, weight, bias, True, momentum, eps)
+    if mean is not None and var is not None and new_mean is not None and new_var is not None:
+        keep_finite(mean, var, new_mean, new_var)
     return activate(z if residual is None else z + residual, activation, slope)
 
 
-def _with_compiler(
+def _with_formula(
     x: Tensor,
     weight: Tensor,
     bias: Tensor,
@@ -139,14 +149,11 @@ def _with_compiler(
     eps: float,
     activation: Activation,
     slope: float,
-    reduce: Reduce | None,
 ) -> Tensor:
-    """The reference, which torch.compile traces and fuses. Of an autograd.Function it would drop the tangent."""
-    if reduce is not None:
-        raise NotImplementedError(
-            "batch_norm_act does not synchronise its statistics under torch.compile: run it eagerly."
-        )
+    """The reference, which has every derivative. torch.compile traces and fuses it; of an autograd.Function it would drop
+    the tangent."""
     y, mean, var = reference(x, weight, bias, eps=eps, activation=activation, slope=slope, residual=residual)
     if running[0] is not None and running[1] is not None:
-        move_running(running[0], running[1], mean, var, x.numel() // x.shape[1], momentum)
+        rows = x.numel() // x.shape[1]
+        move_running(running[0], running[1], mean, var * (rows / (rows - 1)), momentum)
     return y

@@ -1,7 +1,6 @@
 """The phases of batch_norm_act put together: without a graph, in autograd's graph, and in forward mode."""
 
 import inspect
-from types import ModuleType
 from typing import Any
 
 import torch
@@ -9,7 +8,10 @@ from torch import Tensor
 from torch.autograd import forward_ad
 from torch.autograd.function import FunctionCtx
 
+from fastmpl_kernels.batch_norm_act import phases
 from fastmpl_kernels.batch_norm_act.library_ops import (
+    OP,
+    Kernels,
     backend_of,
     bn_backward,
     bn_dual,
@@ -24,8 +26,9 @@ from fastmpl_kernels.batch_norm_act.library_ops import (
     flatten,
     flatten_dual,
 )
+from fastmpl_kernels.batch_norm_act.reference import reference
 from fastmpl_kernels.batch_norm_act.settings import NUMBER, Norm, Reduce, Running, Settings, Tangents
-from fastmpl_kernels.ops import is_plain, is_transformed, make_dual, once
+from fastmpl_kernels.ops import differentiable_once, is_plain, is_transformed, make_dual, refuse_second_derivative
 
 
 def is_dense(x: Tensor) -> bool:
@@ -41,8 +44,31 @@ def as_dense(x: Tensor) -> Tensor:
 
 
 def _sum_over_ranks(partial: Tensor, reduce: Reduce | None) -> Tensor:
-    """The sums of all ranks as one part; the parts of this rank where there is no other."""
+    """The gradient sums of all ranks as one part; the parts of this rank where there is no other."""
     return partial if reduce is None else reduce(partial.sum(0)).unsqueeze(0)
+
+
+def _moments_over_ranks(partial: Tensor, reduce: Reduce | None) -> Tensor:
+    """The sums of x (phases.sums) of all ranks as one part; the parts of this rank where there is no other.
+
+    The hook can only add, so between ranks squares are about 0: their variance is exact to 1e-16 (mean / deviation)^2.
+    """
+    if reduce is None:
+        return partial
+    total, squares, count = phases.merge_parts(partial)
+    vector = reduce(torch.cat([total, squares + total.square() / count, count]))
+    (total, squares), count = vector[:-1].chunk(2), vector[-1:]
+    return torch.cat([total, (squares - total.square() / count).clamp_min(0), count]).unsqueeze(0)
+
+
+def _dual_moments_over_ranks(partial: Tensor, reduce: Reduce) -> Tensor:
+    """The same for the sums of x and of its tangent (phases.dual_sums)."""
+    (total, squares, of_tangent, product), count = partial[0, :-1].chunk(4), partial[0, -1:]
+    about_0 = [total, squares + total.square() / count, of_tangent, product + of_tangent * total / count, count]
+    vector = reduce(torch.cat(about_0))
+    (total, squares, of_tangent, product), count = vector[:-1].chunk(4), vector[-1:]
+    centred = [(squares - total.square() / count).clamp_min(0), of_tangent, product - of_tangent * total / count]
+    return torch.cat([total, *centred, count]).unsqueeze(0)
 
 
 def _records(
@@ -58,7 +84,7 @@ def _records(
 
 
 def train(
-    kernels: ModuleType | None, x: Tensor, norm: Norm, running: Running, reduce: Reduce | None
+    kernels: Kernels | None, x: Tensor, norm: Norm, running: Running, reduce: Reduce | None
 ) -> tuple[Tensor, Tensor]:
     """y and moments, without a graph: by `kernels` directly, or by the library ops where that is None."""
     outputs: tuple[Tensor, Tensor]
@@ -67,12 +93,12 @@ def train(
     elif reduce is None:
         outputs = bn_train(x, *flatten(norm, running))
     else:
-        outputs = bn_forward(x, _sum_over_ranks(bn_sums(x), reduce), *flatten(norm, running))
+        outputs = bn_forward(x, _moments_over_ranks(bn_sums(x), reduce), *flatten(norm, running))
     return outputs
 
 
 def backward(
-    kernels: ModuleType | None, dy: Tensor, x: Tensor, moments: Tensor, norm: Norm, reduce: Reduce | None
+    kernels: Kernels | None, dy: Tensor, x: Tensor, moments: Tensor, norm: Norm, reduce: Reduce | None
 ) -> tuple[Tensor | None, ...]:
     """The gradients of x, weight, bias and residual; by `kernels` directly unless a mode or a transform watches by now."""
     dy = as_dense(dy)
@@ -86,12 +112,26 @@ def backward(
     return dx, dweight, dbias, None if norm.residual is None else dresidual
 
 
+def _differentiable_gradients(
+    dy: Tensor, x: Tensor, weight: Tensor, bias: Tensor, residual: Tensor | None, s: Settings
+) -> tuple[Tensor | None, ...]:
+    """The gradients of x, weight, bias and residual as functions that torch can differentiate, by the plain formula."""
+    y, _, _ = reference(
+        x, weight, bias, eps=s.eps, activation=phases.NAMES[s.activation], slope=s.slope, residual=residual
+    )
+    inputs = [t for t in (x, weight, bias, residual) if t is not None]
+    needed = [t for t in inputs if t.requires_grad]
+    found = iter(torch.autograd.grad(y, needed, dy, create_graph=True))
+    gradients = [next(found) if t.requires_grad else None for t in inputs]
+    return *gradients, *[None] * (4 - len(inputs))
+
+
 class RecordedBatchNorm(torch.autograd.Function):
     """(kernels, x, weight, bias, residual, running_mean, running_var, settings) -> y, for a graph that autograd alone
     records; `kernels` as in `train` and `backward`.
 
     It saves x, the parameters, the moments, and the residual if there is one (as a rule it is alive anyway, as the input
-    of the block). A second derivative raises.
+    of the block). A second derivative raises, but for the reference's.
     """
 
     @staticmethod
@@ -103,10 +143,12 @@ class RecordedBatchNorm(torch.autograd.Function):
         return y
 
     @staticmethod
-    @once
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
         x, weight, bias, residual, moments = ctx.saved_tensors
         s: Settings = ctx.settings
+        if ctx.kernels is phases and torch.is_grad_enabled():
+            return None, *_differentiable_gradients(dy, x, weight, bias, residual, s), None, None, None
+        refuse_second_derivative(OP)
         norm = Norm(weight, bias, residual, s.activation, s.slope)
         return None, *backward(ctx.kernels, dy, x, moments, norm, s.reduce), None, None, None
 
@@ -138,14 +180,14 @@ class BatchNormAct(torch.autograd.Function):
         ctx.save_for_forward(x, weight, bias, residual, moments)
 
     @staticmethod
-    @once
     def backward(ctx: Any, dy: Tensor | None, _: Tensor | None) -> tuple[Tensor | None, ...]:
         if dy is None:
             return (None,) * 7
         x, weight, bias, residual, moments = ctx.saved_tensors
         s: Settings = ctx.settings
         norm = Norm(weight, bias, residual, s.activation, s.slope)
-        return *backward(None, dy, x, moments, norm, s.reduce), None, None, None
+        gradients = backward(None, dy, x, moments, norm, s.reduce)
+        return *differentiable_once(OP, gradients, [dy, x, weight, bias, residual]), None, None, None
 
     @staticmethod
     def jvp(ctx: Any, *tangents: Tensor | None) -> tuple[Tensor, None]:
@@ -206,7 +248,7 @@ def compute_dual(
     if settings.reduce is None:
         y, tangent = bn_dual_train.call_on_parts(x, tangents.x, *rest)
     else:
-        total = _sum_over_ranks(bn_dual_sums.call_on_parts(x, tangents.x), settings.reduce)
+        total = _dual_moments_over_ranks(bn_dual_sums.call_on_parts(x, tangents.x), settings.reduce)
         y, tangent = bn_dual.call_on_parts(x, tangents.x, total, *rest)
     return make_dual(y, tangent)
 

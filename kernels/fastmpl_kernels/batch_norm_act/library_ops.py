@@ -17,12 +17,16 @@ from fastmpl_kernels.ops import define
 
 OP = "batch_norm_act"
 SMALLEST_PART = 65536  # elements of x that one Triton program sums, at least
-MOST_PARTS = 512
+MOST_PROGRAMS = 512  # of a summing pass, each for 128 channels of a part: enough for a GPU, few to add up
+CHANNELS = 128
 
 
 def parts(rows: int, channels: int) -> int:
-    """The number of parts of Triton's sums. It depends on the shape alone, so that results do not depend on the GPU."""
-    return max(1, min(MOST_PARTS, rows * channels // SMALLEST_PART, rows // 16))
+    """The number of parts of Triton's sums, all of which hold rows. It depends on the shape alone, so that results do not
+    depend on the GPU."""
+    most = MOST_PROGRAMS // min(MOST_PROGRAMS, -(-channels // CHANNELS))
+    count = max(1, min(most, rows * channels // SMALLEST_PART, rows // 16))
+    return -(-rows // -(-rows // count))
 
 
 def backend_of(x: Tensor) -> dispatch.Backend:
@@ -30,13 +34,82 @@ def backend_of(x: Tensor) -> dispatch.Backend:
     return dispatch.select(OP, (x,), available if x.dtype in native.DTYPES else None)
 
 
-def kernels_for(x: Tensor) -> ModuleType:
-    """The module that computes every phase for tensors of x's type and device; its functions have phases.py's names."""
+class TritonPhases:
+    """The phases in Triton. Where it cannot run a kernel, phases.py computes that phase, and all others from then on."""
+
+    def __init__(self) -> None:
+        self._known: set[tuple[object, ...]] = set()  # what has run once, so that it compiles
+
+    def sums(self, x: Tensor) -> Any:
+        return self._call("sums", x)
+
+    def dual_sums(self, x: Tensor, x_tangent: Tensor) -> Any:
+        return phases.dual_sums(x, x_tangent)
+
+    def forward(self, x: Tensor, partial: Tensor, norm: Norm, running: Running) -> Any:
+        return self._call_that_moves("forward", x, norm, running, partial)
+
+    def train(self, x: Tensor, norm: Norm, running: Running) -> Any:
+        return self._call_that_moves("train", x, norm, running)
+
+    def gradient_sums(self, dy: Tensor, *rest: Any) -> Any:
+        return self._call("gradient_sums", dy, *rest)
+
+    def gradient(self, dy: Tensor, *rest: Any) -> Any:
+        return self._call("gradient", dy, *rest)
+
+    def backward(self, dy: Tensor, *rest: Any) -> Any:
+        return self._call("backward", dy, *rest)
+
+    def tangent(self, x: Tensor, *rest: Any) -> Any:
+        return self._call("tangent", x, *rest)
+
+    def dual(self, x: Tensor, *rest: Any) -> Any:
+        return phases.dual(x, *rest)
+
+    def dual_train(self, x: Tensor, *rest: Any) -> Any:
+        return phases.dual_train(x, *rest)
+
+    def _call(self, phase: str, *arguments: Any) -> Any:
+        if OP not in dispatch.fallbacks():
+            try:
+                return dispatch.launch(OP, arguments[0], _launch, phase, *arguments)
+            except dispatch.KernelFailure:  # recorded and said by the dispatcher
+                pass
+        return getattr(phases, phase)(*arguments)
+
+    def _call_that_moves(self, phase: str, x: Tensor, norm: Norm, running: Running, *partial: Tensor) -> Any:
+        """Of its kernels the second moves the running statistics. If the third then fails, the phase starts again, and must
+        not move them twice; so a first call keeps a copy."""
+        key = (phase, x.device, x.dtype, x.shape[1], norm.activation, norm.residual is None, running.mean is None)
+        if key in self._known or running.mean is None or running.var is None or OP in dispatch.fallbacks():
+            return self._call(phase, x, *partial, norm, running)
+        mean, var = running.mean.clone(), running.var.clone()
+        try:
+            results = dispatch.launch(OP, x, _launch, phase, x, *partial, norm, running)
+        except dispatch.KernelFailure:
+            running.mean.copy_(mean)
+            running.var.copy_(var)
+            return getattr(phases, phase)(x, *partial, norm, running)
+        self._known.add(key)
+        return results
+
+
+def _launch(phase: str, *arguments: Any) -> Any:
+    from fastmpl_kernels.batch_norm_act import triton_impl  # needs Triton: only where it was chosen
+
+    return getattr(triton_impl, phase)(*arguments)
+
+
+TRITON = TritonPhases()
+Kernels = ModuleType | TritonPhases
+
+
+def kernels_for(x: Tensor) -> Kernels:
+    """The implementation of every phase for tensors of x's type and device; its functions have phases.py's names."""
     backend = backend_of(x)
     if backend == "triton":
-        from fastmpl_kernels.batch_norm_act import triton_impl  # needs Triton: only where it was chosen
-
-        return triton_impl
+        return TRITON
     return native if backend == "native" else phases
 
 

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fastmpl_kernels.batch_norm_act import phases
 from fastmpl_kernels.batch_norm_act.settings import Norm, Running, Tangents
 from fastmpl_kernels.library import library, pointer
 
@@ -71,7 +72,7 @@ def dual_sums(x: Tensor, x_tangent: Tensor) -> Tensor:
 
 def forward(x: Tensor, partial: Tensor, norm: Norm, running: Running) -> tuple[Tensor, Tensor]:
     y, moments = torch.empty_like(x), torch.empty((4, x.shape[1]), dtype=torch.float32)
-    total = _add_parts(partial)
+    total = partial if partial.shape[0] == 1 else torch.cat(phases.merge_parts(partial))
     _function("forward")(
         pointer(x), pointer(norm.residual), *_shape(x), pointer(total), pointer(norm.weight), pointer(norm.bias),
         *_running(running), norm.activation, norm.slope, pointer(moments), pointer(y),
@@ -114,9 +115,10 @@ def tangent(x: Tensor, tangents: Tangents, moments: Tensor, partial: Tensor, nor
 
 
 def dual(x: Tensor, tangents: Tangents, partial: Tensor, norm: Norm, running: Running) -> tuple[Tensor, Tensor]:
-    y, y_tangent, total = torch.empty_like(x), torch.empty_like(x), _add_parts(partial)
+    assert partial.shape[0] == 1, "dual_sums makes one part"
+    y, y_tangent = torch.empty_like(x), torch.empty_like(x)
     _function("dual")(
-        pointer(x), pointer(tangents.x), pointer(norm.residual), pointer(tangents.residual), *_shape(x), pointer(total),
+        pointer(x), pointer(tangents.x), pointer(norm.residual), pointer(tangents.residual), *_shape(x), pointer(partial),
         pointer(norm.weight), pointer(norm.bias), pointer(tangents.weight), pointer(tangents.bias),
         *_running(running), norm.activation, norm.slope, pointer(y), pointer(y_tangent),
     )  # fmt: skip

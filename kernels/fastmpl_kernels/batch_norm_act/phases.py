@@ -1,6 +1,6 @@
 """The phases of batch_norm_act in plain torch: what the native and the Triton kernels compute, for any type.
 
-    sums            of x and x^2                             -> the hook may add those of other ranks
+    sums            of x, and of (x - mean)^2                -> the hook may add those of other ranks
     forward         y and `moments`
     gradient_sums   of dz = dy act'(z) and dz (x - mean)     -> the hook may add those of other ranks
     gradient        the gradients of x, residual, weight and bias
@@ -10,15 +10,16 @@
     backward        gradient_sums and gradient, the same
     dual_train      dual_sums and dual, the same
 
-Sums are [parts, columns] in float64: a kernel writes one row a part, and the reader adds the rows. `moments` is [4, C]: the
-mean rounded to its type, the remainder of that rounding, 1 / sqrt(var + eps), 1 / count.
+Sums are [parts, columns] in float64, one row a part, which the reader merges. Those of squares and products with x are
+about the mean of their own part: E[x^2] - mean^2 would lose the variance of a channel with a large mean. `moments` is
+[4, C]: the mean rounded to its type, the remainder of that rounding, 1 / sqrt(var + eps), 1 / count.
 """
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from fastmpl_kernels.batch_norm_act.reference import activate
+from fastmpl_kernels.batch_norm_act.reference import activate, move_running
 from fastmpl_kernels.batch_norm_act.settings import NUMBER, Activation, Norm, Running, Tangents
 
 NAMES: dict[int, Activation] = {number: name for name, number in NUMBER.items()}  # type: ignore[misc]
@@ -42,21 +43,31 @@ def from_rows(rows: Float[Tensor, "M C"], like: Tensor) -> Tensor:
 
 def sums(x: Tensor) -> Float[Tensor, "1 2C_plus_1"]:
     rows = as_rows(x).double()
-    return torch.cat([rows.sum(0), rows.square().sum(0), rows.new_full((1,), rows.shape[0])]).unsqueeze(0)
+    total, count = rows.sum(0), rows.shape[0]
+    squares = (rows - total / count).square().sum(0)
+    return torch.cat([total, squares, rows.new_full((1,), count)]).unsqueeze(0)
 
 
-def moments_of(total: Float[Tensor, "2C_plus_1"], eps: float, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
-    """The moments, and the mean and the biased variance in float64."""
-    mean, square = (total[:-1] / total[-1]).chunk(2)
-    var = (square - mean.square()).clamp_min(0)
+def merge_parts(partial: Float[Tensor, "P 2C_plus_1"]) -> tuple[Tensor, Tensor, Tensor]:
+    """Sum of x, sum of squares about the mean, and count of all parts (Chan, Golub and LeVeque, 1983)."""
+    counts, (totals, squares) = partial[:, -1:], partial[:, :-1].chunk(2, dim=1)
+    total, count = totals.sum(0), counts.sum(0)
+    apart = totals / counts - total / count
+    return total, squares.sum(0) + (counts * apart.square()).sum(0), count
+
+
+def moments_of(partial: Float[Tensor, "P 2C_plus_1"], eps: float, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
+    """The moments, and the mean and the unbiased variance in float64."""
+    total, squares, count = merge_parts(partial)
+    mean, var = total / count, squares / count
     high = mean.to(dtype)
     parts = [
         high,
         (mean - high).to(dtype),
         (var + eps).rsqrt().to(dtype),
-        total[-1].reciprocal().to(dtype).expand_as(high),
+        count.reciprocal().to(dtype).expand_as(high),
     ]
-    return torch.stack(parts), mean, var
+    return torch.stack(parts), mean, squares / (count - 1)
 
 
 def pre_activation(x: Tensor, moments: Tensor, norm: Norm) -> tuple[Tensor, Tensor]:
@@ -68,11 +79,9 @@ def pre_activation(x: Tensor, moments: Tensor, norm: Norm) -> tuple[Tensor, Tens
 
 
 def forward(x: Tensor, partial: Tensor, norm: Norm, running: Running) -> tuple[Tensor, Tensor]:
-    total = partial.sum(0)
-    moments, mean, var = moments_of(total, running.eps, wide_dtype(x))
+    moments, mean, unbiased_var = moments_of(partial, running.eps, wide_dtype(x))
     if running.mean is not None and running.var is not None:
-        running.mean.lerp_(mean.to(running.mean.dtype), running.momentum)
-        running.var.lerp_((var * (total[-1] / (total[-1] - 1))).to(running.var.dtype), running.momentum)
+        move_running(running.mean, running.var, mean, unbiased_var, running.momentum)
     z, _ = pre_activation(x, moments, norm)
     return from_rows(activate(z, NAMES[norm.activation], norm.slope), x), moments
 
@@ -82,7 +91,7 @@ def derivative(z: Tensor, activation: int, slope: float) -> Tensor:
     if NAMES[activation] == "relu":
         return (z > 0).to(z.dtype)
     if NAMES[activation] == "leaky_relu":
-        return torch.where(z > 0, 1.0, slope).to(z.dtype)
+        return torch.full_like(z, slope).masked_fill_(z > 0, 1.0)  # two numbers in `where` would be float32
     if NAMES[activation] == "silu":
         s = z.sigmoid()
         return s * (1 + z * (1 - s))
@@ -135,17 +144,15 @@ def tangent(x: Tensor, tangents: Tangents, moments: Tensor, partial: Tensor, nor
 def dual_sums(x: Tensor, x_tangent: Tensor) -> Float[Tensor, "1 4C_plus_1"]:
     rows, tangents = as_rows(x).double(), as_rows(x_tangent).double()
     of_x = sums(x)[0]
-    return torch.cat([of_x[:-1], tangents.sum(0), (tangents * rows).sum(0), of_x[-1:]]).unsqueeze(0)
+    product = (tangents * (rows - of_x[: x.shape[1]] / of_x[-1])).sum(0)
+    return torch.cat([of_x[:-1], tangents.sum(0), product, of_x[-1:]]).unsqueeze(0)
 
 
 def dual(x: Tensor, tangents: Tangents, partial: Tensor, norm: Norm, running: Running) -> tuple[Tensor, Tensor]:
-    """y and its tangent from one set of sums."""
-    of_x, of_square, of_tangent, of_product = partial.sum(0)[:-1].chunk(4)
-    count = partial[:, -1:].sum(0)
-    total = torch.cat([of_x, of_square, count]).unsqueeze(0)
-    y, moments = forward(x, total, norm, running)
-    centred = torch.cat([of_tangent, of_product - of_x / count * of_tangent]).unsqueeze(0)
-    return y, tangent(x, tangents, moments, centred, norm)
+    """y and its tangent from the sums of one part."""
+    channels = x.shape[1]
+    y, moments = forward(x, torch.cat([partial[:, : 2 * channels], partial[:, -1:]], dim=1), norm, running)
+    return y, tangent(x, tangents, moments, partial[:, 2 * channels : -1], norm)
 
 
 def train(x: Tensor, norm: Norm, running: Running) -> tuple[Tensor, Tensor]:

@@ -51,11 +51,22 @@ def move_running(
     running_mean: Float[Tensor, "C"],
     running_var: Float[Tensor, "C"],
     mean: Tensor,
-    var: Tensor,
-    rows: int,
+    unbiased_var: Tensor,
     momentum: float,
 ) -> None:
-    """Moves the averages that evaluation uses, in place; with the unbiased variance, as torch does."""
+    """Moves the averages that evaluation uses, in place.
+
+    A channel whose new average is not finite keeps the old one: one activation of 1e30 overflows the variance, and the
+    average would stay infinite for good, in every later checkpoint.
+    """
     with torch.no_grad():
-        running_mean.lerp_(mean.to(running_mean.dtype), momentum)
-        running_var.lerp_((var * (rows / (rows - 1))).to(running_var.dtype), momentum)
+        new_mean = running_mean.lerp(mean.to(running_mean.dtype), momentum)
+        new_var = running_var.lerp(unbiased_var.to(running_var.dtype), momentum)
+        keep_finite(running_mean, running_var, new_mean, new_var)
+
+
+def keep_finite(running_mean: Tensor, running_var: Tensor, new_mean: Tensor, new_var: Tensor) -> None:
+    """Writes the new averages into the running ones, in the channels where both are finite."""
+    finite = new_mean.isfinite() & new_var.isfinite()
+    running_mean.copy_(torch.where(finite, new_mean, running_mean))
+    running_var.copy_(torch.where(finite, new_var, running_var))

@@ -5,8 +5,9 @@
     p <- p - lr * (d + momentum * b  if nesterov  else  b)
     a <- decay * a + (1 - decay) * p
 
-Seven reads and writes an element, against eight for torch's fused step followed by its average. What varies from
-step to step is a 0-D tensor, read on the device. If `found_inf` is not 0, nothing changes.
+Seven reads and writes an element, against eight for torch's fused step followed by its average. What varies from step to
+step is a 0-D tensor, read on the device. If `found_inf` is not 0, nothing changes. tables.py says what a CUDA graph capture
+of these ops asks of its caller: tensors that keep their addresses, and `hold_tables`.
 """
 
 from collections.abc import Sequence
@@ -16,8 +17,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from fastmpl_kernels.sgd_ema.library_ops import global_norm_, inner_product_, sgd_ema_
+from fastmpl_kernels.sgd_ema.tables import hold_tables
 
-__all__ = ["global_norm", "inner_product", "sgd_ema"]
+__all__ = ["global_norm", "hold_tables", "inner_product", "sgd_ema"]
 
 
 def _check(lists: dict[str, Sequence[Tensor]], count: int) -> None:
@@ -42,9 +44,10 @@ def sgd_ema(
 ) -> None:
     """Updates params, momentum_buffers and averages in place.
 
-    Lists of tensors of equal shapes, on one device; a buffer starts as zeros. `averages` may be None. `clip_factor` (as
-    of a global norm) multiplies the gradients; `found_inf` other than 0 leaves every tensor as it was. Kernels serve
-    float32; other types and mixed layouts take the reference. Raises ValueError for lists of different lengths.
+    The lists hold tensors of equal shapes, on one device; a momentum buffer starts as zeros. `averages` may be None.
+    `clip_factor` (as from a global norm) multiplies the gradients. `found_inf` other than 0 leaves every tensor as it was.
+    Kernels serve float32; other types and mixed layouts take the reference. Raises ValueError for lists of different
+    lengths.
     """
     _check({"gradients": grads, "momentum buffers": momentum_buffers}, len(params))
     if averages is not None:
@@ -54,7 +57,7 @@ def sgd_ema(
     if nesterov and momentum <= 0:
         raise ValueError(f"nesterov needs a momentum above 0, found {momentum}.")
     rate = decay if isinstance(decay, Tensor) else lr.new_full((), decay)
-    with torch._C._AutoDispatchBelowAutograd():  # no gradient is taken; converting long lists twice would cost
+    with torch._C._AutoDispatchBelowAutograd():  # records no gradient, and converts the long lists once
         sgd_ema_(
             list(params), list(grads), list(momentum_buffers), list(averages or ()), lr, clip_factor, found_inf, rate,
             momentum, weight_decay, nesterov,

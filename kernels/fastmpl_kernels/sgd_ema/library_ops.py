@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from itertools import chain
-from types import ModuleType
 from typing import Any
 
 import torch
@@ -15,21 +14,33 @@ from fastmpl_kernels.sgd_ema import native, reference
 from fastmpl_kernels.sgd_ema.arguments import Step
 
 
-def _module(op: str, *lists: Sequence[Tensor]) -> ModuleType:
-    """The implementation for these lists. Kernels walk memory: they need float32, and one layout for the four tensors of a
+def _backend(op: str, *lists: Sequence[Tensor]) -> dispatch.Backend:
+    """The backend for these lists. Kernels walk memory: they need float32, and one layout for the four tensors of a
     parameter."""
     flat = {t.dtype for t in chain(*lists)} == {torch.float32} and _same_layouts(*lists)
     if not flat and not dispatch.is_forced():
         dispatch.record_backend(op, "reference")
-        return reference
+        return "reference"
     if not flat and not any(t.dtype == torch.float64 for t in lists[0]):
         raise dispatch.BackendError(f"{op}: the kernels need dense float32 tensors, of one layout for each parameter.")
-    backend = dispatch.select(op, tuple(tensors[0] for tensors in lists), available)
-    if backend == "triton":
-        from fastmpl_kernels.sgd_ema import triton_impl  # needs Triton: only where it was chosen
+    return dispatch.select(op, tuple(tensors[0] for tensors in lists), available)
 
-        return triton_impl
-    return native if backend == "native" else reference
+
+def _launch(op: str, *arguments: Any) -> Any:
+    from fastmpl_kernels.sgd_ema import triton_impl  # needs Triton: only where it was chosen
+
+    return getattr(triton_impl, op)(*arguments)
+
+
+def _compute(op: str, lists: Sequence[Sequence[Tensor]], *arguments: Any) -> Any:
+    """Calls the implementation of `op` for these lists; the reference where Triton cannot run its kernel."""
+    backend = _backend(op, *lists)
+    if backend == "triton":
+        try:
+            return dispatch.launch(op, lists[0][0], _launch, op, *arguments)
+        except dispatch.KernelFailure:
+            backend = "reference"
+    return getattr(native if backend == "native" else reference, op)(*arguments)
 
 
 def _same_layouts(*lists: Sequence[Tensor]) -> bool:
@@ -47,17 +58,17 @@ def _has_one_layout(*tensors: Tensor) -> bool:
 
 def _sgd_ema(*arguments: Any) -> None:
     step = Step(*arguments)
-    _module("sgd_ema", *step.lists()).sgd_ema(step)
+    _compute("sgd_ema", step.lists(), step)
 
 
 def _global_norm(grads: list[Tensor]) -> Tensor:
-    norm: Tensor = _module("global_norm", grads).global_norm(grads)
+    norm: Tensor = _compute("global_norm", [grads], grads)
     return norm
 
 
 def _inner_product(a: list[Tensor], b: list[Tensor]) -> Tensor:
-    """Has no Triton form: that would need a table of addresses, and those of a step's temporaries change."""
-    kernel = a[0].is_cpu and _module("inner_product", a, b) is native
+    """Has no Triton kernel: that would need a table of addresses, and those of a step's temporaries change."""
+    kernel = a[0].is_cpu and _backend("inner_product", a, b) == "native"
     if not kernel:
         dispatch.record_backend("inner_product", "reference")
     return native.inner_product(a, b) if kernel else reference.inner_product(a, b)

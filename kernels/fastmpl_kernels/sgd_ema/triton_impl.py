@@ -1,13 +1,4 @@
-"""sgd_ema and global_norm in Triton: one launch over a table of blocks, whatever the number of tensors.
-
-The table (which tensor and which of its blocks a program works on, and every tensor's address) is built on the host and
-kept as long as the addresses stay the same. So that a CUDA graph can be captured, gradients must keep their memory
-(zeroed in place, not set to None) and one step must have run before capture: within a capture a new table is refused.
-"""
-
-from collections import OrderedDict
-from collections.abc import Sequence
-from typing import Any, NamedTuple
+"""sgd_ema and global_norm in Triton: one launch over a table of blocks (tables.py), whatever the number of tensors."""
 
 import torch
 import triton
@@ -15,57 +6,12 @@ import triton.language as tl
 from torch import Tensor
 
 from fastmpl_kernels.sgd_ema.arguments import Step
-
-BLOCK = 1024  # two 128-bit loads a thread and list; the masked tail would need 168 registers at 2048
-_TABLES_KEPT = 16  # two networks, step and norm, and the odd change of addresses
-
-
-class Table(NamedTuple):
-    addresses: Tensor  # [lists, tensors] int64
-    sizes: Tensor  # [tensors] int64
-    tensor: Tensor  # [programs] int32: the tensor of each program
-    block: Tensor  # [programs] int32: which of that tensor's blocks
-    aligned: bool  # every address is a multiple of 16 bytes
-
-
-_tables: OrderedDict[tuple[Any, ...], Table] = OrderedDict()
-
-
-def _table(lists: Sequence[Sequence[Tensor]]) -> Table:
-    first = lists[0]
-    key = (first[0].device, *[t.data_ptr() for tensors in lists for t in tensors], *[t.numel() for t in first])
-    if key in _tables:
-        _tables.move_to_end(key)
-        return _tables[key]
-    device = first[0].device
-    if device.type == "cuda" and torch.cuda.is_current_stream_capturing():
-        raise RuntimeError(
-            "sgd_ema met new addresses inside a CUDA graph capture: run one step before capturing, and keep the "
-            "gradients' memory (zero_grad(set_to_none=False))."
-        )
-    pairs = [(i, b) for i, t in enumerate(first) for b in range(triton.cdiv(t.numel(), BLOCK))]
-    addresses = [[t.data_ptr() for t in tensors] for tensors in lists]
-
-    def on_device(values: Any, dtype: torch.dtype) -> Tensor:
-        host = torch.tensor(values, dtype=dtype)
-        return host if device.type == "cpu" else host.pin_memory().to(device, non_blocking=True)
-
-    table = Table(
-        on_device(addresses, torch.int64),
-        on_device([t.numel() for t in first], torch.int64),
-        on_device([i for i, _ in pairs], torch.int32),
-        on_device([b for _, b in pairs], torch.int32),
-        all(a % 16 == 0 for row in addresses for a in row),
-    )
-    _tables[key] = table
-    while len(_tables) > _TABLES_KEPT:
-        _tables.popitem(last=False)
-    return table
+from fastmpl_kernels.sgd_ema.tables import BLOCK, table_of
 
 
 @triton.jit
 def _base(addresses, tensor, ALIGNED: tl.constexpr):
-    """The first element of a tensor of the table."""
+    """A pointer to the first element of a tensor."""
     base = tl.load(addresses + tensor).to(tl.pointer_type(tl.float32))
     if ALIGNED:
         base = tl.multiple_of(base, 16)
@@ -141,7 +87,7 @@ def _squares_kernel(addresses, sizes, tensors, blocks, out, ALIGNED: tl.constexp
 
 
 def sgd_ema(step: Step) -> None:
-    table = _table(step.lists())
+    table = table_of(step.lists())
     if table.tensor.numel() == 0:
         return
     lr, clip_factor, found_inf = step.lr, step.clip_factor, step.found_inf
@@ -155,7 +101,7 @@ def sgd_ema(step: Step) -> None:
 
 
 def global_norm(grads: list[Tensor]) -> Tensor:
-    table = _table([grads])
+    table = table_of([grads])
     squares = torch.empty(table.tensor.numel(), dtype=torch.float64, device=grads[0].device)
     if squares.numel():
         _squares_kernel[(squares.numel(),)](

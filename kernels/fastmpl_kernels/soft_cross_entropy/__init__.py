@@ -11,16 +11,15 @@ from typing import Any
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from fastmpl_kernels import dispatch, library, ops
+from fastmpl_kernels.ops import differentiable_once
 from fastmpl_kernels.rows import (
     RecordedLoss,
     call_below_autograd,
     check_labels,
     check_rows,
     gradient_like,
-    scale_gradient,
     tangent_of_loss,
     wants_gradient,
 )
@@ -28,11 +27,15 @@ from fastmpl_kernels.soft_cross_entropy import native, reference
 
 __all__ = ["soft_cross_entropy"]
 
+OP = "soft_cross_entropy"
 
-def _run(backend: str, *arguments: Any) -> tuple[Tensor, Tensor]:
-    if backend == "native":
-        return native.run(*arguments)
-    from fastmpl_kernels.soft_cross_entropy import triton_impl
+
+def _run(backend: str, logits: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
+    return native.run(logits, *rest) if backend == "native" else dispatch.launch(OP, logits, _launch, logits, *rest)
+
+
+def _launch(*arguments: Any) -> tuple[Tensor, Tensor]:
+    from fastmpl_kernels.soft_cross_entropy import triton_impl  # needs Triton: only where it was chosen
 
     return triton_impl.run(*arguments)
 
@@ -58,18 +61,17 @@ class _SoftCrossEntropy(torch.autograd.Function):
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
         ctx.mark_non_differentiable(output[1])
-        ctx.save_for_backward(output[1])
-        ctx.save_for_forward(output[1])
+        ctx.save_for_backward(output[1], inputs[0])
+        ctx.save_for_forward(output[1], inputs[0])
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, upstream: Tensor, _: Any) -> tuple[Tensor | None, ...]:
-        (gradient,) = ctx.saved_tensors
-        return scale_gradient(gradient, upstream), None, None, None
+        gradient, logits = ctx.saved_tensors
+        return *differentiable_once(OP, [gradient * upstream], [upstream, logits]), None, None, None
 
     @staticmethod
     def jvp(ctx: Any, tangent: Tensor | None, *_: Any) -> tuple[Tensor | None, ...]:
-        (gradient,) = ctx.saved_tensors
+        gradient, _logits = ctx.saved_tensors
         return tangent_of_loss((gradient, tangent)), None
 
 
@@ -92,14 +94,21 @@ def soft_cross_entropy(
     if torch.compiler.is_compiling():
         return reference.soft_cross_entropy(logits, target, label_smoothing)
     floating = (logits, target) if target.dim() == 2 else (logits,)
-    backend = dispatch.select("soft_cross_entropy", floating, library.available)
-    if backend == "reference":
-        return reference.soft_cross_entropy(logits, target, label_smoothing)
+    backend = dispatch.select(OP, floating, library.available)
+    if backend != "reference":
+        try:
+            return _with_kernels(backend, logits, target.detach() if target.requires_grad else target, label_smoothing)
+        except dispatch.KernelFailure:  # recorded and said by the dispatcher
+            pass
+    return reference.soft_cross_entropy(logits, target, label_smoothing)
+
+
+def _with_kernels(backend: dispatch.Backend, logits: Tensor, target: Tensor, label_smoothing: float) -> Tensor:
+    """The loss by a kernel, in whatever torch records: nothing, a graph, tangents, or both."""
     loss: Tensor
-    target = target.detach() if target.requires_grad else target
     if ops.is_transformed():
         loss, _ = _SoftCrossEntropy.apply(logits, target, backend, label_smoothing)
         return loss
     wanted = wants_gradient(logits)
     loss, gradient = _op.call_on((logits, target), backend, logits, target, label_smoothing, wanted)
-    return RecordedLoss.apply([loss], [gradient], logits) if wanted else loss
+    return RecordedLoss.apply(OP, [loss], [gradient], logits) if wanted else loss

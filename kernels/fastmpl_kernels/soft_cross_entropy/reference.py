@@ -4,7 +4,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from fastmpl_kernels.rows import widen
+from fastmpl_kernels.rows import expected, widen
 
 
 def soft_cross_entropy(
@@ -15,5 +15,7 @@ def soft_cross_entropy(
     if target.dim() == 1:
         of_target = log_p.gather(-1, target.unsqueeze(-1)).squeeze(-1)
     else:
-        of_target = (widen(target.detach()) * log_p).sum(-1)
+        of_target = expected(widen(target.detach()), log_p)
+    if label_smoothing == 0:  # a class masked by -inf would be 0 times infinity
+        return -of_target.mean()
     return -((1 - label_smoothing) * of_target + label_smoothing * log_p.mean(-1)).mean()

@@ -15,16 +15,15 @@ from typing import Any
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from fastmpl_kernels import dispatch, library, ops
+from fastmpl_kernels.ops import differentiable_once
 from fastmpl_kernels.rows import (
     RecordedLoss,
     call_below_autograd,
     check_labels,
     check_rows,
     gradient_like,
-    scale_gradient,
     tangent_of_loss,
     wants_gradient,
 )
@@ -34,13 +33,18 @@ from fastmpl_kernels.student_objective.reference import StudentObjective, Target
 
 __all__ = ["StudentObjective", "Targets", "student_objective"]
 
+OP = "student_objective"
+
 
 def _run(backend: str, *arguments: Any) -> StudentResults:
-    if backend == "native":
-        return native.run(StudentArguments(*arguments))
-    from fastmpl_kernels.student_objective import triton_impl
+    a = StudentArguments(*arguments)
+    return native.run(a) if backend == "native" else dispatch.launch(OP, a.student_logits, _launch, a)
 
-    return triton_impl.run(StudentArguments(*arguments))
+
+def _launch(a: StudentArguments) -> StudentResults:
+    from fastmpl_kernels.student_objective import triton_impl  # needs Triton: only where it was chosen
+
+    return triton_impl.run(a)
 
 
 def _fake(backend: str, *arguments: Any) -> StudentResults:
@@ -67,25 +71,24 @@ class _StudentObjective(torch.autograd.Function):
     @staticmethod
     def forward(student_logits: Tensor, label_logits: Tensor, backend: str, *arguments: Any) -> tuple[Tensor, ...]:
         parts, *rest = call_below_autograd(_op, backend, label_logits, student_logits, *arguments)
-        return parts[0], parts[1:], *rest
+        return parts[0].clone(), parts[1:].clone(), *rest  # forward mode refuses views here
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
         _, *rest = output
         gradient = output[-1]
         ctx.mark_non_differentiable(*rest)
-        ctx.save_for_backward(gradient)
-        ctx.save_for_forward(gradient)
+        ctx.save_for_backward(gradient, inputs[0])
+        ctx.save_for_forward(gradient, inputs[0])
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, upstream: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
-        (gradient,) = ctx.saved_tensors
-        return scale_gradient(gradient, upstream), *[None] * 9
+        gradient, logits = ctx.saved_tensors
+        return *differentiable_once(OP, [gradient * upstream], [upstream, logits]), *[None] * 9
 
     @staticmethod
     def jvp(ctx: Any, tangent: Tensor | None, *_: Any) -> tuple[Tensor | None, ...]:
-        (gradient,) = ctx.saved_tensors
+        gradient, _logits = ctx.saved_tensors
         return tangent_of_loss((gradient, tangent)), None, None, None, None
 
 
@@ -116,17 +119,26 @@ def student_objective(
     settings = (targets, temperature, label_smoothing, threshold)
     if torch.compiler.is_compiling():
         return reference.student_objective(label_logits, student_logits, *settings, key, index)
-    backend = dispatch.select("student_objective", (label_logits, student_logits), library.available)
-    if backend == "reference":
-        return reference.student_objective(label_logits, student_logits, *settings, key, index)
+    backend = dispatch.select(OP, (label_logits, student_logits), library.available)
+    if backend != "reference":
+        try:
+            return _with_kernels(backend, label_logits, student_logits, key, index, *settings)
+        except dispatch.KernelFailure:  # recorded and said by the dispatcher
+            pass
+    return reference.student_objective(label_logits, student_logits, *settings, key, index)
+
+
+def _with_kernels(
+    backend: dispatch.Backend, label_logits: Tensor, student_logits: Tensor, *rest: Any
+) -> StudentObjective:
+    """The loss by a kernel, in whatever torch records: nothing, a graph, tangents, or both."""
     if ops.is_transformed():
-        loss, shares, label, mask, _ = _StudentObjective.apply(
-            student_logits, label_logits.detach(), backend, key, index, *settings, True
-        )
+        outputs = _StudentObjective.apply(student_logits, label_logits.detach(), backend, *rest, True)
+        loss, shares, label, mask, _ = outputs
         return StudentObjective(loss, label, mask, *shares.unbind())
     wanted = wants_gradient(student_logits)
-    parts, label, mask, gradient = _op(backend, label_logits, student_logits, key, index, *settings, wanted)
+    parts, label, mask, gradient = _op(backend, label_logits, student_logits, *rest, wanted)
     loss, confidence, coverage = parts.unbind()
     if wanted:
-        loss = RecordedLoss.apply([loss], [gradient], student_logits)
+        loss = RecordedLoss.apply(OP, [loss], [gradient], student_logits)
     return StudentObjective(loss, label, mask, confidence, coverage)

@@ -7,7 +7,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from fastmpl_kernels import keyed
-from fastmpl_kernels.rows import widen
+from fastmpl_kernels.rows import expected, widen
 
 Targets = Literal["soft", "sampled", "argmax"]
 
@@ -62,9 +62,11 @@ def student_objective(
     else:
         label = label_logits.argmax(-1)
     if targets != "soft":
-        target = torch.nn.functional.one_hot(label, target.shape[-1])
+        target = torch.nn.functional.one_hot(label, target.shape[-1]).to(
+            target.dtype
+        )  # an integer's product is float32
     target = (1 - label_smoothing) * target + label_smoothing / target.shape[-1]
-    loss = -(target * torch.log_softmax(widen(student_logits), -1)).sum(-1)
+    loss = -expected(target, torch.log_softmax(widen(student_logits), -1))
     return StudentObjective(
         loss.masked_fill(~mask, 0.0).mean(), label, mask, confidence.mean(), mask.to(confidence.dtype).mean()
     )

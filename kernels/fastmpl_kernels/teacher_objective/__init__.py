@@ -20,16 +20,15 @@ from typing import Any
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from fastmpl_kernels import dispatch, library, ops
+from fastmpl_kernels.ops import differentiable_once
 from fastmpl_kernels.rows import (
     RecordedLoss,
     call_below_autograd,
     check_labels,
     check_rows,
     gradient_like,
-    scale_gradient,
     tangent_of_loss,
     wants_gradient,
 )
@@ -56,13 +55,18 @@ __all__ = [
     "teacher_objective",
 ]
 
+OP = "teacher_objective"
+
 
 def _run(backend: str, *arguments: Any) -> TeacherResults:
-    if backend == "native":
-        return native.run(TeacherArguments(*arguments))
-    from fastmpl_kernels.teacher_objective import triton_impl
+    a = TeacherArguments(*arguments)
+    return native.run(a) if backend == "native" else dispatch.launch(OP, a.strong_logits, _launch, a)
 
-    return triton_impl.run(TeacherArguments(*arguments))
+
+def _launch(a: TeacherArguments) -> TeacherResults:
+    from fastmpl_kernels.teacher_objective import triton_impl  # needs Triton: only where it was chosen
+
+    return triton_impl.run(a)
 
 
 def _fake(backend: str, *arguments: Any) -> TeacherResults:
@@ -88,23 +92,24 @@ class _TeacherObjective(torch.autograd.Function):
         labelled: Tensor, strong: Tensor, weak: Tensor | None, backend: str, targets: Tensor, *arguments: Any
     ) -> tuple[Tensor, ...]:
         parts, *gradients = call_below_autograd(_op, backend, labelled, targets, strong, weak, *arguments)
-        return parts[0], parts[1:], *gradients
+        return parts[0].clone(), parts[1:].clone(), *gradients  # forward mode refuses views here
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
         _, terms, *gradients = output
         ctx.mark_non_differentiable(terms, *gradients)
-        ctx.save_for_backward(*gradients)
-        ctx.save_for_forward(*gradients)
+        ctx.save_for_backward(*gradients, *inputs[:3])
+        ctx.save_for_forward(*gradients, *inputs[:3])
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, upstream: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
-        return *(scale_gradient(gradient, upstream) for gradient in ctx.saved_tensors), *[None] * 15
+        gradients, views = ctx.saved_tensors[:3], ctx.saved_tensors[3:]
+        scaled = [gradient * upstream if gradient.numel() else None for gradient in gradients]
+        return *differentiable_once(OP, scaled, [upstream, *views]), *[None] * 15
 
     @staticmethod
     def jvp(ctx: Any, *tangents: Tensor | None) -> tuple[Tensor | None, ...]:
-        pairs = zip(ctx.saved_tensors, tangents[:3], strict=True)
+        pairs = zip(ctx.saved_tensors[:3], tangents[:3], strict=True)
         return tangent_of_loss(*pairs), None, None, None, None
 
 
@@ -174,16 +179,36 @@ def teacher_objective(
     is no class.
     """
     _check(labelled_logits, targets, strong_logits, weak_logits, uda, feedback, label_view)
-    on_weak = label_view == "weak"
     plain = (uda, feedback, label_view, temperature, label_smoothing, supervised_weight)
     if torch.compiler.is_compiling():
         return reference.teacher_objective(labelled_logits, targets, strong_logits, weak_logits, *plain)
     views = tuple(x for x in (labelled_logits, strong_logits, weak_logits) if x is not None)
-    backend = dispatch.select("teacher_objective", views, library.available)
-    if backend == "reference":
-        return reference.teacher_objective(labelled_logits, targets, strong_logits, weak_logits, *plain)
+    backend = dispatch.select(OP, views, library.available)
+    if backend != "reference":
+        try:
+            return _with_kernels(backend, labelled_logits, targets, strong_logits, weak_logits, *plain)
+        except dispatch.KernelFailure:  # recorded and said by the dispatcher
+            pass
+    return reference.teacher_objective(labelled_logits, targets, strong_logits, weak_logits, *plain)
+
+
+def _with_kernels(
+    backend: dispatch.Backend,
+    labelled_logits: Tensor,
+    targets: Tensor,
+    strong_logits: Tensor,
+    weak_logits: Tensor | None,
+    uda: Uda | None,
+    feedback: Feedback | None,
+    label_view: View,
+    temperature: float,
+    label_smoothing: float,
+    supervised_weight: float,
+) -> TeacherObjective:
+    """The losses by a kernel, in whatever torch records: nothing, a graph, tangents, or both."""
+    on_weak = label_view == "weak"
     constants, kind = _flatten(feedback)
-    wanted = wants_gradient(*views)
+    wanted = wants_gradient(labelled_logits, strong_logits, weak_logits)
     arguments = (
         *(None if uda is None else uda.weight, *constants, kind, on_weak),
         *(temperature, label_smoothing, supervised_weight),
@@ -200,5 +225,5 @@ def teacher_objective(
     parts, *gradients = _op(backend, labelled_logits, targets, strong_logits, weak_logits, *arguments)
     loss, *terms = parts.unbind()
     if wanted:
-        loss = RecordedLoss.apply([loss], gradients, labelled_logits, strong_logits, weak_logits)
+        loss = RecordedLoss.apply(OP, [loss], gradients, labelled_logits, strong_logits, weak_logits)
     return TeacherObjective(loss, *terms)

@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from fastmpl_kernels.rows import widen
+from fastmpl_kernels.rows import expected, widen
 from fastmpl_kernels.soft_cross_entropy.reference import soft_cross_entropy
 
 View = Literal["strong", "weak"]
@@ -67,7 +67,7 @@ def consistency(
     """The UDA loss, in whose mean rows below the threshold count as 0, and the share of rows above."""
     target = torch.softmax(widen(weak_logits.detach()) / uda.temperature, -1)
     mask = target.amax(-1) >= uda.threshold
-    row = -(target * torch.log_softmax(widen(strong_logits), -1)).sum(-1)
+    row = -expected(target, torch.log_softmax(widen(strong_logits), -1))
     return row.masked_fill(~mask, 0.0).mean(), mask.to(row.dtype).mean()
 
 
