@@ -14,7 +14,7 @@ from fastmpl.data.errors import DataError
 from fastmpl.data.normalise import Normalisation, centre_view
 from fastmpl.errors import ConfigError
 from fastmpl.models import build_network
-from fastmpl.run.build import alone_of
+from fastmpl.run.build import single_network_method
 from fastmpl.run.fixed_teacher import Target, load_fixed_teacher
 from fastmpl.run.student_file import load_classifier, save_network
 from tests.run.short_runs import CONFIGS
@@ -140,4 +140,4 @@ def test_a_network_of_timm_that_cannot_label_the_data_is_refused(
 @pytest.mark.parametrize(("model", "labeller"), [("conv", "self"), ("timm:resnet18", "fixed"), ("runs/x", "fixed")])
 def test_pseudo_labels_are_those_of_the_teacher_that_is_named(model: str, labeller: str) -> None:
     config = load(CONFIGS / "digits_pseudo_label.toml", {"teacher.model": model})
-    assert alone_of(config).labeller == labeller
+    assert single_network_method(config).labeller == labeller
