@@ -42,7 +42,7 @@ class CheckOptions:
     config: Positional[Path]
     """TOML file; launch/configs holds examples."""
     download: FlagCreatePairsOff[bool] = False
-    """Fetch CIFAR or SVHN into data.root first, if it is not there. Nothing else ever downloads."""
+    """Fetch CIFAR or SVHN into data.root first, if it is not there. Besides this, only pretrained networks of timm do."""
     debug: FlagCreatePairsOff[bool] = False
     """Show the traceback of an error."""
 
