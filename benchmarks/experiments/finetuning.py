@@ -13,7 +13,7 @@ import torch
 from fastmpl.config import Config
 from fastmpl.data.build import build as build_data
 from fastmpl.learners.plain import PlainLearner
-from fastmpl.run.finetune import finetune_step, make_batches
+from fastmpl.run.finetune import make_batches, make_finetune_step
 from fastmpl.run.scores import Scorer
 from fastmpl.run.student_file import load_network
 
@@ -54,7 +54,7 @@ def finetune_over_grid(task: FinetuningTask) -> list[Tuned]:
         module = load_network(folder, classes=len(data.classes), image_shape=data.image_shape)
         settings = {"lr": rate, "warmup": 0, "wait": 0, "schedule": "constant"}
         learner = PlainLearner(module, config.student.model_copy(update=settings), steps=max(lengths))
-        step = finetune_step(learner, config, CPU)
+        step = make_finetune_step(learner, config, CPU)
         stream = data.finetune("trusted", min(data.trusted_count, config.data.batch_labelled))
         following = make_batches(stream, CPU, lambda replaced: None)
         for number in range(1, max(lengths) + 1):

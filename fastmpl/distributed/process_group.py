@@ -22,7 +22,7 @@ from torch.distributed import PrefixStore, TCPStore  # type: ignore[attr-defined
 from fastmpl.distributed.parent_process import ParentProcess, end_with_parent, identity
 from fastmpl.distributed.ranks import ALONE, Ranks
 from fastmpl.distributed.signals import Stopper
-from fastmpl.distributed.stop_agreement import StopAgreement, Store, first_line
+from fastmpl.distributed.stop_agreement import SharedStore, StopAgreement, first_line
 from fastmpl.errors import FastMPLError, PeerLostError
 
 START: Final = 300  # seconds within which all ranks must have started
@@ -93,7 +93,7 @@ def join_group(here: Place, folder: Path, stopper: Callable[[], Stopper], timeou
         dist.destroy_process_group()
 
 
-def _connect(here: Place, folder: Path, timeout: int) -> Store:
+def _connect(here: Place, folder: Path, timeout: int) -> SharedStore:
     """Waits for all ranks, makes their process group, and gives their store."""
     backend = "nccl" if torch.cuda.is_available() else "gloo"
     if backend == "nccl":

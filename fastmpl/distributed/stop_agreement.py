@@ -24,14 +24,14 @@ SPEAKS_FIRST: Final = 0.5  # seconds: a launcher ends every rank as soon as one 
 LONGEST: Final = 25.0  # seconds to save after a signal; launchers kill after 30
 
 
-class Fault(NamedTuple):
+class RankFault(NamedTuple):
     """The exit code and the sentence of the first rank that failed."""
 
     code: int
     sentence: str
 
 
-class Store(Protocol):
+class SharedStore(Protocol):
     """The keys and values that the ranks of a run share (torch.distributed.TCPStore)."""
 
     def add(self, key: str, amount: int) -> int: ...
@@ -48,11 +48,11 @@ class StopAgreement:
     registered step: no rank has passed it, and every rank can reach it because all others do.
     """
 
-    def __init__(self, stopper: Stopper, rank: int, size: int, store: Store, parent: ParentProcess) -> None:
+    def __init__(self, stopper: Stopper, rank: int, size: int, store: SharedStore, parent: ParentProcess) -> None:
         self.stopper, self.rank, self.size, self.store, self.parent = stopper, rank, size, store, parent
         self._turn = threading.Lock()
         self._begun, self._registered = 0, False
-        self._fault: Fault | None = None
+        self._fault: RankFault | None = None
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="guard", daemon=True)
 
@@ -68,15 +68,15 @@ class StopAgreement:
             self._leave(LONGEST)
             return
         lost = is_lost_peer(error)
-        said = PeerLostError(self._describe_loss(error)) if lost and self._first_fault() is None else error
-        code = said.exit_code if isinstance(said, FastMPLError) else 1
-        fault = self._tell(Fault(code, str(said)))
+        reported = PeerLostError(self._describe_loss(error)) if lost and self._first_fault() is None else error
+        code = reported.exit_code if isinstance(reported, FastMPLError) else 1
+        fault = self._report_fault(RankFault(code, str(reported)))
         self._leave(GRACE / 2)
         if fault is not None and (lost or isinstance(error, FastMPLError)):
             time.sleep(SPEAKS_FIRST)
             raise ToldByPeer(fault.code, fault.sentence) from error
-        if said is not error:
-            raise said from error
+        if reported is not error:
+            raise reported from error
 
     def begin(self, step: int) -> None:
         """The rank begins its training with `step`, counted from 1."""
@@ -136,22 +136,22 @@ class StopAgreement:
             self._registered = True
         return True
 
-    def _first_fault(self) -> Fault | None:
+    def _first_fault(self) -> RankFault | None:
         try:
             if self._fault is None and self.store.check(["fault"]):
-                self._fault = Fault(*json.loads(self.store.get("fault")))
+                self._fault = RankFault(*json.loads(self.store.get("fault")))
         except RuntimeError:  # the store ended with rank 0
             return self._fault
         return self._fault
 
-    def _tell(self, mine: Fault) -> Fault | None:
+    def _report_fault(self, mine: RankFault) -> RankFault | None:
         """Reports this rank's fault to the others: None if it is the first, otherwise the first rank's fault."""
         try:
             if self.store.add("faults", 1) == 1:
                 self.store.set("fault", json.dumps(mine))
                 return None
             if self._fault is None:
-                self._fault = Fault(*json.loads(self.store.get("fault")))
+                self._fault = RankFault(*json.loads(self.store.get("fault")))
         except RuntimeError:  # without the store, the lowest remaining rank reports
             return self._fault or (None if self.rank == 1 else mine)
         return self._fault

@@ -60,11 +60,11 @@ def assemble(
 ) -> Trainee:
     """Networks on `device`, and the step of `config`'s method; `fixed_teacher` gives the one that does not learn.
 
-    weights: what the networks that learn start from, by role; random weights for a role that is missing. `note` is told
-    which tensors were loaded.
+    weights: what the networks that learn start from, by role; random weights for a role that is missing. note: called
+    with a sentence on the tensors that were loaded.
     """
 
-    def trained(section: NetworkConfig, seed: int) -> nn.Module:
+    def make_network(section: NetworkConfig, seed: int) -> nn.Module:
         if section is config.teacher and config.method.name == "reduced_mpl":
             return ReducedTeacher(classes, section.width, section.depth, seed)
         role = "teacher" if section is config.teacher else "student"
@@ -77,8 +77,8 @@ def assemble(
             note=lambda sentence: note(f"{role}: {sentence}."),
         )
 
-    def learner(section: NetworkConfig, seed: int, average: float) -> RunLearner:
-        module = _placed(trained(section, config.run.seed * 1009 + seed), config, device)
+    def make_learner(section: NetworkConfig, seed: int, average: float) -> RunLearner:
+        module = _place(make_network(section, config.run.seed * 1009 + seed), config, device)
         system, feedback = config.system, config.feedback
         common: dict[str, Any] = {"steps": config.run.steps, "average": average, "ranks": ranks}
         common |= {"tangent": feedback.tangent, "depth": feedback.depth}
@@ -87,13 +87,13 @@ def assemble(
         common |= {"recompute": system.recompute, "compiler": "inductor" if system.compile else ""}
         return PlainLearner(module, section, precision=system.precision, **common)
 
-    student = learner(config.student, STUDENT_SEED, config.student.average)
+    student = make_learner(config.student, STUDENT_SEED, config.student.average)
     consistency_ramp = Ramp(config.uda.weight, config.uda.ramp)
     take: Step
     teacher = None
     if config.method.name in ("mpl", "reduced_mpl"):
         method = mpl_of(config)
-        teacher = learner(config.teacher, TEACHER_SEED, 0.0)
+        teacher = make_learner(config.teacher, TEACHER_SEED, 0.0)
         # the graphs of all micro-batches at once would be the memory that micro-batches save
         deferred = config.system.deferred or config.system.accumulate > 1
         order = (joint if config.system.schedule == "joint" else split)(method, deferred=deferred)
@@ -102,7 +102,7 @@ def assemble(
         single = single_network_method(config)
         labels = None
         if single.labeller == "fixed":
-            labels = _placed(StoredTeacher() if config.data.store else fixed_teacher(), config, device).eval()
+            labels = _place(StoredTeacher() if config.data.store else fixed_teacher(), config, device).eval()
         take = SingleNetworkStep(single, student, labels)
     step = EagerStep(
         take,
@@ -166,8 +166,8 @@ def single_network_method(config: Config) -> SingleNetworkMethod:
     )
 
 
-def _placed(module: nn.Module, config: Config, device: torch.device) -> nn.Module:
-    """On its device, in the memory format asked for. Calls nothing where nothing changes: fake tensors refuse it."""
+def _place(module: nn.Module, config: Config, device: torch.device) -> nn.Module:
+    """`module` on its device and in its memory format. Skips moves that change nothing, which FakeTensorMode rejects."""
     if device.type != "cpu":
         module = module.to(device)
     return channels_last(module) if config.system.channels_last else module

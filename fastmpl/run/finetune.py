@@ -15,7 +15,7 @@ from fastmpl.step.eager import EagerStep, Ramp
 from fastmpl.step.single_network_step import SingleNetworkStep
 
 
-def finetuned_learner(student: RunLearner, config: Config) -> RunLearner:
+def make_finetuned_learner(student: RunLearner, config: Config) -> RunLearner:
     """A new learner that starts from the student's averaged weights, or from its weights if it keeps no average."""
     section = config.student.model_copy(
         update={"lr": config.finetune.lr, "warmup": 0, "wait": 0, "schedule": "constant"}
@@ -23,7 +23,7 @@ def finetuned_learner(student: RunLearner, config: Config) -> RunLearner:
     return student.successor(section, steps=config.finetune.steps)
 
 
-def finetune_step(learner: RunLearner, config: Config, device: torch.device) -> EagerStep:
+def make_finetune_step(learner: RunLearner, config: Config, device: torch.device) -> EagerStep:
     """The supervised step on labelled images."""
     step = SingleNetworkStep(Supervised(), learner)
     return EagerStep(step, seed=config.run.seed + 1, ramp=Ramp(), device=device, rank=learner.ranks.rank)

@@ -57,7 +57,7 @@ class Monitor:
 
     def note(self, sentence: str) -> None:
         """Shows the user a sentence, on rank 0."""
-        self._display.note(sentence)
+        self._display.show_note(sentence)
 
     def show_step(self, step: int, images: int) -> None:
         """Shows that the run is at `step`, with values that are seconds old. `images`: of one step, on all ranks."""
@@ -69,7 +69,7 @@ class Monitor:
 
     def show_saved(self) -> None:
         """Shows that a checkpoint was written now."""
-        self._display.saved()
+        self._display.show_saved()
 
     def start_phase(self, step: int) -> None:
         """Measures time from now on; a phase begins after `step`."""
@@ -110,7 +110,7 @@ class Monitor:
                 evaluation = Evaluation(step, phase, network, split, *result)
                 if self._log is not None:
                     self._log.evaluation(evaluation)
-                self._display.evaluation(evaluation)
+                self._display.show_evaluation(evaluation)
             if network == "teacher" or "validation" not in found:
                 continue
             accuracies = {split: result.accuracy for split, result in found.items()}

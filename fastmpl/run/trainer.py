@@ -37,7 +37,7 @@ from fastmpl.run.pretrained import Start, read_start
 from fastmpl.run.resuming import asked_step, require_fitting, set_newer_aside
 from fastmpl.run.scores import Network
 from fastmpl.run.student_file import save_network, student_facts
-from fastmpl.run.trained_networks import Learned
+from fastmpl.run.trained_networks import TrainedNetworks
 from fastmpl.step.eager import EagerStep
 from fastmpl.step.step_graph import GraphedStep
 from fastmpl.telemetry.output import show_lines
@@ -78,7 +78,7 @@ def train(config: Config, *, resume: str = "auto", quiet: bool = False, report: 
             with join_group(here, folder, lambda: held.enter_context(Stopper()), config.system.timeout) as group:
                 starts = asked_step(folder, resume) == 0
                 run = Training(config, folder, quiet, group, here, starts=starts)
-                with closing(run.learned):
+                with closing(run.networks):
                     run.restore(resume)
                     if claim is not None:
                         run.notes += claim.remarks
@@ -145,7 +145,7 @@ class Training:
             weights={role: start.weights for role, start in pretrained.items()},
             note=self.notes.append,
         )
-        self.learned = Learned(trainee, config, self.device, self.monitor.meter.add)
+        self.networks = TrainedNetworks(trainee, config, self.device, self.monitor.meter.add)
         self.total = config.run.steps + config.finetune.steps
         self.step, self.saved = 0, -1
 
@@ -178,7 +178,7 @@ class Training:
                     "Use --resume never to start over."
                 )
             return
-        parts = self.learned.parts()
+        parts = self.networks.parts()
         here, sharded = parts.state() | self.monitor.state(), parts.placement().sharded
         require_fitting(
             found, resume if is_named else f"The checkpoint of step {found.step}", here, sharded, self.config
@@ -186,7 +186,7 @@ class Training:
         self.weights = found.facts.get("pretrained", {})
         self.data.train.restore(found.facts["data"])
         self.step = self.saved = found.step
-        self.learned.load(found.tensors, finetuning=self.step > self.config.run.steps)
+        self.networks.load(found.tensors, finetuning=self.step > self.config.run.steps)
         self.monitor.restore(found)
         if is_named and self.ranks.rank == 0 and (aside := set_newer_aside(self.folder, self.step)):
             self.notes.append(aside)
@@ -210,8 +210,8 @@ class Training:
 
     def finish(self) -> Results:
         """Writes the weights and the results of the finished run."""
-        last = self.monitor.accuracies(self.learned.evaluated())
-        student, finetuned = self.learned.final(), None
+        last = self.monitor.accuracies(self.networks.to_evaluate())
+        student, finetuned = self.networks.final_student(), None
         if self.config.finetune.steps:
             finetuned = self.monitor.accuracies({"student": student})["student"]
         results = Results(self.step, last, self.monitor.best, finetuned, self.monitor.seconds)
@@ -239,14 +239,14 @@ class Training:
         steps = self.config.run.steps
         if self.step < steps:
             decodes = self.data.may_lack_images
-            trained = choose_execution(self.learned.trainee, self.config, self.device, self._note, decodes=decodes)
+            trained = choose_execution(self.networks.trainee, self.config, self.device, self._note, decodes=decodes)
             batches = self._next_batch
             if isinstance(trained, GraphedStep):
                 batches = partial(trained.load_next, batches)
-            yield Phase("train", steps, trained, batches, self.learned.evaluated())
+            yield Phase("train", steps, trained, batches, self.networks.to_evaluate())
         if self.step < self.total:
             self.data.train.close()  # frees the memory of its pipelines
-            learner, step = self.learned.finetuned()
+            learner, step = self.networks.open_finetuning()
             settings = self.config.finetune
             stream = self.data.finetune(settings.images, settings.batch, self.step - steps)
             batches = finetune.make_batches(stream, self.device, self._note_replaced)
@@ -286,7 +286,7 @@ class Training:
 
     def _save(self, *, last: bool) -> None:
         """Saves a checkpoint. If the disk is full, training goes on, except after the last step."""
-        parts, monitor, folder = self.learned.parts(), self.monitor, self.folder / "checkpoints"
+        parts, monitor, folder = self.networks.parts(), self.monitor, self.folder / "checkpoints"
         monitor.replaced.write(monitor.note)
         made = Checkpoint(
             self.step,

@@ -167,17 +167,17 @@ class Progress:
             self._print(line(self._state, now))
             self._printed = now
 
-    def evaluation(self, evaluation: Evaluation) -> None:
+    def show_evaluation(self, evaluation: Evaluation) -> None:
         """Shows the score of a network."""
         key = (evaluation.split, evaluation.network)
         accuracy = {**self._state.accuracy, key: evaluation.accuracy}
         self._state = self._state._replace(accuracy=accuracy, evaluated=evaluation.step)
 
-    def saved(self) -> None:
+    def show_saved(self) -> None:
         """Shows that a checkpoint was written now."""
         self._state = self._state._replace(saved=self._clock())
 
-    def note(self, sentence: str) -> None:
+    def show_note(self, sentence: str) -> None:
         """Prints a sentence above the block at once; it stays there."""
         self._print(sentence)
 

@@ -54,7 +54,7 @@ def run(settings: Config, root: Path, **event: Any) -> list[Ended]:
     return on_ranks(2, Job(settings, cache=str(root.parent / "cache"), **event), grouped=False)
 
 
-def replaced(output: Path) -> list[dict[str, object]]:
+def read_replaced(output: Path) -> list[dict[str, object]]:
     path = output / "small/replaced.jsonl"
     return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
@@ -77,8 +77,8 @@ def test_a_run_over_all_bad_files_neither_stops_nor_differs_between_ranks(
             assert np.array_equal(first[name], second[name])
             np.testing.assert_allclose(first[name], value, rtol=1e-3, atol=1e-4, err_msg=name)
     assert ended[0].results is not None and ended[0].results["last"] == alone.last
-    assert replaced(tmp_path / "two") == replaced(tmp_path / "one")
-    names = {Path(str(line["file"])).name for line in replaced(tmp_path / "one")}
+    assert read_replaced(tmp_path / "two") == read_replaced(tmp_path / "one")
+    names = {Path(str(line["file"])).name for line in read_replaced(tmp_path / "one")}
     assert names == (set() if checked else OPENED)
 
 
@@ -90,7 +90,7 @@ def test_a_run_over_bad_files_continues_as_if_it_had_not_been_stopped(root: Path
     for rank in (0, 1):
         expected, found = (last(tmp_path / output, rank, step=STEPS) for output in ("whole", "parts"))
         assert all(np.array_equal(found[name], value) for name, value in expected.items())
-    assert replaced(tmp_path / "parts") == replaced(tmp_path / "whole") != []
+    assert read_replaced(tmp_path / "parts") == read_replaced(tmp_path / "whole") != []
 
 
 def test_an_image_that_vanishes_while_ranks_train_is_replaced_and_counted(root: Path, tmp_path: Path) -> None:
@@ -100,7 +100,7 @@ def test_an_image_that_vanishes_while_ranks_train_is_replaced_and_counted(root: 
     assert [one.code for one in ended] == [0, 0]
     first, second = (last(tmp_path, rank, step=20) for rank in (0, 1))
     assert all(np.array_equal(first[name], second[name]) for name in first if name != "meter")
-    lines = replaced(tmp_path)
+    lines = read_replaced(tmp_path)
     assert len(lines) > 5  # each epoch is shorter than a batch
     assert {(line["file"], line["reason"]) for line in lines} == {
         (file.relative_to(root).as_posix(), "the file is gone, or a link to nothing")

@@ -22,7 +22,7 @@ SECONDS = 150  # for what takes 15 on a quiet machine
 
 
 @contextmanager
-def launched(folder: Path, *options: str, port: int = 29500) -> Iterator[subprocess.Popen[str]]:
+def launch(folder: Path, *options: str, port: int = 29500) -> Iterator[subprocess.Popen[str]]:
     """`deepspeed --num_gpus 2 launch/train.py launch/configs/digits.toml` with a run of `folder`."""
     launcher = [sys.executable, "-m", "deepspeed.launcher.runner", "--num_gpus", "2", "--master_port", str(port)]
     script = ["launch/train.py", "launch/configs/digits.toml", "--run.output", str(folder), "--run.name", "two"]
@@ -73,7 +73,7 @@ def test_deepspeed_trains_beside_a_run_that_has_its_port(tmp_path: Path) -> None
     with closing(socket()) as other:
         other.bind(("127.0.0.1", 0))
         other.listen()
-        with launched(tmp_path, "--run.steps", "20", port=other.getsockname()[1]) as process:
+        with launch(tmp_path, "--run.steps", "20", port=other.getsockname()[1]) as process:
             output, _ = process.communicate(timeout=SECONDS)
     assert process.returncode == 0, output
     assert json.loads((tmp_path / "two/STATUS.json").read_text())["state"] == "done"
@@ -84,7 +84,7 @@ def test_deepspeed_trains_beside_a_run_that_has_its_port(tmp_path: Path) -> None
 @pytest.mark.slow
 @pytest.mark.parametrize(("what", "by"), [("launcher", "KILL"), ("command", "KILL"), ("command", "TERM")])
 def test_ranks_save_and_end_after_what_started_them(what: str, by: str, tmp_path: Path) -> None:
-    with launched(tmp_path, "--run.steps", "100000") as process:
+    with launch(tmp_path, "--run.steps", "100000") as process:
         wait_for((tmp_path / "two/metrics.jsonl").is_file)
         launchers = [pid for pid, command in running(tmp_path).items() if "launcher.launch" in command]
         os.kill(launchers[0] if what == "launcher" else process.pid, signal.Signals[f"SIG{by}"])
@@ -97,7 +97,7 @@ def test_ranks_save_and_end_after_what_started_them(what: str, by: str, tmp_path
 
 @pytest.mark.slow
 def test_a_mistake_is_one_sentence_and_its_code_on_any_number_of_ranks(tmp_path: Path) -> None:
-    with launched(tmp_path, "--student.lr", "fast") as process:
+    with launch(tmp_path, "--student.lr", "fast") as process:
         output, _ = process.communicate(timeout=SECONDS)
     assert process.returncode == 2, output
     assert output.count("Config: student.lr") == 1
@@ -106,7 +106,7 @@ def test_a_mistake_is_one_sentence_and_its_code_on_any_number_of_ranks(tmp_path:
 
 @pytest.mark.slow
 def test_a_folder_in_use_is_said_once_and_nobody_waits_for_the_first_rank(tmp_path: Path) -> None:
-    with lock_folder(tmp_path / "two"), launched(tmp_path) as process:
+    with lock_folder(tmp_path / "two"), launch(tmp_path) as process:
         output, _ = process.communicate(timeout=SECONDS)
     assert process.returncode == 5, output
     assert output.count(f"in use by process {os.getpid()}") == 1

@@ -41,7 +41,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def killed_at_seven(folder: Path) -> None:
+def kill_at_seven(folder: Path) -> None:
     """A rank is killed in its seventh step; the checkpoint of the fifth is the newest."""
     left = run(Job(sharded(folder, 2), event="kill", rank=1), killed=1)
     assert [ended.code for ended in left] == [6]
@@ -49,7 +49,7 @@ def killed_at_seven(folder: Path) -> None:
 
 
 def test_a_killed_run_continues_on_as_many_ranks_bit_for_bit(whole: Path, tmp_path: Path) -> None:
-    killed_at_seven(tmp_path)
+    kill_at_seven(tmp_path)
     assert [ended.code for ended in run(Job(sharded(tmp_path, 2)))] == [0, 0]
     for rank in (0, 1):
         expected, found = (tensors(folder, Ranks(rank, 2)) for folder in (whole, tmp_path))

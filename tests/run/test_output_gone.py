@@ -54,7 +54,7 @@ def test_a_run_goes_on_without_standard_output(tmp_path: Path) -> None:
 
 
 @contextmanager
-def ended_at_last(process: subprocess.Popen[bytes]):  # type: ignore[no-untyped-def]
+def kill_at_end(process: subprocess.Popen[bytes]):  # type: ignore[no-untyped-def]
     try:
         yield
     finally:
@@ -70,7 +70,7 @@ def test_a_hang_up_saves_the_run_unless_it_is_ignored(ignored: bool, tmp_path: P
     finally:
         if ignored:
             signal.signal(signal.SIGHUP, before)
-    with ended_at_last(process):
+    with kill_at_end(process):
         until = time.monotonic() + SECONDS
         while not (tmp_path / "gone/metrics.jsonl").exists() or not (tmp_path / "gone/metrics.jsonl").stat().st_size:
             assert time.monotonic() < until and process.poll() is None

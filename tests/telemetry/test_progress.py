@@ -48,12 +48,12 @@ def evaluation(network: str, split: str, accuracy: float) -> Evaluation:
 def show(console: Console, name: str = "digits") -> None:
     clock = Clock()
     with Progress(name, 3000, 0, console, clock) as progress:
-        progress.saved()
+        progress.show_saved()
         clock.now += 20
         progress.update(200, VALUES)
-        progress.evaluation(evaluation("student", "validation", 0.912))
-        progress.evaluation(evaluation("teacher", "validation", 0.9))
-        progress.evaluation(evaluation("student", "test", 0.876))
+        progress.show_evaluation(evaluation("student", "validation", 0.912))
+        progress.show_evaluation(evaluation("teacher", "validation", 0.9))
+        progress.show_evaluation(evaluation("student", "test", 0.876))
 
 
 SHOWN = (
@@ -160,7 +160,7 @@ def test_a_resumed_run_measures_its_own_speed() -> None:
 @pytest.mark.parametrize("console", [terminal(), pipe()], ids=["terminal", "plain"])
 def test_a_note_is_shown_as_it_is(console: Console) -> None:
     with Progress("digits", 10, 0, console) as progress:
-        progress.note("[bold]TensorBoard[/bold] is switched off.")
+        progress.show_note("[bold]TensorBoard[/bold] is switched off.")
     assert any("[bold]TensorBoard[/bold] is switched off." in line for line in visible(console))
 
 
@@ -203,10 +203,10 @@ def test_an_accuracy_of_an_earlier_step_says_which() -> None:
     console = pipe()
     with Progress("digits", 1000, 0, console) as progress:
         progress.update(100, VALUES)
-        progress.evaluation(evaluation("student", "test", 0.5))
+        progress.show_evaluation(evaluation("student", "test", 0.5))
     assert "test student 50.0% |" in text(console)
     with Progress("digits", 1000, 0, console) as progress:
-        progress.evaluation(evaluation("student", "test", 0.5))
+        progress.show_evaluation(evaluation("student", "test", 0.5))
         progress.update(150, VALUES)
     assert "test student 50.0% (at 100) |" in text(console)
 

@@ -10,7 +10,7 @@ from fastmpl.telemetry.replaced_images import FILE, ReplacedImagesFile
 NAMES = ["a.jpg", "<b>.jpg", "c\x1b.jpg"]
 
 
-def recorded(folder: Path) -> list[tuple[int, str]]:
+def read_record(folder: Path) -> list[tuple[int, str]]:
     return [(line["step"], line["file"]) for line in map(json.loads, (folder / FILE).read_text().splitlines())]
 
 
@@ -22,7 +22,7 @@ def test_each_is_written_once_and_the_first_is_told(tmp_path: Path) -> None:
     replaced.add(4, [])
     replaced.write(told.append)
     replaced.write(told.append)
-    assert recorded(tmp_path) == [(3, "<b>.jpg"), (3, "c\x1b.jpg")]
+    assert read_record(tmp_path) == [(3, "<b>.jpg"), (3, "c\x1b.jpg")]
     assert len(told) == 1
     assert "<b>.jpg could not be read at step 3 (gone) and was replaced by a.jpg, as was 1 other" in told[0]
     assert "\x1b" not in told[0]
@@ -37,4 +37,4 @@ def test_a_resumed_run_forgets_what_came_after_its_checkpoint_and_what_a_crash_t
     with (tmp_path / FILE).open("a") as file:
         file.write('{"step": 5, "fi')
     ReplacedImagesFile(tmp_path, ALONE, NAMES).truncate_after(5)
-    assert recorded(tmp_path) == [(4, "<b>.jpg"), (5, "<b>.jpg")]
+    assert read_record(tmp_path) == [(4, "<b>.jpg"), (5, "<b>.jpg")]
