@@ -1,4 +1,7 @@
-"""Where a number was measured: hardware, versions, commit. Without it a number is not a record."""
+"""Where a number was measured: hardware, versions, commit. Without it a number is not a record.
+
+torch is imported only where it is asked, so that a process which must not start a GPU can use the rest.
+"""
 
 import datetime
 import os
@@ -8,9 +11,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-import torch
-
 ROOT = Path(__file__).parents[1]
+COMMIT_VARIABLE = "FASTMPL_COMMIT"  # the commit, where the code was copied to a machine without its repository
 # An allocator that returns nothing to the system: where a page fault costs more than a batch norm, fresh memory is
 # what would be timed. A training loop reuses its memory from the second step on.
 HEAP = {"MALLOC_MMAP_THRESHOLD_": str(2**30), "MALLOC_TRIM_THRESHOLD_": str(2**33), "MALLOC_TOP_PAD_": str(2**28)}
@@ -35,8 +37,15 @@ def _cpu() -> str:
 
 
 def commit() -> str:
-    """The commit of the code that runs, or "unknown"."""
-    return _git("rev-parse", "HEAD") or "unknown"
+    """The commit of the code that runs; without a repository, FASTMPL_COMMIT of the environment, or "unknown"."""
+    return _git("rev-parse", "HEAD") or os.environ.get(COMMIT_VARIABLE, "") or "unknown"
+
+
+def _dirty() -> bool | str:
+    """Whether the files differ from the commit; "unknown" without a repository."""
+    if not _git("rev-parse", "HEAD"):
+        return "unknown"
+    return bool(_git("status", "--porcelain", "--", ".", ":!benchmarks/results"))
 
 
 def command() -> str:
@@ -52,6 +61,8 @@ def now() -> str:
 
 def environment() -> dict[str, str | int | float | bool]:
     """What a reader needs to judge or repeat a measurement. `dirty`: the commit is not all of the code that ran."""
+    import torch
+
     return {
         "cpu": _cpu(),
         "cores": len(os.sched_getaffinity(0)),
@@ -61,7 +72,7 @@ def environment() -> dict[str, str | int | float | bool]:
         "system": f"{platform.system()} {platform.machine()}",
         "python": platform.python_version(),
         "torch": torch.__version__,
-        "dirty": bool(_git("status", "--porcelain", "--", ".", ":!benchmarks/results")),
+        "dirty": _dirty(),
     }
 
 

@@ -133,7 +133,7 @@ def render(record: Record, how: str = "") -> str:
     else:
         table = tables[how or record.kind](record)
     there = record.environment
-    dirty = " with uncommitted changes" if there["dirty"] else ""
+    dirty = " with uncommitted changes" if there["dirty"] is True else ""
     rounds = f"n = {record.config['rounds']}, median and quartiles. " if record.kind == "timing" else ""
     if how:
         rounds = f"{record.config['seeds']} seeds. "
