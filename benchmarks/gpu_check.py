@@ -23,7 +23,7 @@ from typing import Final, get_args
 from benchmarks.gpu.cases import Device, Group, Part, Status
 from benchmarks.gpu.groups import GROUPS
 from benchmarks.gpu.supervision import WORKER, Attempt, GroupRun
-from benchmarks.records import RESULTS, Record, Row, save
+from benchmarks.records import RESULTS, Record, Row, Scalar, save
 
 _PROBE: Final = "import sys, torch; sys.exit(0 if torch.cuda.is_available() else 3)"
 _ABSENT: Final = {
@@ -55,7 +55,7 @@ def check_part(part: Part, groups: Sequence[Group], attempt: Attempt, until: flo
     """The rows of a part as they come, saved after each. until: on time.monotonic's clock."""
     seconds = round(until - time.monotonic(), 1)
     prefix = "gpu_check" if attempt.device == "cuda" else "gpu_check_imitated"
-    asked = {"part": part, "seconds": seconds, "device": attempt.device}
+    asked: dict[str, Scalar] = {"part": part, "seconds": seconds, "device": attempt.device}
     record = Record(f"{prefix}_{part}", "table", [], asked, environment={})
     for group in groups:
         run = GroupRun(group, attempt, max(min(group.seconds, until - time.monotonic()), 0.0))

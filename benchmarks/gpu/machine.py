@@ -34,7 +34,9 @@ def _describe_torch() -> Row:
     cuda = torch.version.cuda or "none"
     cudnn = torch.backends.cudnn.version() if torch.backends.cudnn.is_available() else "none"  # type: ignore[no-untyped-call]
     nccl = torch.distributed.is_available() and torch.distributed.is_nccl_available()
-    version_of_nccl = ".".join(map(str, torch.cuda.nccl.version())) if nccl and torch.cuda.is_available() else "none"
+    version_of_nccl = "none"
+    if nccl and torch.cuda.is_available():
+        version_of_nccl = ".".join(map(str, torch.cuda.nccl.version()))  # type: ignore[no-untyped-call]
     return {
         "python": platform.python_version(),
         "torch": torch.__version__,

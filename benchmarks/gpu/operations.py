@@ -3,6 +3,7 @@
 Letters: N rows or images, K classes, C channels.
 """
 
+import math
 from collections.abc import Callable
 from functools import partial
 from typing import Final, Literal, NamedTuple
@@ -204,5 +205,6 @@ def run_on(operation: Operation, backend: dispatch.Choice, inputs: list[Tensor])
 
 def largest_error(found: list[Tensor], exact: list[Tensor]) -> float:
     """The largest error of any result, relative to that result's largest value; infinite for a result with a NaN."""
-    errors = [float((a.double() - b).abs().max() / b.abs().max().clamp(min=1e-30)) for a, b in zip(found, exact, strict=True)]
-    return max(e if e == e else float("inf") for e in errors)
+    pairs = [(a.double(), b) for a, b in zip(found, exact, strict=True)]
+    errors = [float((a - b).abs().max() / b.abs().max().clamp(min=1e-30)) for a, b in pairs]
+    return max(float("inf") if math.isnan(e) else e for e in errors)

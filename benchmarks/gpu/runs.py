@@ -14,7 +14,8 @@ from fastmpl.data.batch import Batch
 from fastmpl.models import build_network
 from fastmpl.run.build import Trainee, assemble
 
-Form = Mapping[str, object]
+Form = Mapping[str, object]  # dotted keys
+Sections = Mapping[str, Mapping[str, object]]
 SAMPLED: Final = {"method.targets": "sampled"}
 FORMS: Final[dict[str, Form]] = {
     "exact": {},
@@ -44,7 +45,7 @@ FORMS: Final[dict[str, Form]] = {
     "reduced": {"method.name": "reduced_mpl", "data.store": "store", "teacher.width": 16, "teacher.depth": 2},
 }  # fmt: skip
 CLASSES: Final = 10
-BASE: Final = {
+BASE: Final[Sections] = {
     "run": {"steps": 60},
     "data": {"source": "digits", "image_size": 8, "channels": 3, "batch_labelled": 8, "batch_unlabelled": 16},
     "teacher": {"model": "conv", "width": 32, "warmup": 10},
@@ -53,7 +54,7 @@ BASE: Final = {
 }
 
 
-def make_config(form: Form, base: Mapping[str, Mapping[str, object]] = BASE) -> Config:
+def make_config(form: Form, base: Sections = BASE) -> Config:
     """The base configuration, of which rates and ramps change at every step, with a form's keys over it."""
     tree: dict[str, dict[str, Any]] = {section: dict(keys) for section, keys in base.items()}
     for name, value in form.items():

@@ -22,7 +22,7 @@ from benchmarks.gpu.cases import Device, Group
 from benchmarks.records import Row
 
 WORKER: Final = ("-m", "benchmarks.gpu.worker")
-START: Final = 60.0  # seconds for a process to import its libraries and say which cases it has
+START: Final = 120.0  # seconds for a process to import its libraries and say which cases it has
 GRACE: Final = 1.0  # seconds for a hung process to write where it stands
 LONGEST: Final = 200  # characters of a log's line in a row
 

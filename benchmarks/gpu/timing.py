@@ -33,11 +33,11 @@ def elapsed(call: Call, device: torch.device) -> float:
         call()
         return time.perf_counter() - began
     begun, ended = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
-    begun.record()  # type: ignore[no-untyped-call]
+    begun.record()
     call()
-    ended.record()  # type: ignore[no-untyped-call]
-    ended.synchronize()  # type: ignore[no-untyped-call]
-    return float(begun.elapsed_time(ended)) / 1e3  # type: ignore[no-untyped-call]
+    ended.record()
+    ended.synchronize()
+    return float(begun.elapsed_time(ended)) / 1e3
 
 
 def time_calls(call: Call, device: torch.device, *, samples: int, calls: int, warmup: int = 3) -> Spread:
@@ -52,7 +52,9 @@ def time_calls(call: Call, device: torch.device, *, samples: int, calls: int, wa
     return spread([elapsed(repeat, device) / calls for _ in range(samples)])
 
 
-def time_interleaved(variants: dict[str, Call], device: torch.device, *, samples: int, warmup: int) -> dict[str, Spread]:
+def time_interleaved(
+    variants: dict[str, Call], device: torch.device, *, samples: int, warmup: int
+) -> dict[str, Spread]:
     """Times of several variants, a sample of each in turn, so that a change of the clocks hits all alike."""
     for call in variants.values():
         for _ in range(warmup):

@@ -91,7 +91,7 @@ def judge(case: Case) -> Verdict:
     return Verdict({**row, **{name: _finite(value) for name, value in columns.items()}}, not broken)
 
 
-def _cases_of(group: Group, setting: Setting) -> Cases:
+def cases_of(group: Group, setting: Setting) -> Cases:
     """The group's cases; where it cannot even be built, one case that says why."""
     try:
         cases: Cases = import_module(group.module).cases(setting)
@@ -128,7 +128,7 @@ def _reporting(descriptor: int) -> Iterator[Tell]:
         yield tell
 
 
-def main(arguments: Sequence[str] | None = None, cases_of: Callable[[Group, Setting], Cases] = _cases_of) -> int:
+def main(arguments: Sequence[str] | None = None, cases_of: Callable[[Group, Setting], Cases] = cases_of) -> int:
     """`cases_of`: gives a group's cases; tests plant faults with it."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--group", required=True)

@@ -1,33 +1,160 @@
-"""The check of a GPU machine: without one it says so; its comparisons hold for the kernels of this CPU."""
+"""The check of a GPU machine: whatever a row does to its process, the other rows are written."""
 
+import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
-from benchmarks.gpu_check import kernel_rows, main
-from fastmpl_kernels.library import available
+from benchmarks.environment import COMMIT_VARIABLE, commit
+from benchmarks.gpu.cases import Case, Device, Group, MissingError, Part, Setting
+from benchmarks.gpu.groups import GROUPS
+from benchmarks.gpu.supervision import Attempt, GroupRun
+from benchmarks.gpu.worker import POISONED, judge, run_cases
+from benchmarks.gpu_check import main
+from tests.benchmarks.planted_worker import KEPT, VARIABLE
+
+PLANTED = ("-m", "tests.benchmarks.planted_worker")
+MACHINE = Group("machine", "benchmarks.gpu.machine", 60)
+
+
+def rows_of(folder: Path, part: Part) -> list[dict[str, Any]]:
+    return json.loads((folder / f"gpu_check_imitated_{part}.json").read_text())["rows"]
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
 def test_without_a_gpu_it_says_so_in_one_sentence_and_fails(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main([], tmp_path) == 3
+    assert main(["--out", str(tmp_path)]) == 3
     said = capsys.readouterr().out.splitlines()
     assert len(said) == 1
     assert "needs a CUDA device" in said[0]
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.skipif(not available(), reason="the native kernels were not built: install a C++ compiler")
-def test_every_kernel_is_compared_with_its_reference() -> None:
-    rows = list(kernel_rows(torch.device("cpu"), "native", rounds=1, rows=12, classes=10, channels=16))
-    assert [row["what"] for row in rows if row["dtype"] == "float32"] == [
-        "batch_norm_act, forward and backward",
-        "batch_norm_act, forward mode",
-        "student_objective",
-        "teacher_objective",
-        "soft_cross_entropy",
-        "sgd_ema",
-        "global_norm",
+def test_a_case_that_ends_its_process_costs_its_own_row_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    reasons = {
+        "crash": "SIGABRT",
+        "exception": "RuntimeError: planted",
+        "illegal access": "SIGSEGV",
+        "hang": "no answer within 1 s",
+        "exit": "exit code 9",
+    }
+    monkeypatch.setenv(VARIABLE, ",".join(reasons))
+    rows = list(GroupRun(MACHINE, Attempt("imitated", tmp_path, PLANTED), 240).rows())
+    for row, (fault, why) in zip(rows[: len(reasons)], reasons.items(), strict=True):
+        assert (row["what"], row["status"]) == (f"planted {fault}", "failed")
+        assert why in str(row["why"])
+    others = rows[len(reasons) :]
+    assert [(row["what"], row["status"]) for row in others] == [("torch", "measured"), ("device", "missing")]
+    assert "in hang" in (tmp_path / "machine.log").read_text()  # where it stood
+
+
+def test_rows_that_are_not_reached_are_reported_as_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(VARIABLE, "hang")
+    (row,) = GroupRun(MACHINE, Attempt("imitated", tmp_path, PLANTED), 0.0).rows()
+    assert row["status"] == "missing"
+    assert "not reached" in str(row["why"])
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1500)
+@pytest.mark.parametrize("fault", ["crash", "hang", "illegal access"])
+@pytest.mark.parametrize("part", list(GROUPS))
+def test_every_group_survives_a_planted_fault(
+    part: Part, fault: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(VARIABLE, fault)
+    assert main(["--part", part, "--device", "imitated", "--seconds", "900", "--out", str(tmp_path)], PLANTED) == 1
+    found = rows_of(tmp_path, part)
+    for group in GROUPS[part]:
+        planted, *others = [row for row in found if row["group"] == group.name]
+        assert (planted["what"], planted["status"]) == (f"planted {fault}", "failed"), group.name
+        assert 1 <= len(others) <= KEPT, group.name
+        assert all(row["status"] in ("passed", "measured", "missing") for row in others), others
+
+
+def test_the_record_is_written_again_after_every_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    saved = []
+    monkeypatch.setattr("benchmarks.gpu_check.save", lambda record, folder: saved.append(len(record.rows)))
+    asked = ["--part", "correct", "--device", "imitated", "--group", "machine", "--out", str(tmp_path)]
+    assert main(asked) == 0
+    assert saved == list(range(1, len(saved) + 1))
+    assert len(saved) > KEPT
+
+
+def test_an_unknown_group_is_refused_with_those_there_are(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["--group", "kernel", "--device", "imitated", "--out", str(tmp_path)])
+    assert "kernels" in capsys.readouterr().err
+
+
+def run_here(*cases: Case) -> tuple[int, list[dict[str, Any]]]:
+    said: list[dict[str, Any]] = []
+    return run_cases(cases, 0, said.append), [event["row"] for event in said if event["event"] == "row"]
+
+
+def test_a_missing_package_is_a_missing_row_and_a_module_of_ours_is_a_failure() -> None:
+    def lack() -> dict[str, Any]:
+        import no_such_package
+
+        return {"found": str(no_such_package)}
+
+    def break_ours() -> dict[str, Any]:
+        from benchmarks import no_such_module  # type: ignore[attr-defined]
+
+        return {"found": str(no_such_module)}
+
+    def want() -> dict[str, Any]:
+        raise MissingError("needs two GPUs")
+
+    _, rows = run_here(Case("a", lack), Case("b", break_ours), Case("c", want))
+    assert [row["status"] for row in rows] == ["missing", "failed", "missing"]
+    assert [row["why"] for row in rows][::2] == ["needs the package no_such_package", "needs two GPUs"]
+
+
+def test_a_case_that_breaks_the_device_fails_and_ends_the_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    def synchronise() -> None:
+        raise RuntimeError("CUDA error: an illegal memory access was encountered\nmore")
+
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.cuda, "synchronize", synchronise)
+    code, rows = run_here(Case("a", lambda: {"passed": True}), Case("b", lambda: {"passed": True}))
+    assert code == POISONED
+    assert [(row["status"], row["why"]) for row in rows] == [
+        ("failed", "RuntimeError: CUDA error: an illegal memory access was encountered")
     ]
-    assert all(row["passed"] for row in rows), rows
+
+
+def test_numbers_that_json_lacks_become_words() -> None:
+    verdict = judge(Case("a", lambda: {"passed": False, "error": float("nan"), "list": [float("inf"), 1.0]}))
+    assert (verdict.row["status"], verdict.row["error"], verdict.row["list"]) == ("failed", "nan", ["inf", 1.0])
+
+
+def test_without_a_repository_the_commit_is_the_environments(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("benchmarks.environment.ROOT", Path("/"))
+    monkeypatch.setenv(COMMIT_VARIABLE, "abc1234")
+    assert commit() == "abc1234"
+    monkeypatch.delenv(COMMIT_VARIABLE)
+    assert commit() == "unknown"
+
+
+def test_the_cases_of_a_kernel_fail_where_a_kernel_is_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
+    from benchmarks.gpu import kernel_checks, operations
+
+    setting = Setting("imitated", Path())
+    (entropy,) = [o for o in operations.OPERATIONS if o.name == "soft_cross_entropy, labels"]
+    assert kernel_checks.check_accuracy(entropy, torch.float32, setting)["passed"]
+    monkeypatch.setattr(kernel_checks, "backend_of", lambda device: "wrong")
+
+    def spoil(operation: operations.Operation, backend: str, inputs: list[torch.Tensor]) -> list[torch.Tensor]:
+        found = operations.run_on(operation, "reference", inputs)
+        return [value * (1 + 1e-3) for value in found] if backend == "wrong" else found
+
+    monkeypatch.setattr(kernel_checks, "run_on", spoil)
+    assert not kernel_checks.check_accuracy(entropy, torch.float32, setting)["passed"]
+
+
+def test_devices_are_those_of_the_command_line() -> None:
+    assert Setting("imitated", Path()).device == torch.device("cpu")
+    assert set(Device.__args__) == {"cuda", "imitated"}  # type: ignore[attr-defined]

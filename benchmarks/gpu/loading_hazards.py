@@ -1,0 +1,111 @@
+"""A step reads the pictures of its own batch, and no other's, however late the device is and however early memory returns.
+
+The maker here does what DALI does: it lends memory, and writes over it as soon as the last tensor that refers to it is
+gone. Every picture of batch n holds the number n, and so does every label; the step writes down what it saw.
+"""
+
+import queue
+import time
+import weakref
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.dlpack import from_dlpack
+
+from benchmarks.gpu.cases import Case, Cases, Setting
+from benchmarks.gpu.runs import capturing
+from benchmarks.records import Row
+from fastmpl.data.batch import Batch
+from fastmpl.data.prefetch import Prefetcher
+from fastmpl.step.step_graph import WARMUP, GraphedStep
+from fastmpl.step.step_keys import Report, nothing
+
+STEPS = WARMUP + 40
+CYCLES = 5_000_000  # of the device's clock that a step takes at least, so that the host runs ahead of it
+
+
+class LendingMaker:
+    """Batches in memory that is used again once nobody refers to the batch."""
+
+    def __init__(self, device: torch.device, images: int, side: int) -> None:
+        self._device, self._shape, self._number = device, (2 * images, 3, side, side), 0
+        self._free: queue.LifoQueue[Tensor] = queue.LifoQueue()  # what came back last is written first
+        self.made = 0  # batches of memory
+
+    def __call__(self) -> Batch:
+        try:
+            memory = self._free.get_nowait()
+        except queue.Empty:
+            memory = torch.empty(self._shape, device=self._device)
+            self.made += 1
+        memory.fill_(float(self._number))
+        lent = from_dlpack(memory)  # a storage of its own, as DALI's: record_stream does not hold the memory
+        weak, strong = lent.chunk(2)
+        weakref.finalize(lent.untyped_storage(), self._free.put, memory)
+        targets = torch.full((len(weak),), self._number, device=self._device)
+        self._number += 1
+        return Batch(weak, targets, targets, weak, strong, targets)
+
+
+class RecordingStep:
+    """A step whose state is what it saw: for each step the smallest and largest value of every part of its batch."""
+
+    def __init__(self, device: torch.device, *, is_slow: bool) -> None:
+        self.step = torch.zeros((), dtype=torch.int64, device=device)
+        self.seen = torch.full((STEPS, 6), -1.0, device=device)
+        self._is_slow = is_slow
+
+    def __call__(self, batch: Batch) -> Report:
+        if self._is_slow:
+            torch.cuda._sleep(CYCLES)  # type: ignore[no-untyped-call]
+        parts = [batch.weak, batch.strong, batch.targets.float()]
+        found = torch.stack([value for part in parts for value in part.aminmax()])
+        self.seen.index_copy_(0, self.step.view(1), found.unsqueeze(0))
+        self.step += 1
+        return nothing(self.seen)
+
+    def state(self) -> dict[str, Tensor]:
+        return {"step": self.step, "seen": self.seen}
+
+
+def check_batches(setting: Setting, ahead: int, graphed: bool) -> Row:
+    """Runs the loader's thread and the step side by side, and reads at the end what each step saw."""
+    device = setting.device
+    images, side = (4, 8) if setting.is_imitated else (256, 64)
+    maker = LendingMaker(device, images, side)
+    step: Any = RecordingStep(device, is_slow=not setting.is_imitated)
+    batches = Prefetcher(maker, ahead, device)
+    began = time.perf_counter()
+    try:
+        with capturing(setting):
+            graph = GraphedStep(step, device) if graphed else None
+            for _ in range(STEPS):
+                if graph is None:
+                    step(batches.next())
+                else:
+                    graph(graph.loaded(batches.next))
+        host = time.perf_counter() - began
+        seen = step.seen.cpu()
+    finally:
+        batches.close()
+    expected = torch.arange(STEPS, dtype=torch.float32).unsqueeze(1).expand(-1, seen.shape[1])
+    wrong = (seen != expected).any(1).nonzero().flatten().tolist()
+    why = f"{len(wrong)} steps saw another batch: step {wrong[0]} saw {seen[wrong[0]].tolist()}" if wrong else ""
+    return {
+        "passed": not wrong,
+        "why": why,
+        "steps": STEPS,
+        "batches_of_memory": maker.made,
+        "host_seconds": host,
+        "seconds_until_seen": time.perf_counter() - began,
+    }
+
+
+def cases(setting: Setting) -> Cases:
+    return [
+        Case(f"{way}, {ahead} batches ahead", partial(check_batches, setting, ahead, graphed), 45)
+        for way, graphed in (("eager", False), ("captured", True))
+        for ahead in (1, 0)
+    ]
