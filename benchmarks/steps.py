@@ -1,9 +1,8 @@
 """The steps that are compared: one network pair, one batch, one schedule each; and the published order of the step."""
 
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -22,6 +21,7 @@ from fastmpl.step.order import Order, joint, split
 from fastmpl.step.single_network_step import SingleNetworkStep
 from fastmpl.step.step_keys import LABEL, STUDENT, TEACHER, VALIDATION, make_context
 
+CPU = torch.device("cpu")
 NESTEROV = NetworkConfig(optimiser="nesterov", lr=0.05, warmup=0, schedule="constant")
 
 
@@ -75,12 +75,14 @@ class Step:
     tangent: Literal["jvp", "difference"] = "jvp"
     precision: Literal["float32", "bf16"] = "float32"
     channels_last: bool = False
+    device: torch.device = CPU
+    compiler: str = ""  # torch.compile's backend for the networks; none where empty
     prepare: Any = None  # called with each network before it learns
     held: list[object] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         def learner(seed: int) -> PlainLearner:
-            module = self.size.network(seed)
+            module = self.size.network(seed).to(self.device)
             if self.channels_last:
                 module = channels_last(module)
             if self.prepare is not None:
@@ -92,10 +94,11 @@ class Step:
                 recompute=self.recompute,
                 tangent=self.tangent,
                 precision=self.precision,
+                compiler=self.compiler,
             )
 
         self.student = learner(1)
-        self.batch = self.size.batch()
+        self.batch = self.size.batch().to(self.device)
         if self.channels_last:
             last = torch.channels_last
             self.batch = self.batch._replace(
@@ -103,9 +106,9 @@ class Step:
                 weak=self.batch.weak.contiguous(memory_format=last),
                 strong=self.batch.strong.contiguous(memory_format=last),
             )
-        self.baseline = torch.zeros(())
-        self.step = torch.zeros((), dtype=torch.int64)
-        self.weight = torch.ones(())
+        self.baseline = torch.zeros((), device=self.device)
+        self.step = torch.zeros((), dtype=torch.int64, device=self.device)
+        self.weight = torch.ones((), device=self.device)
         self.held = [self.student.state(), tuple(part for part in self.batch if part is not None)]
         if self.schedule == "supervised":
             return
@@ -132,7 +135,7 @@ class Step:
     def _supervised(self) -> object:
         """One network, supervised, on as many images as the whole step has: the memory that MPL is measured against."""
         every = torch.cat([self.batch.labelled, self.batch.strong])
-        targets = torch.arange(len(every)) % self.size.classes
+        targets = torch.arange(len(every), device=self.device) % self.size.classes
         batch = self.batch._replace(labelled=every, targets=targets)
         return SingleNetworkStep(Supervised(), self.student)([batch], self.context)
 
@@ -159,39 +162,3 @@ def published(step: Step) -> torch.Tensor:
     teacher.accumulate(teacher_loss.loss)
     teacher.apply(context.step)
     return after
-
-
-class Paired(NamedTuple):
-    """One step executed in two ways, on the same batch."""
-
-    title: str
-    eager: Callable[[], object]
-    graphed: Callable[[], object]
-
-
-def graph_pairs(device: torch.device) -> Iterator[Paired]:
-    """WRN-28-2's step at the sizes of CIFAR-10, one operator after another and as one CUDA graph."""
-    from fastmpl.analysis.fake_run import make_fake_batch
-    from fastmpl.config import Config
-    from fastmpl.run.build import assemble
-    from fastmpl.step.step_graph import GraphedStep
-
-    for labelled, kind in ((8, "exact"), (64, "exact"), (64, "scalar")):
-        changes = {
-            "data": {"batch_labelled": labelled, "batch_unlabelled": 7 * labelled},
-            "teacher": {"model": "wrn_28_2"},
-            "student": {"model": "wrn_28_2"},
-            "method": {"targets": "soft" if kind == "exact" else "sampled"},
-            "feedback": {"kind": kind},
-            "system": {"precision": "bf16"},
-        }
-        config = Config.model_validate(changes)
-        shape = (3, 32, 32)
-        parts = make_fake_batch(config, shape, 10).to(device)
-        batch = Batch(*(torch.randn_like(p) if p is not None and p.is_floating_point() else p for p in parts))  # type: ignore[arg-type]
-        steps = [
-            assemble(config, classes=10, image_shape=shape, device=device, fixed_teacher=lambda: nn.Identity()).step
-            for _ in range(2)
-        ]
-        graphed = GraphedStep(steps[1], device)
-        yield Paired(f"WRN-28-2, bf16, {kind}, B = {labelled}", partial(steps[0], batch), partial(graphed, batch))

@@ -25,7 +25,7 @@ GROUPS: Final[dict[Part, tuple[Group, ...]]] = {
         Group("ceilings", "benchmarks.gpu.ceilings", 30),
         Group("kernel times", "benchmarks.gpu.kernel_times", 120),
         Group("steps", "benchmarks.gpu.step_times", 330),
-        Group("profile", "benchmarks.gpu.profile", 45),
+        Group("profile", "benchmarks.gpu.profile_steps", 45),
         Group("loader", "benchmarks.gpu.loader_times", 45),
     ),
 }

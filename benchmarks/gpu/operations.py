@@ -182,9 +182,16 @@ def _laid(values: Tensor, layout: Layout) -> Tensor:
 
 
 def make_inputs(
-    operation: Operation, rows: int, width: int, dtype: torch.dtype, device: torch.device, layout: Layout = "plain"
+    operation: Operation,
+    rows: int,
+    width: int,
+    dtype: torch.dtype,
+    device: torch.device,
+    layout: Layout = "plain",
+    side: int = 8,
 ) -> list[Tensor]:
-    """Random inputs: rows [rows, width], maps [rows, width, 8, 8] channels-last with two [width], parameters alike."""
+    """Random inputs: rows [rows, width], maps [rows, width, side, side] channels-last with two [width], or parameters
+    [rows, width, 3, 3]."""
     generator = torch.Generator(device).manual_seed(rows * 100_003 + width)
 
     def normal(*shape: int) -> Tensor:
@@ -194,7 +201,7 @@ def make_inputs(
         return [_laid(normal(rows, width), layout) for _ in range(operation.inputs)]
     if operation.kind == "parameters":
         return [_laid(normal(rows, width, 3, 3), layout) for _ in range(operation.inputs)]
-    x, other = (normal(rows, width, 8, 8).contiguous(memory_format=torch.channels_last) for _ in range(2))
+    x, other = (normal(rows, width, side, side).contiguous(memory_format=torch.channels_last) for _ in range(2))
     return [_laid(x, layout), normal(width), normal(width), _laid(other, layout)]
 
 

@@ -7,6 +7,7 @@ end this process: what has been said stays, and the caller starts another proces
 import argparse
 import ctypes
 import faulthandler
+import gc
 import json
 import math
 import os
@@ -61,7 +62,8 @@ def _settle_device() -> str:
         return ""
     try:
         torch.cuda.synchronize()
-        torch.cuda.empty_cache()
+        gc.collect()
+        torch.cuda.empty_cache()  # the next case finds the whole memory
     except Exception as error:  # whatever it is, it is this row's failure
         return explain(error)
     return ""
