@@ -1,7 +1,6 @@
 """The steps that are compared: one network pair, one batch, one schedule each; and the published order of the step."""
 
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Any, Literal
 
 import torch

@@ -8,15 +8,15 @@ import torch
 from torch import Tensor
 
 from benchmarks.gpu.cases import Case, Cases, Setting
-from benchmarks.gpu.runs import FORMS, Form, capturing, make_batches, make_config, make_trainee
+from benchmarks.gpu.runs import FORMS, Form, capturing, make_batches, make_config, make_trainee, warmup_steps
 from benchmarks.records import Row
 from fastmpl.data.batch import Batch
 from fastmpl.run.build import Trainee
 from fastmpl.step.eager import EagerStep
-from fastmpl.step.step_graph import WARMUP, GraphedStep
-from fastmpl.step.step_keys import Report
+from fastmpl.step.step_graph import GraphedStep
+from fastmpl.step.step_keys import StepMetrics
 
-REPEATED: Final = 3  # steps that are taken again from a state that was loaded
+REPEATED: Final = 2  # steps that are taken again from a state that was loaded
 
 
 def be_deterministic() -> None:
@@ -26,11 +26,11 @@ def be_deterministic() -> None:
     torch.backends.cudnn.benchmark = False
 
 
-def _kept(report: Report) -> Report:
-    return Report(*(value.clone() for value in report))
+def _kept(report: StepMetrics) -> StepMetrics:
+    return StepMetrics(*(value.clone() for value in report))
 
 
-def _differing(a: Report, b: Report) -> list[str]:
+def _differing(a: StepMetrics, b: StepMetrics) -> list[str]:
     return [name for name, x, y in zip(a._fields, a, b, strict=True) if not torch.equal(x, y)]
 
 
@@ -44,31 +44,31 @@ def compare_steps(one: EagerStep | GraphedStep, other: EagerStep | GraphedStep, 
 
 
 def _differing_state(a: Trainee, b: Trainee) -> str:
-    other = b.state()
-    return ", ".join([name for name, value in a.state().items() if not torch.equal(value, other[name])][:3])
+    other = b.parts().state()
+    return ", ".join([name for name, value in a.parts().state().items() if not torch.equal(value, other[name])][:3])
 
 
 def _copy(trainee: Trainee) -> dict[str, Tensor]:
-    return {name: value.clone() for name, value in trainee.state().items()}
+    return {name: value.clone() for name, value in trainee.parts().state().items()}
 
 
 def check_form(form: Form, setting: Setting) -> Row:
     """Eager against eager, then a graph against eager, then both again from an earlier state."""
     be_deterministic()
-    config, device = make_config(form), setting.device
-    replays = 5 if setting.is_imitated else 20
-    batches = make_batches(config, WARMUP + replays, device)
-    first, second, third = (make_trainee(config, device) for _ in range(3))
+    config = make_config(form)
+    replays = 3 if setting.is_imitated else 20
     found: Row = {"replays": replays}
-    with capturing(setting):
+    with capturing(setting) as device:
+        batches = make_batches(config, warmup_steps() + replays, device)
+        first, second, third = (make_trainee(config, device) for _ in range(3))
         found["eager_against_eager"] = compare_steps(first.step, second.step, batches[:REPEATED])
-        second.load(_copy(third))  # which has taken no step
+        second.parts().load(_copy(third))  # which has taken no step
         graphed = GraphedStep(third.step, device)
         found["graph_against_eager"] = compare_steps(second.step, graphed, batches)
         found["state"] = _differing_state(second, third)
         start = _copy(first)
         for trainee in (second, third):
-            trainee.load(start)
+            trainee.parts().load(start)
         found["after_a_state_load"] = compare_steps(second.step, graphed, batches[:REPEATED])
         found["state_after_a_load"] = _differing_state(second, third)
     wrong = [f"{name}: {what}" for name, what in found.items() if isinstance(what, str) and what]

@@ -8,10 +8,10 @@ import torch
 
 from benchmarks.gpu.cases import Case, Cases, Setting
 from benchmarks.gpu.loading import SOURCES, open_data, source_config
-from benchmarks.gpu.runs import Form, capturing
+from benchmarks.gpu.runs import Form, capturing, warmup_steps
 from benchmarks.records import Row
 from fastmpl.run.build import assemble
-from fastmpl.step.step_graph import WARMUP, GraphedStep
+from fastmpl.step.step_graph import GraphedStep
 from fastmpl.telemetry.step_timer import StepTimer
 
 LARGE: Final[dict[str, Form]] = {
@@ -40,7 +40,7 @@ def time_loader(source: str, setting: Setting) -> Row:
     """Batches one after another, with nothing between them."""
     config = source_config(source, _form(source, setting))
     batches = 10 if setting.is_imitated else 100
-    data = open_data(config, setting)
+    data = open_data(config, setting.device, setting)
     try:
         for _ in range(5):
             batch = data.train.next()
@@ -59,31 +59,32 @@ def time_loader(source: str, setting: Setting) -> Row:
 def time_wait(source: str, graphed: bool, setting: Setting) -> Row:
     """Steps with the loader's thread beside them, and how much of each the host waits for a batch."""
     config = source_config(source, _form(source, setting))
-    steps = 10 if setting.is_imitated else 60
-    data = open_data(config, setting)
-    try:
-        with capturing(setting):
+    steps = 3 if setting.is_imitated else 60
+    with capturing(setting) as device:
+        data = open_data(config, device, setting)
+        try:
             trainee = assemble(
                 config,
                 classes=len(data.classes),
                 image_shape=data.image_shape,
-                device=setting.device,
+                device=device,
                 fixed_teacher=torch.nn.Identity,
             )
-            graph = GraphedStep(trainee.step, setting.device) if graphed else None
+            graph = GraphedStep(trainee.step, device) if graphed else None
             timer = StepTimer(0)
-            for number in range(WARMUP + 3 + steps):
-                if number == WARMUP + 3:
-                    _wait(setting.device)
+            unmeasured = warmup_steps() + 3
+            for number in range(unmeasured + steps):
+                if number == unmeasured:
+                    _wait(device)
                     timer = StepTimer(0)
                 if graph is None:
-                    trainee.step(timer.wait_for(data.train.next).to(setting.device))
+                    trainee.step(timer.wait_for(data.train.next).to(device))
                 else:
-                    graph(timer.wait_for(partial(graph.loaded, data.train.next)))
-            _wait(setting.device)
+                    graph(timer.wait_for(partial(graph.load_next, data.train.next)))
+            _wait(device)
             pace = timer.pace(steps)
-    finally:
-        data.train.close()
+        finally:
+            data.train.close()
     return {"steps": steps, "ms_of_a_step": 1e3 * pace.step, "waiting_share": pace.waiting_share}
 
 

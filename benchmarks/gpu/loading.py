@@ -2,7 +2,9 @@
 
 from typing import Final
 
-from benchmarks.gpu.cases import Setting
+import torch
+
+from benchmarks.gpu.cases import MissingError, Setting
 from benchmarks.gpu.runs import Form, Sections, make_config
 from fastmpl.config import Config
 from fastmpl.data.build import Data, build
@@ -33,9 +35,10 @@ def source_config(source: str, form: Form) -> Config:
     return make_config(form, SOURCES[source])
 
 
-def open_data(config: Config, setting: Setting) -> Data:
-    """The data of a run, made on the device that trains."""
-    device = setting.device
+def open_data(config: Config, device: torch.device, setting: Setting) -> Data:
+    """The data of a run, made on the device that trains. Raises MissingError for pictures on an imitated GPU."""
+    if setting.is_imitated and device.type == "cuda" and config.data.source != "two_moons":
+        raise MissingError("needs a GPU: DALI's pipelines are not imitated")
     return build(
         config.data,
         seed=config.run.seed,

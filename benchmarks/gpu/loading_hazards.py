@@ -20,7 +20,7 @@ from benchmarks.records import Row
 from fastmpl.data.batch import Batch
 from fastmpl.data.prefetch import Prefetcher
 from fastmpl.step.step_graph import WARMUP, GraphedStep
-from fastmpl.step.step_keys import Report, nothing
+from fastmpl.step.step_keys import StepMetrics, zero_metrics
 
 STEPS = WARMUP + 40
 CYCLES = 5_000_000  # of the device's clock that a step takes at least, so that the host runs ahead of it
@@ -29,7 +29,8 @@ CYCLES = 5_000_000  # of the device's clock that a step takes at least, so that 
 class LendingMaker:
     """Batches in memory that is used again once nobody refers to the batch."""
 
-    def __init__(self, device: torch.device, images: int, side: int) -> None:
+    def __init__(self, device: torch.device, images: int, side: int, *, is_imitated: bool) -> None:
+        self._is_imitated = is_imitated
         self._device, self._shape, self._number = device, (2 * images, 3, side, side), 0
         self._free: queue.LifoQueue[Tensor] = queue.LifoQueue()  # what came back last is written first
         self.made = 0  # batches of memory
@@ -41,12 +42,20 @@ class LendingMaker:
             memory = torch.empty(self._shape, device=self._device)
             self.made += 1
         memory.fill_(float(self._number))
-        lent = from_dlpack(memory)  # a storage of its own, as DALI's: record_stream does not hold the memory
-        weak, strong = lent.chunk(2)
-        weakref.finalize(lent.untyped_storage(), self._free.put, memory)
+        weak, strong = self._lend(memory).chunk(2)
         targets = torch.full((len(weak),), self._number, device=self._device)
         self._number += 1
         return Batch(weak, targets, targets, weak, strong, targets)
+
+    def _lend(self, memory: Tensor) -> Tensor:
+        """The memory as a storage of its own, as DALI's is: record_stream does not hold it for a stream."""
+        if self._is_imitated:  # an imitated GPU has no DLPack
+            lent = memory.clone()
+            weakref.finalize(lent, self._free.put, memory)
+            return lent
+        lent = from_dlpack(memory)
+        weakref.finalize(lent.untyped_storage(), self._free.put, memory)
+        return lent
 
 
 class RecordingStep:
@@ -57,14 +66,14 @@ class RecordingStep:
         self.seen = torch.full((STEPS, 6), -1.0, device=device)
         self._is_slow = is_slow
 
-    def __call__(self, batch: Batch) -> Report:
+    def __call__(self, batch: Batch) -> StepMetrics:
         if self._is_slow:
             torch.cuda._sleep(CYCLES)  # type: ignore[no-untyped-call]
         parts = [batch.weak, batch.strong, batch.targets.float()]
         found = torch.stack([value for part in parts for value in part.aminmax()])
         self.seen.index_copy_(0, self.step.view(1), found.unsqueeze(0))
         self.step += 1
-        return nothing(self.seen)
+        return zero_metrics(self.seen)
 
     def state(self) -> dict[str, Tensor]:
         return {"step": self.step, "seen": self.seen}
@@ -72,24 +81,23 @@ class RecordingStep:
 
 def check_batches(setting: Setting, ahead: int, graphed: bool) -> Row:
     """Runs the loader's thread and the step side by side, and reads at the end what each step saw."""
-    device = setting.device
     images, side = (4, 8) if setting.is_imitated else (256, 64)
-    maker = LendingMaker(device, images, side)
-    step: Any = RecordingStep(device, is_slow=not setting.is_imitated)
-    batches = Prefetcher(maker, ahead, device)
-    began = time.perf_counter()
-    try:
-        with capturing(setting):
+    with capturing(setting) as device:
+        maker = LendingMaker(device, images, side, is_imitated=setting.is_imitated)
+        step: Any = RecordingStep(device, is_slow=not setting.is_imitated)
+        batches = Prefetcher(maker, ahead, device)
+        began = time.perf_counter()
+        try:
             graph = GraphedStep(step, device) if graphed else None
             for _ in range(STEPS):
                 if graph is None:
                     step(batches.next())
                 else:
-                    graph(graph.loaded(batches.next))
-        host = time.perf_counter() - began
-        seen = step.seen.cpu()
-    finally:
-        batches.close()
+                    graph(graph.load_next(batches.next))
+            host = time.perf_counter() - began
+            seen = step.seen.cpu()
+        finally:
+            batches.close()
     expected = torch.arange(STEPS, dtype=torch.float32).unsqueeze(1).expand(-1, seen.shape[1])
     wrong = (seen != expected).any(1).nonzero().flatten().tolist()
     why = f"{len(wrong)} steps saw another batch: step {wrong[0]} saw {seen[wrong[0]].tolist()}" if wrong else ""

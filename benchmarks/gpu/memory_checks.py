@@ -7,13 +7,13 @@ import torch
 from torch import Tensor
 
 from benchmarks.gpu.cases import Case, Cases, Setting
-from benchmarks.gpu.runs import FORMS, Form, Sections, capturing, make_batches, make_config, make_trainee
+from benchmarks.gpu.runs import FORMS, Form, Sections, capturing, make_batches, make_config, make_trainee, warmup_steps
 from benchmarks.records import Row
-from fastmpl.analysis.accounting import measure, predicted
+from fastmpl.analysis.accounting import measure, predict_cost
 from fastmpl.config import Config
 from fastmpl.data.batch import Batch
 from fastmpl.run.build import Trainee
-from fastmpl.step.step_graph import WARMUP, GraphedStep
+from fastmpl.step.step_graph import GraphedStep
 
 BLOCK: Final = 512  # bytes that the caching allocator rounds to
 WORKSPACE: Final = 64 << 20  # of cuBLAS and cuDNN, which no operator returns
@@ -41,7 +41,7 @@ class Held(NamedTuple):
         return self.trainee.step(self.batch)
 
     def tensors(self) -> list[Tensor]:
-        return [*self.trainee.state().values(), *(part for part in self.batch if part is not None)]
+        return [*self.trainee.parts().state().values(), *(part for part in self.batch if part is not None)]
 
 
 def _hold(config: Config, device: torch.device) -> Held:
@@ -63,7 +63,7 @@ def compare_eager(form: Form, setting: Setting) -> Row:
     """Two-sided: a prediction that is too high costs a user's batch size, one too low their run."""
     device = setting.device
     config = make_config(form, SMALL if setting.is_imitated else LARGE)
-    expected = predicted(lambda: _hold(config, device), Held.step, Held.tensors, round_to=BLOCK).peak_bytes
+    expected = predict_cost(lambda: _hold(config, device), Held.step, Held.tensors, round_to=BLOCK).peak_bytes
     held = _hold(config, device)
     held.step()
     found = _measured_peak(held, device)
@@ -80,17 +80,16 @@ def compare_eager(form: Form, setting: Setting) -> Row:
 
 def compare_captured(form: Form, setting: Setting) -> Row:
     """What the private pool of a graph reserves beside the eager step's memory: a measurement, not a promise."""
-    device = setting.device
     config = make_config(form, SMALL if setting.is_imitated else LARGE)
-    expected = predicted(lambda: _hold(config, device), Held.step, Held.tensors, round_to=BLOCK).peak_bytes
-    with capturing(setting):
+    expected = predict_cost(lambda: _hold(config, setting.device), Held.step, Held.tensors, round_to=BLOCK).peak_bytes
+    with capturing(setting) as device:
         held = _hold(config, device)
         graphed = GraphedStep(held.trainee.step, device)
-        for _ in range(WARMUP):
+        for _ in range(warmup_steps()):
             graphed(held.batch)
-        before = torch.cuda.memory_reserved(device) if device.type == "cuda" else 0
+        before = torch.cuda.memory_reserved(device)
         graphed(held.batch)
-        reserved = torch.cuda.memory_reserved(device) if device.type == "cuda" else 0
+        reserved = torch.cuda.memory_reserved(device)
     return {"predicted_bytes": expected, "reserved_eager_bytes": before, "reserved_captured_bytes": reserved}
 
 

@@ -9,10 +9,10 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 
 from benchmarks.gpu.cases import Case, Cases, Setting
-from benchmarks.gpu.runs import capturing, make_batches, make_trainee
+from benchmarks.gpu.runs import capturing, make_batches, make_trainee, warmup_steps
 from benchmarks.gpu.step_times import FEEDBACKS, SIZES, SMALL, config_of
 from benchmarks.records import Row
-from fastmpl.step.step_graph import WARMUP, GraphedStep
+from fastmpl.step.step_graph import GraphedStep
 
 STEPS: Final = 3
 SHOWN: Final = 12  # kernels in the row; the trace has all
@@ -21,22 +21,20 @@ LONGEST_NAME: Final = 60
 
 def trace(name: str, graphed: bool, setting: Setting) -> Row:
     """Three steps under torch's profiler; the trace is a file in the record's folder."""
-    device = setting.device
     size = (SMALL if setting.is_imitated else SIZES)[name]
     config = config_of(size, FEEDBACKS["exact"], setting)
-    batch = make_batches(config, 1, device, size.classes)[0]
-    with capturing(setting):
+    with capturing(setting) as device:
+        batch = make_batches(config, 1, device, size.classes)[0]
         eager = make_trainee(config, device, size.classes).step
         step: Callable[[], object] = partial(GraphedStep(eager, device) if graphed else eager, batch)
-        for _ in range(WARMUP + 2 if graphed else 3):
+        for _ in range(warmup_steps() + 2 if graphed else 3):
             step()
         activities = [ProfilerActivity.CPU, *([] if setting.is_imitated else [ProfilerActivity.CUDA])]
         with profile(activities=activities) as found:
             began = time.perf_counter()
             for _ in range(STEPS):
                 step()
-            if device.type == "cuda":
-                torch.cuda.synchronize(device)
+            torch.cuda.synchronize(device)
             seconds = time.perf_counter() - began
     file = setting.out / f"trace_{'captured' if graphed else 'eager'}.json.gz"
     found.export_chrome_trace(str(file))

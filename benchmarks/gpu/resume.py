@@ -14,7 +14,7 @@ import torch
 
 from benchmarks.gpu.cases import Case, Cases, Setting
 from benchmarks.gpu.loading import source_config
-from benchmarks.gpu.runs import Form, capturing
+from benchmarks.gpu.runs import Form
 from benchmarks.records import Row
 from fastmpl.config import Config
 from fastmpl.errors import Interrupted
@@ -71,10 +71,10 @@ def _lose_last_checkpoint(config: Config) -> None:
     (folder / "student.safetensors").unlink()
 
 
-def check_resumed(form: Form, interrupt: Callable[[Config], None], setting: Setting) -> Row:
+def check_resumed(form: Form, interrupt: Callable[[Config], None]) -> Row:
     """The student of a run that went through, and of one that was interrupted and continued: the same bits."""
     began = time.perf_counter()
-    with capturing(setting), tempfile.TemporaryDirectory() as place:
+    with tempfile.TemporaryDirectory() as place:
         whole, broken = (_config(Path(place), name, form) for name in ("whole", "broken"))
         _train(whole)
         seconds = time.perf_counter() - began
@@ -89,7 +89,7 @@ def cases(setting: Setting) -> Cases:
     forms: dict[str, Form] = {"exact": {}, "scalar": SAMPLED, "exact, eager": {"system.graph": "off"}}
     ways = {"stopped by SIGTERM": _stop_at_first_checkpoint, "without its last checkpoint": _lose_last_checkpoint}
     return [
-        Case(f"{name}: {how}", partial(check_resumed, form, interrupt, setting), 60)
+        Case(f"{name}: {how}", partial(check_resumed, form, interrupt), 60)
         for name, form in forms.items()
         for how, interrupt in ways.items()
     ]

@@ -8,11 +8,12 @@ import torch
 from torch import nn
 
 from benchmarks.gpu.cases import MissingError, Setting
-from fastmpl.analysis.fake_run import fake_batch
+from fastmpl.analysis.fake_run import make_fake_batch
 from fastmpl.config import Config
 from fastmpl.data.batch import Batch
 from fastmpl.models import build_network
 from fastmpl.run.build import Trainee, assemble
+from fastmpl.step import step_graph
 
 Form = Mapping[str, object]  # dotted keys
 Sections = Mapping[str, Mapping[str, object]]
@@ -81,7 +82,7 @@ def make_trainee(config: Config, device: torch.device, classes: int = CLASSES) -
 def make_batches(config: Config, count: int, device: torch.device, classes: int = CLASSES) -> list[Batch]:
     """Noise with labels, on the device."""
     generator = torch.Generator().manual_seed(0)
-    parts = fake_batch(config, image_shape(config), classes)
+    parts = make_fake_batch(config, image_shape(config), classes)
 
     def fill(name: str, part: torch.Tensor | None) -> torch.Tensor | None:
         if part is None:
@@ -94,21 +95,29 @@ def make_batches(config: Config, count: int, device: torch.device, classes: int 
         limit = classes if "targets" in name else 1000
         return torch.randint(limit, part.shape, generator=generator)
 
-    return [
+    made = [
         Batch(*(fill(name, part) for name, part in zip(Batch._fields, parts, strict=True))).to(device)  # type: ignore[arg-type]
         for _ in range(count)
     ]
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)  # a GraphedStep reads them on a stream of its own
+    return made
 
 
-def capturing(setting: Setting) -> AbstractContextManager[object]:
-    """Where a step may be captured: anywhere on a GPU; on the CPU under the tests' imitation of one.
+def warmup_steps() -> int:
+    """The eager steps that a GraphedStep takes before it captures."""
+    return step_graph.WARMUP
+
+
+def capturing(setting: Setting) -> AbstractContextManager[torch.device]:
+    """The device on which a step can be captured: the GPU; the tests' imitation of one, within the block.
 
     Raises MissingError where the imitation is asked for and the tests are not beside this package.
     """
     if not setting.is_imitated:
-        return nullcontext()
+        return nullcontext(setting.device)
     try:
-        from benchmarks.gpu.imitated import imitated_cuda
+        from benchmarks.gpu.imitated import imitated_gpu
     except ImportError as error:
         raise MissingError(f"the imitation of a GPU needs the tests of this repository ({error.name})") from error
-    return imitated_cuda()
+    return imitated_gpu()

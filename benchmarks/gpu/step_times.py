@@ -12,12 +12,12 @@ from typing import Final, Literal, NamedTuple
 import torch
 
 from benchmarks.gpu.cases import Case, Cases, Setting
-from benchmarks.gpu.runs import Form, capturing, make_batches, make_config, make_trainee
+from benchmarks.gpu.runs import Form, capturing, make_batches, make_config, make_trainee, warmup_steps
 from benchmarks.gpu.timing import Spread, time_interleaved
 from benchmarks.records import Row
 from benchmarks.steps import Size, Step
 from fastmpl.config import Config
-from fastmpl.step.step_graph import WARMUP, GraphedStep
+from fastmpl.step.step_graph import GraphedStep
 
 SIZES: Final = {
     "WRN-28-2, 8 + 56": Size("wrn_28_2", 32, 8, 56),
@@ -109,21 +109,22 @@ def _peak_bytes(call: Callable[[], object], device: torch.device) -> int:
 
 def time_step(size: Size, form: Form, setting: Setting) -> Row:
     """Eager and captured, and the published order in turn with both."""
-    device, timed = setting.device, _timed(setting)
+    timed = _timed(setting)
     config = config_of(size, form, setting)
-    batch = make_batches(config, 1, device, size.classes)[0]
-    with capturing(setting):
+    with capturing(setting) as device:
+        batch = make_batches(config, 1, device, size.classes)[0]
         eager, captured = (make_trainee(config, device, size.classes).step for _ in range(2))
         graphed = GraphedStep(captured, device)
-        for _ in range(WARMUP + 1):
+        for _ in range(warmup_steps() + 1):
             graphed(batch)
         variants: dict[str, Callable[[], object]] = {
             "published": _published(size, setting),
             "eager": partial(eager, batch),
             "captured": partial(graphed, batch),
         }
-        times = time_interleaved(variants, device, samples=timed.samples, warmup=timed.warmup)
-        return _columns(times, "published") | {"eager_peak_bytes": _peak_bytes(partial(eager, batch), device)}
+        times = time_interleaved(variants, setting.device, samples=timed.samples, warmup=timed.warmup)
+        peak = _peak_bytes(partial(eager, batch), setting.device)
+    return _columns(times, "published") | {"eager_peak_bytes": peak}
 
 
 def time_compiled(size: Size, setting: Setting) -> Row:

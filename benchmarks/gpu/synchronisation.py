@@ -8,22 +8,19 @@ import torch
 
 from benchmarks.gpu.cases import Case, Cases, Setting
 from benchmarks.gpu.loading import SOURCES, open_data, source_config
-from benchmarks.gpu.runs import FORMS, Form, capturing, make_batches, make_config, make_trainee
+from benchmarks.gpu.runs import FORMS, Form, capturing, make_batches, make_config, make_trainee, warmup_steps
 from benchmarks.records import Row
 from fastmpl.data.batch import Batch
 from fastmpl.run.build import Trainee, assemble
-from fastmpl.step.step_graph import WARMUP, GraphedStep
+from fastmpl.step.step_graph import GraphedStep
 from fastmpl.telemetry.metrics import Meter
 
-STEPS = 6  # that are watched
+STEPS = 4  # that are watched
 
 
 @contextmanager
-def refusing_synchronisation(setting: Setting) -> Iterator[None]:
-    """A call that waits for the device is an error, in every thread of this process. The CPU has nothing to wait for."""
-    if setting.is_imitated:
-        yield
-        return
+def refusing_synchronisation() -> Iterator[None]:
+    """A call that waits for the device is an error, in every thread of this process."""
     torch.cuda.set_sync_debug_mode("error")
     try:
         yield
@@ -31,51 +28,52 @@ def refusing_synchronisation(setting: Setting) -> Iterator[None]:
         torch.cuda.set_sync_debug_mode("default")
 
 
-def _watch(trainee: Trainee, following: Callable[[], Batch], setting: Setting, graphed: bool) -> Row:
+def _watch(trainee: Trainee, following: Callable[[], Batch], device: torch.device, graphed: bool) -> Row:
     """Takes the first steps unwatched, which allocate and choose algorithms; then some that must not wait."""
-    meter = Meter(setting.device, lines=STEPS)
+    meter = Meter(device, lines=STEPS)
     trainee.step.watch = meter.add
-    with capturing(setting):
-        graph = GraphedStep(trainee.step, setting.device) if graphed else None
+    graph = GraphedStep(trainee.step, device) if graphed else None
 
-        def advance() -> None:
-            if graph is None:
-                trainee.step(following().to(setting.device))
-            else:
-                graph(graph.loaded(following))
+    def advance() -> None:
+        if graph is None:
+            trainee.step(following().to(device))
+        else:
+            graph(graph.load_next(following))
 
-        for _ in range(WARMUP + 2):
+    for _ in range(warmup_steps() + 2):
+        advance()
+    with refusing_synchronisation():
+        for number in range(STEPS):
             advance()
-        with refusing_synchronisation(setting):
-            for number in range(STEPS):
-                advance()
-                meter.finish(number)
-        lines = len(meter.read())
+            meter.finish(number)
+    lines = len(meter.read())
     return {"passed": lines == STEPS, "steps": STEPS}
 
 
 def watch_form(form: Form, graphed: bool, setting: Setting) -> Row:
     """Batches that lie on the device already."""
     config = make_config(form)
-    batches = iter(make_batches(config, WARMUP + 2 + STEPS, setting.device))
-    return _watch(make_trainee(config, setting.device), lambda: next(batches), setting, graphed)
+    with capturing(setting) as device:
+        batches = iter(make_batches(config, warmup_steps() + 2 + STEPS, device))
+        return _watch(make_trainee(config, device), lambda: next(batches), device, graphed)
 
 
 def watch_loader(source: str, graphed: bool, setting: Setting) -> Row:
     """Batches that the loader's thread makes meanwhile."""
     config = source_config(source, {})
-    data = open_data(config, setting)
-    trainee = assemble(
-        config,
-        classes=len(data.classes),
-        image_shape=data.image_shape,
-        device=setting.device,
-        fixed_teacher=torch.nn.Identity,
-    )
-    try:
-        return _watch(trainee, data.train.next, setting, graphed)
-    finally:
-        data.train.close()
+    with capturing(setting) as device:
+        data = open_data(config, device, setting)
+        trainee = assemble(
+            config,
+            classes=len(data.classes),
+            image_shape=data.image_shape,
+            device=device,
+            fixed_teacher=torch.nn.Identity,
+        )
+        try:
+            return _watch(trainee, data.train.next, device, graphed)
+        finally:
+            data.train.close()
 
 
 def cases(setting: Setting) -> Cases:
