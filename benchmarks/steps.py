@@ -81,7 +81,9 @@ class Step:
 
     def __post_init__(self) -> None:
         def learner(seed: int) -> PlainLearner:
-            module = self.size.network(seed).to(self.device)
+            module = self.size.network(seed)
+            if self.device != CPU:  # FakeTensorMode rejects a move that changes nothing
+                module = module.to(self.device)
             if self.channels_last:
                 module = channels_last(module)
             if self.prepare is not None:
