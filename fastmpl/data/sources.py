@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from fastmpl.config.paths import expand_path
 from fastmpl.config.rules import decodes_always
 from fastmpl.data import draws
 from fastmpl.data.checks.checked import drop_bad_images
@@ -40,7 +41,8 @@ def digits(root: str) -> Arrays:
 
 
 def _fashion_file(name: str, root: str) -> Path:
-    folders = [Path(root), Path(root) / "FashionMNIST" / "raw"] if root else [_DEBIAN]  # the second: torchvision's
+    given = Path(expand_path(root, "data.root"))
+    folders = [given, given / "FashionMNIST" / "raw"] if root else [_DEBIAN]  # the second: torchvision's
     for folder in folders:
         for path in (folder / name, folder / f"{name}.gz"):
             if path.exists():

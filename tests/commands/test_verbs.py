@@ -113,9 +113,9 @@ def test_check_warns_of_test_images_that_are_trained_on(here: Path, capsys: pyte
     copy = shutil.copytree(here / "my pictures", here / "leaky", symlinks=True)
     image = next((copy / "test" / "red").glob("*.jpg"))
     shutil.copyfile(image, copy / "unlabelled" / "copy.jpg")
-    assert "warning 1 test images are also unlabelled training images" in said(
-        capsys, "check", "my_pictures.toml", "--data.root", "leaky"
-    )
+    told = said(capsys, "check", "my_pictures.toml", "--data.root", "leaky")
+    twins = f"test/red/{image.name} is the same picture as unlabelled/copy.jpg"
+    assert f"warning 1 test images are also unlabelled training images: {twins}" in told
 
 
 def test_evaluate_finds_what_training_found(here: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -15,6 +15,7 @@ from typing import Any, Final, Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from fastmpl.config.paths import expand_path
 from fastmpl.data.checks.scan import Scan, scan
 from fastmpl.data.dataset import Arrays, Labels
 from fastmpl.data.files.encoded import Encoded, Subset
@@ -57,7 +58,7 @@ def _as_encoded(images: object) -> Encoded:
 def _list_file(arrays: Arrays, root: str) -> Path | None:
     """The file of the list of these images."""
     cache = cache_folder()
-    known = hashlib.blake2b(os.fsencode(Path(root).expanduser().resolve()), digest_size=8)
+    known = hashlib.blake2b(os.fsencode(Path(expand_path(root, "data.root")).resolve()), digest_size=8)
     known.update((_as_encoded(arrays.train_images).digest + _as_encoded(arrays.test_images).digest).encode())
     return cache / f"checked-{known.hexdigest()}.jsonl" if cache else None
 
@@ -107,7 +108,8 @@ def drop_bad_images(arrays: Arrays, root: str) -> Arrays:
     """Leaves out of `arrays` the images that `check_all` found bad; unchanged where it never ran."""
     file = _list_file(arrays, root)
     lines = _read_list(file) if file else []
-    problems = tuple(Problem(str(Path(root) / line.file), line.reason, line.used) for line in lines)
+    place = Path(expand_path(root, "data.root"))
+    problems = tuple(Problem(str(place / line.file), line.reason, line.used) for line in lines)
     changed: dict[str, Any] = {"problems": arrays.problems + problems}
     some = _good_positions(lines, "train", len(arrays.train_labels))
     if len(some) < len(arrays.train_labels):

@@ -6,9 +6,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Final, NamedTuple
 
+from fastmpl.config.paths import expand_path
 from fastmpl.data.errors import DataError, printable
 from fastmpl.data.files.decode import SUFFIXES
-from fastmpl.data.files.paths import expand_path
 
 _SUFFIX: Final = "|".join(re.escape(suffix) for suffix in SUFFIXES)
 _IMAGE: Final = re.compile(rf"({_SUFFIX})$", re.IGNORECASE)
@@ -121,5 +121,5 @@ def split_line(form: ListForm, line: str, place: str, *, with_class: bool) -> tu
     if with_class and not word:
         raise DataError(f"{place} has no class: {line.strip()!r}. Give a path and a class.")
     if path.startswith(("~/", "$")):
-        path = str(expand_path(path, place))
+        path = expand_path(path, place)
     return (path.replace("\\", "/") if form.backslashes else path), word

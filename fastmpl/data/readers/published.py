@@ -10,6 +10,7 @@ from typing import Any, Final, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from fastmpl.config.paths import expand_path
 from fastmpl.data.dataset import Arrays, Labels
 from fastmpl.data.errors import DataError
 
@@ -39,7 +40,7 @@ def _reader(name: str) -> Any:
 
 def _root(name: str, root: str) -> Path:
     """The folder that torchvision expects; a user may also name the folder of the files itself."""
-    given = Path(root or DEFAULT).expanduser()
+    given = Path(expand_path(root or DEFAULT, "data.root"))
     return given.parent if SETS[name].folder and given.name == SETS[name].folder else given
 
 

@@ -1,0 +1,150 @@
+"""Lists of files in the forms that people write: each is read as it is meant, or refused in a sentence."""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from fastmpl.data.errors import DataError
+from fastmpl.data.files.encoded import Files, Names
+from fastmpl.data.readers.file_list import FileList, read_list
+from fastmpl.data.readers.streamed_sources import read_file_list
+from fastmpl.errors import ConfigError
+from tests.accounts import assert_adds_up
+
+ROWS = [(f"images/{name}{number}.jpg", name, kind) for kind, name in enumerate(("cat", "dog")) for number in range(3)]
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    (tmp_path / "images").mkdir()
+    for path, _, _ in ROWS:
+        (tmp_path / path).write_bytes(path.encode())
+        (tmp_path / path.replace("/", "/a ")).write_bytes(path.encode())
+    return tmp_path
+
+
+def read(root: Path, text: str | bytes, *, with_class: bool = True) -> FileList:
+    file = root / "labelled.txt"
+    file.write_bytes(text.encode() if isinstance(text, str) else text)
+    return read_list(root, file, with_class=with_class)
+
+
+def lines(line: Callable[[str, str, int], str], head: str = "") -> str:
+    return head + "".join(line(*row) + "\n" for row in ROWS)
+
+
+FORMS = {
+    "tabs": lines(lambda path, name, kind: f"{path}\t{name}"),
+    "spaces": lines(lambda path, name, kind: f"{path} {name}"),
+    "commas": lines(lambda path, name, kind: f"{path},{name}"),
+    "semicolons": lines(lambda path, name, kind: f"{path};{name}"),
+    "two tabs": lines(lambda path, name, kind: f"{path}\t\t{name}"),
+    "class first": lines(lambda path, name, kind: f"{name}\t{path}"),
+    "class first, spaces": lines(lambda path, name, kind: f"{name} {path}"),
+    "quotes": lines(lambda path, name, kind: f'"{path}" {name}'),
+    "quotes, commas": lines(lambda path, name, kind: f'"{path}","{name}"'),
+    "header": lines(lambda path, name, kind: f"{path}\t{name}", "path\tlabel\n"),
+    "header of any words": lines(lambda path, name, kind: f"{path}\t{name}", "what\twhich\n"),
+    "header that names three columns": lines(lambda path, name, kind: f"{kind},{name},{path}", "id,label,filename\n"),
+    "comment": lines(lambda path, name, kind: f"{path}\t{name}", "# made by hand\n\n"),
+    "carriage returns": lines(lambda path, name, kind: f"{path}\t{name}\r"),
+    "backslashes": lines(lambda path, name, kind: path.replace("/", "\\") + f"\t{name}"),
+    "without an end": lines(lambda path, name, kind: f"{path}\t{name}").rstrip("\n"),
+    "byte-order mark": lines(lambda path, name, kind: f"{path}\t{name}").encode("utf-8-sig"),
+    "UTF-16": lines(lambda path, name, kind: f"{path}\t{name}").encode("utf-16"),
+    "UTF-16, commas": lines(lambda path, name, kind: f"{path},{name}").encode("utf-16"),
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_each_form_gives_the_same_paths_and_classes(form: str, root: Path) -> None:
+    found = read(root, FORMS[form])
+    assert list(zip(found.names, found.words, strict=True)) == [(path, name) for path, name, _ in ROWS]
+    assert found.inventory.entries == len(ROWS) + sum(problem.count for problem in found.problems)
+
+
+@pytest.mark.parametrize("separator", ["\t", " ", ",", ";"])
+def test_paths_and_classes_may_have_spaces(separator: str, root: Path) -> None:
+    found = read(root, lines(lambda path, name, kind: f"{path.replace('/', '/a ')}{separator}golden {name}"))
+    assert list(found.names) == [path.replace("/", "/a ") for path, _, _ in ROWS]
+    assert found.words == [f"golden {name}" for _, name, _ in ROWS]
+
+
+def test_absolute_paths_and_those_with_a_variable_are_taken(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ROOT", str(root))
+    for start in (str(root), "$ROOT", "${ROOT}"):
+        found = read(root, lines(lambda path, name, kind, start=start: f"{start}/{path}\t{name}"))
+        assert list(found.names) == [f"{root}/{path}" for path, _, _ in ROWS]
+
+
+def test_a_list_without_classes_has_whole_lines_for_paths(root: Path) -> None:
+    found = read(root, lines(lambda path, name, kind: path.replace("/", "/a ")), with_class=False)
+    assert list(found.names) == [path.replace("/", "/a ") for path, _, _ in ROWS]
+    found = read(root, FORMS["header"], with_class=False)
+    assert list(found.names) == [path for path, _, _ in ROWS]
+
+
+def test_a_path_that_comes_again_is_used_once_and_told(root: Path) -> None:
+    found = read(root, FORMS["tabs"] + "images/../images/cat0.jpg\tcat\n")
+    assert len(found.names) == len(found.words) == len(found.lines) == len(ROWS)
+    assert [(problem.file[-6:], problem.reason) for problem in found.problems] == [
+        ("line 7", "the list has this path before")
+    ]
+
+
+REFUSED = {
+    "three columns": (
+        lines(lambda path, name, kind: f"{path}\t{name}\t{kind}"),
+        r"labelled\.txt has 3 columns: 'images/cat0",
+    ),
+    "no class in the last": (FORMS["tabs"] + "images/dog9.jpg", r"line 7 has no class: 'images/dog9\.jpg'"),
+    "two classes": (
+        FORMS["tabs"] + "images/cat1.jpg\tdog\n",
+        r"gives 'images/cat1\.jpg' two classes: 'cat' in line 2 and 'dog'",
+    ),
+    "more columns later": (FORMS["tabs"] + "images/cat3.jpg\tdog\tx\n", r"line 7 has 3 columns, not 2"),
+    "an empty label": ("path,label,note\nimages/cat0.jpg,,fine\n", r"line 2 has no class"),
+    "elsewhere": (
+        lines(lambda path, name, kind: f"pictures/{path}\t{name}"),
+        r"line 1: there is no file 'pictures/images/cat0",
+    ),
+    "UTF-16 without a mark": (
+        FORMS["tabs"].encode("utf-16-le"),
+        r"labelled\.txt is no text in UTF-8 \(it holds the byte 0\)",
+    ),
+    "a variable": (
+        "$NOWHERE/a.jpg\tcat\n$NOWHERE/b.jpg\tdog\n",
+        r"line 1 = '\$NOWHERE/a\.jpg' names the variable NOWHERE",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_what_is_no_list_is_one_sentence(case: str, root: Path) -> None:
+    text, said = REFUSED[case]
+    with pytest.raises((DataError, ConfigError), match=said) as refused:
+        read(root, text)
+    assert "\n" not in str(refused.value)
+
+
+@pytest.mark.timeout(20)
+def test_a_pipe_or_a_device_that_a_list_names_is_not_read(root: Path) -> None:
+    os.mkfifo(root / "pipe.jpg")
+    images = Files(root, Names(["pipe.jpg", "/dev/zero"]))
+    for number in range(2):
+        with pytest.raises(OSError, match="it is no regular file"):
+            images.read(number)
+
+
+def test_the_lists_of_a_root_have_the_usual_names(root: Path) -> None:
+    for name, start in (("train.csv", 0), ("unlabeled.txt", 1), ("VAL.txt", 2)):
+        (root / name).write_text("".join(f"{path},{word}\n" for path, word, _ in ROWS[start::3]))
+    arrays = read_file_list(str(root))
+    assert (len(arrays.train_labels), len(arrays.test_labels)) == (4, 2)
+    assert_adds_up(arrays, 3 + 6)
+    (root / "test.txt").write_text((root / "VAL.txt").read_text())
+    (problem,) = read_file_list(str(root)).problems
+    assert problem.file.endswith("VAL.txt")
+    assert "test images are read from test" in problem.reason
