@@ -268,7 +268,7 @@ def batch_of(step: int, dtype: torch.dtype, *, stored: bool = False) -> Batch:
 
 def part(batch: Batch, ranks: Ranks) -> Batch:
     """This rank's rows."""
-    return Batch(*(None if rows is None else rows.chunk(ranks.size)[ranks.rank] for rows in batch))  # type: ignore[arg-type]
+    return batch.map(lambda rows: rows.chunk(ranks.size)[ranks.rank])
 
 
 def network(case: Case, seed: int) -> nn.Module:

@@ -44,7 +44,4 @@ def trainee(settings: Config, device: str) -> Trainee:
 def batches(settings: Config, count: int) -> list[Batch]:
     torch.manual_seed(0)
     shapes = make_fake_batch(settings, SHAPE, 10)
-    return [
-        Batch(*(None if p is None else torch.randn_like(p) if p.is_floating_point() else p for p in shapes))  # type: ignore[arg-type]
-        for _ in range(count)
-    ]
+    return [shapes.map(lambda part: torch.randn_like(part) if part.is_floating_point() else part) for _ in range(count)]

@@ -14,6 +14,7 @@ pytest.importorskip("nvidia.dali", reason="install nvidia-dali-cuda130 to test t
 
 from fastmpl.data import dali
 from fastmpl.data.build import build
+from fastmpl.data.device_stream import KeepAlive
 from fastmpl.data.draws import StreamName
 from fastmpl.data.evaluation import make_evaluation_set
 from fastmpl.data.files.encoded import Files, Names
@@ -199,3 +200,15 @@ def test_images_grow_by_the_step_and_a_resumed_run_starts_at_its_size(settings: 
     assert data.finetune("labelled", 4).next().images.shape[-1] == 96
     for loader in (data, again):
         loader.train.close()
+
+
+def test_dali_s_memory_is_kept_while_a_gpu_may_still_convert_it(images: Files, monkeypatch: pytest.MonkeyPatch) -> None:
+    kept: list[list[torch.Tensor]] = []
+    monkeypatch.setattr(KeepAlive, "keep", lambda self, made: kept.append(made))
+    seen = stream(images, dtype=torch.bfloat16).next()
+    assert [view.dtype for view in (seen.weak, seen.strong) if view is not None] == [torch.bfloat16] * 2
+    ((weak, strong),) = kept
+    assert weak.dtype == strong.dtype == torch.float32
+    assert torch.equal(weak.bfloat16(), seen.weak)
+    stream(images).next()
+    assert len(kept) == 1  # nothing was converted: the caller holds the memory itself
