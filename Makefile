@@ -3,7 +3,10 @@
 # make test-fast       the tests of mathematics, kernels, configuration and data alone: the inner loop, under 90 seconds
 # make test-slow       the same properties at more sizes and architectures
 # make docs            the documentation as a site, in docs/_site; fails on a warning, a broken link or an unchecked command
-# make gpu-check       the tests that need a GPU, and each kernel against its reference; writes a record
+# make test-lowest     the tests of kernels, step, learners and models with the lowest versions promised; left out, with a
+#                      sentence, where these cannot be installed
+# make gpu-check       what a GPU is asked: is every kernel, graph and stream right, and how fast; writes records (docs/gpu.md).
+#                      Any python3 with torch will do: no environment is built then. ARGS="--part correct --seconds 560"
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV   := .venv
@@ -12,9 +15,11 @@ ENV    := $(VENV)/.installed
 BUILD  := $(VENV)/.built
 FAST   := tests/test_imports.py tests/config tests/step/test_identities.py tests/learners/test_optimisers.py \
           tests/kernels/test_student_objective.py tests/kernels/test_batch_norm_act.py tests/data/test_split.py
+LOWEST := .venv-lowest
+LOWEST_TESTS := tests/kernels tests/step tests/learners tests/models
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 
-.PHONY: train test test-fast test-slow docs gpu-check lint lock clean
+.PHONY: train test test-fast test-slow test-lowest docs gpu-check lint lock clean
 
 train: $(BUILD)
 	@$(if $(CONFIG),$(BIN)/fastmpl train $(CONFIG),$(BIN)/fastmpl demo)
@@ -32,8 +37,24 @@ docs: $(BUILD)
 test-slow: $(BUILD)
 	$(PYTEST) -n 2 --dist worksteal -m slow
 
-gpu-check: $(BUILD)
-	$(BIN)/python -m benchmarks.gpu_check
+test-lowest: $(BUILD)
+	@$(MAKE) --no-print-directory $(LOWEST)/.installed || \
+	  { echo "skipped: the lowest versions cannot be installed here (requirements-lowest.txt)"; exit 0; }; \
+	  test -e $(LOWEST)/.installed || exit 0; \
+	  echo "$(LOWEST)/bin/python -m pytest $(LOWEST_TESTS)"; \
+	  OMP_NUM_THREADS=1 FASTMPL_NATIVE_LIBRARY=$(firstword $(wildcard $(CURDIR)/build/*/libfastmpl_native.so)) \
+	  $(LOWEST)/bin/python -m pytest -q $(LOWEST_TESTS)
+
+$(LOWEST)/.installed: requirements-lowest.txt
+	$(PYTHON) -m venv $(LOWEST)
+	$(LOWEST)/bin/python -m pip install --quiet --disable-pip-version-check -r requirements-lowest.txt
+	@touch $@
+
+gpu-check:
+	@if test -e $(BUILD); then python=$(BIN)/python; \
+	elif python3 -c 'import torch' 2>/dev/null; then python=python3; \
+	else $(MAKE) --no-print-directory $(BUILD) && python=$(BIN)/python; fi && \
+	$$python -m benchmarks.gpu_check $(ARGS)
 
 lint: $(BUILD)
 	$(BIN)/ruff check .
@@ -58,4 +79,4 @@ lock: $(ENV)
 	mv requirements.new requirements.lock
 
 clean:
-	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) $(LOWEST) build dist .pytest_cache .mypy_cache .ruff_cache
