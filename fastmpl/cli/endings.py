@@ -54,7 +54,8 @@ def print_error(error: FastMPLError, debug: bool) -> int:
 def print_unexpected(error: Exception, debug: bool) -> int:
     """Prints one sentence for an exception that nothing expected; returns its exit code.
 
-    A full disk, a reader that has gone and a lack of memory are named as such. Anything else is a fault of fastmpl.
+    A full disk, a path that cannot be used, a reader that has gone and a lack of memory are named as such. Anything
+    else is a fault of fastmpl.
     """
     if isinstance(error, BrokenPipeError):
         sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115  (the interpreter flushes it at exit)
@@ -64,6 +65,8 @@ def print_unexpected(error: Exception, debug: bool) -> int:
         return print_error(
             StorageError(f"{error.filename or 'the output'} cannot be written: {error.strerror}."), debug
         )
+    if isinstance(error, OSError) and error.filename is not None and error.strerror:
+        return print_error(StorageError(f"{str(error.filename)[:LONGEST]} cannot be used: {error.strerror}."), debug)
     if _lacks_memory(error):
         return print_error(OutOfMemoryError(MORE_MEMORY), debug)
     if debug:

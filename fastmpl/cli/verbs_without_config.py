@@ -1,5 +1,6 @@
 """The verbs without a configuration, on runs, folders of pictures and the machine: a dataclass and a function a verb."""
 
+import shlex
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,18 +17,23 @@ class InitOptions:
     """Writes a first configuration for a folder of pictures: FOLDER/labelled/<class>/*, FOLDER/unlabelled/*."""
 
     folder: Positional[str]
-    """Folder with labelled/, and perhaps unlabelled/, test/ and trusted/."""
+    """Folder with labelled/ (or train/), and perhaps unlabelled/, test/ and trusted/."""
     output: Path | None = None
     """File to write; the folder's name with .toml if not given."""
+    quick: FlagCreatePairsOff[bool] = False
+    """A quarter of the steps, for a first look."""
     debug: FlagCreatePairsOff[bool] = False
     """Show the traceback of an error."""
 
 
 def init(options: InitOptions) -> None:
-    from fastmpl.commands.init import write_first_config
+    limit_threads()
+    from fastmpl.commands.init import format_minutes, write_first_config
 
-    path = write_first_config(options.folder, options.output)
-    print(f"{path} is written. Look through it, then: fastmpl check {path}; fastmpl train {path}")
+    path, seconds = write_first_config(options.folder, options.output, quick=options.quick)
+    quoted = shlex.quote(str(path))
+    print(f"{path} is written; training takes {format_minutes(seconds)} on this machine. Look through it, then:")
+    print(f"  fastmpl check {quoted}\n  fastmpl train {quoted}")
 
 
 @dataclass(frozen=True)

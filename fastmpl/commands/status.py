@@ -3,7 +3,7 @@
 import fcntl
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +57,11 @@ def _newest_checkpoint(folder: Path) -> str:
     return "none" if newest is None else f"{newest.parent.name}, {_format_age(time.time() - newest.stat().st_mtime)}"
 
 
+def _has(line: Mapping[str, Any], *names: str) -> bool:
+    """Whether a line of metrics has these numbers; a damaged file may hold anything."""
+    return all(isinstance(line.get(name), int | float) for name in names)
+
+
 def status(folder: Path) -> Iterator[str]:
     """Some lines on the run in `folder`. Raises ConfigError where there is none."""
     found = _read_status(folder)
@@ -68,12 +73,14 @@ def status(folder: Path) -> Iterator[str]:
         yield f"note        {note}"
     yield f"checkpoint  {_newest_checkpoint(folder)}"
     lines = list(read_lines(folder))
-    trained = [line for line in lines if line.get("kind") == "train"]
+    trained = [line for line in lines if line.get("kind") == "train" and _has(line, "step", "images_per_second")]
     if trained:
         last = trained[-1]
         yield f"training    step {last['step']} of {total}, {last['images_per_second']:.0f} images/s"
     accuracies = {
-        (line["network"], line["split"]): line["accuracy"] for line in lines if line.get("kind") == "evaluation"
+        (str(line.get("network")), str(line.get("split"))): line["accuracy"]
+        for line in lines
+        if line.get("kind") == "evaluation" and _has(line, "accuracy")
     }
     for (network, split), accuracy in accuracies.items():
         yield f"accuracy    {100 * accuracy:.1f} % of the {split} images, {network}"

@@ -4,7 +4,7 @@ Only options that were given are returned, as text: they override the file and a
 shows the keys that matter, --help-all also the rare ones.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import fields, make_dataclass
 from difflib import get_close_matches
 from typing import Annotated, Any, Literal, TypedDict, TypeVar, get_args, get_origin
@@ -56,21 +56,34 @@ def _option(field: FieldInfo) -> Any:
     ]
 
 
-def _options(rare: bool) -> Any:
-    """A type for tyro: a dictionary of the sections, each a dictionary of the keys that were given."""
+def _options(names: Collection[str]) -> Any:
+    """A type for tyro: a dictionary of the sections, each a dictionary of those of its keys that are in `names`."""
     sections: dict[str, Any] = {}
     for name, section in SECTIONS.items():
-        keys = {key: _option(field) for key, field in section.model_fields.items() if rare or not _is_rare(field)}
+        keys = {key: _option(field) for key, field in section.model_fields.items() if f"{name}.{key}" in names}
         sections[name] = TypedDict(name, keys, total=False)  # type: ignore[operator]
         sections[name].__doc__ = section.__doc__
     return TypedDict("Options", sections)  # type: ignore[operator]
+
+
+def _options_to_show(arguments: Sequence[str]) -> Collection[str]:
+    """The keys that the help shows, or else those that were given: tyro takes a millisecond for each that it knows."""
+    if "--help-all" in arguments:
+        return KEYS
+    if not {"-h", "--help"}.isdisjoint(arguments):
+        return [name for name, field in KEYS.items() if not _is_rare(field)]
+    return {_option_name(argument) for argument in arguments}
+
+
+def _option_name(argument: str) -> str:
+    return argument.removeprefix("--").partition("=")[0].replace("-", "_")
 
 
 def _refuse_unknown(arguments: Sequence[str], verb: type[Any]) -> None:
     """Raises ConfigError for an option that does not exist, with the nearest key that does."""
     own = {field.name for field in fields(verb)} | {"help", "help_all"}
     for argument in arguments:
-        name = argument.removeprefix("--").partition("=")[0].replace("-", "_")
+        name = _option_name(argument)
         if not argument.startswith("--") or not name or name in KEYS or name in own:
             continue
         if "." in name:
@@ -111,8 +124,7 @@ def parse(verb: type[Verb], program: str, arguments: Sequence[str]) -> tuple[Ver
     tyro prints it and raises SystemExit (0 or 2).
     """
     _refuse_unknown(arguments, verb)
-    short = not {"-h", "--help"}.isdisjoint(arguments)
-    options: Any = Annotated[_options(rare=not short), tyro.conf.arg(name="")]
+    options: Any = Annotated[_options(_options_to_show(arguments)), tyro.conf.arg(name="")]
     parsed: Any = tyro.cli(
         make_dataclass("Line", [("options", options)], bases=(verb,), frozen=True, kw_only=True),
         prog=program,

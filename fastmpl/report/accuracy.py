@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 from matplotlib.axes import Axes
 
-from fastmpl.report.drawing import COLOUR, DASHES, PERCENT, Chart, Key, draw, step_axis
+from fastmpl.report.drawing import COLOUR, DASHES, Chart, Key, draw, percent_axis, step_axis
 from fastmpl.report.reading import NETWORKS, SPLITS, RunRecord
 from fastmpl.telemetry.metrics import Evaluation
 
@@ -40,7 +40,7 @@ def _draw_accuracy(run: RunRecord, split: str, limits: tuple[float, float]) -> C
 
     def paint(axes: Axes) -> None:
         axes.set_ylim(*limits)
-        axes.yaxis.set_major_formatter(PERCENT)
+        percent_axis(axes.yaxis)
         for name, points in curves.items():
             axes.plot(
                 *zip(*points, strict=True),

@@ -11,7 +11,7 @@ from typing import Final, NamedTuple
 from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
-from fastmpl.report.drawing import COLOUR, DASHES, PERCENT, Chart, Key, draw, step_axis
+from fastmpl.report.drawing import COLOUR, DASHES, Chart, Key, draw, percent_axis, step_axis
 from fastmpl.report.reading import RunRecord
 
 MOST: Final = 300  # points of a curve; more are averaged in bins, because nobody sees them and every one is in the file
@@ -109,7 +109,7 @@ def _draw_question(run: RunRecord, question: Question, curves: Sequence[Curve]) 
             axes.yaxis.set_minor_formatter(NullFormatter())
         if question.share:
             axes.set_ylim(-0.02, 1.02)
-            axes.yaxis.set_major_formatter(PERCENT)
+            percent_axis(axes.yaxis)
         if question.zero:
             axes.axhline(0, color=COLOUR["muted"], linewidth=0.8)
         step_axis(axes)

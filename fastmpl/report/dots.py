@@ -8,7 +8,7 @@ from markupsafe import Markup
 from matplotlib.axes import Axes
 
 from fastmpl.paired_statistics import Interval, mean, paired_interval, standard_error
-from fastmpl.report.drawing import COLOUR, PERCENT, draw
+from fastmpl.report.drawing import COLOUR, draw, percent_axis
 
 
 class ArmResult(NamedTuple):
@@ -72,7 +72,7 @@ def dot_plot(table: Comparison, number: int) -> Markup:
         axes.set_ylim(len(shown) - 0.4, -0.75)
         axes.set_yticks([])
         axes.spines["bottom"].set_visible(False)
-        axes.xaxis.set_major_formatter(PERCENT)
+        percent_axis(axes.xaxis)
         axes.margins(x=0.06)
         for place, row in enumerate(shown):
             axes.axhline(place, color=COLOUR["grid"], linewidth=0.8, zorder=0)

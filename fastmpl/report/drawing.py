@@ -1,7 +1,7 @@
-"""Figures as SVG that lives inside a page: its text is text, and its colours are the page's, in light and in dark.
+"""Draws figures as SVG inside a page: text stays text, and colours are the page's, in light and in dark mode.
 
-Matplotlib writes fixed colours, so each role has a colour of its own that is replaced by the page's variable of that
-name (`--student`). Leaves out what is drawn (`accuracy`, `curves`, `dots`) and the variables' values (the style sheet).
+Matplotlib writes fixed colours. Each role has a placeholder colour, which is replaced by the page's variable of that
+name (`--student`). What is drawn is in `accuracy`, `curves` and `dots`; the variables' values are in the style sheet.
 """
 
 import io
@@ -12,12 +12,12 @@ from typing import Any, Final, NamedTuple
 from markupsafe import Markup
 from matplotlib import rc_context
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, MaxNLocator, PercentFormatter
+from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 ROLES: Final = ("ink", "muted", "grid", "surface", "student", "average", "teacher", "extra")
 COLOUR: Final = {role: f"#0a0b{number:02x}" for number, role in enumerate(ROLES, 1)}
-PERCENT: Final = PercentFormatter(1.0, decimals=0, symbol=" %")
 DASHES: Final = {"teacher": (0, (4, 1.6)), "extra": (0, (1.4, 1.2))}  # by role; curves on each other both show
 STYLE: Final[dict[str, Any]] = {
     "svg.fonttype": "none",
@@ -61,6 +61,17 @@ class Chart(NamedTuple):
     caption: str
     legend: Sequence[Key]
     svg: Markup
+
+
+def percent_axis(axis: Axis) -> None:
+    """Percent along an axis of shares, with as many decimals as tell its labels apart."""
+
+    def format_tick(share: float, place: int | None) -> str:
+        shares = axis.get_majorticklocs()
+        decimals = next((n for n in range(6) if len({f"{100 * x:.{n}f}" for x in shares}) == len(shares)), 6)
+        return f"{100 * share + 0.0:.{decimals}f} %"
+
+    axis.set_major_formatter(FuncFormatter(format_tick))
 
 
 def step_axis(axes: Axes) -> None:

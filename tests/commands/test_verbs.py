@@ -30,7 +30,7 @@ SHORT = [
     *("--run.steps", "12", "--run.evaluate_every", "6", "--run.log_every", "4", "--data.image_size", "16"),
     *("--teacher.width", "16", "--student.width", "16", "--student.average", "0.8", "--data.batch_unlabelled", "24"),
     *("--teacher.model", "conv", "--student.model", "conv", "--data.batch_labelled", "24", "--data.validation", "12"),
-    *("--teacher.warmup", "2", "--student.warmup", "2"),
+    *("--teacher.warmup", "2", "--student.warmup", "2", "--method.name", "mpl", "--feedback.kind", "exact"),
 ]
 
 
@@ -92,7 +92,7 @@ def test_check_lists_every_bad_file_with_its_reason(here: Path, capsys: pytest.C
 def test_check_tells_whether_the_step_can_be_one_graph_and_what_stands_in_the_way(
     here: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    asked = ("check", "my_pictures.toml", "--data.batch-unlabelled", "16")
+    asked = ("check", "my_pictures.toml", "--method.name", "mpl", "--feedback.kind", "exact", "--teacher.model", "conv")
     assert said(capsys, *asked).splitlines()[-1] == "graph   the whole step can be one CUDA graph"
     assert said(capsys, *asked, "--system.graph", "off").splitlines()[-1].startswith("graph   none: ")
 
@@ -177,7 +177,7 @@ def test_init_suits_the_pictures_and_says_why(here: Path) -> None:
     config = load(here / "my_pictures.toml")
     assert (config.run.name, config.data.source, config.data.root) == ("my_pictures", "folder", "my pictures")
     assert (config.data.labels, config.data.validation) == (0, 24)  # a fifth of 40, of each class
-    assert config.data.image_size == 32
+    assert (config.data.image_size, config.method.name, config.student.model) == (24, "uda", "wrn_16_1")
     assert "the shorter side of a typical image has" in (here / "my_pictures.toml").read_text()
 
 

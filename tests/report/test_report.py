@@ -7,12 +7,13 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
+from matplotlib.axes import Axes
 
 from fastmpl.config import Config, save
 from fastmpl.report import ArmResult, Comparison, write_comparison, write_report
 from fastmpl.report.accuracy import spread
 from fastmpl.report.curves import average_in_bins
-from fastmpl.report.drawing import COLOUR, ROLES, draw
+from fastmpl.report.drawing import COLOUR, ROLES, draw, percent_axis
 from fastmpl.telemetry.metrics import FILE, Evaluation, Log
 from tests.report.sample import FEW, FOLDER, HOSTILE, NOISY, write_sample
 
@@ -250,3 +251,17 @@ def test_comparing_with_an_arm_that_is_not_there_is_refused(tmp_path: Path) -> N
     with pytest.raises(ValueError, match="no arm is called 'of'"):
         write_comparison(tmp_path / "page.html", "t", [FEW._replace(against="of")])
     assert not (tmp_path / "page.html").exists()
+
+
+@pytest.mark.parametrize(("low", "high"), [(0.0, 1.0), (0.3, 0.9), (0.871, 0.884), (0.9, 0.9005), (0.5, 0.5)])
+def test_no_two_labels_of_an_axis_are_equal(low: float, high: float) -> None:
+    labels: list[str] = []
+
+    def paint(axes: Axes) -> None:
+        axes.set_ylim(low - 1e-4, high + 1e-4)
+        percent_axis(axes.yaxis)
+        labels.extend(label.get_text() for label in axes.get_yticklabels())
+
+    draw("a description", (3.6, 2.0), paint)
+    assert len(labels) > 2 and len(set(labels)) == len(labels)
+    assert high - low < 0.5 or all("." not in label for label in labels)

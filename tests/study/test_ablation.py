@@ -7,10 +7,10 @@ from typing import Any
 import pytest
 from scipy.stats import ttest_rel
 
-from fastmpl.config import Config, load
+from fastmpl.config import Config, load, save
 from fastmpl.errors import ConfigError
 from fastmpl.paired_statistics import Interval, paired_p
-from fastmpl.study import ablation
+from fastmpl.study import ablation, arms
 
 DIGITS = Path(__file__).parents[2] / "launch" / "configs" / "digits.toml"
 
@@ -33,11 +33,9 @@ def test_the_arms_are_every_legal_kind_and_the_controls(
 ) -> None:
     settings = {"feedback.baseline": 0.9} if kind == "scalar" else {}
     asked = config(tmp_path, **{"method.targets": targets, "feedback.kind": kind, **settings})
-    from fastmpl.config import save
-
-    arms = ablation.build_arms(asked, save(asked, tmp_path / "config.toml"))
-    assert [arm.name for arm in arms] == expected
-    configs = {arm.name: arm.config_of(1, tmp_path) for arm in arms}  # each is legal
+    built = ablation.build_arms(asked, save(asked, tmp_path / "config.toml"))
+    assert [arm.name for arm in built] == expected
+    configs = {arm.name: arm.config_of(1, tmp_path) for arm in built}  # each is legal
     for name, made in configs.items():
         assert made.feedback.control == (name if name in ("shuffled", "flipped") else "none")
         assert made.method == asked.method and made.data == asked.data and made.run.seed == 1
@@ -58,13 +56,27 @@ def test_a_finished_ablation_is_read_and_not_trained_again(tmp_path: Path, capsy
     asked = config(tmp_path, **{"finetune.steps": 2, "finetune.batch": 16})
     said: list[str] = []
     first = ablation.ablate(asked, tmp_path / "a", 2, said.append, jobs=2)
-    assert len(said) == 8
+    assert said[0] == f"4 arms x 2 seeds: 8 runs to train, 2 at a time, in {tmp_path / 'a'}"
+    ended = [line for line in said[1:] if not line.startswith("training")]
+    assert [line[:7] for line in ended] == [f"{n} of 8 " for n in range(1, 9)]
+    assert all("left" in line for line in ended[:-1]) and "left" not in ended[-1]
+    said.clear()
     again = ablation.ablate(asked, tmp_path / "a", 2, said.append)
-    assert len(said) == 8 and again == first
+    assert said == [] and again == first
     assert list(first) == ["Test accuracy", "After fine-tuning"]
     assert json.loads((tmp_path / "a/ablation.json").read_text())["Test accuracy"][0]["name"] == "off"
     page = ablation.run(asked, tmp_path / "a", 2)
     assert "flipped" in page.read_text() and "flipped" in capsys.readouterr().out
+
+
+def test_a_long_run_is_told_of_while_it_trains(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(arms, "TELL_EVERY", 0.05)
+    said: list[str] = []
+    asked = config(tmp_path, **{"run.steps": 30, "run.log_every": 1})
+    path = save(asked, tmp_path / "config.toml")
+    arms.run_arms([arms.Arm("off", path, {"feedback.kind": "off"})], 1, tmp_path, said.append, jobs=1)
+    assert "training  the first runs start" in said
+    assert any(line.startswith("training  off, seed 0: step ") and line.endswith(" of 30") for line in said)
 
 
 def row(name: str, low: float, high: float) -> ablation.AblationRow:
