@@ -78,7 +78,7 @@ def predict(options: PredictOptions) -> None:
 
     if not options.images:
         raise ConfigError("fastmpl predict needs image files, or folders of them, after the run.")
-    found = predict.predict(options.run, options.images)
+    found = predict.predict(options.run, options.images, lambda line: print(line, file=sys.stderr))
     if options.output is None:
         predict.write_table(found, options.format, sys.stdout)
         return

@@ -3,7 +3,7 @@
 import csv
 import json
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Literal, NamedTuple, TextIO
@@ -14,8 +14,8 @@ import torch
 from fastmpl.data.errors import DataError, printable
 from fastmpl.data.evaluation import shown_side
 from fastmpl.data.files.decode import Decoded, decode_all
+from fastmpl.data.files.listing import image_files
 from fastmpl.data.normalise import centre, centre_view
-from fastmpl.data.readers.tree import images_below
 from fastmpl.errors import ConfigError
 from fastmpl.run.student_file import Classifier, load_classifier
 
@@ -33,13 +33,20 @@ class Prediction(NamedTuple):
     problem: str = ""
 
 
-def _list_images(paths: Iterable[Path]) -> list[Path]:
-    """The files named, and the images below the folders named, in order."""
+def _list_images(paths: Iterable[Path], tell: Callable[[str], None]) -> list[Path]:
+    """The files named, and the images below the folders named, in order; `tell` gets what a folder has besides."""
     files: list[Path] = []
     for path in paths:
         if not path.exists():
             raise DataError(f"{printable(path)} does not exist. Name image files, or folders of them.")
-        files += images_below(path) if path.is_dir() else [path]
+        if not path.is_dir():
+            files.append(path)
+            continue
+        (found,) = image_files(path, ["."])
+        files += [path / name for name in found.names]
+        for problem in found.problems:
+            more = f" and {problem.count - 1:,} more" if problem.count > 1 else ""
+            tell(f"skipped {printable(problem.file)}{more}: {printable(problem.reason)}")
     if not files:
         raise DataError(f"{', '.join(map(printable, paths))} has no image files.")
     return files
@@ -64,12 +71,12 @@ def _classify(student: Classifier, found: Sequence[tuple[Path, Decoded]], device
         yield Prediction(printable(path), label, probabilities[label], probabilities)
 
 
-def predict(run: Path, paths: Sequence[Path]) -> Iterator[Prediction]:
+def predict(run: Path, paths: Sequence[Path], tell: Callable[[str], None] = lambda line: None) -> Iterator[Prediction]:
     """One prediction a file, in order; images are read as those of a training folder are (`fastmpl.data.files.decode`).
 
     Raises ConfigError where `run` has no student or classifies points, DataError where a path does not exist.
     """
-    student, files = load_classifier(run), _list_images(paths)
+    student, files = load_classifier(run), _list_images(paths, tell)
     if student.remark:
         print(student.remark, file=sys.stderr)
     if student.normalisation is None:

@@ -90,10 +90,17 @@ def test_wrong_command_lines_are_refused(here: Path, capsys: pytest.CaptureFixtu
 
 def test_wrong_values_of_every_key_are_refused(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     every = list(wrong_options())
-    assert len(every) > 150
+    assert len(every) > 100
     for options in every:
         assert_refused(capsys, ("train", "ok.toml", *options))
     assert not Path("runs").exists()  # nothing of a start that failed is left behind
+
+
+READERS = {
+    "STATUS.json": ("status",),
+    "results.json": ("report",),
+    "metrics.jsonl": ("status", "report"),
+}  # others: all
 
 
 @pytest.mark.parametrize("file", FILES)
@@ -103,7 +110,7 @@ def test_damaged_run_folders_are_read_or_refused(here: Path, capsys: pytest.Capt
     for number, content in enumerate(FILES[file]):
         run = shutil.copytree(here / "whole", here / f"run {number}")
         (run / file).write_bytes(content)
-        for verb in ON_RUNS:
+        for verb in READERS.get(file, ON_RUNS):
             code = cli.main([verb, str(run)])
             err = capsys.readouterr().err
             assert code in (0, *EXPECTED), (verb, content[:40], code, err)
