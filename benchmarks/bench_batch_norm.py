@@ -91,15 +91,15 @@ def variants(shape: tuple[int, ...], dtype: torch.dtype) -> tuple[dict[str, Call
 def row(shape: tuple[int, ...], name: str, rounds: int) -> Row:
     calls, leaves = variants(shape, DTYPES[name])
 
-    def interleaved(*names: str) -> dict[str, list[Sample]]:
+    def take_turns(*names: str) -> dict[str, list[Sample]]:
         return sample({name: calls[name] for name in names}, rounds=rounds, warmup=3)
 
     # Every comparison in a rotation of its own: what else ran between the two would leave caches and heap in a state that
     # one of them pays more for (after torch's JVP in bfloat16, a forward takes half as long again).
-    against = [interleaved(f"{call}, ours", f"{call}, torch") for call in ("forward", "forward and backward", "jvp")]
-    beside = interleaved("forward, ours", "jvp, ours")
+    against = [take_turns(f"{call}, ours", f"{call}, torch") for call in ("forward", "forward and backward", "jvp")]
+    beside = take_turns("forward, ours", "jvp, ours")
     x = leaves[0].detach()
-    alone = interleaved("kernels alone") | sample({"copy": partial(torch.empty_like(x).copy_, x)}, rounds, warmup=3)
+    alone = take_turns("kernels alone") | sample({"copy": partial(torch.empty_like(x).copy_, x)}, rounds, warmup=3)
     assert dispatch.last_backend("batch_norm_act") == "native", "build the native library first: pip install ."
 
     def ratio(a: list[Sample], b: list[Sample]) -> float:

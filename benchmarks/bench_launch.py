@@ -32,7 +32,7 @@ class Launch(NamedTuple):
         return self.code == 0 and self.state == "done" and not self.left
 
 
-def launched(engine: str, stage: int, ranks: int, steps: int) -> Launch:
+def launch_run(engine: str, stage: int, ranks: int, steps: int) -> Launch:
     """`deepspeed --num_gpus N launch/train.py launch/configs/digits.toml` from its start to its end."""
     with tempfile.TemporaryDirectory() as folder:
         run = Path(folder) / "one"
@@ -51,7 +51,7 @@ def launched(engine: str, stage: int, ranks: int, steps: int) -> Launch:
                 time.sleep(0.05)
         status = run / "STATUS.json"
         state = str(json.loads(status.read_text())["state"]) if status.is_file() else "none"
-        return Launch(first, process.returncode, state, left_of(folder))
+        return Launch(first, process.returncode, state, count_processes_of(folder))
 
 
 def _has_trained(run: Path) -> bool:
@@ -59,8 +59,8 @@ def _has_trained(run: Path) -> bool:
     return path.is_file() and path.stat().st_size > 0
 
 
-def left_of(folder: str) -> int:
-    """The processes whose command names that folder."""
+def count_processes_of(folder: str) -> int:
+    """How many processes name that folder in their command line."""
     found = 0
     for path in Path("/proc").glob("[0-9]*/cmdline"):
         try:
@@ -80,7 +80,7 @@ def main() -> int:
     asked = parser.parse_args()
     runs = []
     for number in range(asked.runs):
-        runs.append(launched(asked.engine, asked.stage, asked.ranks, asked.steps))
+        runs.append(launch_run(asked.engine, asked.stage, asked.ranks, asked.steps))
         print(number + 1, runs[-1], flush=True)
     seconds = sorted(run.seconds for run in runs)
     row: Row = {

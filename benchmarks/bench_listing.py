@@ -21,7 +21,7 @@ CLASSES, LABELLED, BATCH = 1000, 0.1, 448
 SOURCES = ("folder", "file_list")
 
 
-def made(folder: Path, files: int) -> Path:
+def make_tree(folder: Path, files: int) -> Path:
     """The tree and its lists, whole or made anew."""
     done = folder / f"whole-{files}"
     if done.exists():
@@ -43,7 +43,7 @@ def made(folder: Path, files: int) -> Path:
     return folder
 
 
-def memory() -> dict[str, float]:
+def read_memory() -> dict[str, float]:
     """Megabytes of this process: the most there were, and those that are its own now."""
     lines = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
     return {
@@ -52,18 +52,20 @@ def memory() -> dict[str, float]:
     }
 
 
-def age() -> float:
+def read_age() -> float:
     """Seconds since this process began."""
     ticks = int(Path("/proc/self/stat").read_text().rpartition(")")[2].split()[19])
     return time.clock_gettime(time.CLOCK_BOOTTIME) - ticks / os.sysconf("SC_CLK_TCK")
 
 
-def measure(source: str, root: str) -> list[Row]:
+def measure_steps(source: str, root: str) -> list[Row]:
     """The steps from nothing to a second epoch's order, in this process."""
     rows: list[Row] = []
 
     def note(step: str) -> None:
-        rows.append({"source": source, "step": step, "wall s": age(), "CPU s": time.process_time(), **memory()})
+        rows.append(
+            {"source": source, "step": step, "wall s": read_age(), "CPU s": time.process_time(), **read_memory()}
+        )
 
     import torch  # noqa: F401
 
@@ -99,9 +101,9 @@ def main() -> None:
     asked = parser.parse_args()
     if asked.measure:
         root = asked.folder if asked.measure == "folder" else asked.folder / "lists"
-        print(json.dumps(measure(asked.measure, str(root))))
+        print(json.dumps(measure_steps(asked.measure, str(root))))
         return
-    made(asked.folder, asked.files)
+    make_tree(asked.folder, asked.files)
     rows: list[Row] = []
     for source in SOURCES:
         command = [sys.executable, "-m", "benchmarks.bench_listing", "--folder", str(asked.folder), "--measure", source]

@@ -42,7 +42,7 @@ class Sample(NamedTuple):
     cpu: float
 
 
-def jpegs(folder: Path, count: int) -> list[Path]:
+def write_jpegs(folder: Path, count: int) -> list[Path]:
     """`count` files of 500 x 375 pixels, of the weight of ImageNet's."""
     files = [folder / f"{number:05d}.jpg" for number in range(count)]
     for number, file in enumerate(files):
@@ -50,7 +50,7 @@ def jpegs(folder: Path, count: int) -> list[Path]:
     return files
 
 
-def timed(loader: Loader, batches: int, batch: int) -> Sample:
+def time_batches(loader: Loader, batches: int, batch: int) -> Sample:
     """One sample of `batches` batches, in the steady state; afterwards the loader comes to rest."""
     for _ in range(AHEAD):
         loader.next()
@@ -63,13 +63,13 @@ def timed(loader: Loader, batches: int, batch: int) -> Sample:
     return sample
 
 
-def interleaved(loaders: Mapping[str, Loader], rounds: int, batches: int, batch: int) -> dict[str, list[Sample]]:
+def take_turns(loaders: Mapping[str, Loader], rounds: int, batches: int, batch: int) -> dict[str, list[Sample]]:
     """`rounds` samples of each loader; the order turns from round to round."""
     names, samples = list(loaders), {name: list[Sample]() for name in loaders}
     for turn in range(rounds):
         shift = turn % len(names)
         for name in names[shift:] + names[:shift]:
-            samples[name].append(timed(loaders[name], batches, batch))
+            samples[name].append(time_batches(loaders[name], batches, batch))
     return samples
 
 
@@ -78,7 +78,7 @@ def _spread(values: Iterable[float], digits: int) -> str:
     return f"{middle:.{digits}f} ({low:.{digits}f} to {high:.{digits}f})"
 
 
-def rows(samples: Mapping[str, list[Sample]], augmentation: str) -> list[Row]:
+def make_rows(samples: Mapping[str, list[Sample]], augmentation: str) -> list[Row]:
     """One row a loader; ratios are taken within a round against the baseline."""
     base = samples[BASELINE]
     made: list[Row] = []
@@ -109,7 +109,7 @@ def main() -> None:
     asked = parser.parse_args()
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
-        files = jpegs(Path(folder), asked.files)
+        files = write_jpegs(Path(folder), asked.files)
         found: list[Row] = []
         for operations, augmentation in ((0, "no"), (2, "2 operations, magnitude 17")):
             workers = (files, operations, asked.batch, asked.threads)
@@ -118,8 +118,8 @@ def main() -> None:
                 "decode_jpeg, torchvision v2 on tensors, DataLoader": Workers(*workers, tensors=True),
                 "fastmpl": Ours(*workers),
             }
-            samples = interleaved(loaders, asked.rounds, asked.batches, asked.batch)
-            found += rows(samples, augmentation)
+            samples = take_turns(loaders, asked.rounds, asked.batches, asked.batch)
+            found += make_rows(samples, augmentation)
             del loaders
         parts = loader_parts.table(files[:64])
     size = float(np.mean([len(mini_imagenet.jpeg(k % 10, 0, k, (500, 375))) for k in range(20)]))

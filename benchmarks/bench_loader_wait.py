@@ -18,7 +18,7 @@ from unittest.mock import patch
 import numpy as np
 import torch
 
-from benchmarks.bench_loader import AHEAD, jpegs
+from benchmarks.bench_loader import AHEAD, write_jpegs
 from benchmarks.records import Record, Row, save
 from fastmpl.config import Config
 from fastmpl.config.load import build as configured
@@ -45,7 +45,7 @@ class Asked(argparse.Namespace):
     dry: bool
 
 
-def run_of(files: list[Path], operations: int, how: Asked, runs: Path) -> Config:
+def make_config(files: list[Path], operations: int, how: Asked, runs: Path) -> Config:
     """A run on lists of `files` beside them: all of them unlabelled, and all of them labelled too."""
     root = files[0].parent
     (root / "labelled.txt").write_text("".join(f"{file.name}\t{k % CLASSES}\n" for k, file in enumerate(files)))
@@ -62,7 +62,7 @@ def run_of(files: list[Path], operations: int, how: Asked, runs: Path) -> Config
     return configured(keys, dict.fromkeys(keys, "benchmark"))
 
 
-def alone(config: Config, batches: int) -> float:
+def time_loader(config: Config, batches: int) -> float:
     """Seconds of a batch where nothing else is done, in the steady state."""
     torch.set_num_threads(config.system.threads)
     with closing(data(config.data, seed=0, threads=config.system.threads).train) as loader:
@@ -86,7 +86,7 @@ class NotingTimer(StepTimer):
         return found
 
 
-def waits(config: Config, step_seconds: float) -> list[float]:
+def measure_waits(config: Config, step_seconds: float) -> list[float]:
     """Seconds that each step of the run waited for its batch."""
 
     def sleeping(trainee: Trainee, *_: object, **__: object) -> Callable[[Batch], None]:
@@ -103,11 +103,11 @@ def waits(config: Config, step_seconds: float) -> list[float]:
     return NotingTimer.waits
 
 
-def row(files: list[Path], operations: int, how: Asked, runs: Path) -> Row:
-    """What the record says of one augmentation."""
-    config = run_of(files, operations, how, runs)
-    batch = alone(config, batches=max(how.steps // 4, 1))
-    first, *rest = np.array(waits(config, 2 * batch)) / (2 * batch)
+def make_row(files: list[Path], operations: int, how: Asked, runs: Path) -> Row:
+    """Measures one augmentation and returns its row of the record."""
+    config = make_config(files, operations, how, runs)
+    batch = time_loader(config, batches=max(how.steps // 4, 1))
+    first, *rest = np.array(measure_waits(config, 2 * batch)) / (2 * batch)
     told = read_lines(runs / "waits")[0]["waiting"]
     return {
         "RandAugment": f"{operations} operations, magnitude {MAGNITUDE}" if operations else "no",
@@ -132,8 +132,8 @@ def main() -> None:
     parser.add_argument("--dry", action="store_true", help="write no record")
     how = parser.parse_args(namespace=Asked())
     with tempfile.TemporaryDirectory() as folder, tempfile.TemporaryDirectory() as runs:
-        files = jpegs(Path(folder), how.files)
-        rows = [row(files, operations, how, Path(runs)) for operations in (0, 2)]
+        files = write_jpegs(Path(folder), how.files)
+        rows = [make_row(files, operations, how, Path(runs)) for operations in (0, 2)]
     for found in rows:
         print("  ".join(map(str, found.values())))
     if not how.dry:

@@ -46,7 +46,7 @@ def logits(rows: int, classes: int, dtype: torch.dtype) -> Tensor:
     return (torch.randn(rows, classes) * 3).to(dtype)
 
 
-def through_autograd(backend: dispatch.Choice, loss: Callable[..., Tensor], leaves: list[Tensor]) -> Callable[[], Any]:
+def run_autograd(backend: dispatch.Choice, loss: Callable[..., Tensor], leaves: list[Tensor]) -> Callable[[], Any]:
     def call() -> tuple[Tensor, ...]:
         with dispatch.use(backend):
             value = loss(*leaves)
@@ -65,15 +65,15 @@ def case(
     return Case(
         name,
         {
-            "fused": through_autograd("native", loss, leaves),
-            "eager": through_autograd("reference", loss, leaves),
+            "fused": run_autograd("native", loss, leaves),
+            "eager": run_autograd("reference", loss, leaves),
             "bare": lambda: bare(*inputs),
             "compiled": lambda: compiled(*inputs),
         },
     )
 
 
-def smoothed(target: Tensor) -> Tensor:
+def smooth(target: Tensor) -> Tensor:
     return (1 - SMOOTHING) * target + SMOOTHING / target.shape[-1]
 
 
@@ -94,7 +94,7 @@ def student(unlabelled: int, classes: int, dtype: torch.dtype) -> Case:
     def closed(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         q = torch.softmax(labelling.float() / TEMPERATURE, -1)
         keep = (q.amax(-1) >= THRESHOLD).float()
-        row, slope = cross_entropy_parts(x, smoothed(q))
+        row, slope = cross_entropy_parts(x, smooth(q))
         return (row * keep).mean(), (slope * (keep / unlabelled).unsqueeze(-1)).to(x.dtype), labelling.argmax(-1)
 
     def bare(x: Tensor) -> Any:
@@ -115,7 +115,7 @@ def teacher(labelled: int, unlabelled: int, classes: int, dtype: torch.dtype, ex
         return teacher_objective(x, labels, strong, weak, uda=uda, feedback=feedback, **settings).loss
 
     def closed(x: Tensor, strong: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        row, slope = cross_entropy_parts(x, smoothed(torch.nn.functional.one_hot(labels, classes)))
+        row, slope = cross_entropy_parts(x, smooth(torch.nn.functional.one_hot(labels, classes)))
         w = torch.softmax(weak.float(), -1)
         keep = (w.amax(-1) >= THRESHOLD).float()
         uda, uda_slope = cross_entropy_parts(strong, w)
@@ -145,7 +145,7 @@ def cross_entropy(rows: int, classes: int, dtype: torch.dtype) -> Case:
     labels = torch.arange(rows) % classes
 
     def closed(x: Tensor) -> tuple[Tensor, Tensor]:
-        row, slope = cross_entropy_parts(x, smoothed(torch.nn.functional.one_hot(labels, classes)))
+        row, slope = cross_entropy_parts(x, smooth(torch.nn.functional.one_hot(labels, classes)))
         return row.mean(), (slope / rows).to(x.dtype)
 
     return case(
@@ -177,7 +177,7 @@ def check(case: Case) -> None:
             assert (other.float() - b.float()).abs().max() <= 0.01 * size, case.name
 
 
-def interleaved(variants: dict[str, Callable[[], Any]], rounds: int, repeats: int) -> dict[str, list[float]]:
+def take_turns(variants: dict[str, Callable[[], Any]], rounds: int, repeats: int) -> dict[str, list[float]]:
     """Seconds of this thread a call; every round runs each variant once, in an order that rotates."""
     names = list(variants)
     seconds: dict[str, list[float]] = {name: [] for name in names}
@@ -203,7 +203,7 @@ def main() -> None:
     rows: list[Row] = []
     for where, one in cases(options.classes):
         check(one)
-        seconds = interleaved(one.variants, options.rounds, repeats=max(1, 100_000 // (where["classes"] * 448)))
+        seconds = take_turns(one.variants, options.rounds, repeats=max(1, 100_000 // (where["classes"] * 448)))
         median = {name: statistics.median(values) for name, values in seconds.items()}
         ratio = {
             name: statistics.median(o / f for o, f in zip(seconds[name], seconds[ours], strict=True))

@@ -45,12 +45,12 @@ NETWORKS = {"WRN-28-2": wide_resnet_28_2, "ResNet-50": resnet50}
 def variants(shapes: list[tuple[int, ...]]) -> dict[str, Callable[[], object]]:
     """Each variant works on tensors of its own, allocated alike."""
 
-    def drawn() -> list[Tensor]:
+    def draw() -> list[Tensor]:
         return [torch.randn(shape) * 1e-2 for shape in shapes]
 
-    params, grads, buffers, averages, lr = drawn(), drawn(), drawn(), drawn(), torch.tensor(1e-3)
-    theirs, their_averages = [nn.Parameter(p) for p in drawn()], drawn()
-    for p, g in zip(theirs, drawn(), strict=True):
+    params, grads, buffers, averages, lr = draw(), draw(), draw(), draw(), torch.tensor(1e-3)
+    theirs, their_averages = [nn.Parameter(p) for p in draw()], draw()
+    for p, g in zip(theirs, draw(), strict=True):
         p.grad = g
     optimiser = torch.optim.SGD(
         theirs, lr=torch.tensor(1e-3), momentum=MOMENTUM, weight_decay=WEIGHT_DECAY, nesterov=True, fused=True

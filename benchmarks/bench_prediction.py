@@ -74,10 +74,10 @@ def allocated_peak(call: Callable[[], object]) -> int:
 def row(case: Case) -> Row:
     config = case.load()
 
-    def made() -> FakeRun:
+    def make() -> FakeRun:
         return FakeRun(config, case.classes, case.image_shape)
 
-    foretold = predict_cost(made, FakeRun.step, FakeRun.held)
+    foretold = predict_cost(make, FakeRun.step, FakeRun.held)
     run = Run(config, case.classes, case.image_shape)
     run.step()
     live = measure(run.step, run.held())

@@ -67,7 +67,7 @@ def account(size: Size, **settings: Any) -> tuple[Account, int]:
         return measure(step, *step.held), count_arithmetic(step)
 
 
-def counted(size: Size) -> list[Row]:
+def count_bytes(size: Size) -> list[Row]:
     """A row an arm, with its cost relative to the supervised step."""
     found = {arm: account(size, **settings) for arm, settings in ARMS.items()}
     one, work = found["supervised"]
@@ -104,7 +104,7 @@ def main() -> None:
             watch=held,
         )
     else:
-        rows = counted(RESNET50)
+        rows = count_bytes(RESNET50)
         for row in rows:
             print("  ".join(str(value) for value in row.values()))
         config: dict[str, Scalar] = {

@@ -35,7 +35,7 @@ class NormThenAct(nn.Module):
         return result
 
 
-def unfused(network: nn.Module) -> None:
+def unfuse(network: nn.Module) -> None:
     """Puts torch's two modules in the place of every fused one."""
     for parent in list(network.modules()):
         for name, child in list(parent.named_children()):
@@ -43,7 +43,7 @@ def unfused(network: nn.Module) -> None:
                 setattr(parent, name, NormThenAct(child))
 
 
-def on(backend: dispatch.Choice, step: Step) -> Callable[[], object]:
+def run_on(backend: dispatch.Choice, step: Step) -> Callable[[], object]:
     def call() -> object:
         with dispatch.use(backend):
             return step()
@@ -55,7 +55,7 @@ def record(
     name: str, steps: dict[str, Step], baseline: str, rounds: int, plain: frozenset[str] = frozenset()
 ) -> Record:
     """`plain`: the variants that run torch's operations alone."""
-    variants = {key: on("reference" if key in plain else "auto", step) for key, step in steps.items()}
+    variants = {key: run_on("reference" if key in plain else "auto", step) for key, step in steps.items()}
     size = next(iter(steps.values())).size
     config: dict[str, str | int | float | bool | None] = {
         "B": size.labelled,
@@ -101,7 +101,7 @@ def kernels(rounds: int) -> Record:
     step = partial(Step, LARGE, precision="bf16", channels_last=True)
     off = "torch's operations"
     return record(
-        "step_kernels", {off: step(prepare=unfused), "fused operations": step()}, off, rounds, frozenset({off})
+        "step_kernels", {off: step(prepare=unfuse), "fused operations": step()}, off, rounds, frozenset({off})
     )
 
 

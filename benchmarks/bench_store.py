@@ -23,17 +23,17 @@ CLASSES, KEPT, BATCH, PART, REPEATS = 1000, 16, 1024, 8192, 50
 FAR = 64  # batches, 262 MB: far beyond a core's own caches
 
 
-def peaked(rows: int, seed: int) -> Probabilities:
+def draw_peaked(rows: int, seed: int) -> Probabilities:
     """Rows as a trained network gives them: most of the mass on a few classes."""
     logits = 3 * np.random.default_rng(seed).standard_normal((rows, CLASSES), np.float32)
     np.exp(logits, out=logits)
     return np.asarray(logits / logits.sum(1, keepdims=True))
 
 
-def stored(folder: Path, rows: int) -> Store:
+def write_store(folder: Path, rows: int) -> Store:
     """The synthetic table; every part of it repeats the same rows, since what they hold does not change the time."""
     plan = StorePlan(rows, CLASSES, KEPT, images="synthetic", teacher="noise")
-    writer, part = StoreWriter(folder, plan), peaked(PART, seed=0)
+    writer, part = StoreWriter(folder, plan), draw_peaked(PART, seed=0)
     for shard in writer.missing():
         first, last = plan.range(shard)
         writer.write(shard, (part[: min(PART, last - start)] for start in range(first, last, PART)))
@@ -48,7 +48,7 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, default=Path("runs/bench_store"))
     asked = parser.parse_args()
     torch.set_num_threads(1)
-    store = stored(asked.folder, asked.rows)
+    store = write_store(asked.folder, asked.rows)
     generator = np.random.default_rng(1)
     batches = itertools.cycle([generator.integers(0, asked.rows, BATCH) for _ in range(1000)])
     for table in store.tables:

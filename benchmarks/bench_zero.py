@@ -113,15 +113,15 @@ def name_of(stage: int | None) -> str:
     return COPIES if stage is None else f"ZeRO {stage}"
 
 
-def counted(step: Callable[[], None]) -> Traffic:
-    """The traffic of one step."""
+def count_traffic(step: Callable[[], None]) -> Traffic:
+    """Counts the messages, bytes and host reads of one step."""
     traffic = Traffic()
     with traffic:
         step()
     return traffic
 
 
-def measured(ranks: Ranks, size: Size, rounds: int) -> dict[tuple[str, str], Found]:
+def measure_engines(ranks: Ranks, size: Size, rounds: int) -> dict[tuple[str, str], Found]:
     """Each engine and kind, interleaved; the first two steps of each are not looked at."""
     found = {}
     for kind in KINDS:
@@ -136,7 +136,7 @@ def measured(ranks: Ranks, size: Size, rounds: int) -> dict[tuple[str, str], Fou
                 pair()
                 seconds[name].append(time.process_time() - start)
         for name, pair in pairs.items():
-            traffic = counted(pair)
+            traffic = count_traffic(pair)
             found[name, str(kind)] = Found(
                 seconds[name], traffic.messages, traffic.bytes, traffic.scalars, traffic.reads
             )
@@ -146,12 +146,12 @@ def measured(ranks: Ranks, size: Size, rounds: int) -> dict[tuple[str, str], Fou
     return found
 
 
-def rank_of(rank: int, size: int, port: int, rounds: int, results: Any) -> None:
+def run_rank(rank: int, size: int, port: int, rounds: int, results: Any) -> None:
     torch.set_num_threads(1)
     os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), LOCAL_RANK=str(rank))
     dist.init_process_group("gloo", rank=rank, world_size=size)
     gc.freeze()  # DeepSpeed collects all garbage for each engine
-    found = measured(Ranks(rank, size), SIZE, rounds)
+    found = measure_engines(Ranks(rank, size), SIZE, rounds)
     if rank == 0:
         results.put(found)
     dist.destroy_process_group()
@@ -187,7 +187,7 @@ def main() -> None:
     context = multiprocessing.get_context("spawn")
     results = context.Queue()
     jobs = [
-        context.Process(target=rank_of, args=(rank, asked.ranks, port, asked.rounds, results))
+        context.Process(target=run_rank, args=(rank, asked.ranks, port, asked.rounds, results))
         for rank in range(asked.ranks)
     ]
     for job in jobs:

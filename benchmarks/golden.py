@@ -12,7 +12,7 @@ from typing import Literal
 
 import torch
 
-from benchmarks.bench_step import unfused
+from benchmarks.bench_step import unfuse
 from benchmarks.steps import Size, Step
 from fastmpl.step.step_keys import StepMetrics
 from fastmpl_kernels import dispatch
@@ -31,11 +31,11 @@ WITHIN: dict[Precision, float] = {"float32": 1e-5, "bf16": 2**-8}
 Curve = dict[str, list[float]]  # by loss, a value a step
 
 
-def curve(precision: Precision, fused: bool = True) -> Curve:
+def compute_curve(precision: Precision, fused: bool = True) -> Curve:
     """The run's losses; without `fused`, by torch's operations alone."""
     with torch.random.fork_rng(), dispatch.use("auto" if fused else "reference"):
         torch.manual_seed(0)  # of the pictures
-        step = Step(SIZE, kind="exact", precision=precision, channels_last=True, prepare=None if fused else unfused)
+        step = Step(SIZE, kind="exact", precision=precision, channels_last=True, prepare=None if fused else unfuse)
         found: Curve = {name: [] for name in LOSSES[precision]}
         for _ in range(STEPS):
             report = step()
@@ -46,7 +46,7 @@ def curve(precision: Precision, fused: bool = True) -> Curve:
     return found
 
 
-def golden() -> dict[str, Curve]:
+def load_golden() -> dict[str, Curve]:
     """The committed curves, by precision."""
     found: dict[str, Curve] = json.loads(PATH.read_text())
     return found
@@ -63,7 +63,9 @@ def distance(found: Curve, expected: Curve) -> dict[str, float]:
 def main() -> None:
     torch.set_num_threads(1)
     rounded = {
-        precision: {name: [float(f"{value:.7g}") for value in values] for name, values in curve(precision).items()}
+        precision: {
+            name: [float(f"{value:.7g}") for value in values] for name, values in compute_curve(precision).items()
+        }
         for precision in LOSSES
     }
     PATH.write_text(json.dumps(rounded, indent=1) + "\n")

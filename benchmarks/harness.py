@@ -28,7 +28,7 @@ class Sample(NamedTuple):
     wall: float
 
 
-def _settled(variant: Variant) -> None:
+def _run_and_wait(variant: Variant) -> None:
     variant()
     if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
         torch.cuda.synchronize()
@@ -42,7 +42,7 @@ def _time(variant: Variant, repeats: int) -> Sample:
         cpu, wall = time.process_time(), time.perf_counter()
         for _ in range(repeats - 1):
             variant()
-        _settled(variant)
+        _run_and_wait(variant)
         return Sample((time.process_time() - cpu) / repeats, (time.perf_counter() - wall) / repeats)
     finally:
         gc.enable()
@@ -58,7 +58,7 @@ def sample(variants: Mapping[str, Variant], rounds: int, warmup: int, repeats: i
     names = list(variants)
     for _ in range(warmup):
         for name in names:
-            _settled(variants[name])
+            _run_and_wait(variants[name])
     samples: dict[str, list[Sample]] = {name: [] for name in names}
     gc.freeze()  # the collection before a sample looks at what the variants made, not at all of torch
     try:

@@ -128,7 +128,7 @@ class Step:
         if self.schedule == "supervised":
             return self._supervised()
         if self.schedule == "published":
-            return published(self)
+            return take_published_step(self)
         order = {"split": split, "joint": joint}[self.schedule](self.method, deferred=self.deferred)
         step = MplStep(self.method, order, self.teacher, self.student)
         return step([self.batch], self.context, self.baseline)
@@ -141,7 +141,7 @@ class Step:
         return SingleNetworkStep(Supervised(), self.student)([batch], self.context)
 
 
-def published(step: Step) -> torch.Tensor:
+def take_published_step(step: Step) -> torch.Tensor:
     """The order of the public implementation kekmodel/MPL-pytorch at 7dc6297, with the sign put right.
 
     The teacher's graph over labelled, weak and strong images is alive throughout the student's step; labelled rows go

@@ -148,7 +148,7 @@ def _part(record: Record, value: str) -> Record:
     return replace(record, rows=[row for row in record.rows if next(iter(row.values())) == value])
 
 
-def _chosen(record: Record, names: Sequence[str]) -> Record:
+def _choose(record: Record, names: Sequence[str]) -> Record:
     """The rows of a record that `keeping` asks for: of each column that any of the names is in, those with such a name."""
     rows, found = record.rows, set[str]()
     for column in NAMED_BY:
@@ -176,19 +176,19 @@ def update(text: str, folder: Path = RESULTS) -> str:
         if start.start() not in closed:
             raise RecordError(f"Table {start[1]!r} has no '<!-- /table -->' after it.")
 
-    def made(mark: re.Match[str]) -> str:
+    def make(mark: re.Match[str]) -> str:
         record, how = load(mark[1], folder), (mark[2] or "").strip()
         if mark[3]:
-            record = _chosen(record, mark[3].strip().removeprefix(KEEPING).split(" | "))
+            record = _choose(record, mark[3].strip().removeprefix(KEEPING).split(" | "))
         if how.startswith(OF):
             record, how = _part(record, how.removeprefix(OF)), ""
         table = render(record, how)
         return f"<!-- table:{mark[1]}{mark[2] or ''}{mark[3] or ''} -->\n{table}\n<!-- /table -->"
 
-    def stated(mark: re.Match[str]) -> str:
+    def state(mark: re.Match[str]) -> str:
         return f"{mark[1]}{_mean_of(load(mark[2], folder), mark[3], mark[4])}<!-- / -->"
 
-    return MEAN.sub(stated, TABLE.sub(made, text))
+    return MEAN.sub(state, TABLE.sub(make, text))
 
 
 def documents() -> list[Path]:

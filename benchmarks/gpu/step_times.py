@@ -2,7 +2,7 @@
 
 WRN-28-2 at 32 px and ResNet-50 at 224 px, bf16, channels last; small networks in float32 where a CPU stands in. Variants
 of a row are timed in turn, and a speed is the published order's time over the variant's. The published order is
-`benchmarks.steps.published`, eager and compiled.
+`benchmarks.steps.take_published_step`, eager and compiled.
 """
 
 from collections.abc import Callable

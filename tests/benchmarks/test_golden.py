@@ -15,8 +15,8 @@ def one_thread() -> None:
 @pytest.mark.parametrize("precision", golden.LOSSES)
 @pytest.mark.parametrize("fused", [True, False], ids=["fused operations", "torch's operations"])
 def test_the_curve_is_the_golden_one_within_rounding(precision: golden.Precision, fused: bool) -> None:
-    expected = golden.golden()[precision]
-    found = golden.curve(precision, fused)
+    expected = golden.load_golden()[precision]
+    found = golden.compute_curve(precision, fused)
     apart = golden.distance(found, expected)
     assert max(apart.values()) <= golden.WITHIN[precision], f"{apart}: `python -m benchmarks.golden` if this was meant"
     if library.available():
@@ -25,7 +25,7 @@ def test_the_curve_is_the_golden_one_within_rounding(precision: golden.Precision
 
 def test_a_step_that_computes_something_else_leaves_the_curve(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(golden, "STEPS", 3)
-    expected = {"student_loss": golden.golden()["float32"]["student_loss"][:3]}
+    expected = {"student_loss": golden.load_golden()["float32"]["student_loss"][:3]}
     honest = golden.Step.__post_init__
 
     def smoothed(step: golden.Step) -> None:
@@ -33,4 +33,4 @@ def test_a_step_that_computes_something_else_leaves_the_curve(monkeypatch: pytes
         step.method = type(step.method)(**{**vars(step.method), "student_label_smoothing": 0.05})
 
     monkeypatch.setattr(golden.Step, "__post_init__", smoothed)
-    assert max(golden.distance(golden.curve("float32"), expected).values()) > 10 * golden.WITHIN["float32"]
+    assert max(golden.distance(golden.compute_curve("float32"), expected).values()) > 10 * golden.WITHIN["float32"]

@@ -5,7 +5,7 @@ import torch
 
 from benchmarks.bench_memory import account, work
 from benchmarks.bench_prediction import CASES, Case, row
-from benchmarks.bench_step import unfused
+from benchmarks.bench_step import unfuse
 from benchmarks.steps import RESNET50, WRN, Size, Step
 from fastmpl.analysis.accounting import Account, measure
 from fastmpl_kernels import dispatch
@@ -62,7 +62,7 @@ FORMS: dict[str, dict[str, object]] = {
 def operators(backend: dispatch.Choice, settings: dict[str, object]) -> Account:
     plain = backend == "reference"
     with dispatch.use(backend):
-        step = Step(SMALL, channels_last=True, prepare=unfused if plain else None, **settings)  # type: ignore[arg-type]
+        step = Step(SMALL, channels_last=True, prepare=unfuse if plain else None, **settings)  # type: ignore[arg-type]
         step()
         return measure(step)
 

@@ -7,7 +7,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from benchmarks.bench_zero import KINDS, Pair, counted
+from benchmarks.bench_zero import KINDS, Pair
+from benchmarks.bench_zero import count_traffic as count_step
 from benchmarks.steps import Size
 from fastmpl.config import SystemConfig
 from fastmpl.data.batch import Batch
@@ -210,7 +211,7 @@ def count_traffic(ranks: Ranks) -> dict[str, int]:
         for kind in KINDS:
             pair = Pair(size, stage, kind, ranks)
             pair()  # the first step may prepare
-            found[f"{'copies' if stage is None else stage} {kind}"] = counted(pair).scalars
+            found[f"{'copies' if stage is None else stage} {kind}"] = count_step(pair).scalars
             pair.close()
     return found
 
