@@ -9,6 +9,7 @@ import pytest
 import safetensors.torch
 import torch
 
+from fastmpl.distributed.process_group import MEETING
 from fastmpl.distributed.ranks import ALONE, Ranks
 from fastmpl.run import checkpoint, checkpoint_files
 from fastmpl.telemetry.metrics import read_lines
@@ -156,6 +157,11 @@ def test_a_batch_that_ranks_cannot_share_is_refused_once(tmp_path: Path) -> None
 
 def test_the_meeting_of_a_run_that_was_here_before_is_not_taken_for_this_ones(tmp_path: Path) -> None:
     """Its launcher may be the same, where that one starts the ranks again."""
-    first = short_config(tmp_path, run__steps=2, data__batch_labelled=19)
-    for _ in range(2):
-        assert [e.code for e in run(Job(first))] == [3, 3]
+    assert [e.code for e in run(Job(short_config(tmp_path), event="stop", at=2))] == [75, 75]
+    assert (tmp_path / "small" / MEETING).is_file()
+    assert [e.code for e in run(Job(short_config(tmp_path)))] == [0, 0]
+
+
+def test_a_start_that_fails_on_ranks_leaves_no_folder(tmp_path: Path) -> None:
+    assert [e.code for e in run(Job(short_config(tmp_path / "runs", data__batch_labelled=19)))] == [3, 3]
+    assert not (tmp_path / "runs").exists()
