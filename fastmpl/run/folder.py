@@ -63,14 +63,14 @@ def write_status(folder: Path, state: State, step: int, sentence: str = "") -> N
     status["message"] = sentence
     if notes := _notes_of_this_process(folder):
         status["notes"] = notes
-    _replace(folder / STATUS, (json.dumps(status, indent=1) + "\n").encode())
+    replace_file(folder / STATUS, json.dumps(status, indent=1) + "\n")
 
 
 def add_note(folder: Path, sentence: str) -> None:
     """Adds a sentence to `notes` of STATUS.json: how this process trains otherwise than it was asked to."""
     status = read_status(folder)
     status["notes"] = [*_notes_of_this_process(folder), sentence]
-    _replace(folder / STATUS, (json.dumps(status, indent=1) + "\n").encode())
+    replace_file(folder / STATUS, json.dumps(status, indent=1) + "\n")
 
 
 def _notes_of_this_process(folder: Path) -> list[str]:
@@ -81,11 +81,11 @@ def _notes_of_this_process(folder: Path) -> list[str]:
     return [str(note) for note in notes] if isinstance(notes, list) else []
 
 
-def _replace(path: Path, content: bytes) -> None:
+def replace_file(path: Path, content: str | bytes) -> None:
     """Writes a file as a whole: a kill leaves the old one or the new one. Raises StorageError if it cannot be written."""
     draft = path.with_name(f"{path.name}.tmp-{os.getpid()}")
     try:
-        draft.write_bytes(content)
+        draft.write_bytes(content.encode() if isinstance(content, str) else content)
         draft.replace(path)
     except OSError as error:
         draft.unlink(missing_ok=True)
@@ -141,7 +141,7 @@ def claim_folder(folder: Path, config: Config, resume: str) -> Iterator[Claim]:
 
 
 def _write_config(config: Config, folder: Path) -> None:
-    _replace(folder / CONFIG, to_toml(config).encode())
+    replace_file(folder / CONFIG, to_toml(config))
 
 
 def _remove_new(folder: Path, missing: list[Path], old: Path | None) -> None:
@@ -160,7 +160,7 @@ def _put_back(folder: Path, kept: dict[str, bytes], step: int, sentence: str) ->
     was = json.loads(kept[STATUS])["state"] if STATUS in kept else None
     for name in OWNED:
         if name in kept:
-            _replace(folder / name, kept[name])
+            replace_file(folder / name, kept[name])
         else:
             (folder / name).unlink(missing_ok=True)
     if was not in (None, "done"):

@@ -5,6 +5,7 @@ A run that is not finished has a student too, in its newest checkpoint.
 
 import json
 from collections.abc import Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 from fastmpl.config import Config, load
 from fastmpl.data.normalise import Normalisation
 from fastmpl.errors import ConfigError, StorageError
+from fastmpl.learners.protocol import RunLearner
 from fastmpl.models import build_network
 from fastmpl.run import checkpoint
 
@@ -51,6 +53,25 @@ def save_network(
     draft = folder / f"{WEIGHTS}.tmp"
     draft.write_bytes(safetensors.torch.save(tensors, facts))
     return draft.replace(folder / WEIGHTS)
+
+
+def save_student(
+    folder: Path,
+    student: RunLearner,
+    *,
+    classes: tuple[str, ...],
+    image_shape: tuple[int, ...],
+    normalisation: Normalisation | None,
+) -> None:
+    """Writes the student's weights, or their average if it keeps one. Every rank calls it; rank 0 writes."""
+    with ExitStack() as held:
+        held.enter_context(student.use_mean_statistics())
+        if student.has_average:
+            held.enter_context(student.use_average())
+        is_first = student.ranks.rank == 0
+        weights = {name: value.cpu() for name, value in student.weights() if is_first}
+        if is_first:
+            save_network(folder, weights, classes=classes, image_shape=image_shape, normalisation=normalisation)
 
 
 def student_facts(

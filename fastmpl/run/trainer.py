@@ -28,7 +28,7 @@ from fastmpl.run.build import assemble
 from fastmpl.run.checkpoint import Checkpoint
 from fastmpl.run.closing import Results, closing_lines
 from fastmpl.run.fixed_teacher import Target, load_fixed_teacher
-from fastmpl.run.folder import State, add_note, claim_folder, write_status
+from fastmpl.run.folder import State, add_note, claim_folder, replace_file, write_status
 from fastmpl.run.graph_choice import choose_execution, loaded_dtype
 from fastmpl.run.monitor import Monitor
 from fastmpl.run.network_preconditions import require_label_of_each_class, require_networks
@@ -36,7 +36,7 @@ from fastmpl.run.preconditions import require_full_batches, require_kernels, req
 from fastmpl.run.pretrained import Start, read_start
 from fastmpl.run.resuming import asked_step, require_fitting, set_newer_aside
 from fastmpl.run.scores import Network
-from fastmpl.run.student_file import save_network, student_facts
+from fastmpl.run.student_file import save_student, student_facts
 from fastmpl.run.trained_networks import TrainedNetworks
 from fastmpl.step.eager import EagerStep
 from fastmpl.step.step_graph import GraphedStep
@@ -215,23 +215,15 @@ class Training:
         if self.config.finetune.steps:
             finetuned = self.monitor.accuracies({"student": student})["student"]
         results = Results(self.step, last, self.monitor.best, finetuned, self.monitor.seconds)
-        with ExitStack() as held:
-            held.enter_context(student.use_mean_statistics())
-            if student.has_average:
-                held.enter_context(student.use_average())
-            weights = {}
-            for name, value in student.weights():
-                if self.ranks.rank == 0:
-                    weights[name] = value.cpu()
-            if self.ranks.rank == 0:
-                (self.folder / "results.json").write_text(json.dumps(results._asdict(), indent=1) + "\n")
-                save_network(
-                    self.folder,
-                    weights,
-                    classes=self.data.classes,
-                    image_shape=self.data.image_shape,
-                    normalisation=self.data.normalisation,
-                )
+        if self.ranks.rank == 0:
+            replace_file(self.folder / "results.json", json.dumps(results._asdict(), indent=1) + "\n")
+        save_student(
+            self.folder,
+            student,
+            classes=self.data.classes,
+            image_shape=self.data.image_shape,
+            normalisation=self.data.normalisation,
+        )
         return results
 
     def _phases(self) -> Iterator[Phase]:
@@ -291,12 +283,7 @@ class Training:
         made = Checkpoint(
             self.step,
             parts.state() | monitor.state(),
-            {
-                "data": self.data.train.state(),
-                **monitor.facts(),
-                "student": self._student_facts(),
-                "pretrained": self.weights,
-            },
+            {"data": self.data.train.state(), **monitor.facts(), **self._facts()},
             parts.placement().per_rank | set(monitor.state()),
             parts.placement().sharded,
         )
@@ -318,10 +305,9 @@ class Training:
                 monitor.note(f"{error} Training goes on.")
 
     def _facts(self) -> dict[str, Any]:
-        return {"student": self._student_facts(), "pretrained": self.weights}
-
-    def _student_facts(self) -> dict[str, Any]:
-        return student_facts(self.data.classes, self.data.image_shape, self.data.normalisation)
+        """What a checkpoint keeps besides the states of its parts."""
+        student = student_facts(self.data.classes, self.data.image_shape, self.data.normalisation)
+        return {"student": student, "pretrained": self.weights}
 
     def _next_batch(self) -> Batch:
         batch = next(self.data.train)
