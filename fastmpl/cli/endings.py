@@ -31,8 +31,10 @@ class OutOfMemoryError(FastMPLError):
 def open_terminal() -> None:
     """Makes stdout and stderr writable whatever the locale; a stream that the shell closed becomes the null device.
 
-    Silences one warning of torch about its own code, of which a user can change nothing.
+    Silences what torch says of its own code, of which a user can change nothing: a warning, and the C++ stacks of every
+    rank that loses another one, above the sentence that names it. TORCH_CPP_LOG_LEVEL brings the stacks back.
     """
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # read when torch is imported
     warnings.filterwarnings("ignore", "`torch.jit.script` is deprecated", FutureWarning)
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name)

@@ -53,6 +53,24 @@ def test_a_run_goes_on_without_standard_output(tmp_path: Path) -> None:
     assert_finished(start(tmp_path, subprocess.PIPE, shell=">&-"), tmp_path)
 
 
+@pytest.mark.parametrize("level", [None, "INFO"], ids=["by default", "if asked for"])
+def test_a_lost_store_prints_no_stacks_of_c10_unless_they_are_asked_for(level: str | None) -> None:
+    program = (
+        "from fastmpl.cli.endings import open_terminal\nopen_terminal()\n"
+        "from datetime import timedelta\nfrom torch.distributed import TCPStore\n"
+        "server = TCPStore('127.0.0.1', 0, 2, True, timedelta(seconds=5), wait_for_workers=False)\n"
+        "client = TCPStore('127.0.0.1', server.port, 2, False, timedelta(seconds=5))\ndel server\n"
+        "try:\n    client.get('never set')\nexcept RuntimeError:\n    pass"
+    )
+    environment = {name: value for name, value in os.environ.items() if name != "TORCH_CPP_LOG_LEVEL"}
+    environment |= {} if level is None else {"TORCH_CPP_LOG_LEVEL": level}
+    ended = subprocess.run(
+        [sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=False
+    )
+    assert ended.returncode == 0, ended.stderr
+    assert ("c10d" in ended.stderr) == (level is not None)
+
+
 @contextmanager
 def kill_at_end(process: subprocess.Popen[bytes]):  # type: ignore[no-untyped-def]
     try:
