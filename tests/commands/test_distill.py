@@ -14,7 +14,7 @@ from fastmpl.config import Config, load
 from fastmpl.data.build import build as build_data
 from fastmpl.data.errors import DataError
 from fastmpl.data.stores.store import open_store
-from fastmpl.errors import ConfigError
+from fastmpl.errors import ConfigError, FastMPLError
 from fastmpl.run import trainer
 from fastmpl.run.student_file import load_network
 
@@ -148,6 +148,12 @@ def test_a_failed_attempt_leaves_nothing_and_the_corrected_one_goes_on(
             assert not store.exists()
         else:
             assert distill(config(tmp_path), source, output=store, tell=silent) is not None
+
+
+def test_a_teacher_that_is_not_there_leaves_nothing(tmp_path: Path) -> None:
+    with pytest.raises(FastMPLError):
+        distill(config(tmp_path), TeacherSource(teacher=str(tmp_path / "none")), output=tmp_path / "store", tell=silent)
+    assert not (tmp_path / "store").exists()
 
 
 def test_a_store_carries_the_names_of_its_classes(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """Assigns the rows of a table to the training images by name: every image gets one row, other rows are counted."""
 
+import unicodedata
 from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Final
@@ -11,12 +12,18 @@ from fastmpl.data.errors import DataError, printable
 _DIGITS: Final = 18  # of an index; longer numbers are names
 
 
+def compose(name: str) -> str:
+    """Unicode's composed form: systems write a letter with an accent as one character or as two."""
+    return unicodedata.normalize("NFC", name)
+
+
 class ImageRows:
     """Which row belongs to which of the training images `names`. `left_out`: names of files that cannot be used."""
 
     def __init__(self, path: Path, names: Sequence[str], left_out: Collection[str] = ()) -> None:
         self._path, self._names, self._left_out = path, names, frozenset(left_out)
         self._numbers = {name: number for number, name in enumerate(names)}
+        self._composed = {compose(name): number for number, name in enumerate(names) if not name.isascii()}
         self._seen = np.zeros(len(names), bool)
         self._unused = 0  # rows of files that were left out
         self._others: list[str] = []  # the first name of other rows
@@ -58,8 +65,9 @@ class ImageRows:
         return said
 
     def _find(self, name: str) -> int | None:
-        for spelling in (name, name.replace("\\", "/").removeprefix("./")):
-            if (number := self._numbers.get(spelling)) is not None:
+        spelled = name.replace("\\", "/").removeprefix("./")
+        for numbers, spelling in ((self._numbers, name), (self._numbers, spelled), (self._composed, compose(spelled))):
+            if (number := numbers.get(spelling)) is not None:
                 return number
         if name.isdecimal() and len(name) <= _DIGITS and int(name) < len(self._names):
             return int(name)

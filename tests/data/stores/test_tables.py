@@ -1,6 +1,7 @@
 """Tables of probabilities: columns are known by name, rows by image, numbers by what they sum to."""
 
 import sys
+import unicodedata
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -161,6 +162,13 @@ def test_which_images_need_rows_is_said_and_what_the_file_has_instead(tmp_path: 
 def test_the_spelling_of_a_path_does_not_matter(mark: str, tmp_path: Path) -> None:
     names = tuple(mark + (name.replace("/", "\\") if mark == ".\\" else name) for name in NAMES)
     np.testing.assert_allclose(values(read(write(tmp_path, csv(names=names)))), ROWS, atol=1e-6)
+
+
+@pytest.mark.parametrize(("ours", "theirs"), [("NFC", "NFD"), ("NFD", "NFC")])
+def test_an_accent_may_be_written_in_either_of_unicode_s_ways(ours: str, theirs: str, tmp_path: Path) -> None:
+    there, here = (tuple(unicodedata.normalize(form, f"é/{n}.png") for n in range(3)) for form in (theirs, ours))
+    path = write(tmp_path, csv(names=there))
+    np.testing.assert_allclose(values(read_table(path, here, CLASSES, tmp_path)), ROWS, atol=1e-6)
 
 
 @pytest.mark.parametrize(
