@@ -68,11 +68,11 @@ def _read_and_check(config: Config) -> "tuple[Prepared, list[str], NDArray[np.ui
 
 def _warn_of_copies(prepared: "Prepared", train: NDArray[np.uint64], test: NDArray[np.uint64]) -> Iterator[str]:
     """A warning for each kind of picture that is in two places where it should be in one."""
-    from fastmpl.data.checks.copies import copies
+    from fastmpl.data.checks.copies import find_copies
     from fastmpl.data.errors import printable
 
     arrays = prepared.arrays
-    for found in copies(train, test, arrays.train_labels, prepared.split):
+    for found in find_copies(train, test, arrays.train_labels, prepared.split):
         one = arrays.test_name(found.one) if found.of_test else arrays.train_name(found.one)
         other = printable(arrays.train_name(found.other))
         yield f"warning {found.count:,} {found.what}: {printable(one)} is the same picture as {other}"

@@ -14,7 +14,7 @@ import torch
 from fastmpl.data.errors import DataError, printable
 from fastmpl.data.evaluation import shown_side
 from fastmpl.data.files.decode import Decoded, decode_all
-from fastmpl.data.files.listing import image_files
+from fastmpl.data.files.listing import list_image_files
 from fastmpl.data.normalise import centre, centre_view
 from fastmpl.errors import ConfigError
 from fastmpl.run.student_file import Classifier, load_classifier
@@ -42,7 +42,7 @@ def _list_images(paths: Iterable[Path], tell: Callable[[str], None]) -> list[Pat
         if not path.is_dir():
             files.append(path)
             continue
-        (found,) = image_files(path, ["."])
+        (found,) = list_image_files(path, ["."])
         files += [path / name for name in found.names]
         for problem in found.problems:
             more = f" and {problem.count - 1:,} more" if problem.count > 1 else ""

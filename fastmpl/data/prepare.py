@@ -44,12 +44,12 @@ class Prepared(NamedTuple):
 def prepare(settings: DataSettings, seed: int) -> Prepared:
     """Loads, splits and (where asked) adds label noise. Raises DataError where the data cannot be used as asked."""
     arrays = load(settings)
-    parts = parts_of(arrays, settings, seed)
-    normalisation = _normalisation(arrays.train_images, settings.channels)
-    return Prepared(arrays, parts, _targets(arrays, parts, settings, seed), normalisation)
+    parts = split_images(arrays, settings, seed)
+    normalisation = _choose_normalisation(arrays.train_images, settings.channels)
+    return Prepared(arrays, parts, _make_targets(arrays, parts, settings, seed), normalisation)
 
 
-def _normalisation(images: Images, channels: int) -> Normalisation | None:
+def _choose_normalisation(images: Images, channels: int) -> Normalisation | None:
     """Measured where that costs nothing; ImageNet's where it would take decoding everything. None for points."""
     if not isinstance(images, np.ndarray):
         return IMAGENET
@@ -90,7 +90,7 @@ def fingerprint(prepared: Prepared, settings: DataSettings, seed: int) -> dict[s
     }
 
 
-def parts_of(arrays: Arrays, settings: DataSettings, seed: int) -> Split:
+def split_images(arrays: Arrays, settings: DataSettings, seed: int) -> Split:
     """Splits the training images as `settings` ask. Raises DataError where there are too few images."""
     return split(
         arrays.train_labels,
@@ -101,11 +101,11 @@ def parts_of(arrays: Arrays, settings: DataSettings, seed: int) -> Split:
         validation=settings.validation,
         seed=seed,
         set_aside=arrays.trusted,
-        usable=_usable(arrays, settings),
+        usable=_make_filter(arrays, settings),
     )
 
 
-def _usable(arrays: Arrays, settings: DataSettings) -> Callable[[NDArray[np.int64]], NDArray[np.int64]] | None:
+def _make_filter(arrays: Arrays, settings: DataSettings) -> Callable[[NDArray[np.int64]], NDArray[np.int64]] | None:
     """The filter of unlabelled images that `settings` ask for; None where they ask for none."""
     if not (settings.minimum_confidence or settings.per_class):
         return None
@@ -115,7 +115,7 @@ def _usable(arrays: Arrays, settings: DataSettings) -> Callable[[NDArray[np.int6
     return partial(select_confident, store, minimum=settings.minimum_confidence, per_class=settings.per_class)
 
 
-def _targets(arrays: Arrays, parts: Split, settings: DataSettings, seed: int) -> NDArray[np.int64]:
+def _make_targets(arrays: Arrays, parts: Split, settings: DataSettings, seed: int) -> NDArray[np.int64]:
     kind, rate = settings.noise
     true, labelled = arrays.train_labels, parts.labelled
     images = arrays.train_images

@@ -89,7 +89,7 @@ SOURCES: dict[str, Callable[[str], Arrays]] = {
     "digits": digits,
     "fashion_mnist": fashion_mnist,
     "two_moons": two_moons,
-    **{name: partial(published.read, name) for name in published.SETS},
+    **{name: partial(published.read_published, name) for name in published.SETS},
 }
 
 

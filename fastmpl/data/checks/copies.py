@@ -25,7 +25,7 @@ class Copy(NamedTuple):
     of_test: bool
 
 
-def _shared(left: Digests, right: Digests) -> tuple[int, int, int]:
+def _find_shared(left: Digests, right: Digests) -> tuple[int, int, int]:
     """The number of hashes of `left` that `right` has too, and the position of the first of them in both."""
     both = np.flatnonzero(np.isin(left, right) & (left != 0))
     if not both.size:
@@ -33,7 +33,7 @@ def _shared(left: Digests, right: Digests) -> tuple[int, int, int]:
     return len(both), int(both[0]), int(np.flatnonzero(right == left[both[0]])[0])
 
 
-def _two_classes(digests: Digests, labels: Index, index: Index) -> tuple[int, int, int]:
+def _find_two_classes(digests: Digests, labels: Index, index: Index) -> tuple[int, int, int]:
     """The number of images of `index` with a copy of another class, and the positions of the first such pair."""
     order = index[np.argsort(digests[index], kind="stable")]
     same = (digests[order[1:]] == digests[order[:-1]]) & (digests[order[1:]] != 0)
@@ -41,7 +41,7 @@ def _two_classes(digests: Digests, labels: Index, index: Index) -> tuple[int, in
     return (len(odd), int(order[odd[0]]), int(order[odd[0] + 1])) if odd.size else (0, -1, -1)
 
 
-def copies(train: Digests, test: Digests, labels: Index, parts: Split) -> Iterator[Copy]:
+def find_copies(train: Digests, test: Digests, labels: Index, parts: Split) -> Iterator[Copy]:
     """Yields each kind of copy that spoils a result.
 
     `train` [N] and `test` [M] are hashes of pixels, 0 where unknown; `labels` [N] are those of the training images.
@@ -55,17 +55,17 @@ def copies(train: Digests, test: Digests, labels: Index, parts: Split) -> Iterat
         (parts.validation, "test images are also validation images, by which a checkpoint is selected"),
         (unlabelled, "test images are also unlabelled training images"),
     ):
-        count, one, other = _shared(test, train[part])
+        count, one, other = _find_shared(test, train[part])
         if count:
             yield Copy(count, one, int(part[other]), why, True)
-    count, one, other = _shared(train[parts.validation], train[learned])
+    count, one, other = _find_shared(train[parts.validation], train[learned])
     if count:
         what = f"validation images are also trained on with their labels: {too_high}"
         yield Copy(count, int(parts.validation[one]), int(learned[other]), what, False)
-    count, one, other = _shared(train[parts.validation], train[unlabelled])
+    count, one, other = _find_shared(train[parts.validation], train[unlabelled])
     if count:
         what = "validation images are also unlabelled training images"
         yield Copy(count, int(parts.validation[one]), int(unlabelled[other]), what, False)
-    count, one, other = _two_classes(train, labels, with_label)
+    count, one, other = _find_two_classes(train, labels, with_label)
     if count:
         yield Copy(count, one, other, "labelled images are of two classes at once", False)

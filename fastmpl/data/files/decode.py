@@ -49,14 +49,14 @@ class Whole(NamedTuple):
     remark: str = ""
 
 
-def _upright(image: Image.Image) -> Image.Image:
+def _turn_upright(image: Image.Image) -> Image.Image:
     try:
         return ImageOps.exif_transpose(image)
     except (SyntaxError, ValueError, TypeError, KeyError, struct.error):  # damaged EXIF data beside whole pixels
         return image
 
 
-def _rgb(image: Image.Image) -> Image.Image:
+def _to_rgb(image: Image.Image) -> Image.Image:
     if image.mode.startswith("I"):  # 16 bits, which PIL's own conversion would clip
         values = np.asarray(image).astype(np.float64) / _DEEP
         return Image.fromarray(np.clip(values.round(), 0, 255).astype(np.uint8)).convert("RGB")
@@ -75,7 +75,7 @@ def _refusal(image: Image.Image) -> str:
     return ""
 
 
-def _remarks(image: Image.Image, suffix: str) -> str:
+def _list_oddities(image: Image.Image, suffix: str) -> str:
     """What is odd about an opened image that can be decoded, from its header alone."""
     named, found = SUFFIXES.get(suffix.lower()), "JPEG" if image.format == "MPO" else image.format
     said = [] if named in (found, None) else [f"is a {found} by its content, and used"]
@@ -92,9 +92,9 @@ def _read(path: Path, size: int) -> Decoded:
     with Image.open(path, formats=FORMATS) as image:
         if reason := _refusal(image):
             return Decoded(None, reason)
-        remarks = _remarks(image, path.suffix)
+        remarks = _list_oddities(image, path.suffix)
         image.draft(None, (2 * size, 2 * size))  # lets a JPEG decoder skip detail that resizing would drop
-        square = ImageOps.fit(_rgb(_upright(image)), (size, size), Image.Resampling.BILINEAR)
+        square = ImageOps.fit(_to_rgb(_turn_upright(image)), (size, size), Image.Resampling.BILINEAR)
         return Decoded(np.asarray(square), remarks)
 
 
@@ -130,8 +130,8 @@ def decode_whole(content: bytes, suffix: str = "") -> Whole:
         with Image.open(io.BytesIO(content), formats=FORMATS) as image:
             if reason := _refusal(image):
                 return Whole(None, reason)
-            remarks = _remarks(image, suffix)
-            return Whole(_rgb(_upright(image)), remarks)
+            remarks = _list_oddities(image, suffix)
+            return Whole(_to_rgb(_turn_upright(image)), remarks)
     except Exception as error:
         return Whole(None, reason_of(error))
 

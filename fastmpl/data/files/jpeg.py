@@ -55,7 +55,7 @@ def _require(holds: bool) -> None:
         raise _UnusualJpeg
 
 
-def _quantisation(part: bytes) -> set[int]:
+def _parse_quantisation(part: bytes) -> set[int]:
     """The numbers of the tables that a segment defines."""
     found, place = set(), 0
     while place < len(part):
@@ -67,7 +67,7 @@ def _quantisation(part: bytes) -> set[int]:
     return found
 
 
-def _huffman(part: bytes) -> set[int]:
+def _parse_huffman(part: bytes) -> set[int]:
     """The tables that a segment defines: class (0 for DC, 1 for AC) times 16, plus number."""
     found, place = set(), 0
     while place < len(part):
@@ -88,7 +88,7 @@ def _fits(counts: bytes) -> bool:
     return sum(count << (15 - bits) for bits, count in enumerate(counts)) < 1 << 16
 
 
-def _frame(part: bytes, marker: int) -> _Frame:
+def _parse_frame(part: bytes, marker: int) -> _Frame:
     _require(len(part) >= 6)
     precision, height, width, count = struct.unpack_from(">BHHB", part)
     _require(precision == 8 and height > 0 and width > 0 and count in (1, 3) and len(part) == 6 + 3 * count)
@@ -103,7 +103,7 @@ def _frame(part: bytes, marker: int) -> _Frame:
     return _Frame(height, width, marker == PROGRESSIVE, components)
 
 
-def _scan(part: bytes, frame: _Frame, quantisation: set[int], huffman: set[int]) -> None:
+def _check_scan(part: bytes, frame: _Frame, quantisation: set[int], huffman: set[int]) -> None:
     """Compares the header of a scan with the tables and the frame that were defined before it."""
     _require(len(part) >= 1 and 1 <= part[0] <= 3 and len(part) == 4 + 2 * part[0])
     chosen = dict(struct.iter_unpack("BB", part[1:-3]))
@@ -145,7 +145,7 @@ def _swaps_sides(part: bytes) -> bool:
     return bool(found) and found[0][2] in _TRANSPOSED
 
 
-def _markers(content: bytes) -> NDArray[np.int64]:
+def _find_markers(content: bytes) -> NDArray[np.int64]:
     """Where a marker may stand that ends a scan's data: all but padding, escaped bytes of data and restarts."""
     values = np.frombuffer(content, np.uint8)
     place = np.flatnonzero(values[:-1] == 0xFF)
@@ -155,7 +155,7 @@ def _markers(content: bytes) -> NDArray[np.int64]:
 
 
 def _walk(content: bytes) -> Header:
-    place, frame, scans, swapped, markers = 2, None, 0, False, _markers(content)
+    place, frame, scans, swapped, markers = 2, None, 0, False, _find_markers(content)
     quantisation: set[int] = set()
     huffman: set[int] = set()
     while True:
@@ -170,14 +170,14 @@ def _walk(content: bytes) -> Header:
         _require(place + 4 <= end <= len(content))
         part = content[place + 4 : end] if marker not in _SKIPPED else b""
         if marker == QUANTISATION:
-            quantisation |= _quantisation(part)
+            quantisation |= _parse_quantisation(part)
         elif marker == HUFFMAN:
-            huffman |= _huffman(part)
+            huffman |= _parse_huffman(part)
         elif marker in FRAMES:
             _require(frame is None)
-            frame = _frame(part, marker)
+            frame = _parse_frame(part, marker)
         elif marker == SCAN and frame is not None:
-            _scan(part, frame, quantisation, huffman)
+            _check_scan(part, frame, quantisation, huffman)
             scans += 1
             following = int(np.searchsorted(markers, end))
             _require(following < len(markers) and scans <= _MOST_SCANS)

@@ -151,7 +151,7 @@ def _problems(root: Path, folder: str, found: _Folder) -> Iterator[Problem]:
         yield Problem(str(root / folder / name), reason)
 
 
-def image_files(root: Path, folders: Sequence[str]) -> list[FoundFiles]:
+def list_image_files(root: Path, folders: Sequence[str]) -> list[FoundFiles]:
     """The image files below each of `folders`, which are named below `root`; known by their extensions.
 
     A folder's own files come before those of the folders in it, both sorted. Raises OSError.

@@ -43,7 +43,7 @@ class Packed(NamedTuple):
     left_out: list[dict[str, str]]
 
 
-def _jobs(arrays: Arrays, out: Path, options: PackOptions) -> list[ShardJob]:
+def _plan_jobs(arrays: Arrays, out: Path, options: PackOptions) -> list[ShardJob]:
     """Every shard of the pack, in order."""
     labelled = int((arrays.train_labels >= 0).sum())
     trusted = 0 if arrays.trusted is None else len(arrays.trusted)
@@ -64,7 +64,7 @@ def _jobs(arrays: Arrays, out: Path, options: PackOptions) -> list[ShardJob]:
     return jobs
 
 
-def _finished_note(job: ShardJob) -> dict[str, Any] | None:
+def _read_note(job: ShardJob) -> dict[str, Any] | None:
     """The note of a complete shard; None of a shard that is not written yet."""
     try:
         note: dict[str, Any] = json.loads(job.note.read_text())
@@ -104,13 +104,13 @@ def pack(folder: str, out: Path, options: PackOptions, *, processes: int = 0, te
     images = {"training": arrays.train_images.digest, "test": arrays.test_images.digest}  # type: ignore[union-attr]
     try:
         _claim_output(out, {"format": FORMAT, **options._asdict(), "images": images})
-        jobs = _jobs(arrays, out, options)
+        jobs = _plan_jobs(arrays, out, options)
         for part in {job.file.parent for job in jobs}:
             part.mkdir(exist_ok=True)
             for draft in part.glob("*.tmp"):  # of a process that was killed
                 draft.unlink()
         write_whole(out / CLASSES, "".join(f"{name}\n" for name in arrays.classes))
-        notes = {job.file: note for job in jobs if (note := _finished_note(job)) is not None}
+        notes = {job.file: note for job in jobs if (note := _read_note(job)) is not None}
         missing = [job for job in jobs if job.file not in notes]
         for job, note in _pack_in_order(missing, processes or cores()):
             notes[job.file] = note

@@ -60,7 +60,7 @@ def _place(file: Path, number: int) -> str:
     return f"{printable(file)}, line {number}"
 
 
-def _repeated(file: Path, found: FileList, keys: NDArray[np.int64]) -> NDArray[np.int64]:
+def _find_repeated(file: Path, found: FileList, keys: NDArray[np.int64]) -> NDArray[np.int64]:
     """Positions of paths that the list has before, by `keys`, their hashes. Raises DataError where the class differs."""
     unique, count = np.unique(keys, return_counts=True)
     first: dict[str, int] = {}
@@ -119,7 +119,7 @@ def read_list(root: Path, file: Path, *, with_class: bool) -> FileList:
 
     names = Names(paths())
     found = FileList(names, words, np.array(lines, np.int64), (), Inventory(entries))
-    again = _repeated(file, found, np.array(keys, np.int64))
+    again = _find_repeated(file, found, np.array(keys, np.int64))
     if len(again):
         problems += [
             Problem(_place(file, found.lines[position]), "the list has this path before") for position in again

@@ -8,7 +8,7 @@ from fastmpl.data.dataset import Arrays
 from fastmpl.data.errors import DataError, printable
 from fastmpl.data.files.encoded import Names
 from fastmpl.data.readers.cache import load_decoded
-from fastmpl.data.readers.tree import NOTHING, class_images, read_tree, require_images
+from fastmpl.data.readers.tree import NOTHING, list_class_images, read_tree, require_images
 
 
 def read_folder(root: str, size: int) -> Arrays:
@@ -52,7 +52,7 @@ def read_labelled(folder: Path, classes: tuple[str, ...], size: int) -> Arrays:
     if not folder.is_dir():
         raise DataError(f"{printable(folder)} is not a folder. Name one that holds <class>/*.jpg.")
     part = folder / "test" if (folder / "test").is_dir() and "test" not in classes else folder
-    listed = class_images(part, ".", classes, "the run")
+    listed = list_class_images(part, ".", classes, "the run")
     images = load_decoded(part, listed.names, size)
     if not len(images.kept):
         raise DataError(f"{printable(part)} has no image that can be read. Expected {printable(part)}/<class>/*.jpg.")

@@ -75,7 +75,7 @@ def _images_first(data: NDArray[np.uint8], name: str) -> NDArray[np.uint8]:
     return np.ascontiguousarray(data.transpose(0, 2, 3, 1) if name == "svhn" else data)  # SVHN's channels come first
 
 
-def read(name: str, root: str) -> Arrays:
+def read_published(name: str, root: str) -> Arrays:
     """Reads the data set called `name`, one of SETS, from the folder `root`: uint8 colour images of 32 x 32 pixels.
 
     SVHN's 531,131 extra images are not used. Raises DataError where a file is missing, truncated or altered.

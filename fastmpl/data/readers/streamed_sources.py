@@ -44,7 +44,7 @@ class _Account(NamedTuple):
     inventory: Inventory
 
 
-def _arrays(found: LabelledParts, unlabelled: int, training: Encoded, test: Encoded, account: _Account) -> Arrays:
+def _make_arrays(found: LabelledParts, unlabelled: int, training: Encoded, test: Encoded, account: _Account) -> Arrays:
     """The images of a source with their labels. `training` has the parts of TRAINING, in that order."""
     labelled, trusted, tested = (found.labels[part] for part in ("labelled", "trusted", "test"))
     return Arrays(
@@ -61,7 +61,7 @@ def _arrays(found: LabelledParts, unlabelled: int, training: Encoded, test: Enco
     )
 
 
-def _account(parts: Parts, inventories: Iterable[Inventory], problems: Iterable[Problem]) -> _Account:
+def _add_accounts(parts: Parts, inventories: Iterable[Inventory], problems: Iterable[Problem]) -> _Account:
     inventory = add_inventories([Inventory(parts.entries, parts.helpers), *inventories])
     return _Account(fold_problems((*parts.problems, *problems)), inventory)
 
@@ -85,8 +85,8 @@ def read_file_list(folder: str) -> Arrays:
     found = label_parts(root, words, "a path and a class")
     training = Files(root, Names.join([lists[part].names for part in TRAINING]))
     lines = lists.values()
-    account = _account(parts, (one.inventory for one in lines), (one for part in lines for one in part.problems))
-    return _arrays(found, len(lists["unlabelled"].names), training, Files(root, lists["test"].names), account)
+    account = _add_accounts(parts, (one.inventory for one in lines), (one for part in lines for one in part.problems))
+    return _make_arrays(found, len(lists["unlabelled"].names), training, Files(root, lists["test"].names), account)
 
 
 class _PartShards(NamedTuple):
@@ -176,11 +176,11 @@ def _read_shards(folder: str, shard_format: ShardFormat) -> Arrays:
     shards: Mapping[str, Shards] = {part: read.shards for part, read in parts.items()}
     words = {part: PartWords(read.words, read.numbered, read.name_image) for part, read in shards.items()}
     labelled = label_parts(root, words, shard_format.hint)
-    account = _account(
+    account = _add_accounts(
         found, (part.inventory for part in parts.values()), (one for part in parts.values() for one in part.problems)
     )
     training, test = join_shards([shards[part] for part in TRAINING]), shards["test"].images
-    return _arrays(labelled, len(shards["unlabelled"].words), training, test, account)
+    return _make_arrays(labelled, len(shards["unlabelled"].words), training, test, account)
 
 
 def read_webdataset(folder: str) -> Arrays:

@@ -147,14 +147,14 @@ def _list_members(path: Path) -> _Members:
         name, count = posixpath.normpath(member.name), count + 1
         if member.isreg() and not member.issparse():
             if name in content or name in links:
-                raise DataError(_said_twice(path, name, name))
+                raise DataError(_describe_repeated_key(path, name, name))
             content[name] = Member(name, member.offset_data, member.size, member.name)
         if reason := _why_not(member):
             problems.append(Problem(f"{path}: {name}", reason))
             continue
         if not member.isreg():
             if name in own:
-                raise DataError(_said_twice(path, name, name))
+                raise DataError(_describe_repeated_key(path, name, name))
             links[name] = _target(name, member)
         own[name] = member.name
     files = []
@@ -169,7 +169,7 @@ def _list_members(path: Path) -> _Members:
     return _Members(files, problems, count)
 
 
-def _said_twice(path: Path, one: str, other: str) -> str:
+def _describe_repeated_key(path: Path, one: str, other: str) -> str:
     names = printable(one) if one == other else f"{printable(one)} and {printable(other)}"
     return (
         f"{printable(path)}: one key comes twice ({names}), so which class is whose cannot be told. Give every sample a "
@@ -204,14 +204,14 @@ def _pair(path: Path, files: list[Member], shared: Member | None) -> Iterator[_S
     """The sample of files that differ in their extensions alone; `shared`: the class of all, where there is one."""
     images, words = _of("image", files), _of("class", files)
     if len(images) > 1 and images[0].run != images[1].run:
-        raise DataError(_said_twice(path, images[0].name, images[1].name))
+        raise DataError(_describe_repeated_key(path, images[0].name, images[1].name))
     if len(words) > 1:
-        raise DataError(_said_twice(path, words[0].name, words[1].name))
+        raise DataError(_describe_repeated_key(path, words[0].name, words[1].name))
     if images:
         yield _Sample(images[0], words[0] if words else shared)
 
 
-def _samples(path: Path, group: list[Member]) -> Iterator[_Sample]:
+def _form_samples(path: Path, group: list[Member]) -> Iterator[_Sample]:
     """The samples of the files with one key: one by the first dot, and those that the last dot tells apart."""
     plain = [file for file in group if "." not in file.extension]
     dotted = [file for file in group if "." in file.extension]
@@ -246,7 +246,7 @@ def scan_tar(path: Path) -> ShardContent:
     """The images of a tar, in its order. Raises DataError where it is damaged, OSError where it cannot be opened."""
     _refuse_compressed(path)
     members = _list_members(path)
-    samples = [sample for group in _by_key(members.files).values() for sample in _samples(path, group)]
+    samples = [sample for group in _by_key(members.files).values() for sample in _form_samples(path, group)]
     used = {sample.image.name for sample in samples} | {sample.word.name for sample in samples if sample.word}
     rest = [Problem(f"{path}: {file.name}", _why_unused(file)) for file in members.files if file.name not in used]
     with path.open("rb") as file:

@@ -19,7 +19,7 @@ from fastmpl.data.classes import check_class_names, closest_name, normal_name, s
 from fastmpl.data.dataset import UNKNOWN, Labels
 from fastmpl.data.errors import DataError, printable
 from fastmpl.data.files.encoded import Names
-from fastmpl.data.files.listing import image_files, is_folder, why_hidden, why_no_file
+from fastmpl.data.files.listing import is_folder, list_image_files, why_hidden, why_no_file
 from fastmpl.data.files.paths import find_folder
 from fastmpl.data.inventory import Inventory, Problem, add_inventories, fold_problems
 from fastmpl.data.readers.parts import Parts, find_parts
@@ -50,11 +50,6 @@ class Tree(NamedTuple):
     inventory: Inventory
     remarks: tuple[str, ...]
     labelled_folder: Path
-
-
-def images_below(folder: Path) -> list[Path]:
-    """The image files below `folder`, sorted; known by their extensions."""
-    return [folder / name for name in image_files(folder, ["."])[0].names]
 
 
 class _PartFolder(NamedTuple):
@@ -101,7 +96,7 @@ def _find_classes(part: Path) -> tuple[str, ...]:
     return names
 
 
-def class_images(root: Path, part: str, classes: tuple[str, ...], whose: str) -> PartImages:
+def list_class_images(root: Path, part: str, classes: tuple[str, ...], whose: str) -> PartImages:
     """The images of `root`/`part`/<class>/**. Raises DataError for a class that is not in `classes` (which are `whose`)."""
     folders, loose = _read_part(root / part)
     numbers, number_of = [], {name: number for number, name in enumerate(classes)}
@@ -113,7 +108,7 @@ def class_images(root: Path, part: str, classes: tuple[str, ...], whose: str) ->
                 + closest_name(folder, classes)
             )
         numbers.append(number)
-    found = image_files(root, folders if part == "." else [f"{part}/{folder}" for folder in folders])
+    found = list_image_files(root, folders if part == "." else [f"{part}/{folder}" for folder in folders])
     problems = fold_problems((*loose, *(problem for images in found for problem in images.problems)))
     labels = np.repeat(np.array(numbers, np.int64), [len(images.names) for images in found])
     entries = len(loose) + sum(images.entries for images in found)
@@ -121,7 +116,7 @@ def class_images(root: Path, part: str, classes: tuple[str, ...], whose: str) ->
 
 
 def _unlabelled_images(root: Path, part: str) -> PartImages:
-    (found,) = image_files(root, [part])
+    (found,) = list_image_files(root, [part])
     labels = np.full(len(found.names), UNKNOWN, np.int64)
     return PartImages(found.names, labels, found.problems, Inventory(found.entries))
 
@@ -131,7 +126,7 @@ def _list_tree(root: Path) -> Tree:
     folder = _require_labelled(root, parts)
     classes = _find_classes(folder)
     of = {
-        part: class_images(root, name, classes, printable(folder))
+        part: list_class_images(root, name, classes, printable(folder))
         for part, name in parts.names.items()
         if part != "unlabelled"
     }

@@ -8,12 +8,12 @@ from PIL import Image
 
 from fastmpl.data.checks.scan import CHUNK, CRASHED, scan
 from fastmpl.data.files.encoded import Bytes, Files, Names
-from fastmpl.data.files.listing import image_files
+from fastmpl.data.files.listing import list_image_files
 from tests.pictures import BAD, COLOURS, DECODED_BAD, fill, spoil
 
 
 def files(root: Path) -> Files:
-    return Files(root, image_files(root, ["."])[0].names)
+    return Files(root, list_image_files(root, ["."])[0].names)
 
 
 def pictures(root: Path) -> Files:

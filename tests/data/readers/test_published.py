@@ -90,7 +90,7 @@ def test_every_image_is_read_with_its_label(
 
 def test_the_folder_of_the_files_themselves_is_understood(cifar10: Path) -> None:
     np.testing.assert_array_equal(
-        published.read("cifar10", str(cifar10 / "cifar-10-batches-py")).train_images, IMAGES[:10]
+        published.read_published("cifar10", str(cifar10 / "cifar-10-batches-py")).train_images, IMAGES[:10]
     )
 
 
@@ -109,11 +109,11 @@ def test_a_truncated_file_and_a_missing_one_are_named(request: pytest.FixtureReq
     for length in (0, 100, len(content) - 1):
         (root / file).write_bytes(content[:length])
         with pytest.raises(DataError, match=r"is truncated or altered .* download it again") as refused:
-            published.read(name, str(root))
+            published.read_published(name, str(root))
         assert str(root / file) in str(refused.value)
     (root / file).unlink()
     with pytest.raises(DataError, match=rf"{Path(file).name} was not found in {(root / file).parent}: set data\.root"):
-        published.read(name, str(root))
+        published.read_published(name, str(root))
 
 
 def test_a_pickle_that_is_not_the_authors_own_is_never_run(cifar10: Path) -> None:
@@ -123,7 +123,7 @@ def test_a_pickle_that_is_not_the_authors_own_is_never_run(cifar10: Path) -> Non
 
     (cifar10 / "cifar-10-batches-py" / "test_batch").write_bytes(pickle.dumps(Payload()))
     with pytest.raises(DataError, match="altered"):
-        published.read("cifar10", str(cifar10))
+        published.read_published("cifar10", str(cifar10))
     assert not (cifar10 / "it ran").exists()
 
 
