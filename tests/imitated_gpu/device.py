@@ -5,6 +5,7 @@ Every operator runs at once, in the order of the host; what a GPU would do in an
 `patches` the names of torch that are replaced.
 """
 
+import gc
 import threading
 import weakref
 from collections.abc import Callable
@@ -108,6 +109,7 @@ class ImitatedGpu:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        gc.collect()  # what a cycle holds ends while there still is a device
         self._held.close()
         _running.remove(self)
         if kind is None:
@@ -147,6 +149,10 @@ class ImitatedGpu:
         """The capture that this thread's current stream takes part in."""
         capture = self.capture
         return capture if capture is not None and self.timeline.current().number in capture.streams else None
+
+    def is_capturing(self) -> bool:
+        """Whether the current stream is captured."""
+        return self._own_capture() is not None
 
     def check_no_capture(self, does: str) -> None:
         """Raises where a capture forbids what this thread does."""
@@ -212,7 +218,7 @@ class ImitatedGpu:
     ) -> Any:
         if func in COPIES:
             return self._copy(func, args, kwargs)
-        if func in HOST_READS:
+        if func in HOST_READS or (func is aten.index.Tensor and _asks_for_a_shape(args[1])):
             self._wait(f"the answer of {func}", func, of_device)
         elif len(given) > len(of_device):
             self._check_devices(func, given)
@@ -231,7 +237,7 @@ class ImitatedGpu:
             )
         run = self.kernels.get(func, func)
         if func in CONVOLUTIONS or func in PRODUCTS:
-            inner_args = _of_one_type(inner_args)
+            run = _of_one_type(run)
         if (func in CONVOLUTIONS and torch.backends.cudnn.allow_tf32) or (
             func in PRODUCTS and torch.backends.cuda.matmul.allow_tf32
         ):
@@ -355,13 +361,21 @@ class ImitatedGpu:
         return target
 
 
-def _of_one_type(args: tuple[Any, ...]) -> tuple[Any, ...]:
+def _asks_for_a_shape(indices: Any) -> bool:
+    """A mask as an index: how many it chooses is asked of the device."""
+    return any(isinstance(index, Tensor) and index.dtype in (torch.bool, torch.uint8) for index in indices)
+
+
+def _of_one_type(run: Any) -> Any:
     """torch's rule for the tangent of a bf16 batch norm works in place, and gives bf16; for a subclass of Tensor it does
     not, and gives float32, which convolutions and products of bf16 weights refuse."""
-    types = {a.dtype for a in args if isinstance(a, Tensor)}
-    if types != {torch.float32, torch.bfloat16}:
-        return args
-    return tuple(a.bfloat16() if isinstance(a, Tensor) else a for a in args)
+
+    def convert(*args: Any, **kwargs: Any) -> Any:
+        if {a.dtype for a in args if isinstance(a, Tensor)} == {torch.float32, torch.bfloat16}:
+            args = tuple(a.bfloat16() if isinstance(a, Tensor) else a for a in args)
+        return run(*args, **kwargs)
+
+    return convert
 
 
 def _rounded(run: Any) -> Any:

@@ -74,7 +74,7 @@ class Memory:
     def add(self, inner: Tensor, stream: Stream, pool: object, line: str, owner: Owner = "torch") -> Block:
         """A new block. Raises HazardError if the memory that it may be given is still used by another stream."""
         self.raise_found()
-        for old in self._lent.pop((pool, stream.number), []):
+        for old in self._lent.pop((pool, stream.number), []) if owner == "torch" else ():
             for use in old.uses:
                 if use.stream not in old.recorded and not use.is_before(stream.clock):
                     raise HazardError(

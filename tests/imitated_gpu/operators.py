@@ -27,9 +27,15 @@ CONVOLUTIONS = {aten.convolution.default, aten.convolution_backward.default}
 PRODUCTS = {aten.mm.default, aten.addmm.default, aten.bmm.default, aten.baddbmm.default}
 
 
+# batch norms move the running statistics, arguments 3 and 4, and their schemas do not say so
+UNDECLARED = {aten.native_batch_norm.default: (3, 4)}
+
+
 @functools.cache
 def list_written(operator: Any) -> tuple[tuple[int, ...], tuple[str, ...]]:
     """Positions and names of the arguments that an operator writes."""
+    if operator in UNDECLARED:
+        return UNDECLARED[operator], ()
     arguments = operator._schema.arguments
     written = [(i, a) for i, a in enumerate(arguments) if a.alias_info is not None and a.alias_info.is_write]
     return tuple(i for i, _ in written), tuple(a.name for _, a in written)

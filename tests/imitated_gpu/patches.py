@@ -1,5 +1,7 @@
 """The names of torch that the imitated GPU replaces while it runs."""
 
+import functools
+import sys
 import threading
 import warnings
 from collections.abc import Callable, Iterator
@@ -12,9 +14,10 @@ import torch
 from torch import Tensor
 
 from tests.imitated_gpu.autocast import register_autocast
+from tests.imitated_gpu.faults import CaptureRefusedError, find_line
 from tests.imitated_gpu.graphs import Graph, Pool
 from tests.imitated_gpu.streams import Event, Stream
-from tests.imitated_gpu.tensors import DEVICE, DeviceTensor
+from tests.imitated_gpu.tensors import DEVICE, DeviceTensor, find_tensors
 
 PROPERTIES = SimpleNamespace(
     name="imitated GPU", major=9, minor=0, total_memory=80 << 30, multi_processor_count=132, L2_cache_size=50 << 20
@@ -28,6 +31,41 @@ def _indexed(device: Any) -> Any:
     return device
 
 
+def find_accumulation(outputs: Any) -> Iterator[tuple[Any, int]]:
+    """The accumulation nodes that a backward pass reaches, and how many references Python has to each."""
+    waiting = [t.grad_fn for t in find_tensors([outputs], []) if t.grad_fn is not None]
+    seen = set(waiting)
+    while waiting:
+        node = waiting.pop()
+        if type(node).__name__ == "AccumulateGrad":
+            yield node, sys.getrefcount(node)
+            continue
+        for following, _ in node.next_functions:
+            if following is not None and following not in seen:
+                seen.add(following)
+                waiting.append(following)
+        following = None
+
+
+@functools.cache
+def count_unheld_references() -> int:
+    """References to a node that nobody holds but the search itself."""
+    weight = torch.ones(1, requires_grad=True)
+    ((_, count),) = find_accumulation(weight * 2)
+    return count
+
+
+def refuse_held_accumulation(outputs: Any) -> None:
+    """Autograd accumulates a parameter's gradient on the stream on which its accumulation node was made. A node that
+    somebody holds is older than the capture, and its stream would have to wait within the capture."""
+    for _, count in find_accumulation(outputs):
+        if count > count_unheld_references():
+            raise CaptureRefusedError(
+                "operation not permitted when stream is capturing: the accumulation node of a parameter, made before "
+                f"the capture, makes its stream wait in {find_line()}"
+            )
+
+
 def patch_torch(gpu: Any, held: ExitStack) -> None:
     timeline = gpu.timeline
     real_to, real_tensor, real_run = Tensor.to, torch.tensor, threading.Thread.run
@@ -36,6 +74,11 @@ def patch_torch(gpu: Any, held: ExitStack) -> None:
         if "device" in kwargs:
             kwargs["device"] = _indexed(kwargs["device"])
         args = tuple(_indexed(value) for value in args)
+        if isinstance(tensor, DeviceTensor):  # C++ code would copy: it does not see that the tensor is there already
+            args = tuple(value for value in args if value != DEVICE and str(value) != str(DEVICE))
+            kwargs = {name: value for name, value in kwargs.items() if str(value) != str(DEVICE)}
+            if not args and not kwargs.keys() - {"non_blocking"}:
+                return tensor
         return real_to(tensor, *args, **kwargs)
 
     def tensor(data: Any, *, dtype: Any = None, device: Any = None, **options: Any) -> Tensor:
@@ -71,6 +114,14 @@ def patch_torch(gpu: Any, held: ExitStack) -> None:
                 failed = False
             finally:
                 gpu.end_capture(failed=failed)
+
+    def differentiate(real: Callable[..., Any]) -> Callable[..., Any]:
+        def call(outputs: Any, *args: Any, **kwargs: Any) -> Any:
+            if gpu.is_capturing():
+                refuse_held_accumulation(outputs)
+            return real(outputs, *args, **kwargs)
+
+        return call
 
     def make_graph(*args: Any, **kwargs: Any) -> Graph:
         gpu.graphs.append(Graph(gpu))
@@ -120,7 +171,7 @@ def patch_torch(gpu: Any, held: ExitStack) -> None:
         "CUDAGraph": make_graph,
         "graph": capture,
         "graph_pool_handle": Pool,
-        "is_current_stream_capturing": lambda: gpu._own_capture() is not None,
+        "is_current_stream_capturing": lambda: gpu.is_capturing(),
         "set_sync_debug_mode": set_sync_debug_mode,
         "get_sync_debug_mode": lambda: gpu.sync_debug_mode,
     }
@@ -134,6 +185,8 @@ def patch_torch(gpu: Any, held: ExitStack) -> None:
     held.enter_context(patch.object(Tensor, "pin_memory", lambda t, *_: gpu.pin(t)))
     held.enter_context(patch.object(Tensor, "is_pinned", lambda t, *_: gpu.is_pinned(t)))
     held.enter_context(patch.object(torch, "tensor", tensor))
+    for name in ("grad", "backward"):
+        held.enter_context(patch.object(torch.autograd, name, differentiate(getattr(torch.autograd, name))))
     held.enter_context(patch.object(threading.Thread, "run", run_thread))
     _set_for_block(held, torch.__future__.set_overwrite_module_params_on_conversion, False, True)
     _set_for_block(held, torch.autograd.set_multithreading_enabled, True, False)
