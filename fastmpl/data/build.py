@@ -42,6 +42,7 @@ class Data:
     split: Split
     truth: Int[Tensor, "N"]  # true labels of the training images, -1 where unknown; for reports alone
     _streams: StreamOpener
+    _store: Store | None = None
 
     @property
     def normalisation(self) -> Normalisation | None:
@@ -62,7 +63,10 @@ class Data:
         """Remarks on the data, for a user who is about to train."""
         arrays = self._streams.prepared.arrays
         account = [f"{line}; `fastmpl check` names them" for line in account_of(arrays)]
-        return (account if count_left_out(arrays.problems) else []) + split_remarks(arrays, self.split)
+        remarks = (account if count_left_out(arrays.problems) else []) + split_remarks(arrays, self.split)
+        if self._store is not None and self._store.order is not None:
+            remarks.append("the classes of data.store are in another order than the data's: they are matched by name")
+        return remarks
 
     @property
     def labelled_count(self) -> int:
@@ -177,6 +181,7 @@ def build(
         split=prepared.split,
         truth=torch.from_numpy(arrays.train_labels),
         _streams=streams,
+        _store=store,
     )
 
 

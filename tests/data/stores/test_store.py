@@ -1,12 +1,17 @@
 """Stored distributions: what comes back, what is refused, what a lost process costs."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
+from fastmpl.data.build import build
+from fastmpl.data.dataset import digest_of
 from fastmpl.data.errors import DataError
+from fastmpl.data.sources import digits
 from fastmpl.data.stores.distributions import Probabilities, RowFormat, total_variation
 from fastmpl.data.stores.store import HEADER, checksum, open_store
 from fastmpl.data.stores.store_writer import PLAN, StorePlan, StoreWriter
@@ -259,3 +264,22 @@ def test_what_is_discarded_leaves_no_trace_and_what_others_wrote_stays(tmp_path:
     failed.write(0, [given[:16]])
     failed.discard()
     assert sorted(path.name for path in folder.iterdir()) == [PLAN, "shard-00001.bin", "shard-00001.json"]
+
+
+@pytest.mark.parametrize(("names", "said"), [(tuple("0123456789"), 0), (tuple("9876543210"), 1)])
+def test_a_run_gets_stored_rows_in_the_order_of_its_classes_and_says_so(
+    names: tuple[str, ...], said: int, settings: Callable[..., SimpleNamespace], tmp_path: Path
+) -> None:
+    pytest.importorskip("nvidia.dali", reason="install nvidia-dali-cuda130 to build a run's data")
+    arrays = digits("")
+    given = rows(len(arrays.train_labels), 10)
+    described = StorePlan(len(given), 10, 10, digest_of(arrays.train_images), "a test", 2000, names)
+    write(tmp_path, described, given)
+    data = build(settings(store=str(tmp_path), flip=False, shift=0.0, cutout=0.0), seed=0)
+    batch = data.train.next()
+    expected = given[batch.unlabelled_index.numpy()]
+    assert batch.stored_unlabelled is not None
+    np.testing.assert_allclose(
+        batch.stored_unlabelled, expected[:, ::-1] if said else expected, rtol=2**-11, atol=2**-25
+    )
+    assert sum("matched by name" in remark for remark in data.remarks()) == said
