@@ -135,7 +135,9 @@ def _image_shape(config: Config, prepared: "Prepared") -> tuple[int, ...]:
 def check_networks(config: Config, prepared: "Prepared") -> Iterator[str]:
     """Remarks on the networks. Raises ConfigError for one that cannot be trained, or a class without a label."""
     from fastmpl.run.network_preconditions import require_label_of_each_class, require_networks
+    from fastmpl.run.preconditions import require_kernels
 
+    require_kernels()
     arrays, world = prepared.arrays, int(os.environ.get("WORLD_SIZE", "1"))
     require_label_of_each_class(config, arrays.classes, arrays.train_labels[prepared.split.labelled])
     shape = _image_shape(config, prepared)

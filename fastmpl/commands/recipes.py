@@ -1,9 +1,9 @@
 """Chooses the settings of a first run on a user's pictures, by their number, their size and the machine; measures its time.
 
-The recipe for a CPU was found on five classes of bright shapes on textures, with 10 labels a class and 300 unlabelled
-pictures of 40 pixels: consistency between two views (`uda`) with a small Wide ResNet ends at 80 % and more, where Meta
-Pseudo Labels with the network `conv`, of three layers, ended near 30 %. It trains one network instead of two, and so
-costs a third. The recipe for a GPU is Meta Pseudo Labels; no GPU has measured it.
+The recipe for a CPU was found on `tests/shapes.py`: five classes of bright shapes on textures, 10 labels a class, 300
+unlabelled pictures of 40 pixels. Consistency between two views (`uda`) with a small Wide ResNet and AdamW ends at 81 and 79 %
+of the test pictures (two seeds), after 240 CPU seconds. The network `conv` sees 9 pixels at once and stays below 50 %; SGD
+at 0.05 stays near 50 %. `mpl` trains two networks, for three times the time. The recipe for a GPU is not measured.
 """
 
 import time
