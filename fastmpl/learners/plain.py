@@ -27,6 +27,7 @@ from fastmpl.models.norms import frozen_statistics
 from fastmpl.models.stochastic import set_draw
 from fastmpl.models.sync_norm import synchronise
 from fastmpl_kernels.rows import unit
+from fastmpl_kernels.sgd_ema import inner_product
 
 
 class PlainLearner:
@@ -211,13 +212,12 @@ class PlainLearner:
         """Nothing to free."""
 
     def _difference(self, old: Gradient, direction: Gradient, images: Tensor, logits: Tensor) -> Tensor:
-        """(S(theta + d v) - S(theta)) / d; one-sided, at a step relative to the parameters' norm."""
-        length = sum_of_products(direction, direction).sqrt()
-        size = sum_of_products({name: old[name] for name in direction}, {n: old[n] for n in direction}).sqrt()
-        step = difference_step(length, size)
-        moved = torch._foreach_add(
-            [old[name] for name in direction], torch._foreach_mul(list(direction.values()), step)
-        )
+        """(S(theta + d v) - S(theta)) / d, one-sided."""
+        start, now = [old[name] for name in direction], [self.parameters[name].detach() for name in direction]
+        vectors = list(direction.values())
+        norms = [inner_product(x, x).sqrt() for x in (vectors, start, list(torch._foreach_sub(start, now)))]
+        step = difference_step(*norms)
+        moved = torch._foreach_add(start, torch._foreach_mul(vectors, step))
         parameters = old | dict(zip(direction, moved, strict=True))
         return (to_float32(functional_call(self.module, parameters, (images,))) - logits) / step
 

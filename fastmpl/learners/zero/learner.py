@@ -188,9 +188,11 @@ class ZeroLearner:
 
     def _difference(self, old: Gradient, direction: Gradient, images: Tensor, logits: Tensor) -> Tensor:
         """(S(theta + d v) - S(theta)) / d, of which stage 3 moves the shards themselves."""
-        pairs = ((old | direction, direction), (old, {name: old[name] for name in direction}))
-        length, size = self._total(torch.stack([sum_of_products(a, b) for a, b in pairs])).sqrt()
-        step = difference_step(length, size)
+        start = {name: old[name] for name in direction}
+        update = {name: value - self.shards.tensors[name] for name, value in start.items()}
+        # of `old` for its device: a rank may hold nothing of the direction
+        squares = [sum_of_products(old | x, x) for x in (direction, start, update)]
+        step = difference_step(*self._total(torch.stack(squares)).sqrt())
         moved = {name: p + step * direction[name] if name in direction else p for name, p in old.items()}
         with frozen_statistics(self.module), frozen_statistics(self.twin):
             if isinstance(self.shards, ParameterShards):
