@@ -49,9 +49,9 @@ def cosines(model: str, settings: dict[str, Any], steps: int, pixels: int) -> li
         gradient = learner.gradient(others, loss, KEY)
         tangents = []
         for form in ("jvp", "difference"):
-            learner.tangent_form = form  # type: ignore[assignment]
+            learner.tangent_form = form
             tangents.append(learner.tangent(update, images, logits.detach(), gradient, KEY).flatten())
-        found.append(float(F.cosine_similarity(*tangents, dim=0)))
+        found.append(float(F.cosine_similarity(tangents[0], tangents[1], dim=0)))
     return found
 
 
@@ -66,7 +66,7 @@ def main() -> None:
             cosine = {"first step": f"{found[0]:.5f}", "last step": f"{found[-1]:.5f}", "least": f"{min(found):.5f}"}
             rows.append({"network": model, "optimiser": settings["optimiser"]} | cosine)
             print("  ".join(str(value) for value in rows[-1].values()), flush=True)
-    print(save(Record("difference", "table", rows, {"steps": steps, "images": 16, "settings": list(SETTINGS)})))
+    print(save(Record("difference", "table", rows, {"steps": steps, "images": 16})))
 
 
 if __name__ == "__main__":

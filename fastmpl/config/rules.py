@@ -292,6 +292,9 @@ def _system(config: "Config") -> Iterator[str]:
             yield 'system.graph = "on" with system.zero_stage = 3: passes gather their parameters. Use graph = "auto".'
         if system.recompute:
             yield 'system.graph = "on" with engine = "zero" and recompute = true cannot work. Leave one of them out.'
+    for role in trained_optimisers(config) if system.compile else ():
+        if getattr(config, role).norm == "sync":
+            yield f'system.compile = true with {role}.norm = "sync": a compiled norm knows one rank. Use norm = "group".'
     for key in ("recompute", "engine") if system.compile else ():
         if (value := getattr(system, key)) not in (False, "plain"):
             yield f"system.compile = true with system.{key} = {toml(value)}: choose one of the two."

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from fastmpl.models.sync_norm import SyncBatchNormAct
+from fastmpl.models.sync_norm import SumOverRanks
 from fastmpl_kernels.batch_norm_act.module import BatchNormAct2d
 
 Norm = Literal["batch", "group", "sync"]
@@ -41,11 +41,10 @@ def norm_act(channels: int, norm: Norm, *, slope: float = 0.1, eps: float = 1e-5
 
     "batch" has the statistics of each rank's own images, so that more ranks are another network; "sync" those of all.
     """
-    if norm == "batch":
-        return BatchNormAct2d(channels, eps, momentum, activation="leaky_relu", slope=slope)
-    if norm == "sync":
-        return SyncBatchNormAct(channels, slope, eps, momentum)
-    return GroupNormAct(channels, slope, eps)
+    if norm == "group":
+        return GroupNormAct(channels, slope, eps)
+    reduce = SumOverRanks() if norm == "sync" else None
+    return BatchNormAct2d(channels, eps, momentum, activation="leaky_relu", slope=slope, reduce=reduce)
 
 
 @contextmanager

@@ -1,18 +1,22 @@
 """Batch norm over the images of all ranks, with forward mode.
 
 With the statistics of the whole global batch, N ranks compute what one process does, feedback included. torch's
-SyncBatchNorm refuses CPU tensors and has no forward mode. Who the other ranks are is not known here: the learner that
-owns the network says so (`synchronise`); until then, and with one rank, this is torch's own batch norm.
+SyncBatchNorm refuses CPU tensors and has no forward mode. The learner that owns the network says who the other ranks are
+(`synchronise`); until then, and with one rank, these norms are those of one process.
 
-Leaves out ranks with different numbers of images, which this project's data never makes, and double backward.
+Two forms: the fused norm with its activation, whose sums over the batch go through `SumOverRanks`, and `SyncBatchNorm` for
+norms that cannot be fused. Leaves out ranks with different numbers of images, which this project's data never makes, and
+double backward.
 """
 
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
+
+from fastmpl_kernels.batch_norm_act.module import BatchNormAct2d
 
 
 class Together(Protocol):
@@ -21,7 +25,20 @@ class Together(Protocol):
     @property
     def size(self) -> int: ...
     def all_reduce_mean_(self, tensors: list[Tensor]) -> None: ...
+    def all_reduce_sum_(self, tensors: list[Tensor]) -> None: ...
     def all_gather(self, mine: Tensor) -> Tensor: ...
+
+
+@dataclass(frozen=True)
+class SumOverRanks:
+    """The hook of a fused norm: sums a vector of its statistics over ranks, in place; itself without ranks."""
+
+    ranks: Together | None = None
+
+    def __call__(self, vector: Tensor) -> Tensor:
+        if self.ranks is not None:
+            self.ranks.all_reduce_sum_([vector])
+        return vector
 
 
 class _Normalise(torch.autograd.Function):
@@ -101,19 +118,10 @@ class SyncBatchNorm(nn.BatchNorm2d):
             self.num_batches_tracked.add_(1)
 
 
-class SyncBatchNormAct(SyncBatchNorm):
-    """Synchronised batch norm, then leaky ReLU."""
-
-    def __init__(self, channels: int, slope: float, eps: float, momentum: float) -> None:
-        super().__init__(channels, eps=eps, momentum=momentum)
-        self.slope = slope
-
-    def forward(self, input: Float[Tensor, "N C H W"]) -> Float[Tensor, "N C H W"]:
-        return F.leaky_relu(super().forward(input), self.slope)
-
-
 def synchronise(module: nn.Module, ranks: Together) -> None:
-    """Tells the synchronised norms inside `module` whose images they share."""
+    """Tells the synchronised norms inside `module` whose images they share. A single rank needs no sums."""
     for norm in module.modules():
         if isinstance(norm, SyncBatchNorm):
             norm.ranks = ranks
+        elif isinstance(norm, BatchNormAct2d) and isinstance(norm.reduce, SumOverRanks):
+            norm.reduce = SumOverRanks(ranks) if ranks.size > 1 else None

@@ -22,7 +22,8 @@ from fastmpl.models.errors import ModelError
 from fastmpl.models.norms import Norm, groups_of
 from fastmpl.models.pretrained import Loaded, Weights, check_loaded, classifier_of, record_load, select_head
 from fastmpl.models.stochastic import KeyedDropout, replace_dropout
-from fastmpl.models.sync_norm import SyncBatchNorm
+from fastmpl.models.sync_norm import SumOverRanks, SyncBatchNorm
+from fastmpl_kernels.batch_norm_act.module import BatchNormAct2d as FusedBatchNormAct2d
 from fastmpl_kernels.batch_norm_act.module import fuse_batch_norm_act
 
 
@@ -115,7 +116,7 @@ def _replace_norms(model: nn.Module, replacement: Callable[[nn.BatchNorm2d], nn.
     """Puts another norm in the place of every batch norm, under the same names and with the same initial weights."""
     for parent in list(model.modules()):
         for name, child in list(parent.named_children()):
-            if isinstance(child, nn.BatchNorm2d):
+            if isinstance(child, nn.BatchNorm2d) and not isinstance(child, FusedBatchNormAct2d):
                 norm = replacement(child)
                 norm.weight, norm.bias = child.weight, child.bias  # keeps an initialisation at zero
                 setattr(parent, name, norm)
@@ -176,7 +177,8 @@ def _fit(model: nn.Module, name: str, image_shape: tuple[int, ...], dropout: flo
     if norm == "group":
         _replace_norms(model, _group_norm)
     elif norm == "sync":
-        _replace_norms(model, _sync_norm)
+        fuse_batch_norm_act(model, SumOverRanks())
+        _replace_norms(model, _sync_norm)  # those that could not be fused
     found = other_draws(model, image_shape)
     if found and _key_functional_dropout(model, dropout):
         found = other_draws(model, image_shape)

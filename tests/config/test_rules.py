@@ -242,6 +242,10 @@ REFUSED = [
         'system.graph = "on" with engine = "zero" and recompute = true cannot work. Leave one of them out.',
     ),
     (
+        {"system.compile": True, "student.norm": "sync"},
+        'system.compile = true with student.norm = "sync": a compiled norm knows one rank. Use norm = "group".',
+    ),
+    (
         {"system.compile": True, "system.recompute": True},
         "system.compile = true with system.recompute = true: choose one of the two.",
     ),

@@ -80,6 +80,7 @@ def test_the_difference_form_and_a_key_switch_tf32_off(changes: dict[str, object
 def test_a_run_trains_by_the_policy_of_its_configuration(
     tf32: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    pytest.importorskip("nvidia.dali", reason="a run reads its images by DALI: pip install nvidia-dali-cuda130")
     changes = {"run.output": str(tmp_path), "run.steps": 1, "run.evaluate_every": 1, "data.batch_unlabelled": 8}
     config: Config = load(CONFIGS / "digits.toml", changes | {"system.tf32": tf32, "system.benchmark": True})
     seen: list[tuple[bool, bool, bool]] = []

@@ -10,14 +10,16 @@ from fastmpl.learners.passes import LONGEST, SHORTEST, difference_step
 
 
 @pytest.mark.parametrize("model", ["wrn_10_1", "conv"])
-@pytest.mark.parametrize(
-    "settings", [{"optimiser": "nesterov", "lr": 0.05}, {"optimiser": "adamw", "lr": 1e-3}], ids=str
-)
+@pytest.mark.parametrize("settings", SETTINGS, ids=str)
 def test_the_two_forms_agree_over_a_short_training_whose_rate_ends_near_zero(
     model: str, settings: dict[str, Any]
 ) -> None:
-    found = cosines(model, settings, 12)
+    found = cosines(model, settings, 12, SIZES[model])
     assert min(found) > 0.999, found
+
+
+def test_the_two_forms_agree_at_the_first_step_of_a_deep_network() -> None:
+    assert cosines("wrn_28_2", SETTINGS[0], 1, SIZES["wrn_28_2"])[0] > 0.9995
 
 
 @pytest.mark.parametrize("update", [0.0, 1e-4, 1e-3, 1.0])

@@ -7,8 +7,12 @@ import torch
 from torch import Tensor, nn
 from torch.autograd import forward_ad
 
+from fastmpl.distributed.ranks import Ranks
 from fastmpl.models import build, frozen_statistics, synchronise
-from fastmpl.models.sync_norm import SyncBatchNorm
+from fastmpl.models.sync_norm import SumOverRanks, SyncBatchNorm
+from fastmpl_kernels.batch_norm_act.module import BatchNormAct2d
+
+Pair = tuple[nn.BatchNorm2d, nn.BatchNorm2d, Tensor]
 
 
 @dataclass(frozen=True)
@@ -19,14 +23,23 @@ class Twins:
 
     def all_reduce_mean_(self, tensors: list[Tensor]) -> None: ...
 
+    def all_reduce_sum_(self, tensors: list[Tensor]) -> None:
+        for tensor in tensors:
+            tensor.mul_(2)
+
     def all_gather(self, mine: Tensor) -> Tensor:
         return torch.cat([mine, mine])
 
 
-def pair() -> tuple[SyncBatchNorm, nn.BatchNorm2d, Tensor]:
+@pytest.fixture(params=["fused", "unfused"])
+def pair(request: pytest.FixtureRequest) -> Pair:
     """The norm on one of two twins, torch's, and the twins' images."""
     torch.manual_seed(0)
-    mine, theirs = SyncBatchNorm(3).double(), nn.BatchNorm2d(3).double()
+    fused = request.param == "fused"
+    mine: nn.BatchNorm2d = (
+        BatchNormAct2d(3, activation="none", reduce=SumOverRanks()) if fused else SyncBatchNorm(3)
+    ).double()
+    theirs = nn.BatchNorm2d(3).double()
     with torch.no_grad():
         mine.weight.uniform_(0.5, 2.0)
         mine.bias.normal_()
@@ -35,8 +48,8 @@ def pair() -> tuple[SyncBatchNorm, nn.BatchNorm2d, Tensor]:
     return mine, theirs, 3 * torch.randn(4, 3, 5, 5, dtype=torch.float64) + 7
 
 
-def test_values_gradients_and_running_statistics_are_those_of_all_images() -> None:
-    mine, theirs, images = pair()
+def test_values_gradients_and_running_statistics_are_those_of_all_images(pair: Pair) -> None:
+    mine, theirs, images = pair
     a, b = images.clone().requires_grad_(), images.repeat(2, 1, 1, 1).requires_grad_()
     found, expected = mine(a), theirs(b)
     torch.testing.assert_close(found, expected[:4])
@@ -48,8 +61,8 @@ def test_values_gradients_and_running_statistics_are_those_of_all_images() -> No
         torch.testing.assert_close(mine.state_dict()[name], value, msg=name)
 
 
-def test_forward_mode_is_that_of_all_images() -> None:
-    mine, theirs, images = pair()
+def test_forward_mode_is_that_of_all_images(pair: Pair) -> None:
+    mine, theirs, images = pair
     tangent = torch.randn_like(images)
     with forward_ad.dual_level():
         found = mine(forward_ad.make_dual(images, tangent))
@@ -59,8 +72,8 @@ def test_forward_mode_is_that_of_all_images() -> None:
     torch.testing.assert_close(found, expected[:4])
 
 
-def test_frozen_statistics_are_used_and_not_recorded() -> None:
-    mine, _, images = pair()
+def test_frozen_statistics_are_used_and_not_recorded(pair: Pair) -> None:
+    mine, _, images = pair
     before = {name: value.clone() for name, value in mine.state_dict().items()}
     with frozen_statistics(mine):
         frozen = mine(images)
@@ -69,13 +82,13 @@ def test_frozen_statistics_are_used_and_not_recorded() -> None:
     assert mine.num_batches_tracked == 1
 
 
-def test_evaluation_uses_the_running_statistics() -> None:
-    mine, theirs, images = pair()
+def test_evaluation_uses_the_running_statistics(pair: Pair) -> None:
+    mine, theirs, images = pair
     assert torch.equal(mine.eval()(images), theirs.eval()(images))
 
 
-def test_bf16_images_are_normalised_in_float32() -> None:
-    mine, _, images = pair()
+def test_bf16_images_are_normalised_in_float32(pair: Pair) -> None:
+    mine, _, images = pair
     mine.float()
     found = mine(images.bfloat16())
     assert found.dtype == torch.bfloat16
@@ -88,7 +101,11 @@ def test_a_network_in_one_process_is_the_one_with_batch_norm(model: str) -> None
         return build(model, classes=5, image_shape=(3, 32, 32), dropout=0.0, norm=norm, width=8, depth=3, seed=0)  # type: ignore[arg-type]
 
     mine, theirs = network("sync"), network("batch")
-    assert any(isinstance(module, SyncBatchNorm) for module in mine.modules())
+    norms = [module for module in mine.modules() if isinstance(module, nn.BatchNorm2d)]
+    assert all(isinstance(norm, BatchNormAct2d) and isinstance(norm.reduce, SumOverRanks) for norm in norms)
+    synchronise(mine, Ranks())
+    assert norms
+    assert all(isinstance(norm, BatchNormAct2d) and norm.reduce is None for norm in norms)
     assert mine.state_dict().keys() == theirs.state_dict().keys()
     images = torch.randn(4, 3, 32, 32)
     torch.testing.assert_close(mine(images), theirs(images), atol=1e-3, rtol=1e-3)  # sums in another order

@@ -496,15 +496,15 @@ def _directions(stepped: Any) -> list[tuple[Any, Tensor | None]]:
 
 def clip_held_constant(patch: pytest.MonkeyPatch) -> None:
     """The clip's factor is kept, its own dependence on the gradient dropped."""
-    honest = optimisers.Optimiser.derivative
+    honest = learner_optimiser.Optimiser.derivative
 
-    def scaled(self: optimisers.Optimiser, update: Any, direction: Any) -> Any:
+    def scaled(self: learner_optimiser.Optimiser, update: Any, direction: Any) -> Any:
         config, self.config = self.config, self.config.model_copy(update={"clip": 0.0})
         moved = honest(self, update, direction)
         self.config = config
         return {name: v * (config.clip / update.norm).clamp(max=1) for name, v in moved.items()}
 
-    patch.setattr(optimisers.Optimiser, "derivative", scaled)
+    patch.setattr(learner_optimiser.Optimiser, "derivative", scaled)
 
 
 @pytest.mark.parametrize(
