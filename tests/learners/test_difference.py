@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks.bench_difference import cosines
+from benchmarks.bench_difference import SETTINGS, SIZES, cosines
 from fastmpl.learners.passes import LONGEST, SHORTEST, difference_step
 
 
