@@ -200,7 +200,8 @@ class Training:
 
     def go(self) -> Results:
         """Trains to the last step, through all phases that are left."""
-        with self.monitor.watch(self.step, self.total):
+        with self.monitor.watch(self.step, self.total), ExitStack() as held:
+            held.callback(dispatch.on_fallback(self._note_fallback))
             for note in self.notes:
                 self.monitor.note(note)
             self.stops.begin(self.step + 1)
@@ -249,6 +250,9 @@ class Training:
         self.monitor.note(sentence)
         if self.ranks.rank == 0:
             add_note(self.folder, sentence)
+
+    def _note_fallback(self, op: str, reason: str) -> None:
+        self._note(f"The Triton kernel of {op} cannot run here ({reason}): its reference serves, slower.")
 
     def _train(self, phase: Phase) -> None:
         """Takes the steps of a phase; logs, evaluates and saves between them."""

@@ -12,6 +12,7 @@ from fastmpl.config import Config
 from fastmpl.report import write_report
 from fastmpl.run import checkpoint, trainer
 from fastmpl.step.step_graph import GraphedStep
+from fastmpl_kernels import dispatch
 from tests.imitated_gpu.dali import imitate_dali
 from tests.imitated_gpu.device import ImitatedGpu
 from tests.imitated_gpu.steps import WARMUP
@@ -99,3 +100,28 @@ def test_between_metrics_and_checkpoints_the_host_never_waits_for_the_device(
     monkeypatch.setattr(GraphedStep, "__call__", forbid_waits(GraphedStep.__call__))
     train_quietly(small_run(tmp_path))
     assert taken == 2 * 12
+
+
+def test_a_kernel_that_does_not_compile_is_said_once_and_its_reference_serves(
+    dali: ImitatedGpu, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Planted beside the loader: the launch of one op fails as it does where Triton cannot compile its kernel."""
+
+    def fail() -> None:
+        raise ValueError("no such instruction")
+
+    def launch_it(original: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*args: Any) -> Any:
+            with pytest.raises(dispatch.KernelFailure):
+                dispatch.launch("soft_cross_entropy", torch.ones(1), fail)
+            return original(*args)
+
+        return call
+
+    monkeypatch.setattr(trainer.Training, "_next_batch", launch_it(trainer.Training._next_batch))
+    try:
+        train_quietly(small_run(tmp_path, run__steps=3, run__evaluate_every=3, system__graph="off"))
+    finally:
+        dispatch.forget_fallbacks()
+    (note,) = json.loads((tmp_path / "small/STATUS.json").read_text())["notes"]
+    assert "Triton kernel of soft_cross_entropy cannot run here (ValueError: no such instruction)" in note
