@@ -105,6 +105,16 @@ VIEWS = {
         },
         only={"classes": {10, 1000, 21841}},
     ),
+    "batch_norm_compile": View(
+        {
+            "kernel": "kernel",
+            "dtype": "dtype",
+            "registers sm_80 / 90 / 100": "registers sm_80 / 90 / 100",
+            "loads in flight": "loads in flight",
+            "waits for 512 parts": "waits for 512 parts",
+            "spills": "spills",
+        }
+    ),
 }
 
 
