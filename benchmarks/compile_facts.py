@@ -291,12 +291,16 @@ def phase_row(phase: str, dtype: str, channels: int) -> Row:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.parse_args()
+    parser.add_argument("--part", choices=("losses", "batch_norm"), help="one of the two records; without it both")
+    part = parser.parse_args().part
+    if part != "losses":
+        passes = [phase_row(phase, dtype, 128) for phase in PHASES for dtype in ELEMENT_BYTES]
+        print(save(Record("batch_norm_compile", "table", passes, {"triton": triton.__version__})))
+    if part == "batch_norm":
+        return
     lines = [record(case, capability) for case in cases() for capability in ARCHITECTURES]
     config: dict[str, Scalar] = {"triton": triton.__version__, "launches": json.dumps(LAUNCHES)}
     print(save(Record("kernel_compile", "table", rows(lines), config)))
-    passes = [phase_row(phase, dtype, 128) for phase in PHASES for dtype in ELEMENT_BYTES]
-    print(save(Record("batch_norm_compile", "table", passes, {"triton": triton.__version__})))
 
 
 if __name__ == "__main__":

@@ -62,9 +62,8 @@ def student_objective(
     else:
         label = label_logits.argmax(-1)
     if targets != "soft":
-        target = torch.nn.functional.one_hot(label, target.shape[-1]).to(
-            target.dtype
-        )  # an integer's product is float32
+        # as a floating type: an integer's product with a number is float32
+        target = torch.nn.functional.one_hot(label, target.shape[-1]).to(target.dtype)
     target = (1 - label_smoothing) * target + label_smoothing / target.shape[-1]
     loss = -expected(target, torch.log_softmax(widen(student_logits), -1))
     return StudentObjective(
