@@ -118,7 +118,8 @@ def test_a_second_derivative_is_right_or_raises(name: str) -> None:
     try:
         products = torch.autograd.grad(along(gradient(create_graph=True)), parameters)
     except RuntimeError as error:
-        assert "derivative" in str(error) or "differentiable" in str(error), error
+        if "derivative" not in str(error) and "differentiable" not in str(error):
+            raise
         return
     found = along(products)
     step = 1e-5
