@@ -8,7 +8,7 @@ from torch import Tensor
 
 
 class Average:
-    """avg <- d avg + (1 - d) theta, with d = min(decay, (1 + t) / (10 + t)) so that early steps are not outweighed.
+    """avg <- d avg + (1 - d) theta, with d = min(decay, (1 + t) / (10 + t)): the random start is soon forgotten.
 
     Running statistics are averaged with the parameters; integer buffers are copied.
     """

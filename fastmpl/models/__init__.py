@@ -1,7 +1,7 @@
-"""Networks: own small ones, any timm classifier, and what feedback asks of a network beside its logits.
+"""Networks: small ones of this project and any timm classifier, made fit for feedback.
 
-Three things are asked: random draws that can be repeated (`stochastic`), batch statistics that can be used without
-being recorded (`norms`), and a forward-mode derivative through every layer.
+Feedback needs three things of a network: random draws that can be repeated (`stochastic`), batch statistics that can be
+used without being recorded (`norms`), and a forward-mode derivative through every layer.
 """
 
 from fastmpl.models.build import build, build_network
