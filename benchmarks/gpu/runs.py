@@ -14,6 +14,7 @@ from fastmpl.data.batch import Batch
 from fastmpl.models import build_network
 from fastmpl.run.build import Trainee, assemble
 from fastmpl.step import step_graph
+from fastmpl_kernels.library import available
 
 Form = Mapping[str, object]  # dotted keys
 Sections = Mapping[str, Mapping[str, object]]
@@ -116,6 +117,8 @@ def capturing(setting: Setting) -> AbstractContextManager[torch.device]:
     """
     if not setting.is_imitated:
         return nullcontext(setting.device)
+    if not available():
+        raise MissingError("the imitation of a GPU needs the C++ kernels, which are not built")
     try:
         from benchmarks.gpu.imitated import imitated_gpu
     except ImportError as error:
