@@ -3,13 +3,13 @@
 A captured graph replays the same kernels on the same addresses. A step that can be captured must not
 
 - read the device from the host, or ask for shapes that depend on data: fake tensors (no data, any size) raise there;
-- move data between host and device: the step runs on fake CPU tensors, where such a move is visible only as a call,
-  and a second time on fake `meta` tensors, where a tensor of another device is visible by itself;
+- move data between host and device: on fake CPU tensors such a move is visible only as a call that names the host;
 - take numbers from Python that change, draw random numbers on the host, replace a tensor that the next step reads, or
   hold more memory after each step: successive steps are compared operator by operator, while schedules move.
 
-This cannot see: a violation of stream order, a workspace of cuBLAS or cuDNN, the order of collectives, a clock that
-changes no operator's argument, or a numpy generator of the step whose numbers never reach a tensor.
+This cannot see: a branch that is taken every n-th step alone, a move to the host by a device object, a violation of
+stream order, a workspace of cuBLAS or cuDNN, the order of collectives, a clock that changes no operator's argument, or a
+numpy generator of the step whose numbers never reach a tensor. `tests/imitated_gpu` finds moves and stream order.
 """
 
 import gc
