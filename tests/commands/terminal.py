@@ -36,7 +36,7 @@ class Kind(NamedTuple):
     locale: str = "C.UTF-8"
 
 
-KINDS = {"piped": Kind(0), "80_columns": Kind(80), "40_columns": Kind(40), "c_locale": Kind(0, "C")}  # in this order
+KINDS = {"piped": Kind(0), "80_columns": Kind(80), "40_columns": Kind(40), "c_locale": Kind(0, "C")}
 
 
 def commands(name: str) -> list[str]:
@@ -129,9 +129,9 @@ def make_place(place: Path) -> Path:
 
 
 def main() -> None:
-    with tempfile.TemporaryDirectory() as folder:
-        place = make_place(Path(folder))
-        for kind in KINDS:
+    for kind in KINDS:
+        with tempfile.TemporaryDirectory() as folder:
+            place = make_place(Path(folder))
             (GOLDEN / f"{kind}.txt").write_text(normalise(record(kind, place), place), encoding="utf-8")
             print(GOLDEN / f"{kind}.txt", flush=True)
 

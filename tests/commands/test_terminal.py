@@ -9,14 +9,10 @@ from tests.commands.terminal import GOLDEN, KINDS, final_screen, make_place, nor
 pytestmark = pytest.mark.slow
 
 
-@pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_place(tmp_path_factory.mktemp("place"))
-
-
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_transcript_is_as_recorded(kind: str, place: Path) -> None:
+def test_a_transcript_is_as_recorded(kind: str, tmp_path: Path) -> None:
+    place = make_place(tmp_path)
     # where the wording is meant to change: python -m tests.commands.terminal
     assert normalise(record(kind, place), place) == (GOLDEN / f"{kind}.txt").read_text(encoding="utf-8")
 
