@@ -1,6 +1,6 @@
 """The errors that a user can cause or meet, each with its exit code; `fastmpl.cli` prints them and returns the code.
 
-Any other exception is a fault of fastmpl and keeps its traceback. Packages derive their own errors (DataError of
+Any other exception is a fault of fastmpl, shown as a number (exit 70). Packages derive their own errors (DataError of
 `fastmpl.data` for a bad image).
 """
 
