@@ -28,7 +28,7 @@ from fastmpl_kernels import teacher_objective as teacher_op
 from fastmpl_kernels.rows import unit
 from fastmpl_kernels.soft_cross_entropy import soft_cross_entropy
 from fastmpl_kernels.student_objective import student_objective
-from fastmpl_kernels.teacher_objective import ExactFeedback, Feedback, ScalarFeedback, Uda, teacher_objective
+from fastmpl_kernels.teacher_objective import ExactFeedback, Feedback, ScalarFeedback, UdaSettings, teacher_objective
 
 SHAPES = ((16, 112, 10), (64, 448, 100), (64, 448, 1000))  # labelled, unlabelled, classes
 TEMPERATURE, SMOOTHING, THRESHOLD = 0.7, 0.1, 0.02
@@ -110,7 +110,7 @@ def teacher(labelled: int, unlabelled: int, classes: int, dtype: torch.dtype, ex
     feedback: Feedback = ExactFeedback(tangent, credit, one) if exact else ScalarFeedback(credit, drawn, one)
 
     def loss(x: Tensor, strong: Tensor) -> Tensor:
-        uda = Uda(one, 1.0, THRESHOLD)
+        uda = UdaSettings(one, 1.0, THRESHOLD)
         settings: dict[str, Any] = {"temperature": TEMPERATURE, "label_smoothing": SMOOTHING}
         return teacher_objective(x, labels, strong, weak, uda=uda, feedback=feedback, **settings).loss
 

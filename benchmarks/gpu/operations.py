@@ -23,7 +23,7 @@ from fastmpl_kernels.teacher_objective import (
     Feedback,
     PerExampleFeedback,
     ScalarFeedback,
-    Uda,
+    UdaSettings,
     teacher_objective,
 )
 
@@ -116,7 +116,7 @@ def _feedback(kind: str, tangent: Tensor) -> Feedback | None:
 def _teacher(
     kind: str, view: Literal["strong", "weak"], labelled: Tensor, strong: Tensor, weak: Tensor, tangent: Tensor
 ) -> list[Tensor]:
-    uda = Uda(torch.ones((), device=strong.device), 0.7, 0.02) if view == "strong" else None
+    uda = UdaSettings(torch.ones((), device=strong.device), 0.7, 0.02) if view == "strong" else None
     feedback = _feedback(kind, tangent)
     if strong.dtype == torch.float64 and isinstance(feedback, PerExampleFeedback):
         feedback = feedback._replace(credit=tangent[:, 0] / len(tangent))

@@ -186,7 +186,7 @@ def pack(options: PackOptions) -> None:
         return
     if options.size < 0 or not 1 <= options.quality <= 100 or options.shard_images < 1:
         raise ConfigError("fastmpl pack needs --size of 0 or more, --quality of 1 to 100, --shard-images of 1 or more.")
-    shrinking = pack_shard.PackOptions(options.size, options.quality, options.shard_images)
+    shrinking = pack_shard.PackSettings(options.size, options.quality, options.shard_images)
     made = pack.pack(
         options.folder, options.output, shrinking, processes=options.jobs, tell=lambda line: print(line, flush=True)
     )

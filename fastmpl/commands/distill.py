@@ -21,7 +21,7 @@ from fastmpl.data.build import Data
 from fastmpl.data.build import build as build_data
 from fastmpl.data.errors import DataError
 from fastmpl.data.stores.distributions import Probabilities
-from fastmpl.data.stores.store import Header, checksum
+from fastmpl.data.stores.store import StoreHeader, checksum
 from fastmpl.data.stores.store_writer import StorePlan, StoreWriter
 from fastmpl.data.stores.tables import read_table
 from fastmpl.errors import ConfigError, FastMPLError
@@ -54,7 +54,7 @@ class TeacherSource(NamedTuple):
 
 def distill(
     config: Config, source: TeacherSource, *, output: Path | None = None, top_k: int = 0, tell: Callable[[str], None]
-) -> Header | None:
+) -> StoreHeader | None:
     """Writes what is missing of the store in `output` (data.store where not given); its header, once it is whole.
 
     top_k: classes kept of each row, with the mass of the others; 0: all. Raises ConfigError and DataError.

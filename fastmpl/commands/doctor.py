@@ -22,7 +22,7 @@ from fastmpl_kernels.batch_norm_act import batch_norm_act
 from fastmpl_kernels.sgd_ema import sgd_ema
 from fastmpl_kernels.soft_cross_entropy import soft_cross_entropy
 from fastmpl_kernels.student_objective import student_objective
-from fastmpl_kernels.teacher_objective import ExactFeedback, Uda, teacher_objective
+from fastmpl_kernels.teacher_objective import ExactFeedback, UdaSettings, teacher_objective
 
 SHARED_MEMORY: Final = 64 * 2**20  # bytes of /dev/shm that ranks on one machine may need
 TOLERANCE: Final = 1e-5  # of the largest value, in float32
@@ -185,7 +185,7 @@ def _teacher_objective(device: torch.device) -> list[Tensor]:
     labelled, strong, weak = (_logits(device, seed) for seed in range(3))
     one = torch.ones((), device=device)
     feedback = ExactFeedback(_logits(device, 3).detach(), one / 48, one)
-    uda = Uda(one, 0.7, 0.6)
+    uda = UdaSettings(one, 0.7, 0.6)
     found = teacher_objective(labelled, _labels(device), strong, weak.detach(), uda=uda, feedback=feedback)
     return _with_gradients(found.loss, labelled, strong)
 

@@ -23,7 +23,7 @@ from fastmpl.learners.protocol import Forward, Gradient, Loss, Update
 from fastmpl.learners.recompute import recompute_blocks
 from fastmpl.learners.running_statistics import RunningStatistics, mean_over_ranks, per_rank_names
 from fastmpl.learners.state import Placement
-from fastmpl.models.norms import frozen_statistics
+from fastmpl.models.norms import use_batch_statistics
 from fastmpl.models.stochastic import set_draw
 from fastmpl.models.sync_norm import synchronise
 from fastmpl_kernels.rows import unit
@@ -68,7 +68,7 @@ class PlainLearner:
     def forward(self, images: Float[Tensor, "N *image"], draw: Int[Tensor, ""]) -> Float[Tensor, "N K"]:
         set_draw(self.module, draw)
         recomputed = recompute_blocks(self.module, draw) if self.recompute else nullcontext()
-        with self._autocast(), recomputed, self.statistics.recorded():
+        with self._autocast(), recomputed, self.statistics.record():
             return to_float32(self.call(images))
 
     @torch.no_grad()
@@ -76,7 +76,7 @@ class PlainLearner:
         self, images: Float[Tensor, "N *image"], draw: Int[Tensor, ""], *, precise: bool = False
     ) -> Float[Tensor, "N K"]:
         set_draw(self.module, draw)
-        with self._autocast(precise), full_precision(precise), frozen_statistics(self.module):
+        with self._autocast(precise), full_precision(precise), use_batch_statistics(self.module):
             return to_float32(self.call(to_float32(images) if precise else images))  # a loader may give bf16
 
     @torch.no_grad()
@@ -122,7 +122,7 @@ class PlainLearner:
     def gradient(self, images: Float[Tensor, "N *image"], loss: Loss, draw: Int[Tensor, ""]) -> Gradient:
         set_draw(self.module, draw)
         held = {name: p if name in self.moving else p.detach() for name, p in self.parameters.items()}
-        with self._autocast(), frozen_statistics(self.module):
+        with self._autocast(), use_batch_statistics(self.module):
             value = loss(to_float32(functional_call(self.module, held, (images,))))
         moving = {name: p for name, p in held.items() if name in self.moving}
         gradients = dict(zip(moving, torch.autograd.grad(value, list(moving.values()), unit(value)), strict=True))
@@ -141,7 +141,7 @@ class PlainLearner:
         assert update.old is not None, "the update was not kept"
         direction = self.optimiser.derivative(update, gradient)
         set_draw(self.module, draw)
-        with self._autocast(), frozen_statistics(self.module):
+        with self._autocast(), use_batch_statistics(self.module):
             if self.tangent_form == "difference":
                 return self._difference(update.old, direction, images, logits)
             with forward_ad.dual_level():

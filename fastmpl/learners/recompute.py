@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from fastmpl.learners.blocks import block_names
-from fastmpl.models.norms import repeated_statistics
+from fastmpl.models.norms import repeat_statistics
 from fastmpl.models.stochastic import set_draw
 
 
@@ -53,5 +53,5 @@ def _forward(block: nn.Module, plain: Any, draw: Int[Tensor, ""], *inputs: Any, 
 def _repeat(block: nn.Module, draw: Int[Tensor, ""]) -> Iterator[None]:
     """The second computation: by the dropout of its own pass, whatever passes came between."""
     set_draw(block, draw)
-    with repeated_statistics(block):
+    with repeat_statistics(block):
         yield

@@ -30,7 +30,7 @@ class RunningStatistics:
         self._passes = 0
 
     @contextmanager
-    def recorded(self) -> Iterator[None]:
+    def record(self) -> Iterator[None]:
         """A pass within records its batch; its norms leave the counting to `settle`."""
         if self._values and self._before is None:
             self._before = _flat(self._values)

@@ -27,7 +27,7 @@ from fastmpl_kernels.teacher_objective import (
     ExactFeedback,
     PerExampleFeedback,
     ScalarFeedback,
-    Uda,
+    UdaSettings,
     teacher_objective,
 )
 from fastmpl_kernels.teacher_objective import Feedback as KernelFeedback
@@ -118,7 +118,7 @@ class MetaPseudoLabels:
         if self.consistency is None:  # one view alone: whichever was labelled
             found = objective(view)
             return TeacherLoss(found.loss, found.supervised, found.uda, found.feedback, student.coverage)
-        uda = Uda(consistency_weight, self.consistency.temperature, self.consistency.threshold)
+        uda = UdaSettings(consistency_weight, self.consistency.temperature, self.consistency.threshold)
         return TeacherLoss(*objective(teacher.of("strong"), teacher.of("weak"), uda=uda, label_view=self.label_view))
 
     def _feedback(self, credit: Tensor, student: PseudoLabelLoss, rows: int) -> KernelFeedback:

@@ -6,7 +6,7 @@ used without being recorded (`norms`), and a forward-mode derivative through eve
 
 from fastmpl.models.build import build, build_network
 from fastmpl.models.errors import ModelError
-from fastmpl.models.norms import frozen_statistics
+from fastmpl.models.norms import use_batch_statistics
 from fastmpl.models.stochastic import KeyedDropout, KeyedDropPath, replace_dropout, set_draw
 from fastmpl.models.sync_norm import synchronise
 from fastmpl.models.twin import twin
@@ -17,9 +17,9 @@ __all__ = [
     "ModelError",
     "build",
     "build_network",
-    "frozen_statistics",
     "replace_dropout",
     "set_draw",
     "synchronise",
     "twin",
+    "use_batch_statistics",
 ]

@@ -48,7 +48,7 @@ def norm_act(channels: int, norm: Norm, *, slope: float = 0.1, eps: float = 1e-5
 
 
 @contextmanager
-def frozen_statistics(module: nn.Module) -> Iterator[None]:
+def use_batch_statistics(module: nn.Module) -> Iterator[None]:
     """Batch norms in training mode normalise by the batch and record nothing, within the block.
 
     Layers in evaluation mode are left as they are. A pass whose backward recomputes activations must run that backward
@@ -65,10 +65,10 @@ def frozen_statistics(module: nn.Module) -> Iterator[None]:
 
 
 @contextmanager
-def repeated_statistics(module: nn.Module) -> Iterator[None]:
+def repeat_statistics(module: nn.Module) -> Iterator[None]:
     """For the second computation of a pass that has recorded its statistics: the same operators, recording nothing.
 
-    `frozen_statistics` would call other operators than the first computation did, which recomputation forbids.
+    `use_batch_statistics` would call other operators than the first computation did, which recomputation forbids.
     """
     norms = [m for m in module.modules() if isinstance(m, _BatchNorm) and m.training and m.track_running_stats]
     before = [(norm.momentum, norm.num_batches_tracked) for norm in norms]

@@ -72,7 +72,7 @@ class KeyedDropPath(_Keyed):
         return x * self.scale * self.keep(x.shape[0], 1).view(x.shape[0], *(1,) * (x.ndim - 1))
 
 
-def _keyed(module: nn.Module) -> _Keyed | None:
+def _make_keyed(module: nn.Module) -> _Keyed | None:
     """The keyed layer that does what this one does, or None where this is no dropout."""
     if isinstance(module, nn.Dropout):
         return KeyedDropout(module.p)
@@ -90,7 +90,7 @@ def replace_dropout(module: nn.Module) -> None:
     """
     for parent in list(module.modules()):
         for name, child in list(parent.named_children()):
-            replacement = _keyed(child)
+            replacement = _make_keyed(child)
             if replacement is not None:
                 replacement.train(child.training)
                 setattr(parent, name, replacement)

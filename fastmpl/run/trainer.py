@@ -22,7 +22,7 @@ from fastmpl.distributed.signals import Stopper
 from fastmpl.errors import StorageError
 from fastmpl.learners.arithmetic import allow_tf32, search_convolutions
 from fastmpl.learners.protocol import RunLearner
-from fastmpl.learners.zero.engine import logged
+from fastmpl.learners.zero.engine import redirect_logs
 from fastmpl.run import checkpoint, finetune
 from fastmpl.run.build import assemble
 from fastmpl.run.checkpoint import Checkpoint
@@ -70,7 +70,7 @@ def train(config: Config, *, resume: str = "auto", quiet: bool = False, report: 
         if here.is_first:
             claim = held.enter_context(claim_folder(folder, config, resume))
             if config.system.engine == "zero":
-                held.enter_context(logged(folder / "deepspeed.log"))
+                held.enter_context(redirect_logs(folder / "deepspeed.log"))
         held.enter_context(allow_tf32(uses_tf32(config)))
         held.enter_context(search_convolutions(config.system.benchmark))
         run: Training | None = None

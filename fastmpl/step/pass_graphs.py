@@ -93,7 +93,7 @@ class PassGraphs:
         layout = images.is_contiguous(memory_format=torch.channels_last) if images.ndim == 4 else True
         return (torch.is_grad_enabled(), statistics, autocast, images.shape, images.dtype, layout)
 
-    def captured(self, run: Callable[[], Any], pool: Any) -> tuple[torch.cuda.CUDAGraph, Any]:
+    def capture(self, run: Callable[[], Any], pool: Any) -> tuple[torch.cuda.CUDAGraph, Any]:
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph, pool=pool, stream=self.stream, capture_error_mode="thread_local"):
             return graph, run()
@@ -111,7 +111,7 @@ class _Observed:
 
     def __init__(self, graphs: PassGraphs, images: Tensor) -> None:
         self.images = images.clone(memory_format=torch.preserve_format)
-        self.graph, self.logits = graphs.captured(lambda: graphs.plain(self.images), graphs.pool)
+        self.graph, self.logits = graphs.capture(lambda: graphs.plain(self.images), graphs.pool)
 
     def __call__(self, images: Tensor) -> Tensor:
         self.images.copy_(images)
@@ -129,11 +129,11 @@ class _Differentiated:
         # Aliases of the parameters, made here: the parameters' own accumulation nodes belong to the stream on which the
         # optimiser, or DeepSpeed's hooks, first asked for them, and a backward pass would make that stream wait.
         aliases = {name: p.detach().requires_grad_() for name, p in graphs.parameters.items()}
-        self.forward_graph, logits = graphs.captured(
+        self.forward_graph, logits = graphs.capture(
             lambda: functional_call(graphs.module, aliases, (self.images,)), self.room.pool
         )
         self.cotangent = torch.zeros_like(logits)
-        self.backward_graph, self.gradients = graphs.captured(
+        self.backward_graph, self.gradients = graphs.capture(
             lambda: torch.autograd.grad(logits, list(aliases.values()), self.cotangent, allow_unused=True),
             self.room.pool,
         )

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from fastmpl.analysis.capture_lint import lint
-from fastmpl.models import build, frozen_statistics, set_draw
+from fastmpl.models import build, set_draw, use_batch_statistics
 
 library = torch.library.Library("lint_test", "DEF")
 for name in ("twice", "unknown"):
@@ -69,7 +69,7 @@ def learn(state: State) -> Tensor:
 
 def sample(state: State) -> None:
     """Pseudo labels drawn from the network; the change of a loss, kept on the device."""
-    with torch.no_grad(), frozen_statistics(state.net):
+    with torch.no_grad(), use_batch_statistics(state.net):
         labels = torch.multinomial(state.net(state.images).softmax(1), 1).squeeze(1)
         before = F.cross_entropy(state.net(state.images), labels)
     after = learn(state)
@@ -80,7 +80,7 @@ def exact(state: State) -> None:
     """A tangent at the old parameters along a gradient at the new ones."""
     old = {k: v.detach().clone() for k, v in state.net.named_parameters()}
     learn(state)
-    with frozen_statistics(state.net):
+    with use_batch_statistics(state.net):
         new = dict(state.net.named_parameters())
         gradient = torch.autograd.grad(F.cross_entropy(state.net(state.images), state.targets), list(new.values()))
         with torch.no_grad(), forward_ad.dual_level():

@@ -12,7 +12,7 @@ from fastmpl_kernels.rows import constant, unit
 from fastmpl_kernels.soft_cross_entropy import soft_cross_entropy
 from fastmpl_kernels.student_objective import student_objective
 from fastmpl_kernels.student_objective.arguments import StudentArguments
-from fastmpl_kernels.teacher_objective import ScalarFeedback, Uda, teacher_objective
+from fastmpl_kernels.teacher_objective import ScalarFeedback, UdaSettings, teacher_objective
 from fastmpl_kernels.teacher_objective.arguments import TeacherArguments
 from tests.kernels.three_way import logits
 
@@ -93,7 +93,7 @@ def test_the_backward_of_a_loss_multiplies_nothing() -> None:
     a, b, c, d = (x.clone().requires_grad_() for x in (A, B, C, B))
     for loss in (
         student_objective(A, d).loss,
-        teacher_objective(a, LABELS, b, C, uda=Uda(ONE), feedback=ScalarFeedback(ONE, LABELS, ONE)).loss,
+        teacher_objective(a, LABELS, b, C, uda=UdaSettings(ONE), feedback=ScalarFeedback(ONE, LABELS, ONE)).loss,
         soft_cross_entropy(c, LABELS),
     ):
         assert operators(loss) <= NOTHING

@@ -9,7 +9,7 @@ from torch import Tensor
 from fastmpl_kernels import dispatch
 from fastmpl_kernels.soft_cross_entropy import soft_cross_entropy
 from fastmpl_kernels.student_objective import student_objective
-from fastmpl_kernels.teacher_objective import ScalarFeedback, Uda, teacher_objective
+from fastmpl_kernels.teacher_objective import ScalarFeedback, UdaSettings, teacher_objective
 from tests.kernels.three_way import BACKEND, logits, needs_backend
 
 pytestmark = needs_backend
@@ -40,7 +40,7 @@ def student_loss(targets: str) -> Loss:
 
 def teacher_loss(z: Tensor, keep: Keep) -> Tensor:
     weak = keep(labelling()).to(z.dtype)
-    return teacher_objective(z, LABELS, z, weak, uda=Uda(ONE), feedback=ScalarFeedback(ONE, LABELS, ONE)).loss
+    return teacher_objective(z, LABELS, z, weak, uda=UdaSettings(ONE), feedback=ScalarFeedback(ONE, LABELS, ONE)).loss
 
 
 LOSSES: dict[str, Loss] = {

@@ -16,7 +16,7 @@ from fastmpl_kernels import dispatch
 from fastmpl_kernels.batch_norm_act import batch_norm_act
 from fastmpl_kernels.soft_cross_entropy import soft_cross_entropy
 from fastmpl_kernels.student_objective import student_objective
-from fastmpl_kernels.teacher_objective import ExactFeedback, ScalarFeedback, Uda, teacher_objective
+from fastmpl_kernels.teacher_objective import ExactFeedback, ScalarFeedback, UdaSettings, teacher_objective
 from tests.kernels.three_way import BACKEND, logits, needs_backend
 
 ROWS, CLASSES = 6, 5
@@ -31,7 +31,7 @@ def batch_norm_loss(z: Tensor) -> Tensor:
 def teacher_loss(z: Tensor) -> Tensor:
     weak = logits(ROWS, CLASSES, torch.float32, 3).to(z.dtype)
     feedback = ScalarFeedback(ONE, LABELS, ONE)
-    return teacher_objective(z, LABELS, z, weak, uda=Uda(ONE, 0.5), feedback=feedback, temperature=0.7).loss
+    return teacher_objective(z, LABELS, z, weak, uda=UdaSettings(ONE, 0.5), feedback=feedback, temperature=0.7).loss
 
 
 def exact_loss(z: Tensor) -> Tensor:

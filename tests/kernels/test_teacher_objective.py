@@ -12,7 +12,7 @@ from fastmpl_kernels.teacher_objective import (
     Feedback,
     PerExampleFeedback,
     ScalarFeedback,
-    Uda,
+    UdaSettings,
     teacher_objective,
 )
 from tests.kernels.three_way import (
@@ -52,13 +52,13 @@ def targets(classes: int) -> Tensor:
     return torch.arange(LABELLED) * 7 % classes
 
 
-def make_uda(weak: Tensor) -> Uda:
+def make_uda(weak: Tensor) -> UdaSettings:
     """UDA with a threshold that some rows pass and some do not."""
     confidence = torch.softmax(weak.detach().float() / 0.5, -1).amax(-1).sort().values
-    return Uda(torch.tensor(0.7), 0.5, float(confidence[:2].mean()))
+    return UdaSettings(torch.tensor(0.7), 0.5, float(confidence[:2].mean()))
 
 
-def assert_losses_accurate(kind: str, view: Any, uda: Uda | None, views: list[Tensor]) -> None:
+def assert_losses_accurate(kind: str, view: Any, uda: UdaSettings | None, views: list[Tensor]) -> None:
     rows, classes = views[1].shape
     feedback = make_feedback(kind, rows, classes, views[1].dtype)
 
@@ -90,13 +90,13 @@ def test_every_class_count_and_type_is_as_accurate(kind: str, classes: int, dtyp
 @pytest.mark.parametrize("kind", ["exact", "scalar"])
 def test_rows_longer_than_a_block_are_walked(kind: str) -> None:
     views = inputs(21841, rows=1)
-    assert_losses_accurate(kind, "strong", Uda(torch.tensor(0.7)), views)
+    assert_losses_accurate(kind, "strong", UdaSettings(torch.tensor(0.7)), views)
 
 
 @pytest.mark.parametrize("scale", [1e4, 1e-4])
 def test_extreme_logits_stay_finite_and_accurate(scale: float) -> None:
     for kind in KINDS:
-        assert_losses_accurate(kind, "strong", Uda(torch.tensor(0.7)), [x.sign() * scale for x in inputs(17)])
+        assert_losses_accurate(kind, "strong", UdaSettings(torch.tensor(0.7)), [x.sign() * scale for x in inputs(17)])
 
 
 def test_the_terms_are_those_of_the_reference() -> None:
@@ -122,7 +122,7 @@ def test_a_batch_with_every_row_masked_has_no_consistency() -> None:
     views = inputs(17)
     with fresh_memory_poisoned(), dispatch.use(BACKEND):
         leaf = views[1].requires_grad_()
-        result = teacher_objective(views[0], targets(17), leaf, views[2], uda=Uda(torch.tensor(1.0), 1.0, 1.1))
+        result = teacher_objective(views[0], targets(17), leaf, views[2], uda=UdaSettings(torch.tensor(1.0), 1.0, 1.1))
         (gradient,) = torch.autograd.grad(result.loss, leaf)
     assert result.uda == 0
     assert result.coverage == 0
@@ -152,7 +152,8 @@ def test_the_weak_view_gets_a_gradient_only_where_it_labelled(backend: Any) -> N
         strong = views[1].clone().requires_grad_()
         with dispatch.use(backend):
             loss = teacher_objective(
-                views[0], targets(17), strong, weak, uda=Uda(torch.tensor(1.0)), feedback=make_feedback(kind, ROWS, 17),
+                views[0], targets(17), strong, weak, uda=UdaSettings(torch.tensor(1.0)),
+                feedback=make_feedback(kind, ROWS, 17),
                 label_view=view,
             ).loss  # fmt: skip
         (gradient,) = torch.autograd.grad(loss, weak, allow_unused=True)
@@ -192,7 +193,7 @@ def test_strided_and_misaligned_inputs_give_what_contiguous_ones_give() -> None:
             with dispatch.use(BACKEND):
                 results.append(
                     teacher_objective(
-                        labelled, labels, strong, weak, uda=Uda(torch.tensor(0.5)), feedback=feedback
+                        labelled, labels, strong, weak, uda=UdaSettings(torch.tensor(0.5)), feedback=feedback
                     ).loss
                 )
         assert torch.equal(*results), name
@@ -239,7 +240,7 @@ def test_the_float64_reference_has_exact_gradients_and_tangents(kind: str, view:
 
     def loss(labelled: Tensor, strong: Tensor) -> Tensor:
         return teacher_objective(
-            labelled, targets(5), strong, weak, uda=Uda(torch.tensor(0.5)), feedback=feedback, label_view=view
+            labelled, targets(5), strong, weak, uda=UdaSettings(torch.tensor(0.5)), feedback=feedback, label_view=view
         ).loss
 
     assert torch.autograd.gradcheck(loss, leaves, check_forward_ad=True)
@@ -250,7 +251,7 @@ def test_a_compiled_step_traces_through_in_one_graph() -> None:
 
     def step(*views: Tensor) -> Tensor:
         return teacher_objective(
-            views[0], targets(17), views[1], views[2], uda=Uda(torch.tensor(0.5)), feedback=feedback
+            views[0], targets(17), views[1], views[2], uda=UdaSettings(torch.tensor(0.5)), feedback=feedback
         ).loss
 
     compiled = torch.compile(step, fullgraph=True, backend="aot_eager")
@@ -265,7 +266,7 @@ def test_empty_rows_missing_views_and_other_shapes_are_refused() -> None:
     with pytest.raises(ValueError, match=r"labelled_logits must be .* at least one row"):
         teacher_objective(labelled[:0], labels[:0], strong)
     with pytest.raises(ValueError, match="need weak_logits"):
-        teacher_objective(labelled, labels, strong, uda=Uda(torch.tensor(1.0)))
+        teacher_objective(labelled, labels, strong, uda=UdaSettings(torch.tensor(1.0)))
     with pytest.raises(ValueError, match="need weak_logits"):
         teacher_objective(labelled, labels, strong, feedback=make_feedback("exact", ROWS, 17), label_view="weak")
     with pytest.raises(ValueError, match="as many classes"):

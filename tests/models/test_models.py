@@ -9,7 +9,7 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.func import functional_call
 
-from fastmpl.models import ModelError, build, frozen_statistics, set_draw
+from fastmpl.models import ModelError, build, set_draw, use_batch_statistics
 
 OWN = [
     ("wrn_10_1", (3, 8, 8)),
@@ -58,11 +58,11 @@ def test_every_parameter_carries_its_tangent_to_the_logits(model, shape, norm):
         parameter.data.add_(torch.randn_like(parameter) * 0.05)
     images, weight = torch.randn(4, *shape).double(), torch.randn(4, 10).double()
     parameters = dict(network.named_parameters())
-    with frozen_statistics(network):
+    with use_batch_statistics(network):
         gradients = torch.autograd.grad((network(images) * weight).sum(), list(parameters.values()))
     for (name, parameter), gradient in zip(parameters.items(), gradients, strict=True):
         direction = torch.randn_like(parameter)
-        with torch.no_grad(), forward_ad.dual_level(), frozen_statistics(network):
+        with torch.no_grad(), forward_ad.dual_level(), use_batch_statistics(network):
             duals = parameters | {name: forward_ad.make_dual(parameter.detach(), direction)}
             tangent = forward_ad.unpack_dual(functional_call(network, duals, (images,))).tangent
         assert tangent is not None, name
@@ -102,7 +102,7 @@ def test_timm_dropout_is_keyed_whether_module_or_function(model):
     size = 160 if model == "test_vit" else 64
     network = make(f"timm:{model}", (3, size, size), dropout=0.5)
     images = torch.randn(4, 3, size, size)
-    with frozen_statistics(network), torch.no_grad():
+    with use_batch_statistics(network), torch.no_grad():
         set_draw(network, torch.tensor(1))
         first, again = network(images), network(images)
         set_draw(network, torch.tensor(2))

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from fastmpl.models import build, frozen_statistics
+from fastmpl.models import build, use_batch_statistics
 
 
 def network(kind: str) -> nn.Module:
@@ -27,7 +27,7 @@ def test_frozen_pass_gives_the_training_pass_and_records_nothing(kind):
     twin = copy.deepcopy(net)
     expected = twin(images)
     before = {k: v.clone() for k, v in net.named_buffers()}
-    with frozen_statistics(net):
+    with use_batch_statistics(net):
         frozen = net(images)
     torch.testing.assert_close(frozen, expected, rtol=0, atol=1e-6)
     for name, value in net.named_buffers():
@@ -37,7 +37,7 @@ def test_frozen_pass_gives_the_training_pass_and_records_nothing(kind):
 
 def test_recording_goes_on_after_the_block_even_if_it_raised():
     net = nn.BatchNorm2d(3)
-    with pytest.raises(RuntimeError, match="inside"), frozen_statistics(net):
+    with pytest.raises(RuntimeError, match="inside"), use_batch_statistics(net):
         raise RuntimeError("inside")
     net(torch.randn(4, 3, 2, 2))
     assert net.num_batches_tracked == 1
@@ -46,5 +46,5 @@ def test_recording_goes_on_after_the_block_even_if_it_raised():
 def test_layers_in_evaluation_mode_keep_using_the_running_statistics():
     net = nn.BatchNorm2d(3).eval()
     images = torch.randn(4, 3, 2, 2) + 5
-    with frozen_statistics(net):
+    with use_batch_statistics(net):
         torch.testing.assert_close(net(images), images, rtol=1e-4, atol=1e-4)

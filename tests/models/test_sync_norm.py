@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.autograd import forward_ad
 
 from fastmpl.distributed.ranks import Ranks
-from fastmpl.models import build, frozen_statistics, synchronise
+from fastmpl.models import build, synchronise, use_batch_statistics
 from fastmpl.models.sync_norm import SumOverRanks, SyncBatchNorm
 from fastmpl_kernels.batch_norm_act.module import BatchNormAct2d
 
@@ -75,7 +75,7 @@ def test_forward_mode_is_that_of_all_images(pair: Pair) -> None:
 def test_frozen_statistics_are_used_and_not_recorded(pair: Pair) -> None:
     mine, _, images = pair
     before = {name: value.clone() for name, value in mine.state_dict().items()}
-    with frozen_statistics(mine):
+    with use_batch_statistics(mine):
         frozen = mine(images)
     assert all(torch.equal(value, before[name]) for name, value in mine.state_dict().items())
     assert torch.equal(frozen, mine(images))

@@ -6,7 +6,7 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.func import functional_call
 
-from fastmpl.models import build, frozen_statistics, set_draw, twin
+from fastmpl.models import build, set_draw, twin, use_batch_statistics
 
 
 def network(model: str = "wrn_10_1") -> nn.Module:
@@ -21,7 +21,7 @@ def test_a_twin_given_the_tensors_of_its_network_gives_its_logits(model):
     set_draw(net, torch.tensor(3))
     images = torch.randn(4, 3, 32, 32)
     given = {**dict(net.named_parameters()), **dict(net.named_buffers())}
-    with frozen_statistics(net), frozen_statistics(shape):
+    with use_batch_statistics(net), use_batch_statistics(shape):
         torch.testing.assert_close(functional_call(shape, given, (images,)), net(images), rtol=0, atol=0)
 
 

@@ -26,7 +26,7 @@ from fastmpl.methods.pseudo_label import PseudoLabel
 from fastmpl.methods.targets import PseudoLabelLoss, PseudoLabels
 from fastmpl.methods.uda import Consistency, Uda
 from fastmpl.methods.views import Logits
-from fastmpl.models.norms import frozen_statistics
+from fastmpl.models.norms import use_batch_statistics
 from fastmpl.models.stochastic import set_draw
 from fastmpl.step import credit as step_credit
 from fastmpl.step.order import Order, joint, split
@@ -64,7 +64,7 @@ def check_sampled_labels(world: World) -> None:
         probability = log_q[range(unlabelled), assignment].sum().exp()
         found += probability.detach() * world.teacher_gradient(0)
         inputs = batch.labelled
-        with torch.no_grad(), frozen_statistics(world.student.module):
+        with torch.no_grad(), use_batch_statistics(world.student.module):
             set_draw(world.student.module, context.dropout(VALIDATION))
             v = F.cross_entropy(world.student.module(inputs), batch.targets)
         expected_loss = expected_loss + probability * v
@@ -100,13 +100,13 @@ def double_backward(world: World, step: int) -> Tensor:
     teacher, student = world.teacher, world.student
     set_draw(teacher.module, context.dropout(TEACHER))
     psi = {name: p.detach().clone().requires_grad_() for name, p in teacher.parameters.items()}
-    with frozen_statistics(teacher.module):
+    with use_batch_statistics(teacher.module):
         logits = functional_call(teacher.module, psi, (torch.cat([batch.labelled, batch.strong]),))
     q = torch.softmax(logits[len(batch.labelled) :] / method.temperature, -1)
 
     theta = {name: p.detach().clone().requires_grad_() for name, p in student.parameters.items()}
     set_draw(student.module, context.dropout(STUDENT))
-    with frozen_statistics(student.module):
+    with use_batch_statistics(student.module):
         z = functional_call(student.module, theta, (batch.strong,))
     smoothing = method.student_label_smoothing
     target = (1 - smoothing) * q + smoothing / CLASSES
@@ -118,7 +118,7 @@ def double_backward(world: World, step: int) -> Tensor:
     inputs, targets = (
         (batch.labelled, batch.targets) if batch.trusted is None else (batch.trusted, batch.trusted_targets)
     )
-    with frozen_statistics(student.module):
+    with use_batch_statistics(student.module):
         v = F.cross_entropy(functional_call(student.module, new, (inputs,)), targets)
     return torch.cat([d.reshape(-1) for d in torch.autograd.grad(v, list(psi.values()))])
 
@@ -400,7 +400,7 @@ def test_without_feedback_the_student_is_that_of_a_uda_teacher() -> None:
     for step in range(5):
         world.take(step)
         batch, context = alone.batch(step), alone.context(step)
-        with torch.no_grad(), frozen_statistics(alone.teacher.module):
+        with torch.no_grad(), use_batch_statistics(alone.teacher.module):
             logits = alone.teacher.module(torch.cat([batch.labelled, batch.strong]))[len(batch.labelled) :]
         SingleNetworkStep(student, alone.student, lambda images, rows=logits: rows)([batch], context)
         SingleNetworkStep(uda, alone.teacher)([batch], context)

@@ -85,7 +85,7 @@ def plan_memory(
     shape = shape_of(config, classes)
     sizes = {role: size_of(_network(config, role, shape)) for role in trained_optimisers(config)}
     states = {name: _state(config, sizes, stage, ranks, offload) for name, (stage, offload) in _possible(config)}
-    gathered = {name: _gathered(config, sizes["student"], stage, ranks) for name, (stage, _) in _possible(config)}
+    gathered = {name: _count_gathered(config, sizes["student"], stage, ranks) for name, (stage, _) in _possible(config)}
     names = (schedules or tuple(SCHEDULES)) if "teacher" in sizes else ("one network",)
     kept = gathered["copies"].kept
     costs = {name: count_cost(_schedule(config, name), shape, ranks, kept) for name in names}
@@ -145,7 +145,7 @@ def _state(config: Config, sizes: Mapping[str, NetworkSize], stage: Stage, ranks
     return total
 
 
-def _gathered(config: Config, student: NetworkSize, stage: Stage, ranks: int) -> Gathered:
+def _count_gathered(config: Config, student: NetworkSize, stage: Stage, ranks: int) -> Gathered:
     feedback = config.feedback
     exact = feeds_back(config) and feedback.kind in ("exact", "per_example")
     return gathered_bytes(

@@ -23,7 +23,7 @@ _ORIENTATION, _SHORT = 0x0112, 3
 _TRANSPOSED: Final = (5, 6, 7, 8)  # orientations that swap height and width
 
 
-class Header(NamedTuple):
+class JpegHeader(NamedTuple):
     """Size in pixels of the upright image, and its number of channels, 1 or 3."""
 
     height: int
@@ -154,7 +154,7 @@ def _find_markers(content: bytes) -> NDArray[np.int64]:
     return at
 
 
-def _walk(content: bytes) -> Header:
+def _walk(content: bytes) -> JpegHeader:
     place, frame, scans, swapped, markers = 2, None, 0, False, _find_markers(content)
     quantisation: set[int] = set()
     huffman: set[int] = set()
@@ -192,10 +192,10 @@ def _walk(content: bytes) -> Header:
     _require(frame is not None and scans > 0)
     assert frame is not None
     size = (frame.width, frame.height) if swapped else (frame.height, frame.width)
-    return Header(*size, len(frame.components))
+    return JpegHeader(*size, len(frame.components))
 
 
-def read_header(content: bytes) -> Header | None:
+def read_header(content: bytes) -> JpegHeader | None:
     """Reads size and channels of a JPEG that every decoder accepts; None where that is not certain."""
     if content[:2] != b"\xff\xd8":
         return None

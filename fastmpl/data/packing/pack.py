@@ -23,7 +23,7 @@ from typing import Any, Final, NamedTuple
 from fastmpl.data.dataset import Arrays
 from fastmpl.data.errors import DataError
 from fastmpl.data.files.encoded import Files, Names
-from fastmpl.data.packing.pack_shard import PackOptions, ShardJob, pack_shard, write_whole
+from fastmpl.data.packing.pack_shard import PackSettings, ShardJob, pack_shard, write_whole
 from fastmpl.data.readers.class_words import CLASSES, PACK_PLAN
 from fastmpl.data.readers.streamed_sources import read_files
 from fastmpl.distributed.threads import cores
@@ -43,7 +43,7 @@ class Packed(NamedTuple):
     left_out: list[dict[str, str]]
 
 
-def _plan_jobs(arrays: Arrays, out: Path, options: PackOptions) -> list[ShardJob]:
+def _plan_jobs(arrays: Arrays, out: Path, options: PackSettings) -> list[ShardJob]:
     """Every shard of the pack, in order."""
     labelled = int((arrays.train_labels >= 0).sum())
     trusted = 0 if arrays.trusted is None else len(arrays.trusted)
@@ -95,7 +95,7 @@ def _pack_in_order(jobs: list[ShardJob], processes: int) -> Iterator[tuple[Shard
         yield from zip(jobs, pool.map(pack_shard, jobs), strict=True)
 
 
-def pack(folder: str, out: Path, options: PackOptions, *, processes: int = 0, tell: OnProgress) -> Packed:
+def pack(folder: str, out: Path, options: PackSettings, *, processes: int = 0, tell: OnProgress) -> Packed:
     """Packs the images of `folder` into `out`, or those that an interrupted call has not packed.
 
     Raises DataError where the folder cannot be read or `out` holds another pack, StorageError where the disk is full.

@@ -22,7 +22,7 @@ from fastmpl.data.files.encoded import Files
 BLOCK: Final = 512  # of a tar
 
 
-class PackOptions(NamedTuple):
+class PackSettings(NamedTuple):
     """`size`: pixels of the longer side, to which larger images are shrunk; 0 packs every file unchanged."""
 
     size: int = 0
@@ -38,14 +38,14 @@ class ShardJob(NamedTuple):
     first: int
     labels: Labels
     classes: tuple[str, ...]
-    options: PackOptions
+    options: PackSettings
 
     @property
     def note(self) -> Path:
         return self.file.with_suffix(".json")
 
 
-def shrink(content: bytes, image: Image.Image, options: PackOptions) -> tuple[bytes, bool]:
+def shrink(content: bytes, image: Image.Image, options: PackSettings) -> tuple[bytes, bool]:
     """Shrinks an image whose longer side exceeds `options.size` pixels; returns its bytes and whether they are new."""
     longer = max(image.size)
     if not options.size or longer <= options.size:

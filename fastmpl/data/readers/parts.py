@@ -21,7 +21,7 @@ LIST_SUFFIXES: Final = (".txt", ".csv", ".tsv", ".lst")
 _BESIDE: Final = "it is none of the parts labelled, trusted, unlabelled and test"
 
 
-class Parts(NamedTuple):
+class PartFolders(NamedTuple):
     """The name of each part that is there, by what it is; entries of the root that are no part, and all its entries."""
 
     names: dict[str, str]
@@ -58,7 +58,7 @@ def _refuse_misspelling(root: Path, names: Sequence[str], part: str) -> None:
         raise DataError(f"{printable(root)} has no {part}. Found {printable(name)}: rename it to {part}.")
 
 
-def find_parts(root: Path, *, known: Sequence[str] = ()) -> Parts:
+def find_parts(root: Path, *, known: Sequence[str] = ()) -> PartFolders:
     """Finds the folders of a root's parts. `known`: files that a reader uses besides, counted as helpers.
 
     Raises DataError where a part is missing and a folder's name is nearly its own.
@@ -75,10 +75,10 @@ def find_parts(root: Path, *, known: Sequence[str] = ()) -> Parts:
         if part not in names:
             _refuse_misspelling(root, [name for name in others if name in folders], part)
     problems = [Problem(str(root / name), why_hidden(name) or _reason_beside(name.lower(), names)) for name in others]
-    return Parts(names, tuple(problems), len(rest), len(helpers))
+    return PartFolders(names, tuple(problems), len(rest), len(helpers))
 
 
-def find_lists(root: Path) -> Parts:
+def find_lists(root: Path) -> PartFolders:
     """Finds the lists of a root: labelled.txt and so on, with any suffix of LIST_SUFFIXES. Other files are no entries."""
     files = sorted(path.name for path in root.iterdir() if path.is_file() and path.suffix.lower() in LIST_SUFFIXES)
     stems = {Path(name).stem.lower(): name for name in reversed(files)}
@@ -90,4 +90,4 @@ def find_lists(root: Path) -> Parts:
             _refuse_misspelling(root, [Path(name).stem for name in files if name not in names.values()], part)
     chosen = {part: Path(name).stem for part, name in names.items()}
     problems = [Problem(str(root / name), _reason_beside(Path(name).stem.lower(), chosen)) for name in others]
-    return Parts(names, tuple(problems), len(names) + len(others), len(names))
+    return PartFolders(names, tuple(problems), len(names) + len(others), len(names))

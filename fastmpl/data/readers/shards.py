@@ -50,7 +50,7 @@ class ShardContent(NamedTuple):
 ReadShard = Callable[[Path], ShardContent]
 
 
-class Shards(NamedTuple):
+class ShardFiles(NamedTuple):
     """Images of several shards in their order, with the word for the class of each and whether it is an integer."""
 
     images: Pieces
@@ -131,7 +131,7 @@ def _read_all(root: Path, shards: Sequence[str], read: ReadShard) -> _Index:
     )
 
 
-def index_shards(root: Path, shards: Sequence[str], read: ReadShard) -> Shards:
+def index_shards(root: Path, shards: Sequence[str], read: ReadShard) -> ShardFiles:
     """The images of `shards`, which are named below `root`. Raises DataError where one cannot be read."""
     cache, index = cache_folder(), None
     file = cache / f"index-{_key(root, shards)}.npz" if cache and shards else None
@@ -143,10 +143,10 @@ def index_shards(root: Path, shards: Sequence[str], read: ReadShard) -> Shards:
             _save_index(file, index)
     shard, offset, size, numbered = index.table.T
     images = Pieces(root, shards, shard.astype(np.int32), offset.copy(), size.copy(), index.names)
-    return Shards(images, index.words, numbered.astype(bool), index.problems, index.inventory)
+    return ShardFiles(images, index.words, numbered.astype(bool), index.problems, index.inventory)
 
 
-def join_shards(parts: Sequence[Shards]) -> Pieces:
+def join_shards(parts: Sequence[ShardFiles]) -> Pieces:
     """The images of several, one after another."""
     pieces = [part.images for part in parts]
     shards = [shard for part in pieces for shard in part.shards]

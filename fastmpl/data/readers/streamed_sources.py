@@ -24,8 +24,8 @@ from fastmpl.data.files.paths import find_folder
 from fastmpl.data.inventory import Inventory, Problem, add_inventories, fold_problems
 from fastmpl.data.readers.class_words import CLASSES, PACK_PLAN, LabelledParts, PartWords, label_parts
 from fastmpl.data.readers.file_list import EMPTY, FileList, read_list
-from fastmpl.data.readers.parts import PARTS, Parts, find_lists, find_parts
-from fastmpl.data.readers.shards import ReadShard, Shards, index_shards, join_shards
+from fastmpl.data.readers.parts import PARTS, PartFolders, find_lists, find_parts
+from fastmpl.data.readers.shards import ReadShard, ShardFiles, index_shards, join_shards
 from fastmpl.data.readers.tar_index import scan_tar
 from fastmpl.data.readers.tfrecord_index import scan_tfrecord
 from fastmpl.data.readers.tree import NOTHING, read_tree, require_images
@@ -61,7 +61,7 @@ def _make_arrays(found: LabelledParts, unlabelled: int, training: Encoded, test:
     )
 
 
-def _add_accounts(parts: Parts, inventories: Iterable[Inventory], problems: Iterable[Problem]) -> _Account:
+def _add_accounts(parts: PartFolders, inventories: Iterable[Inventory], problems: Iterable[Problem]) -> _Account:
     inventory = add_inventories([Inventory(parts.entries, parts.helpers), *inventories])
     return _Account(fold_problems((*parts.problems, *problems)), inventory)
 
@@ -92,7 +92,7 @@ def read_file_list(folder: str) -> Arrays:
 class _PartShards(NamedTuple):
     """The shards of a part, and the other entries of its folder."""
 
-    shards: Shards
+    shards: ShardFiles
     problems: tuple[Problem, ...]
     inventory: Inventory
 
@@ -173,7 +173,7 @@ def _read_shards(folder: str, shard_format: ShardFormat) -> Arrays:
     except OSError as error:
         raise DataError(f"{printable(str(error.filename or root))} cannot be read: {error.strerror}.") from error
     _require_images(found.folder(root, "labelled"), parts["labelled"], shard_format)
-    shards: Mapping[str, Shards] = {part: read.shards for part, read in parts.items()}
+    shards: Mapping[str, ShardFiles] = {part: read.shards for part, read in parts.items()}
     words = {part: PartWords(read.words, read.numbered, read.name_image) for part, read in shards.items()}
     labelled = label_parts(root, words, shard_format.hint)
     account = _add_accounts(

@@ -22,7 +22,7 @@ from fastmpl.data.files.encoded import Names
 from fastmpl.data.files.listing import is_folder, list_image_files, why_hidden, why_no_file
 from fastmpl.data.files.paths import find_folder
 from fastmpl.data.inventory import Inventory, Problem, add_inventories, fold_problems
-from fastmpl.data.readers.parts import Parts, find_parts
+from fastmpl.data.readers.parts import PartFolders, find_parts
 
 
 class PartImages(NamedTuple):
@@ -72,7 +72,7 @@ def _read_part(part: Path) -> _PartFolder:
     return _PartFolder(tuple(folders), tuple(problems))
 
 
-def _require_labelled(root: Path, parts: Parts) -> Path:
+def _require_labelled(root: Path, parts: PartFolders) -> Path:
     """The folder of the labelled images. Raises DataError where there is none."""
     if "labelled" not in parts.names:
         below = ", ".join(printable(Path(problem.file).name) for problem in parts.problems[:5]) or "nothing"

@@ -41,7 +41,7 @@ class PackingChange(NamedTuple):
     changed_top: int  # rows
 
 
-class Header(NamedTuple):
+class StoreHeader(NamedTuple):
     """The contents of header.json."""
 
     rows: int
@@ -98,7 +98,7 @@ class Store:
     """An open store; made by `open_store`."""
 
     folder: Path
-    header: Header
+    header: StoreHeader
     tables: tuple[Words, ...]  # one mapped array [rows, words] a shard
     order: NDArray[np.int64] | None = None  # [K], the stored column of each of the data's classes; None: the same order
 
@@ -173,14 +173,14 @@ def open_store(folder: str | Path) -> Store:
 _AGAIN = "delete it and run the same `fastmpl distill` again, which writes what is missing."
 
 
-def _read_header(folder: Path) -> Header:
+def _read_header(folder: Path) -> StoreHeader:
     path = folder / HEADER
     if not path.is_file():
         unfinished = f"is not finished ({len(list(folder.glob('*.json')))} files say what is written)"
         found = unfinished if folder.is_dir() and any(folder.glob("shard-*")) else "holds no stored distributions"
         raise DataError(f"{folder} {found}: run `fastmpl distill` with data.store set to it.")
     try:
-        header = Header.from_json(path.read_text())
+        header = StoreHeader.from_json(path.read_text())
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise DataError(f"{path} is not the header of stored distributions ({error}): {_AGAIN}") from error
     if len(header.shards) != -(-header.rows // max(header.shard_rows, 1)):

@@ -15,7 +15,7 @@ import numpy as np
 
 from fastmpl.data.errors import DataError
 from fastmpl.data.stores.distributions import Probabilities, RowFormat, total_variation
-from fastmpl.data.stores.store import HEADER, Header, PackingChange, StoreShard, checksum
+from fastmpl.data.stores.store import HEADER, PackingChange, StoreHeader, StoreShard, checksum
 
 PLAN = "plan.json"
 SHARD_ROWS = 1 << 17
@@ -94,7 +94,7 @@ class StoreWriter:
         _write(self._note(shard), json.dumps(note | {"total": total, "largest": largest, "changed": changed}))
         self._written.append(shard)
 
-    def finish(self) -> Header | None:
+    def finish(self) -> StoreHeader | None:
         """Writes the header if the shards of every rank are complete, and returns it; else None: another rank will."""
         if any(not self._note(shard).is_file() for shard in range(self.plan.shards)):
             return None
@@ -105,7 +105,7 @@ class StoreWriter:
             changed_top=sum(note["changed"] for note in notes),
         )
         shards = tuple(StoreShard(self._path(s).name, note["bytes"], note["blake2b"]) for s, note in enumerate(notes))
-        header = Header(**self.plan._asdict(), error=error, shards=shards)
+        header = StoreHeader(**self.plan._asdict(), error=error, shards=shards)
         _write(self.folder / HEADER, header.to_json())
         return header
 

@@ -70,7 +70,7 @@ def connect(package: Any, timeout: int) -> None:
 
 
 @contextmanager
-def logged(path: Path) -> Iterator[None]:
+def redirect_logs(path: Path) -> Iterator[None]:
     """What DeepSpeed has to say within the block is in that file."""
     handler = logging.FileHandler(path, delay=True)
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))

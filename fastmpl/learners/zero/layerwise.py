@@ -20,7 +20,7 @@ def layer_by_layer(twin: nn.Module, gather: Gather) -> Iterator[None]:
     layers = {name: module for name, module in twin.named_modules() if any(True for _ in module.parameters(False))}
     hooks = []
     for name, layer in layers.items():
-        hooks.append(layer.register_forward_pre_hook(_entering(name, gather)))
+        hooks.append(layer.register_forward_pre_hook(_make_gather_hook(name, gather)))
         hooks.append(layer.register_forward_hook(_left))
     try:
         yield
@@ -31,7 +31,7 @@ def layer_by_layer(twin: nn.Module, gather: Gather) -> Iterator[None]:
             _drop(layer)
 
 
-def _entering(name: str, gather: Gather) -> Callable[[nn.Module, Any], None]:
+def _make_gather_hook(name: str, gather: Gather) -> Callable[[nn.Module, Any], None]:
     def hook(layer: nn.Module, inputs: Any) -> None:
         own = {f"{name}.{local}" if name else local: local for local, _ in layer.named_parameters(recurse=False)}
         for path, value in gather(list(own)).items():

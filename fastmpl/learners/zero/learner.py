@@ -30,7 +30,7 @@ from fastmpl.learners.zero import engine as deepspeed
 from fastmpl.learners.zero.layerwise import layer_by_layer
 from fastmpl.learners.zero.settings import settings
 from fastmpl.learners.zero.shards import FlatShards, ParameterShards, Replicated, shards_of
-from fastmpl.models.norms import frozen_statistics
+from fastmpl.models.norms import use_batch_statistics
 from fastmpl.models.stochastic import set_draw
 from fastmpl.models.sync_norm import synchronise
 from fastmpl.models.twin import twin
@@ -90,7 +90,7 @@ class ZeroLearner:
     def forward(self, images: Float[Tensor, "N *image"], draw: Int[Tensor, ""]) -> Float[Tensor, "N K"]:
         set_draw(self.module, draw)
         recomputed = recompute_blocks(self.module, draw) if self.system.recompute else nullcontext()
-        with recomputed, self.statistics.recorded():
+        with recomputed, self.statistics.record():
             logits: Tensor = self.engine(images)
         return logits
 
@@ -99,15 +99,15 @@ class ZeroLearner:
         self, images: Float[Tensor, "N *image"], draw: Int[Tensor, ""], *, precise: bool = False
     ) -> Float[Tensor, "N K"]:
         set_draw(self.module, draw)
-        with full_precision(precise), frozen_statistics(self.module):
-            return self._seen(to_float32(images) if precise else images, precise)  # a loader may give bf16
+        with full_precision(precise), use_batch_statistics(self.module):
+            return self._infer(to_float32(images) if precise else images, precise)  # a loader may give bf16
 
     @torch.no_grad()
     def infer(self, images: Float[Tensor, "N *image"]) -> Float[Tensor, "N K"]:
         """As `RunLearner.infer`; at stage 3 all ranks call it equally often."""
         self.module.eval()
         try:
-            return self._seen(images)
+            return self._infer(images)
         finally:
             self.module.train()
 
@@ -140,13 +140,13 @@ class ZeroLearner:
     def gradient(self, images: Float[Tensor, "N *image"], loss: Loss, draw: Int[Tensor, ""]) -> Gradient:
         set_draw(self.module, draw)
         if isinstance(self.shards, ParameterShards):
-            with frozen_statistics(self.module):
+            with use_batch_statistics(self.module):
                 self.engine.backward(loss(self.engine(images)))
-            found = self.shards.reduced()
+            found = self.shards.reduce()
             self.engine.optimizer.zero_grad()  # nothing was learnt
             return {name: value for name, value in found.items() if name in self.moving}
         present = {name: p if name in self.moving else p.detach() for name, p in self.module.named_parameters()}
-        with autocast(self.device, self.system.precision), frozen_statistics(self.twin):
+        with autocast(self.device, self.system.precision), use_batch_statistics(self.twin):
             value = loss(to_float32(functional_call(self.twin, present, (images,))))
         moving = {name: p for name, p in present.items() if name in self.moving}
         gradients = torch.autograd.grad(value, list(moving.values()))
@@ -166,22 +166,22 @@ class ZeroLearner:
         set_draw(self.module, draw)
         if self.tangent_form == "difference":
             return self._difference(update.old, direction, images, logits)
-        with autocast(self.device, self.system.precision), frozen_statistics(self.twin), forward_ad.dual_level():
+        with autocast(self.device, self.system.precision), use_batch_statistics(self.twin), forward_ad.dual_level():
             if isinstance(self.shards, ParameterShards):
-                with layer_by_layer(self.twin, self._gathering(self.shards, update.old, direction)):
+                with layer_by_layer(self.twin, self._gather_duals(self.shards, update.old, direction)):
                     return to_float32(tangent_of(self.twin(images)))
             old, moved = (self.shards.whole(pieces, self.device) for pieces in (update.old, direction))
             duals = {name: dual(p, moved[name] if name in self.moving else None) for name, p in old.items()}
             return to_float32(tangent_of(functional_call(self.twin, duals, (images,))))
 
-    def _gathering(
+    def _gather_duals(
         self, shards: ParameterShards, old: Gradient, direction: Gradient
     ) -> Callable[[list[str]], dict[str, Tensor]]:
         """What a layer's parameters are at theta, with their tangents along `direction`."""
 
         def gather(names: list[str]) -> dict[str, Tensor]:
             wanted = {name: [old, direction] if name in self.moving else [old] for name in names}
-            found = shards.gathered(wanted, self.device)
+            found = shards.gather(wanted, self.device)
             return {name: dual(p, *moved) if moved else p for name, (p, *moved) in found.items()}
 
         return gather
@@ -194,10 +194,10 @@ class ZeroLearner:
         squares = [sum_of_products(old | x, x) for x in (direction, start, update)]
         step = difference_step(*self._total(torch.stack(squares)).sqrt())
         moved = {name: p + step * direction[name] if name in direction else p for name, p in old.items()}
-        with frozen_statistics(self.module), frozen_statistics(self.twin):
+        with use_batch_statistics(self.module), use_batch_statistics(self.twin):
             if isinstance(self.shards, ParameterShards):
                 with self._at(moved):
-                    found = self._seen(images)
+                    found = self._infer(images)
             else:
                 whole = self.shards.whole(moved, self.device)
                 with autocast(self.device, self.system.precision):
@@ -274,7 +274,7 @@ class ZeroLearner:
             if name not in self.shards.shapes:
                 yield name, value
             elif isinstance(self.shards, ParameterShards):
-                yield name, self.shards.gathered({name: [self.shards.tensors]}, self.device)[name][0]
+                yield name, self.shards.gather({name: [self.shards.tensors]}, self.device)[name][0]
             else:  # which every rank holds
                 yield name, value
 
@@ -306,7 +306,7 @@ class ZeroLearner:
     def close(self) -> None:
         deepspeed.destroy(self.engine)
 
-    def _seen(self, images: Tensor, precise: bool = False) -> Tensor:
+    def _infer(self, images: Tensor, precise: bool = False) -> Tensor:
         """A pass without a graph."""
         self.network.precise = precise
         try:

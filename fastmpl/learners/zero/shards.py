@@ -126,7 +126,7 @@ class FlatShards:
         self.row.copy_(self.ranks.all_gather(self.part.detach().to(self.row.device)))
 
     def cut(self, name: str, whole: Tensor) -> Tensor:
-        return _taken(whole, self.pieces[name])
+        return _cut_piece(whole, self.pieces[name])
 
     def _of(self, row: Tensor, name: str) -> Tensor:
         shape = self.shapes[name]
@@ -163,7 +163,7 @@ class ParameterShards:
     def gradients(self) -> Gradient:
         return self._cut(self.part.grad)
 
-    def reduced(self) -> Gradient:
+    def reduce(self) -> Gradient:
         """The gradients of the backward passes since the last step, copied."""
         return self._cut(self.zero.grad_partitions_flat_buffer.to(self.part.device, copy=True))
 
@@ -171,9 +171,9 @@ class ParameterShards:
         raise NotImplementedError("no rank holds whole gradients at stage 3")
 
     def whole(self, pieces: Mapping[str, Tensor], device: torch.device) -> dict[str, Tensor]:
-        return {name: self.gathered({name: [pieces]}, device)[name][0] for name in self.shapes}
+        return {name: self.gather({name: [pieces]}, device)[name][0] for name in self.shapes}
 
-    def gathered(
+    def gather(
         self, wanted: Mapping[str, Sequence[Mapping[str, Tensor]]], device: torch.device
     ) -> dict[str, list[Tensor]]:
         """Some parameters, each made of the pieces of several sets, by one message."""
@@ -196,13 +196,13 @@ class ParameterShards:
         self.zero._partition_all_parameters()  # it keeps wholes that a pass will soon need again; they are old now
 
     def cut(self, name: str, whole: Tensor) -> Tensor:
-        return _taken(whole, self.pieces[name])
+        return _cut_piece(whole, self.pieces[name])
 
     def _cut(self, part: Tensor) -> dict[str, Tensor]:
         return {name: part[piece.at : piece.at + piece.length] for name, piece in self.pieces.items()}
 
 
-def _taken(whole: Tensor, piece: Piece) -> Tensor:
+def _cut_piece(whole: Tensor, piece: Piece) -> Tensor:
     return whole.reshape(-1)[piece.start : piece.start + piece.length]
 
 

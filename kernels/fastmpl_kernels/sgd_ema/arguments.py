@@ -5,7 +5,7 @@ from typing import NamedTuple
 from torch import Tensor
 
 
-class Step(NamedTuple):
+class SgdArguments(NamedTuple):
     """Lists of parameters, gradients, momentum buffers and averages (empty: none are kept) of equal shapes; what may change
     from step to step as 0-D tensors; what does not as numbers."""
 

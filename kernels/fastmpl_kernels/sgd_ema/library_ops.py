@@ -11,7 +11,7 @@ from fastmpl_kernels import dispatch
 from fastmpl_kernels.library import available
 from fastmpl_kernels.ops import define
 from fastmpl_kernels.sgd_ema import native, reference
-from fastmpl_kernels.sgd_ema.arguments import Step
+from fastmpl_kernels.sgd_ema.arguments import SgdArguments
 
 
 def _backend(op: str, *lists: Sequence[Tensor]) -> dispatch.Backend:
@@ -57,7 +57,7 @@ def _has_one_layout(*tensors: Tensor) -> bool:
 
 
 def _sgd_ema(*arguments: Any) -> None:
-    step = Step(*arguments)
+    step = SgdArguments(*arguments)
     _compute("sgd_ema", step.lists(), step)
 
 

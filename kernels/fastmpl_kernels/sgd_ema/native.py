@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from fastmpl_kernels.library import library, pointer
-from fastmpl_kernels.sgd_ema.arguments import Step
+from fastmpl_kernels.sgd_ema.arguments import SgdArguments
 
 _P, _N, _F, _B = ctypes.c_void_p, ctypes.c_int64, ctypes.c_float, ctypes.c_bool
 _ARGUMENTS: dict[str, list[Any]] = {
@@ -41,7 +41,7 @@ def _at(values: "array[int]") -> int:
     return values.buffer_info()[0]
 
 
-def sgd_ema(step: Step) -> None:
+def sgd_ema(step: SgdArguments) -> None:
     addresses = [_addresses(tensors) for tensors in step[:4]]  # held until the call is over
     sizes = _sizes(step.params)
     p, g, b, a = map(_at, addresses)

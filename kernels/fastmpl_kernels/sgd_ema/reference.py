@@ -3,10 +3,10 @@
 import torch
 from torch import Tensor
 
-from fastmpl_kernels.sgd_ema.arguments import Step
+from fastmpl_kernels.sgd_ema.arguments import SgdArguments
 
 
-def sgd_ema(step: Step) -> None:
+def sgd_ema(step: SgdArguments) -> None:
     for i, (p, g, b) in enumerate(zip(step.params, step.grads, step.buffers, strict=True)):
         d = g.to(p.dtype) if step.clip_factor is None else g.to(p.dtype) * step.clip_factor
         d = d + step.weight_decay * p

@@ -5,7 +5,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from fastmpl_kernels.sgd_ema.arguments import Step
+from fastmpl_kernels.sgd_ema.arguments import SgdArguments
 from fastmpl_kernels.sgd_ema.tables import BLOCK, table_of
 
 
@@ -86,7 +86,7 @@ def _squares_kernel(addresses, sizes, tensors, blocks, out, ALIGNED: tl.constexp
         tl.store(out + program, tl.sum(g * g, axis=0))
 
 
-def sgd_ema(step: Step) -> None:
+def sgd_ema(step: SgdArguments) -> None:
     table = table_of(step.lists())
     if table.tensor.numel() == 0:
         return

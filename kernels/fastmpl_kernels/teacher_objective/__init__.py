@@ -40,7 +40,7 @@ from fastmpl_kernels.teacher_objective.reference import (
     PerExampleFeedback,
     ScalarFeedback,
     TeacherObjective,
-    Uda,
+    UdaSettings,
     View,
 )
 
@@ -50,7 +50,7 @@ __all__ = [
     "PerExampleFeedback",
     "ScalarFeedback",
     "TeacherObjective",
-    "Uda",
+    "UdaSettings",
     "View",
     "teacher_objective",
 ]
@@ -128,7 +128,7 @@ def _check(
     targets: Tensor,
     strong_logits: Tensor,
     weak_logits: Tensor | None,
-    uda: Uda | None,
+    uda: UdaSettings | None,
     feedback: Feedback | None,
     label_view: View,
 ) -> None:
@@ -162,7 +162,7 @@ def teacher_objective(
     strong_logits: Float[Tensor, "U K"],
     weak_logits: Float[Tensor, "U K"] | None = None,
     *,
-    uda: Uda | None = None,
+    uda: UdaSettings | None = None,
     feedback: Feedback | None = None,
     label_view: View = "strong",
     temperature: float = 1.0,
@@ -198,7 +198,7 @@ def _with_kernels(
     targets: Tensor,
     strong_logits: Tensor,
     weak_logits: Tensor | None,
-    uda: Uda | None,
+    uda: UdaSettings | None,
     feedback: Feedback | None,
     label_view: View,
     temperature: float,

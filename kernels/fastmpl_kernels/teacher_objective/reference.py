@@ -12,7 +12,7 @@ from fastmpl_kernels.soft_cross_entropy.reference import soft_cross_entropy
 View = Literal["strong", "weak"]
 
 
-class Uda(NamedTuple):
+class UdaSettings(NamedTuple):
     """Consistency of the strong view with the weak view, which gets no gradient (Xie et al. 2020, arXiv:1904.12848)."""
 
     weight: Float[Tensor, ""]
@@ -62,7 +62,7 @@ class TeacherObjective(NamedTuple):
 
 
 def consistency(
-    strong_logits: Float[Tensor, "U K"], weak_logits: Float[Tensor, "U K"], uda: Uda
+    strong_logits: Float[Tensor, "U K"], weak_logits: Float[Tensor, "U K"], uda: UdaSettings
 ) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
     """The UDA loss, in whose mean rows below the threshold count as 0, and the share of rows above."""
     target = torch.softmax(widen(weak_logits.detach()) / uda.temperature, -1)
@@ -86,7 +86,7 @@ def teacher_objective(
     targets: Int[Tensor, " B"],
     strong_logits: Float[Tensor, "U K"],
     weak_logits: Float[Tensor, "U K"] | None,
-    uda: Uda | None,
+    uda: UdaSettings | None,
     feedback: Feedback | None,
     label_view: View,
     temperature: float,

@@ -18,13 +18,13 @@ from fastmpl.data.dataset import Arrays
 from fastmpl.data.errors import DataError
 from fastmpl.data.packing import pack as pack_module
 from fastmpl.data.packing.pack import MANIFEST, Packed, pack, verify
-from fastmpl.data.packing.pack_shard import PackOptions
+from fastmpl.data.packing.pack_shard import PackSettings
 from fastmpl.data.readers.streamed_sources import read_files, read_webdataset
 from tests import mini_imagenet
 from tests.pictures import BAD, DECODED_BAD, make, spoil
 
 Make = Callable[..., SimpleNamespace]
-SMALL = PackOptions(shard_images=7)
+SMALL = PackSettings(shard_images=7)
 
 
 @pytest.fixture
@@ -34,7 +34,7 @@ def folder(tmp_path: Path) -> Path:
     return mini_imagenet.write_folder(tmp_path / "folder", images)
 
 
-def packed(folder: Path, out: Path, how: PackOptions = SMALL, processes: int = 2) -> Packed:
+def packed(folder: Path, out: Path, how: PackSettings = SMALL, processes: int = 2) -> Packed:
     return pack(str(folder), out, how, processes=processes, tell=lambda line: None)
 
 

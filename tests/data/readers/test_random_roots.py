@@ -22,7 +22,7 @@ from PIL import Image
 from fastmpl.data.classes import normal_name
 from fastmpl.data.dataset import UNKNOWN, Arrays
 from fastmpl.data.packing import pack as pack_module
-from fastmpl.data.packing.pack_shard import PackOptions, pack_shard
+from fastmpl.data.packing.pack_shard import PackSettings, pack_shard
 from fastmpl.data.readers.streamed_sources import READERS
 from tests.accounts import assert_adds_up
 from tests.mini_imagenet import example, record
@@ -157,7 +157,7 @@ def test_a_folder_and_its_pack(images: list[Drawn], data: st.DataObject) -> None
         assert_gives("folder", root, images, len(images) + len(written) + len(circles))
 
         patch.setattr(pack_module, "_pack_in_order", lambda jobs, processes: ((job, pack_shard(job)) for job in jobs))
-        made = pack_module.pack(str(root), out, PackOptions(shard_images=2), tell=lambda line: None)
+        made = pack_module.pack(str(root), out, PackSettings(shard_images=2), tell=lambda line: None)
         assert (made.images, made.left_out) == (len(images), [])
         with_class = sum(image.part != "unlabelled" for image in images)
         assert_gives(
