@@ -1,9 +1,6 @@
-"""A run's configuration: `sections` (every key), `rules` (what goes together), `load` (TOML), `options` (--help)."""
+"""A run's configuration: `keys` (every key), `rules` (what goes together), `load` (TOML), `options` (--help)."""
 
-from fastmpl.config.load import difference, load, save, to_toml
-from fastmpl.config.rules import feeds_back, is_capturable, names_own_model, names_run, trained_optimisers, uses_tf32
-from fastmpl.config.schema import Config
-from fastmpl.config.sections import (
+from fastmpl.config.keys import (
     CleanImages,
     DataConfig,
     FeedbackConfig,
@@ -23,6 +20,9 @@ from fastmpl.config.sections import (
     TeacherConfig,
     UdaConfig,
 )
+from fastmpl.config.load import difference, load, save, to_toml
+from fastmpl.config.rules import feeds_back, is_capturable, names_own_model, names_run, trained_optimisers, uses_tf32
+from fastmpl.config.schema import Config
 from fastmpl.errors import ConfigError
 
 __all__ = [

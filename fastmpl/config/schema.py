@@ -4,8 +4,7 @@ from typing import Self
 
 from pydantic import BaseModel, ConfigDict, model_validator
 
-from fastmpl.config.rules import refuse
-from fastmpl.config.sections import (
+from fastmpl.config.keys import (
     DataConfig,
     FeedbackConfig,
     FinetuneConfig,
@@ -16,6 +15,7 @@ from fastmpl.config.sections import (
     TeacherConfig,
     UdaConfig,
 )
+from fastmpl.config.rules import refuse
 
 
 class Config(BaseModel):

@@ -21,7 +21,7 @@ from fastmpl.data.prepare import Prepared
 from fastmpl.data.sampler import Sampler
 from fastmpl.data.settings import DataSettings
 from fastmpl.data.streaming.crops import crops
-from fastmpl.data.streaming.growth import GrowingStream, Growth
+from fastmpl.data.streaming.growing_size import GrowingStream, Growth
 from fastmpl.data.streaming.reading import Reader
 from fastmpl.data.view_stream import ViewStream
 

@@ -4,7 +4,7 @@ No scripts and nothing from elsewhere; every text is escaped. Leaves out what a 
 """
 
 from fastmpl.paired_statistics import Interval, mean, paired_interval, standard_error
-from fastmpl.report.dots import ArmResult, Comparison
+from fastmpl.report.comparison_chart import ArmResult, Comparison
 from fastmpl.report.pages import points, versions, write_comparison, write_report
 
 __all__ = [

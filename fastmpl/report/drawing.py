@@ -1,7 +1,7 @@
 """Draws figures as SVG inside a page: text stays text, and colours are the page's, in light and in dark mode.
 
 Matplotlib writes fixed colours. Each role has a placeholder colour, which is replaced by the page's variable of that
-name (`--student`). What is drawn is in `accuracy`, `curves` and `dots`; the variables' values are in the style sheet.
+name (`--student`). What is drawn is in the three charts; the variables' values are in the style sheet.
 """
 
 import io

@@ -12,9 +12,9 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from fastmpl import __version__
 from fastmpl.paired_statistics import Interval
-from fastmpl.report.accuracy import draw_accuracies
-from fastmpl.report.curves import draw_questions, titles_left_out
-from fastmpl.report.dots import Comparison, baseline, dot_plot, rows
+from fastmpl.report.accuracy_chart import draw_accuracies
+from fastmpl.report.comparison_chart import Comparison, baseline, dot_plot, rows
+from fastmpl.report.curve_charts import draw_questions, titles_left_out
 from fastmpl.report.reading import Result, RunRecord, read_run
 from fastmpl.telemetry.progress import duration
 

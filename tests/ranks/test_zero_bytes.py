@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from fastmpl.analysis.planner.state import state_bytes
+from fastmpl.analysis.planner.state_bytes import state_bytes
 from fastmpl.config.optimisers import ABILITIES
 from tests.ranks.holdings import Holdings, networks
 from tests.ranks.spawned import on_ranks

@@ -11,8 +11,8 @@ from matplotlib.axes import Axes
 
 from fastmpl.config import Config, save
 from fastmpl.report import ArmResult, Comparison, write_comparison, write_report
-from fastmpl.report.accuracy import spread
-from fastmpl.report.curves import average_in_bins
+from fastmpl.report.accuracy_chart import spread
+from fastmpl.report.curve_charts import average_in_bins
 from fastmpl.report.drawing import COLOUR, ROLES, draw, percent_axis
 from fastmpl.telemetry.metrics import FILE, Evaluation, Log
 from tests.report.sample import FEW, FOLDER, HOSTILE, NOISY, write_sample

@@ -13,7 +13,7 @@ from typing import Final, Literal, NamedTuple
 from torch import nn
 
 from fastmpl.analysis.planner.cost import BATCHES, Cost, Shape, count_cost
-from fastmpl.analysis.planner.state import Gathered, Stage, StateBytes, gathered_bytes, state_bytes
+from fastmpl.analysis.planner.state_bytes import Gathered, Stage, StateBytes, gathered_bytes, state_bytes
 from fastmpl.config import Config, NetworkConfig, feeds_back, trained_optimisers
 from fastmpl.config.optimisers import ABILITIES
 from fastmpl.errors import ConfigError

@@ -7,7 +7,7 @@ import torch
 from fastmpl.data.draws import StreamName
 from fastmpl.data.sampler import Sampler
 from fastmpl.data.streaming.crops import Crops, draw, windows
-from fastmpl.data.streaming.growth import Growth
+from fastmpl.data.streaming.growing_size import Growth
 
 HOW = Crops(224, (0.08, 1.0), (3 / 4, 4 / 3), True, 2, 17, 112)
 SIZES = [(375, 500), (500, 333), (64, 64), (1, 1), (30, 2000), (2000, 30)]

@@ -1,7 +1,7 @@
 """What the steps of a run measured, over its steps.
 
 Each picture asks one question. What was zero throughout (a method without feedback) is not drawn. Leaves out the
-accuracies (`accuracy`).
+accuracies (`accuracy_chart`).
 """
 
 import math

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from fastmpl.analysis.accounting import measure
-from fastmpl.analysis.planner.state import StateBytes, gathered_bytes, state_bytes
+from fastmpl.analysis.planner.state_bytes import StateBytes, gathered_bytes, state_bytes
 from fastmpl.config import NetworkConfig
 from fastmpl.config.optimisers import ABILITIES
 from fastmpl.learners.plain import PlainLearner
