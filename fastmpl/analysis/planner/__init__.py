@@ -1,7 +1,7 @@
 """Predicts what a run needs from its configuration alone: bytes of a rank, activations, arithmetic.
 
-`state_bytes` has the formulas of ZeRO, pure functions of counts. `cost` counts a step on fake tensors. `plan` combines both for
-every sharding and schedule and tells what fits. `text` prints it. No data is read, and nothing is computed.
+`state_bytes` has the formulas of ZeRO, pure functions of counts. `cost` counts a step on fake tensors. `plan` combines
+both for every sharding and schedule and tells what fits. `text` prints it. No data is read, and nothing is computed.
 """
 
 from fastmpl.analysis.planner.plan import MemoryPlan, plan_memory
