@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from fastmpl.config import Config, ConfigError, FeedbackKind, save
 from fastmpl.config.rules import IMPOSSIBLE
-from fastmpl.paired_statistics import Interval, mean, paired_interval, paired_p, standard_error
+from fastmpl.paired_statistics import Interval, mean, paired_interval, paired_median, paired_p, standard_error
 from fastmpl.study.arms import Arm, Outcome, run_arms
 
 OFF = "off"
@@ -117,8 +117,21 @@ def verdict(rows: Sequence[AblationRow]) -> str:
         f"{centre:+.1f} points, 95 % interval [{low:+.1f}, {high:+.1f}], p = {on.p:.2g}, n = {len(on.accuracies)}"
     )
     if low <= 0 <= high:
-        return f"On this data, {on.name} feedback cannot be told from none ({interval})."
-    return f"On this data, {on.name} feedback {'helps' if centre > 0 else 'harms'} ({interval})."
+        return f"On this data, {on.name} feedback cannot be told from none ({interval}). {_median_sentence(rows, on)}"
+    return (
+        f"On this data, {on.name} feedback {'helps' if centre > 0 else 'harms'} ({interval}). "
+        f"{_median_sentence(rows, on)}"
+    )
+
+
+def _median_sentence(rows: Sequence[AblationRow], on: AblationRow) -> str:
+    """The interval that holds whatever the differences' distribution: the mean's is too narrow where some runs collapse."""
+    off = next(row for row in rows if row.name == OFF)
+    centre, low, high, confidence = paired_median(on.accuracies, off.accuracies)
+    return (
+        f"The median difference, which one collapsed run does not move, is {100 * centre:+.1f} points "
+        f"[{100 * low:+.1f}, {100 * high:+.1f}] at {100 * confidence:.3g} %."
+    )
 
 
 def run(config: Config, folder: Path, seeds: int, jobs: int | None = None) -> Path:
