@@ -77,10 +77,10 @@ def row(case: Case) -> Row:
     def make() -> FakeRun:
         return FakeRun(config, case.classes, case.image_shape)
 
-    foretold = predict_cost(make, FakeRun.step, FakeRun.held)
+    foretold = predict_cost(make, FakeRun.step, FakeRun.list_held)
     run = Run(config, case.classes, case.image_shape)
     run.step()
-    live = measure(run.step, run.held())
+    live = measure(run.step, run.list_held())
     allocated = live.base_bytes + allocated_peak(run.step)
     return {
         "config": case.title,

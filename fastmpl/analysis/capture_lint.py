@@ -3,13 +3,18 @@
 A captured graph replays the same kernels on the same addresses. A step that can be captured must not
 
 - read the device from the host, or ask for shapes that depend on data: fake tensors (no data, any size) raise there;
-- move data between host and device: on fake CPU tensors such a move is visible only as a call that names the host;
+- move data between host and device, or make and use tensors of the host: the tensors of the step are on `STEP_DEVICE`,
+  and each operator of the step that is given or makes a tensor of the CPU is found;
 - take numbers from Python that change, draw random numbers on the host, replace a tensor that the next step reads, or
   hold more memory after each step: successive steps are compared operator by operator, while schedules move.
 
-This cannot see: a branch that is taken every n-th step alone, a move to the host by a device object, a violation of
-stream order, a workspace of cuBLAS or cuDNN, the order of collectives, a clock that changes no operator's argument, or a
-numpy generator of the step whose numbers never reach a tensor. `tests/imitated_gpu` finds moves and stream order.
+A branch that is taken every n-th step is found for n up to the number of compared steps (`STEPS`). A branch that a module
+takes at every n-th pass is found for any n, by the number or word that the module changes.
+
+This cannot see: a rarer branch whose count is no attribute of a module, e.g. one in a list; a violation of stream order;
+a workspace of cuBLAS or cuDNN; the order of collectives; a clock that changes no operator's argument; a numpy generator
+of the step whose numbers never reach a tensor; a move within an operator that is registered with torch.
+`tests/imitated_gpu` finds stream order.
 """
 
 import gc
@@ -27,12 +32,25 @@ from torch._subclasses.fake_tensor import (
 )
 
 from fastmpl.analysis.accounting import LiveBytes
-from fastmpl.analysis.capture_trace import Call, Fault, HostWatch, OperatorTrace, is_ours, name_line
+from fastmpl.analysis.capture_trace import (
+    STEP_DEVICE,
+    Call,
+    Fault,
+    HostWatch,
+    OperatorTrace,
+    StepDevice,
+    is_ours,
+    name_line,
+)
+from fastmpl.analysis.module_watch import ModuleWatch
 
 S = TypeVar("S")
 
+STEPS = 12
+"""Steps that are compared. A branch taken every n-th step is found for n from 2 to this number."""
 
-def _host_generators() -> tuple[object, ...]:
+
+def _read_host_generators() -> tuple[object, ...]:
     numpy_state = np.random.get_state(legacy=False)
     return random.getstate(), repr(numpy_state)
 
@@ -52,7 +70,7 @@ def _find_first_difference(before: list[Call], after: list[Call]) -> Fault | Non
     return None
 
 
-def _explain(error: Exception, building: bool) -> Fault:
+def _explain_error(error: Exception, building: bool) -> Fault:
     lines = [f for f in traceback.extract_tb(error.__traceback__) if is_ours(f.filename)]
     where = name_line(lines[-1].filename, lines[-1].lineno) if lines else ""
     if building:  # reads and moves are allowed here on a device, but fake tensors refuse them
@@ -67,50 +85,59 @@ def _explain(error: Exception, building: bool) -> Fault:
     return Fault("fails", f"{type(error).__name__}: {error}".splitlines()[0], where)
 
 
-def lint(build: Callable[[], S], step: Callable[[S], object], advance: Callable[[S], object]) -> list[Fault]:
+def lint(
+    build: Callable[[], S], step: Callable[[S], object], advance: Callable[[S], object], *, steps: int = STEPS
+) -> list[Fault]:
     """Lists the faults of a step; an empty list means that it can be captured.
 
-    build: makes everything that the step uses: networks, optimisers, static inputs, knobs. A knob is torch.empty(()):
-        a fake tensor remembers the constant of torch.tensor(0.1), and reading it would go unnoticed.
+    build: makes everything that the step uses: networks, optimisers, static inputs, knobs. Here and in `advance`, a tensor
+        made without a device is on `STEP_DEVICE`, the default device; one made on "cpu" is a tensor of the host.
     step: the function to capture.
     advance: called between two steps: moves every schedule and fills the static inputs.
+    steps: how many steps are compared, 2 or more, after one that is not.
 
     If a step cannot go on (a host read), that fault and the earlier ones are reported.
     """
-    host, trace, memory = HostWatch(), OperatorTrace(), LiveBytes()
-    traces: list[list[Call]] = []
+    host, trace, memory, modules = HostWatch(), OperatorTrace(), LiveBytes(), ModuleWatch()
+    before: list[Call] = []
+    difference: Fault | None = None
     live: list[int] = []
     faults: list[Fault] = []
     building = True
     gc.freeze()  # collections skip all objects that exist now: 0.5 s less each
     try:
         with FakeTensorMode():
-            state = build()
+            with STEP_DEVICE, StepDevice():
+                state = build()
             building = False
-            with host:
+            trace.begin(stepping=True)
+            with trace, host:
                 step(state)  # creates the optimiser state and gradients that the compared steps find
             host.found.clear()
+            trace.forget()
             with memory, trace:
-                for _ in range(2):
+                for number in range(steps):
                     trace.begin(stepping=False)
-                    advance(state)
+                    with STEP_DEVICE, StepDevice():
+                        advance(state)
                     trace.begin(stepping=True)
-                    drawn = _host_generators()
-                    with host:
+                    drawn = _read_host_generators()
+                    with host, modules:
                         step(state)
-                    if _host_generators() != drawn:
+                    if _read_host_generators() != drawn:
                         faults.append(Fault("host draw", "draws from Python's or numpy's global generator", ""))
-                    traces.append(trace.calls)
+                    if number > 0 and difference is None:
+                        difference = _find_first_difference(before, trace.calls)
+                    before = trace.calls
                     gc.collect()  # bytes held by a reference cycle are no growth
                     live.append(memory.live)
     except Exception as error:  # any error of a step on fake tensors is a fault to report
-        fault = _explain(error, building)
-        faults += [] if any(f.where == fault.where for f in host.found) else [fault]  # one fault a line
+        fault = _explain_error(error, building)
+        known = [*host.found, *(trace.found if fault.kind == "fails" else ())]  # two devices fail: the trace says why
+        faults += [] if any(f.where == fault.where for f in known) else [fault]  # one fault a line
     finally:
         gc.unfreeze()
-    if len(traces) == 2:
-        difference = _find_first_difference(*traces)
-        faults += [difference] if difference else []
-        if live[1] > live[0]:
-            faults.append(Fault("grows", f"holds {live[1] - live[0]} more bytes after each step", ""))
-    return list(dict.fromkeys([*host.found, *trace.found, *faults]))
+    faults += [difference] if difference else []
+    if len(live) == steps and live[-1] > live[0]:
+        faults.append(Fault("grows", f"holds {live[-1] - live[0]} more bytes after {steps - 1} further steps", ""))
+    return list(dict.fromkeys([*host.found, *trace.found, *modules.found, *faults]))

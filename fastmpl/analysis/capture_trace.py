@@ -40,8 +40,16 @@ class Fault(NamedTuple):
         return f"{self.where or 'step'}: {self.kind}: {self.what}"
 
 
+STEP_DEVICE = torch.device("cpu", 1)
+"""The device of the step's tensors in a lint. Fake tensors keep it apart from "cpu", as a GPU is, while each question for
+its type has the answer "cpu": the kernels, fused optimisers, autocast and the backward pass need no driver."""
+
+_ZERO_TANGENT = torch.ops.aten._efficientzerotensor.default
+"""Autograd's zero tangent: it has no memory, and its fake form loses the index of the device."""
+
 _TORCH = str(Path(torch.__file__).parent)
-_MACHINERY = {str(Path(__file__).with_name(name)) for name in ("accounting.py", "capture_lint.py", "capture_trace.py")}
+_OWN_FILES = ("accounting.py", "capture_lint.py", "capture_trace.py", "module_watch.py")
+_MACHINERY = {str(Path(__file__).with_name(name)) for name in _OWN_FILES}
 
 
 @functools.cache
@@ -54,7 +62,7 @@ def name_line(filename: str, line: int | None) -> str:
     return f"{'/'.join(Path(filename).parts[-2:])}:{line}"
 
 
-def _here() -> str:
+def find_line() -> str:
     """The innermost running line outside torch and outside the lint."""
     frame: FrameType | None = sys._getframe(1)
     while frame is not None and not is_ours(frame.f_code.co_filename):
@@ -76,6 +84,11 @@ def _describe(argument: object) -> str:
     return repr(argument) if isinstance(argument, bool | int | float | str | torch.dtype) else type(argument).__name__
 
 
+def _is_on_host(tensor: Tensor) -> bool:
+    """Not so for "meta": fake tensors move to it inside their own code."""
+    return tensor.device.type == "cpu" and tensor.device != STEP_DEVICE
+
+
 class OperatorTrace(TorchDispatchMode):
     """Records the calls of each step, tensors made from host memory, and reads of tensors that an earlier step made."""
 
@@ -93,6 +106,11 @@ class OperatorTrace(TorchDispatchMode):
         self.round += 1
         self.calls = []
 
+    def forget(self) -> None:
+        """Drops the faults and ages of tensors so far. Tensors that exist now are as old as those of the build."""
+        self.found.clear()
+        self._born.clear()
+
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         if func.namespace == "prim":  # questions that fake tensors ask
@@ -104,6 +122,8 @@ class OperatorTrace(TorchDispatchMode):
         out = func(*args, **kwargs)
         for leaf in tree_iter(out):
             if isinstance(leaf, Tensor):
+                if self.stepping and func is not _ZERO_TANGENT and _is_on_host(leaf):
+                    self._note("host traffic", f"{func} makes a tensor on the host", find_line())
                 storage = leaf.untyped_storage()
                 key = storage._cdata  # the address of the C++ object: unique while it lives
                 if key not in given and key not in self._born:
@@ -112,16 +132,28 @@ class OperatorTrace(TorchDispatchMode):
         return out
 
     def _record(self, func: Any, leaves: list[Any], given: set[int]) -> None:
-        where = _here()
+        where = find_line()
         self.calls.append(Call(str(func), tuple(map(_describe, leaves)), where))
         if func is torch.ops.aten.lift_fresh.default:
             self._note("host traffic", "copies numbers to the device; fill a tensor that stays instead", where)
+        if any(isinstance(leaf, Tensor) and _is_on_host(leaf) for leaf in leaves):
+            self._note("host traffic", f"{func} is given a tensor of the host", where)
         if any(self._born.get(storage, self.round) < self.round for storage in given):
             self._note("rebinds", f"{func} reads a tensor made since the step before; copy into one that stays", where)
 
     def _note(self, kind: Kind, what: str, where: str) -> None:
         if not any(f.kind == kind and f.where == where for f in self.found):
             self.found[Fault(kind, what, where)] = None
+
+
+class StepDevice(TorchFunctionMode):
+    """Within it, `torch.tensor` makes a tensor on the device of the step. Its fake form leaves the numbers on the CPU."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        if func is not torch.tensor or (kwargs or {}).get("device") not in (None, STEP_DEVICE):
+            return out
+        return torch.empty(out.shape, dtype=out.dtype, device=STEP_DEVICE, requires_grad=out.requires_grad)
 
 
 class HostWatch(TorchFunctionMode):
@@ -136,7 +168,7 @@ class HostWatch(TorchFunctionMode):
         Tensor.__format__,
         Tensor.__array__,
     )  # Python methods of torch: their caller is a frame of torch
-    MOVES = (Tensor.cpu, Tensor.cuda, Tensor.pin_memory)
+    MOVES = (Tensor.cuda, Tensor.pin_memory)  # what fake tensors on the CPU cannot do; other moves are operators
 
     def __init__(self) -> None:
         super().__init__()
@@ -148,16 +180,11 @@ class HostWatch(TorchFunctionMode):
         name = getattr(func, "__name__", str(func))
         if func in self.PYTHON_READS or (written_outside_torch and func in self.READS):
             self._note("host read", f"{name} waits for the device")
-        elif written_outside_torch and (func in self.MOVES or (func is Tensor.to and _names_the_host(args, kwargs))):
+        elif written_outside_torch and func in self.MOVES:
             self._note("host traffic", f"{name} moves data between host and device")
         if kwargs.get("generator") is not None:
             self._note("host draw", f"{name} draws from a generator of its own")
         return func(*args, **kwargs)
 
     def _note(self, kind: Kind, what: str) -> None:
-        self.found[Fault(kind, what, _here())] = None
-
-
-def _names_the_host(args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
-    """Whether `.to` was given "cpu" as a literal. A torch.device is not judged: here every device is the CPU."""
-    return any(isinstance(v, str) and v.startswith("cpu") for v in (*args[1:], kwargs.get("device")))
+        self.found[Fault(kind, what, find_line())] = None

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from fastmpl.analysis.capture_lint import lint
+from fastmpl.analysis.capture_lint import STEPS, lint
 from fastmpl.analysis.capture_trace import Fault
 from fastmpl.config import Config
 from fastmpl.data.batch import Batch
@@ -19,19 +19,19 @@ class FakeRun:
         simple = {"compile": False, "engine": "plain"}
         config = config.model_copy(update={"system": config.system.model_copy(update=simple)})
 
-        def stand_in() -> torch.nn.Module:
+        def build_stand_in() -> torch.nn.Module:
             return build_network(config.student, classes=classes, image_shape=image_shape, seed=0)
 
         self.trainee = assemble(
             config,
             classes=classes,
             image_shape=image_shape,
-            device=torch.device("cpu"),
-            fixed_teacher=stand_in,
+            device=torch.get_default_device(),
+            fixed_teacher=build_stand_in,
         )
         self.batch = make_fake_batch(config, image_shape, classes)
 
-    def held(self) -> list[Tensor]:
+    def list_held(self) -> list[Tensor]:
         """The tensors that exist before a step: the state of networks and step, and the batch."""
         return [*self.trainee.parts().state().values(), *(part for part in self.batch if part is not None)]
 
@@ -43,29 +43,46 @@ def make_fake_batch(config: Config, image_shape: tuple[int, ...], classes: int) 
     """Makes a batch of the sizes of the run: empty images, targets and indices of 0."""
     data = config.data
 
-    def pictures(n: int) -> torch.Tensor:
+    def make_pictures(n: int) -> torch.Tensor:
         images = torch.empty(n, *image_shape)
         last = config.system.channels_last and images.dim() == 4
         return images.contiguous(memory_format=torch.channels_last) if last else images
 
-    def numbers(n: int) -> torch.Tensor:
+    def make_numbers(n: int) -> torch.Tensor:
         return torch.zeros(n, dtype=torch.int64)
 
     trusted = (data.batch_trusted or data.batch_labelled) if data.trusted else 0
     return Batch(
-        labelled=pictures(data.batch_labelled),
-        targets=numbers(data.batch_labelled),
-        labelled_index=numbers(data.batch_labelled),
-        weak=pictures(data.batch_unlabelled),
-        strong=pictures(data.batch_unlabelled),
-        unlabelled_index=numbers(data.batch_unlabelled),
-        trusted=pictures(trusted) if trusted else None,
-        trusted_targets=numbers(trusted) if trusted else None,
+        labelled=make_pictures(data.batch_labelled),
+        targets=make_numbers(data.batch_labelled),
+        labelled_index=make_numbers(data.batch_labelled),
+        weak=make_pictures(data.batch_unlabelled),
+        strong=make_pictures(data.batch_unlabelled),
+        unlabelled_index=make_numbers(data.batch_unlabelled),
+        trusted=make_pictures(trusted) if trusted else None,
+        trusted_targets=make_numbers(trusted) if trusted else None,
         stored_labelled=torch.empty(data.batch_labelled, classes) if data.store else None,
         stored_unlabelled=torch.empty(data.batch_unlabelled, classes) if data.store else None,
     )
 
 
 def find_capture_faults(config: Config, *, classes: int, image_shape: tuple[int, ...]) -> list[Fault]:
-    """Lists what keeps the step of `config` from being captured. The step advances its own schedules."""
-    return lint(lambda: FakeRun(config, classes, image_shape), FakeRun.step, lambda run: None)
+    """Lists what keeps the step of `config` from being captured. The step advances its own schedules.
+
+    Two successive steps are compared with the networks of `config`. Many are compared with small networks in their
+    place: what a step does every n-th time is the code around the networks, and a fake step of a deep one takes seconds.
+    """
+
+    def find(config: Config, steps: int) -> list[Fault]:
+        return lint(lambda: FakeRun(config, classes, image_shape), FakeRun.step, lambda run: None, steps=steps)
+
+    found = [*find(config, 2), *find(_replace_networks(config), STEPS)]
+    firsts = {(fault.kind, fault.where): fault for fault in reversed(found)}  # the words hold sizes, which differ
+    return [fault for fault in found if firsts[fault.kind, fault.where] is fault]
+
+
+def _replace_networks(config: Config) -> Config:
+    """`config` with a perceptron for each network that learns. What labels for a student is as small as the student."""
+    roles = ("student", "teacher") if config.method.name in ("mpl", "reduced_mpl") else ("student",)
+    small = {role: getattr(config, role).model_copy(update={"model": "perceptron"}) for role in roles}
+    return config.model_copy(update=small)

@@ -14,6 +14,8 @@ from torch.func import functional_call
 from fastmpl.analysis.capture_lint import lint
 from fastmpl.models import build, set_draw, use_batch_statistics
 
+CPU = torch.device("cpu")
+
 library = torch.library.Library("lint_test", "DEF")
 for name in ("twice", "unknown"):
     library.define(f"{name}(Tensor x) -> Tensor")
@@ -44,6 +46,8 @@ class State:
         self.images, self.targets = torch.empty(6, 1, 8, 8), torch.empty(6, dtype=torch.int64)
         self.rate, self.draw = torch.empty(()), torch.zeros((), dtype=torch.int64)
         self.baseline = torch.zeros(())
+        self.knob = torch.tensor(0.1)
+        self.on_host = torch.zeros((), device="cpu")
         self.optimiser = torch.optim.SGD(
             self.net.parameters(), lr=0.1, momentum=0.9, fused=not self.foreach, foreach=self.foreach
         )
@@ -76,7 +80,7 @@ def sample(state: State) -> None:
     state.baseline.mul_(0.99).add_(before - after, alpha=0.01)
 
 
-def exact(state: State) -> None:
+def differentiate(state: State) -> None:
     """A tangent at the old parameters along a gradient at the new ones."""
     old = {k: v.detach().clone() for k, v in state.net.named_parameters()}
     learn(state)
@@ -88,16 +92,16 @@ def exact(state: State) -> None:
             forward_ad.unpack_dual(functional_call(state.net, duals, (state.images,)).log_softmax(1)).tangent.sum()
 
 
-def averaged(state: State) -> None:
+def average(state: State) -> None:
     learn(state)
     torch._foreach_lerp_(state.average, [p.detach() for p in state.net.parameters()], [0.1] * len(state.average))
 
 
-def registered(state: State) -> None:
+def call_registered_operator(state: State) -> None:
     state.baseline.copy_(torch.ops.lint_test.twice(learn(state)))
 
 
-@pytest.mark.parametrize("step", [sample, exact, averaged, registered])
+@pytest.mark.parametrize("step", [sample, differentiate, average, call_registered_operator])
 def test_a_step_that_could_be_captured_has_no_fault(step):
     assert lint(State, step, advance) == []
 
@@ -113,31 +117,66 @@ def branch_on_nan(s, t):
         t.zero_()
 
 
-def stochastic_depth(s, t):
+def drop_at_random(s, t):
     if random.random() < 0.5:
         t.add_(1)
 
 
-def step_number(s, t):
+def multiply_by_step_number(s, t):
     t.mul_(s.counter)
 
 
-def new_shape(s, t):
+def change_shape(s, t):
     s.images[: 2 + s.counter].sum()
 
 
-def every_other_step(s, t):
+def act_every_other_step(s, t):
     if s.counter % 2:
         t.exp()
 
 
-def rebinds_the_baseline(s, t):
+def act_every_tenth_step(s, t):
+    if s.counter % 10 == 9:
+        t.exp()
+
+
+def differ_every_twelfth_step(s, t):
+    if s.counter % 12 == 5:
+        t.add_(1)
+    else:
+        t.add_(2)
+
+
+class MoveTo(nn.Module):
+    def __init__(self, device):
+        super().__init__()
+        self.device = device
+
+    def forward(self, x):
+        return x.to(self.device)
+
+
+class Counting(nn.Module):
+    """Takes a branch at every hundredth pass."""
+
+    calls = 0
+
+    def forward(self, x):
+        self.calls += 1
+        return x.exp() if self.calls % 100 == 0 else x * 1
+
+
+COUNTING = Counting()
+
+
+def rebind_baseline(s, t):
     s.baseline = s.baseline * 0.99 + t
 
 
 FAULTS = {
     "item": ("host read", lambda s, t: t.item()),
     "float": ("host read", lambda s, t: float(t)),
+    "float of a knob": ("host read", lambda s, t: float(s.knob)),
     "if": ("host read", branch),
     "if isnan": ("host read", branch_on_nan),
     "tolist": ("host read", lambda s, t: s.images.tolist()),
@@ -149,18 +188,36 @@ FAULTS = {
     "unique": ("shape from data", lambda s, t: s.targets.unique()),
     "cpu": ("host traffic", lambda s, t: t.cpu()),
     "to cpu, not blocking": ("host traffic", lambda s, t: t.to("cpu", non_blocking=True)),
+    "to a CPU device object": ("host traffic", lambda s, t: t.to(CPU)),
+    "to a CPU device by keyword": ("host traffic", lambda s, t: s.images.to(device=CPU, non_blocking=True)),
+    "to a device object and a type": ("host traffic", lambda s, t: t.to(CPU, torch.float64)),
+    "to the device of another": ("host traffic", lambda s, t: t.to(s.on_host)),
+    "type with the device of another": ("host traffic", lambda s, t: t.to(s.on_host, non_blocking=True, copy=True)),
+    "moved to the host by a module": ("host traffic", lambda s, t: MoveTo(CPU)(t)),
+    "made on the CPU": ("host traffic", lambda s, t: torch.zeros((), device=CPU)),
+    "made on no named device": ("host traffic", lambda s, t: torch.arange(3)),
+    "made on the CPU and used": ("host traffic", lambda s, t: s.images + torch.zeros(8, device=CPU)),
+    "made on the CPU by shape": ("host traffic", lambda s, t: torch.empty_like(s.images, device=CPU)),
+    "made on the CPU by a tensor": ("host traffic", lambda s, t: t.new_zeros(3, device=CPU)),
+    "copied to a buffer of the host": ("host traffic", lambda s, t: s.on_host.copy_(t, non_blocking=True)),
+    "copied from a buffer of the host": ("host traffic", lambda s, t: t.copy_(s.on_host, non_blocking=True)),
+    "number of the host": ("host traffic", lambda s, t: t * s.on_host),
+    "work on the host alone": ("host traffic", lambda s, t: s.on_host.add_(1)),
     "tensor of a number": ("host traffic", lambda s, t: t * torch.tensor(2.0)),
     "tensor of a list": ("host traffic", lambda s, t: t * torch.tensor([1.0, 2.0])),
     "from numpy": ("host traffic", lambda s, t: t * torch.from_numpy(np.ones(1, np.float32))),
     "own generator": ("host draw", lambda s, t: torch.rand(3, generator=torch.Generator())),
     "Python's random": ("host draw", lambda s, t: t.mul_(random.random())),
     "numpy's random": ("host draw", lambda s, t: t.mul_(float(np.random.rand()))),
-    "stochastic depth by random": ("host draw", stochastic_depth),
+    "stochastic depth by random": ("host draw", drop_at_random),
     "rate as a number": ("varies", lambda s, t: s.baseline.add_(t, alpha=-s.python_rate)),
-    "step counted in Python": ("varies", step_number),
-    "new shape": ("varies", new_shape),
-    "other operators every other step": ("varies", every_other_step),
-    "tensor rebound": ("rebinds", rebinds_the_baseline),
+    "step counted in Python": ("varies", multiply_by_step_number),
+    "new shape": ("varies", change_shape),
+    "other operators every other step": ("varies", act_every_other_step),
+    "another operator every tenth step": ("varies", act_every_tenth_step),
+    "another number every twelfth step": ("varies", differ_every_twelfth_step),
+    "module that counts its passes": ("varies", lambda s, t: COUNTING(t)),
+    "tensor rebound": ("rebinds", rebind_baseline),
     "result kept": ("grows", lambda s, t: s.kept.append(t * 1)),
     "operator without a fake form": ("fails", lambda s, t: torch.ops.lint_test.unknown(t)),
 }

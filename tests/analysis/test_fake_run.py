@@ -28,7 +28,7 @@ SHAPES: dict[str, tuple[int, tuple[int, ...]]] = {
 SMALL = {"data.batch_labelled": 8, "data.batch_unlabelled": 16}
 
 
-def faults(name: str, **changes: Any) -> list[str]:
+def find_faults(name: str, **changes: Any) -> list[str]:
     config = load(CONFIGS / f"{name}.toml", SMALL | {key.replace("__", "."): value for key, value in changes.items()})
     classes, image_shape = SHAPES[config.data.source]
     if len(image_shape) == 3:
@@ -41,7 +41,7 @@ WHOLE = [path.stem for path in EXAMPLES if load(path).system.engine == "plain"] 
 
 @pytest.mark.parametrize("name", WHOLE)
 def test_the_step_of_a_shipped_config_could_be_captured(name: str) -> None:
-    assert faults(name) == []
+    assert find_faults(name) == []
 
 
 @pytest.mark.parametrize(
@@ -59,7 +59,7 @@ def test_the_step_of_a_shipped_config_could_be_captured(name: str) -> None:
     ids=lambda changes: " ".join(f"{key.split('__')[1]}={value}" for key, value in changes.items()),
 )
 def test_every_form_of_the_step_could_be_captured(changes: dict[str, Any]) -> None:
-    assert faults("digits", **changes) == []
+    assert find_faults("digits", **changes) == []
 
 
 @pytest.mark.parametrize("name", ABILITIES)
@@ -68,7 +68,7 @@ def test_the_optimisers_that_can_be_captured_are_those_of_the_table(
 ) -> None:
     fake_apex.installed(monkeypatch, tmp_path)
     small = {f"{role}__model": "perceptron" for role in ("student", "teacher")} | {"student__optimiser": name}
-    found = faults("digits", **small, student__clip=1.0)
+    found = find_faults("digits", **small, student__clip=1.0)
     assert (found == []) == ABILITIES[name].captured
     assert all("host read" in fault for fault in found)
 
@@ -84,6 +84,35 @@ def test_a_host_read_in_a_real_step_is_found() -> None:
 
     found = lint(lambda: FakeRun(config, 10, (3, 8, 8)), step, lambda run: None)
     assert any(fault.kind == "host read" for fault in found)
+
+
+@pytest.mark.parametrize("name", ["cifar10_4k", "digits_pseudo_label"])
+def test_what_a_real_step_does_every_tenth_time_is_found_though_its_networks_are_large(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = FakeRun.step
+
+    def step(run: FakeRun) -> None:
+        whole(run)
+        run.taken = getattr(run, "taken", 0) + 1  # type: ignore[attr-defined]
+        if run.taken % 10 == 0:  # type: ignore[attr-defined]
+            run.batch.labelled.mul_(1)
+
+    monkeypatch.setattr(FakeRun, "step", step)
+    assert any("test_fake_run.py" in fault and "varies" in fault for fault in find_faults(name))
+
+
+def test_a_real_step_that_moves_to_the_cpu_by_a_device_object_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = FakeRun.step
+
+    def step(run: FakeRun) -> None:
+        whole(run)
+        run.batch.labelled.to(torch.device("cpu"), non_blocking=True)
+
+    monkeypatch.setattr(FakeRun, "step", step)
+    (fault,) = find_faults("digits")
+    assert fault.startswith("analysis/test_fake_run.py")
+    assert "host traffic" in fault
 
 
 def test_a_step_on_fake_tensors_leaves_nothing_behind_that_a_real_one_would_use() -> None:

@@ -54,7 +54,9 @@ def test_a_step_with_its_metrics_never_waits_for_the_device(form: dict[str, obje
 @pytest.mark.parametrize("form", FORMS, ids=str)
 def test_memory_is_as_predicted_on_fake_tensors(form: dict[str, object]) -> None:
     settings = config(**form)
-    expected = predict_cost(lambda: FakeRun(settings, 10, SHAPE), FakeRun.step, FakeRun.held, round_to=512).peak_bytes
+    expected = predict_cost(
+        lambda: FakeRun(settings, 10, SHAPE), FakeRun.step, FakeRun.list_held, round_to=512
+    ).peak_bytes
     run = trainee(settings, "cuda")
     batch = batches(settings, 1)[0].to(GPU)
     run.step(batch)

@@ -27,7 +27,7 @@ def peak_of(config: Config) -> int:
     with FakeTensorMode():
         run = FakeRun(config, 10, (3, 8, 8))
         run.step()
-        return measure(run.step, *run.held()).peak_bytes
+        return measure(run.step, *run.list_held()).peak_bytes
 
 
 @pytest.mark.parametrize(
