@@ -75,4 +75,4 @@ def _change(config: Config, section: str, **values: object) -> Config:
 def _beyond_state(run: FakeRun) -> int:
     """Bytes at the peak of a step, without the lasting state of the networks."""
     lasting = measure(lambda: None, run.trainee.parts().state()).base_bytes
-    return measure(run.step, *run.held()).peak_bytes - lasting
+    return measure(run.step, *run.list_held()).peak_bytes - lasting
