@@ -78,15 +78,18 @@ def predict(options: PredictOptions) -> None:
 
     if not options.images:
         raise ConfigError("fastmpl predict needs image files, or folders of them, after the run.")
-    found = predict.predict(options.run, options.images, lambda line: print(line, file=sys.stderr))
+    remarks: list[str] = []
+    found = predict.predict(options.run, options.images, remarks.append)
     if options.output is None:
         predict.write_table(found, options.format, sys.stdout)
-        return
-    try:
-        with options.output.open("w", encoding="utf-8", newline="") as out:
-            predict.write_table(found, options.format, out)
-    except OSError as error:
-        raise StorageError(f"{options.output} cannot be written: {error.strerror}.") from error
+    else:
+        try:
+            with options.output.open("w", encoding="utf-8", newline="") as out:
+                predict.write_table(found, options.format, out)
+        except OSError as error:
+            raise StorageError(f"{options.output} cannot be written: {error.strerror}.") from error
+    for remark in remarks:  # after the table: where there is none, the error alone is said
+        print(remark, file=sys.stderr)
 
 
 @dataclass(frozen=True)

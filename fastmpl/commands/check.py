@@ -111,9 +111,11 @@ def check_data(config: Config) -> Generator[str, None, "Prepared"]:
     prepared, said, train, test = _read_and_check(config)
     arrays, parts = prepared.arrays, prepared.split
     from fastmpl.data.remarks import account_of, split_remarks
+    from fastmpl.run.network_preconditions import require_label_of_each_class
     from fastmpl.run.preconditions import require_full_batches, require_trusted
 
     require_trusted(config, len(parts.trusted))
+    require_label_of_each_class(config, arrays.classes, arrays.train_labels[parts.labelled])
     require_full_batches(config, parts)
     counts = ", ".join(f"{len(index)} {name}" for name, index in parts._asdict().items())
     yield f"data    {config.data.source}: {len(arrays.classes)} classes, {counts}, {len(arrays.test_labels)} test images"
@@ -134,12 +136,11 @@ def _image_shape(config: Config, prepared: "Prepared") -> tuple[int, ...]:
 
 def check_networks(config: Config, prepared: "Prepared") -> Iterator[str]:
     """Remarks on the networks. Raises ConfigError for one that cannot be trained, or a class without a label."""
-    from fastmpl.run.network_preconditions import require_label_of_each_class, require_networks
+    from fastmpl.run.network_preconditions import require_networks
     from fastmpl.run.preconditions import require_kernels
 
     require_kernels()
     arrays, world = prepared.arrays, int(os.environ.get("WORLD_SIZE", "1"))
-    require_label_of_each_class(config, arrays.classes, arrays.train_labels[prepared.split.labelled])
     shape = _image_shape(config, prepared)
     for remark in require_networks(config, classes=len(arrays.classes), image_shape=shape, world=world):
         yield f"note    {remark}"

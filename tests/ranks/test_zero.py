@@ -18,8 +18,8 @@ Found = list[dict[str, Any]]  # what each rank ended with, by case
 # what is left of R5 is slow, and adds no path
 FAST = tuple(name for name in R5 if name not in ("accumulated reduced scalar", "accumulated reduced difference"))
 SOME = ("clipped adamw", "fused with average", "last block difference", "recomputed")
-# a small step of few parameters: 6e-8 / 1e-4 of such a credit is the rounding of a float32 difference, beyond R5's cases
-ROUNDED = {"last block difference": 3e-5}
+# the difference form steps 1e-5 of the parameters at most: its float32 rounding is larger than that of one reordered sum
+ROUNDED = 3e-5
 
 
 @cache
@@ -39,14 +39,17 @@ def further() -> Found:
 
 
 def assert_equal(name: str, stage: int, ranks: Found) -> None:
-    """To 1e-5 relative in the parameters of both networks and the average, to 1e-6 in every feedback value (R5)."""
+    """To 1e-5 relative in the parameters of both networks and the average, to 1e-6 in every feedback value (R5).
+
+    `tangent = "difference"` is held to 3e-5 in the parameters.
+    """
     expected = alone(name)
     for rank in ranks:
         found = rank[f"{name} {stage}"]
         assert {key.partition("/")[0] for key in found["tensors"]} == {"student", "teacher"}
         for key, value in found["tensors"].items():
             right = expected["tensors"][key].detach().numpy()
-            allowance = ROUNDED.get(name, 1e-5) * max(float(np.abs(right).max()), 1e-3)
+            allowance = (ROUNDED if "difference" in name else 1e-5) * max(float(np.abs(right).max()), 1e-3)
             assert np.abs(value - right).max() <= allowance, key
         assert np.abs(found["feedback"] - expected["feedback"].numpy()).max() < 1e-6
     assert expected["feedback"].abs().min() > 1e-6  # there was something to agree on

@@ -86,7 +86,7 @@ def test_a_picture_that_ends_the_pipeline_is_found_and_replaced(
     bad = int(Sampler(np.arange(COUNT), BATCH, StreamName.UNLABELLED, SEED).samples(1).index[place])
     truncate(images, bad)
     expected = taken(stream(images), 6)
-    monkeypatch.setattr(jpeg, "read_header", lambda content: jpeg.Header(44, 60, 3))  # sees no damage
+    monkeypatch.setattr(jpeg, "read_header", lambda content: jpeg.JpegHeader(44, 60, 3))  # sees no damage
     found = taken(stream(images), 6)
     assert [views.index.tolist() for views in found] == [views.index.tolist() for views in expected]
     assert [replaced.index for views in found for replaced in views.replaced] == [bad, bad]
