@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import timm.optim  # noqa: F401  # its first import looks for apex, and must not find the fake one of a test
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
