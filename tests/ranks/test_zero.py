@@ -19,7 +19,7 @@ Found = list[dict[str, Any]]  # what each rank ended with, by case
 FAST = tuple(name for name in R5 if name not in ("accumulated reduced scalar", "accumulated reduced difference"))
 SOME = ("clipped adamw", "fused with average", "last block difference", "recomputed")
 # the difference form steps 1e-5 of the parameters at most: its float32 rounding is larger than that of one reordered sum
-ROUNDED = 3e-5
+ROUNDED = 6e-5
 
 
 @cache
@@ -41,7 +41,7 @@ def further() -> Found:
 def assert_equal(name: str, stage: int, ranks: Found) -> None:
     """To 1e-5 relative in the parameters of both networks and the average, to 1e-6 in every feedback value (R5).
 
-    `tangent = "difference"` is held to 3e-5 in the parameters.
+    `tangent = "difference"` is held to 6e-5 in the parameters.
     """
     expected = alone(name)
     for rank in ranks:
