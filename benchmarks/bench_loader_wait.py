@@ -89,7 +89,7 @@ class NotingTimer(StepTimer):
 def measure_waits(config: Config, step_seconds: float) -> list[float]:
     """Seconds that each step of the run waited for its batch."""
 
-    def sleeping(trainee: Trainee, *_: object, **__: object) -> Callable[[Batch], None]:
+    def sleep_in_step(trainee: Trainee, *_: object, **__: object) -> Callable[[Batch], None]:
         def step(batch: Batch) -> None:
             time.sleep(step_seconds)
             assert trainee.step.watch is not None
@@ -98,7 +98,7 @@ def measure_waits(config: Config, step_seconds: float) -> list[float]:
         return step
 
     NotingTimer.waits = []
-    with patch.object(trainer, "choose_execution", sleeping), patch.object(monitor, "StepTimer", NotingTimer):
+    with patch.object(trainer, "choose_execution", sleep_in_step), patch.object(monitor, "StepTimer", NotingTimer):
         trainer.train(config, resume="never", quiet=True, report=False)
     return NotingTimer.waits
 

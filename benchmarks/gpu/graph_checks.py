@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.gpu.cases import Case, Cases, Setting
-from benchmarks.gpu.runs import FORMS, Form, capturing, make_batches, make_config, make_trainee, warmup_steps
+from benchmarks.gpu.runs import FORMS, Form, capture_calls, make_batches, make_config, make_trainee, warmup_steps
 from benchmarks.records import Row
 from fastmpl.data.batch import Batch
 from fastmpl.run.build import Trainee
@@ -69,7 +69,7 @@ def check_form(form: Form, setting: Setting) -> Row:
     config = make_config(form)
     replays = 3 if setting.is_imitated else 20
     found: Row = {"replays": replays}
-    with capturing(setting) as device:
+    with capture_calls(setting) as device:
         batches = make_batches(config, warmup_steps() + replays, device)
         first, second, third = (make_trainee(config, device) for _ in range(3))
         found["eager_against_eager"] = compare_steps(first.step, second.step, batches[:REPEATED])

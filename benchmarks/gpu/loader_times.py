@@ -8,7 +8,7 @@ import torch
 
 from benchmarks.gpu.cases import Case, Cases, Setting
 from benchmarks.gpu.loading import SOURCES, open_data, source_config
-from benchmarks.gpu.runs import Form, capturing, warmup_steps
+from benchmarks.gpu.runs import Form, capture_calls, warmup_steps
 from benchmarks.records import Row
 from fastmpl.run.build import assemble
 from fastmpl.step.step_graph import GraphedStep
@@ -60,7 +60,7 @@ def time_wait(source: str, graphed: bool, setting: Setting) -> Row:
     """Steps with the loader's thread beside them, and how much of each the host waits for a batch."""
     config = source_config(source, _form(source, setting))
     steps = 3 if setting.is_imitated else 60
-    with capturing(setting) as device:
+    with capture_calls(setting) as device:
         data = open_data(config, device, setting)
         try:
             trainee = assemble(

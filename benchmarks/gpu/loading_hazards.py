@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.utils.dlpack import from_dlpack
 
 from benchmarks.gpu.cases import Case, Cases, Setting
-from benchmarks.gpu.runs import capturing
+from benchmarks.gpu.runs import capture_calls
 from benchmarks.records import Row
 from fastmpl.data.batch import Batch
 from fastmpl.data.prefetch import Prefetcher
@@ -82,7 +82,7 @@ class RecordingStep:
 def check_batches(setting: Setting, ahead: int, graphed: bool) -> Row:
     """Runs the loader's thread and the step side by side, and reads at the end what each step saw."""
     images, side = (4, 8) if setting.is_imitated else (256, 64)
-    with capturing(setting) as device:
+    with capture_calls(setting) as device:
         maker = LendingMaker(device, images, side, is_imitated=setting.is_imitated)
         step: Any = RecordingStep(device, is_slow=not setting.is_imitated)
         batches = Prefetcher(maker, ahead, device)

@@ -7,7 +7,16 @@ import torch
 from torch import Tensor
 
 from benchmarks.gpu.cases import Case, Cases, Setting
-from benchmarks.gpu.runs import FORMS, Form, Sections, capturing, make_batches, make_config, make_trainee, warmup_steps
+from benchmarks.gpu.runs import (
+    FORMS,
+    Form,
+    Sections,
+    capture_calls,
+    make_batches,
+    make_config,
+    make_trainee,
+    warmup_steps,
+)
 from benchmarks.records import Row
 from fastmpl.analysis.accounting import measure, predict_cost
 from fastmpl.config import Config
@@ -82,7 +91,7 @@ def compare_captured(form: Form, setting: Setting) -> Row:
     """What the private pool of a graph reserves beside the eager step's memory: a measurement, not a promise."""
     config = make_config(form, SMALL if setting.is_imitated else LARGE)
     expected = predict_cost(lambda: _hold(config, setting.device), Held.step, Held.tensors, round_to=BLOCK).peak_bytes
-    with capturing(setting) as device:
+    with capture_calls(setting) as device:
         held = _hold(config, device)
         graphed = GraphedStep(held.trainee.step, device)
         for _ in range(warmup_steps()):

@@ -9,7 +9,7 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 
 from benchmarks.gpu.cases import Case, Cases, Setting
-from benchmarks.gpu.runs import capturing, make_batches, make_trainee, warmup_steps
+from benchmarks.gpu.runs import capture_calls, make_batches, make_trainee, warmup_steps
 from benchmarks.gpu.step_times import FEEDBACKS, SIZES, SMALL, config_of
 from benchmarks.records import Row
 from fastmpl.step.step_graph import GraphedStep
@@ -23,7 +23,7 @@ def trace(name: str, graphed: bool, setting: Setting) -> Row:
     """Three steps under torch's profiler; the trace is a file in the record's folder."""
     size = (SMALL if setting.is_imitated else SIZES)[name]
     config = config_of(size, FEEDBACKS["exact"], setting)
-    with capturing(setting) as device:
+    with capture_calls(setting) as device:
         batch = make_batches(config, 1, device, size.classes)[0]
         eager = make_trainee(config, device, size.classes).step
         step: Callable[[], object] = partial(GraphedStep(eager, device) if graphed else eager, batch)

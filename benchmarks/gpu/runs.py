@@ -110,7 +110,7 @@ def warmup_steps() -> int:
     return step_graph.WARMUP
 
 
-def capturing(setting: Setting) -> AbstractContextManager[torch.device]:
+def capture_calls(setting: Setting) -> AbstractContextManager[torch.device]:
     """The device on which a step can be captured: the GPU; the tests' imitation of one, within the block.
 
     Raises MissingError where the imitation is asked for and the tests are not beside this package.

@@ -12,7 +12,7 @@ from typing import Final, Literal, NamedTuple
 import torch
 
 from benchmarks.gpu.cases import Case, Cases, Setting
-from benchmarks.gpu.runs import Form, capturing, make_batches, make_config, make_trainee, warmup_steps
+from benchmarks.gpu.runs import Form, capture_calls, make_batches, make_config, make_trainee, warmup_steps
 from benchmarks.gpu.timing import Spread, time_interleaved
 from benchmarks.records import Row
 from benchmarks.steps import Size, Step
@@ -111,7 +111,7 @@ def time_step(size: Size, form: Form, setting: Setting) -> Row:
     """Eager and captured, and the published order in turn with both."""
     timed = _timed(setting)
     config = config_of(size, form, setting)
-    with capturing(setting) as device:
+    with capture_calls(setting) as device:
         batch = make_batches(config, 1, device, size.classes)[0]
         eager, captured = (make_trainee(config, device, size.classes).step for _ in range(2))
         graphed = GraphedStep(captured, device)

@@ -8,7 +8,7 @@ import torch
 
 from benchmarks.gpu.cases import Case, Cases, Setting
 from benchmarks.gpu.loading import SOURCES, open_data, source_config
-from benchmarks.gpu.runs import FORMS, Form, capturing, make_batches, make_config, make_trainee, warmup_steps
+from benchmarks.gpu.runs import FORMS, Form, capture_calls, make_batches, make_config, make_trainee, warmup_steps
 from benchmarks.records import Row
 from fastmpl.data.batch import Batch
 from fastmpl.run.build import Trainee, assemble
@@ -19,7 +19,7 @@ STEPS = 4  # that are watched
 
 
 @contextmanager
-def refusing_synchronisation() -> Iterator[None]:
+def refuse_synchronisation() -> Iterator[None]:
     """A call that waits for the device is an error, in every thread of this process."""
     torch.cuda.set_sync_debug_mode("error")
     try:
@@ -42,7 +42,7 @@ def _watch(trainee: Trainee, following: Callable[[], Batch], device: torch.devic
 
     for _ in range(warmup_steps() + 2):
         advance()
-    with refusing_synchronisation():
+    with refuse_synchronisation():
         for number in range(STEPS):
             advance()
             meter.finish(number)
@@ -53,7 +53,7 @@ def _watch(trainee: Trainee, following: Callable[[], Batch], device: torch.devic
 def watch_form(form: Form, graphed: bool, setting: Setting) -> Row:
     """Batches that lie on the device already."""
     config = make_config(form)
-    with capturing(setting) as device:
+    with capture_calls(setting) as device:
         batches = iter(make_batches(config, warmup_steps() + 2 + STEPS, device))
         return _watch(make_trainee(config, device), lambda: next(batches), device, graphed)
 
@@ -61,7 +61,7 @@ def watch_form(form: Form, graphed: bool, setting: Setting) -> Row:
 def watch_loader(source: str, graphed: bool, setting: Setting) -> Row:
     """Batches that the loader's thread makes meanwhile."""
     config = source_config(source, {})
-    with capturing(setting) as device:
+    with capture_calls(setting) as device:
         data = open_data(config, device, setting)
         trainee = assemble(
             config,

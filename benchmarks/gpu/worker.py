@@ -121,7 +121,7 @@ def run_cases(cases: Sequence[Case], first: int, tell: Tell) -> int:
 
 
 @contextmanager
-def _reporting(descriptor: int) -> Iterator[Tell]:
+def _report_rows(descriptor: int) -> Iterator[Tell]:
     with os.fdopen(descriptor, "w", buffering=1) as report:
 
         def tell(event: dict[str, Any]) -> None:
@@ -142,7 +142,7 @@ def main(arguments: Sequence[str] | None = None, cases_of: Callable[[Group, Sett
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)  # a hung kernel must not outlive the caller
     faulthandler.enable()
     faulthandler.register(signal.SIGUSR1)  # the caller asks where a hung case stands
-    with _reporting(asked.report) as tell:
+    with _report_rows(asked.report) as tell:
         return run_cases(cases_of(group_named(asked.group), Setting(asked.device, asked.out)), asked.first, tell)
 
 
