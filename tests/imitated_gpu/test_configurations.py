@@ -39,4 +39,11 @@ def test_replays_of_a_deep_network_equal_eager_steps(name: str, gpu: ImitatedGpu
 @pytest.mark.slow
 @pytest.mark.parametrize("name", DEEP)
 def test_twenty_replays_of_a_deep_network_equal_eager_steps(name: str, gpu: ImitatedGpu) -> None:
-    assert_captures(name, gpu, smaller=LARGEST)
+    assert_captures(name, gpu)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize("name", DEEP)
+def test_replays_of_a_network_of_full_depth_equal_eager_steps(name: str, gpu: ImitatedGpu) -> None:
+    assert_captures(name, gpu, 2, smaller=LARGEST)
