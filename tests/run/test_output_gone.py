@@ -82,12 +82,11 @@ def kill_at_end(process: subprocess.Popen[bytes]):  # type: ignore[no-untyped-de
 
 @pytest.mark.parametrize("ignored", [False, True], ids=["hang-up", "nohup"])
 def test_a_hang_up_saves_the_run_unless_it_is_ignored(ignored: bool, tmp_path: Path) -> None:
-    before = signal.signal(signal.SIGHUP, signal.SIG_IGN) if ignored else None
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN if ignored else signal.SIG_DFL)  # the child inherits it
     try:
         process = start(tmp_path, subprocess.DEVNULL, "--run.steps", "100000", "--run.evaluate_every", "100000")
     finally:
-        if ignored:
-            signal.signal(signal.SIGHUP, before)
+        signal.signal(signal.SIGHUP, before)
     with kill_at_end(process):
         until = time.monotonic() + SECONDS
         while not (tmp_path / "gone/metrics.jsonl").exists() or not (tmp_path / "gone/metrics.jsonl").stat().st_size:

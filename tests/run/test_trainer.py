@@ -144,6 +144,7 @@ def test_a_run_that_diverges_says_what_to_do(tmp_path: Path) -> None:
 def test_a_second_interrupt_ends_at_once() -> None:
     program = (
         "import os, signal, sys\nfrom fastmpl.distributed.signals import Stopper\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # a job in the background inherits that it is ignored
         "with Stopper():\n    os.kill(os.getpid(), signal.SIGINT)\n    os.kill(os.getpid(), signal.SIGINT)\nsys.exit(0)"
     )
     assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 130
