@@ -76,7 +76,8 @@ class Memory:
         self.raise_found()
         for old in self._lent.pop((pool, stream.number), []) if owner == "torch" else ():
             for use in old.uses:
-                if use.stream not in old.recorded and not use.is_before(stream.clock):
+                known = use.is_before(stream.clock) or use.is_before(self._host)  # what the host has seen done is done
+                if use.stream not in old.recorded and not known:
                     raise HazardError(
                         f"The memory of {old.line}, freed at {old.freed}, is given to {line}, and {use} may still use "
                         "it: call record_stream, or wait for that stream first."
