@@ -20,4 +20,4 @@ def test_the_first_configuration_of_fifty_pictures_learns_most_of_them(
     assert cli.main(["init", "shapes"]) == 0
     assert cli.main(["train", "shapes.toml"]) == 0
     results = json.loads(Path("runs/shapes/results.json").read_text())
-    assert results["last"]["average"]["test"] > 0.72  # 81 and 79 % in two seeds; a quarter of the steps reached 58 %
+    assert results["last"]["average"]["test"] > 0.72  # two seeds by hand: 80.7 and 78.7 %
