@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, Final
 
 from fastmpl import __version__
+from fastmpl.cli.completion import format_completion
 from fastmpl.cli.endings import open_terminal, print_error, print_unexpected
 from fastmpl.cli.verbs_with_config import (
     AblateOptions,
@@ -25,6 +26,7 @@ from fastmpl.cli.verbs_with_config import (
     train,
 )
 from fastmpl.cli.verbs_without_config import (
+    CompletionOptions,
     DemoOptions,
     DoctorOptions,
     EvaluateOptions,
@@ -52,6 +54,11 @@ from fastmpl.errors import ConfigError, FastMPLError, ToldByPeer
 INTERRUPTED: Final = 130  # Ctrl-C, as shells count it
 FIRST_RANK_SPEAKS: Final = 3.0  # seconds: a launcher ends every rank as soon as one has ended
 
+
+def print_completion(options: CompletionOptions) -> None:
+    print(format_completion(options.shell, VERBS, WITH_CONFIG), end="")
+
+
 # A verb with a configuration accepts an option for every key of it.
 WITH_CONFIG: Final[dict[str, tuple[type[Any], Callable[[Any, Config], None]]]] = {
     "train": (TrainOptions, train),
@@ -70,6 +77,7 @@ WITHOUT_CONFIG: Final[dict[str, tuple[type[Any], Callable[[Any], None]]]] = {
     "export": (ExportOptions, export),
     "status": (StatusOptions, print_status),
     "doctor": (DoctorOptions, run_doctor),
+    "completion": (CompletionOptions, print_completion),
 }
 VERBS: Final = {name: options for name, (options, _) in (WITH_CONFIG | WITHOUT_CONFIG).items()}
 

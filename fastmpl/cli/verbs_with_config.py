@@ -16,7 +16,7 @@ class TrainOptions:
     """Trains a student and writes its run folder. --help-all lists every key of the configuration."""
 
     config: Positional[Path]
-    """TOML file; launch/configs holds examples."""
+    """TOML file; `fastmpl init` writes one."""
     resume: str = "auto"
     """auto: continue from the newest valid checkpoint, if there is one; never: start over; or a checkpoint's folder."""
     dry_run: FlagCreatePairsOff[bool] = False
@@ -40,7 +40,7 @@ class CheckOptions:
     """Checks the configuration, the data, the networks and the disk. Trains nothing."""
 
     config: Positional[Path]
-    """TOML file; launch/configs holds examples."""
+    """TOML file; `fastmpl init` writes one."""
     download: FlagCreatePairsOff[bool] = False
     """Fetch CIFAR or SVHN into data.root first, if it is not there. Besides this, only pretrained networks of timm do."""
     debug: FlagCreatePairsOff[bool] = False
@@ -65,7 +65,7 @@ class PlanOptions:
     """Predicts the memory of each GPU and the arithmetic of a run, by sharding and schedule. Trains nothing."""
 
     config: Positional[Path]
-    """TOML file; launch/configs holds examples."""
+    """TOML file; `fastmpl init` writes one."""
     ranks: int = 1
     """Number of GPUs that share the batch."""
     memory: float = 80.0
@@ -131,7 +131,7 @@ class AblateOptions:
     """Trains a configuration with feedback off, on, shuffled and flipped, and tests the differences over seeds."""
 
     config: Positional[Path]
-    """TOML file; launch/configs holds examples."""
+    """TOML file; `fastmpl init` writes one."""
     seeds: int = 5
     """Number of seeds. Each fixes the split, the random draws and the initial weights for all arms."""
     output: Path | None = None

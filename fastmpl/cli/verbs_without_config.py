@@ -8,6 +8,9 @@ from typing import Literal
 
 from tyro.conf import FlagCreatePairsOff, Positional
 
+from fastmpl.cli.completion import Shell
+from fastmpl.config.examples import find_example, list_examples
+from fastmpl.config.load import write_new
 from fastmpl.distributed.threads import limit_threads
 from fastmpl.errors import ConfigError, StorageError
 
@@ -16,10 +19,12 @@ from fastmpl.errors import ConfigError, StorageError
 class InitOptions:
     """Writes a first configuration for a folder of pictures: FOLDER/labelled/<class>/*, FOLDER/unlabelled/*."""
 
-    folder: Positional[str]
+    folder: Positional[str] = ""
     """Folder with labelled/ (or train/), and perhaps unlabelled/, test/ and trusted/."""
+    example: str = ""
+    """Instead of a folder: name of an example to copy, such as digits, which needs no pictures."""
     output: Path | None = None
-    """File to write; the folder's name with .toml if not given."""
+    """File to write; the name of the folder or the example with .toml if not given."""
     quick: FlagCreatePairsOff[bool] = False
     """A quarter of the steps, for a first look."""
     debug: FlagCreatePairsOff[bool] = False
@@ -27,12 +32,30 @@ class InitOptions:
 
 
 def init(options: InitOptions) -> None:
+    if bool(options.folder) == bool(options.example):
+        raise ConfigError(
+            f"fastmpl init needs a folder of pictures, or --example NAME, one of {', '.join(list_examples())}."
+        )
+    if options.example:
+        _copy_example(find_example(options.example), options.output)
+        return
     limit_threads()
     from fastmpl.commands.init import format_minutes, write_first_config
 
     path, seconds = write_first_config(options.folder, options.output, quick=options.quick)
-    quoted = shlex.quote(str(path))
     print(f"{path} is written; training takes {format_minutes(seconds)} on this machine. Look through it, then:")
+    _print_next(path)
+
+
+def _copy_example(example: Path, output: Path | None) -> None:
+    path = output or Path(example.name)
+    write_new(path, example.read_text(encoding="utf-8"))
+    print(f"{path} is written. Look through it, then:")
+    _print_next(path)
+
+
+def _print_next(path: Path) -> None:
+    quoted = shlex.quote(str(path))
     print(f"  fastmpl check {quoted}\n  fastmpl train {quoted}")
 
 
@@ -212,6 +235,16 @@ def run_doctor(options: DoctorOptions) -> None:
 
     for line in lines():
         print(line, flush=True)
+
+
+@dataclass(frozen=True)
+class CompletionOptions:
+    """Prints what makes Tab complete fastmpl's verbs and options in your shell."""
+
+    shell: Positional[Shell]
+    """The shell."""
+    debug: FlagCreatePairsOff[bool] = False
+    """Show the traceback of an error."""
 
 
 @dataclass(frozen=True)

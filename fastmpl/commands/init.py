@@ -12,8 +12,8 @@ import torch
 
 from fastmpl.commands.recipes import Recipe, choose_recipe, measure_seconds
 from fastmpl.config import load
+from fastmpl.config.load import write_new
 from fastmpl.data.readers.tree import Tree, read_tree
-from fastmpl.errors import ConfigError, StorageError
 
 _METHODS = {
     "uda": 'one network; "mpl" trains a teacher too, in three times the time',
@@ -126,11 +126,5 @@ def write_first_config(folder: str, output: Path | None, *, quick: bool = False)
     name = _run_name(tree.root)
     output = output or Path(f"{name}.toml")
     text = format_config(tree, choose_recipe(tree, gpu=gpu, quick=quick), name, output, gpu=gpu)
-    try:
-        with output.open("x", encoding="utf-8") as file:
-            file.write(text)
-    except FileExistsError as error:
-        raise ConfigError(f"{output} exists already. Remove it, or name another file by --output.") from error
-    except OSError as error:
-        raise StorageError(f"{output} cannot be written: {error.strerror}. Name another file by --output.") from error
+    write_new(output, text)
     return FirstConfig(output, measure_seconds(load(output), len(tree.classes)))

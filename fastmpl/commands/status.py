@@ -3,14 +3,16 @@
 import fcntl
 import json
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from fastmpl.config import load
 from fastmpl.errors import ConfigError
 from fastmpl.telemetry.metrics import read_lines
+from fastmpl.telemetry.progress import duration
 
+PACED_BY = 20  # lines of metrics, the newest, that say how fast a run is
 CONTINUE = "The same command continues it."
 
 
@@ -62,6 +64,19 @@ def _has(line: Mapping[str, Any], *names: str) -> bool:
     return all(isinstance(line.get(name), int | float) for name in names)
 
 
+def _describe_training(trained: Sequence[Mapping[str, Any]], total: int, *, runs: bool) -> str:
+    """The newest line of training. runs: whether there is time left, which is told at the pace of the last lines."""
+    last = trained[-1]
+    said = f"training    step {last['step']} of {total}, {last['images_per_second']:.0f} images/s"
+    timed = [line for line in trained[-PACED_BY:] if _has(line, "seconds")]
+    if not runs or len(timed) < 2:
+        return said
+    steps, seconds = (timed[-1][name] - timed[0][name] for name in ("step", "seconds"))
+    if steps <= 0 or seconds <= 0:  # of a damaged file
+        return said
+    return f"{said}, {duration((total - last['step']) * seconds / steps)} left"
+
+
 def status(folder: Path) -> Iterator[str]:
     """Some lines on the run in `folder`. Raises ConfigError where there is none."""
     found = _read_status(folder)
@@ -75,8 +90,7 @@ def status(folder: Path) -> Iterator[str]:
     lines = list(read_lines(folder))
     trained = [line for line in lines if line.get("kind") == "train" and _has(line, "step", "images_per_second")]
     if trained:
-        last = trained[-1]
-        yield f"training    step {last['step']} of {total}, {last['images_per_second']:.0f} images/s"
+        yield _describe_training(trained, total, runs=found.get("state") == "running" and _is_held(folder))
     accuracies = {
         (str(line.get("network")), str(line.get("split"))): line["accuracy"]
         for line in lines

@@ -16,10 +16,11 @@ import tomli_w
 from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 
+from fastmpl.config.examples import list_examples
 from fastmpl.config.paths import PATHS, expand_path, resolve_paths
 from fastmpl.config.schema import Config
 from fastmpl.config.wording import allowed_by, toml
-from fastmpl.errors import ConfigError
+from fastmpl.errors import ConfigError, StorageError
 
 LARGEST: Final = 65_536  # bytes; the longest configuration, with every key and comment, has 8,000
 DEEPEST: Final = 64  # brackets or dots of keys in a line; the parser's time grows with their square
@@ -67,6 +68,11 @@ def _suggest_file(folder: Path) -> str:
     return f"`fastmpl init {shlex.quote(str(folder))}` writes one for a folder of pictures."
 
 
+def _suggest_example(path: Path) -> str:
+    name = path.stem if path.stem in list_examples() else "digits"
+    return f"`fastmpl init --example {name}` writes an example here."
+
+
 def _bounded_text(path: Path) -> str:
     try:
         with path.open("rb") as file:
@@ -74,7 +80,7 @@ def _bounded_text(path: Path) -> str:
     except IsADirectoryError as error:
         raise ConfigError(f"{path} is a folder, and the configuration is a TOML file. {_suggest_file(path)}") from error
     except OSError as error:
-        raise ConfigError(f"{path} cannot be read: {error.strerror}. launch/configs holds examples.") from error
+        raise ConfigError(f"{path} cannot be read: {error.strerror}. {_suggest_example(path)}") from error
     except ValueError as error:  # a null character in the name
         raise ConfigError(f"{str(path)!r} is no name of a file.") from error
     if len(content) > LARGEST:
@@ -200,6 +206,17 @@ def save(config: Config, path: str | Path) -> Path:
     path = Path(path)
     path.write_text(to_toml(config), encoding="utf-8")
     return path
+
+
+def write_new(path: Path, text: str) -> None:
+    """Writes a configuration to a file that is not there yet. Raises ConfigError where it is, StorageError otherwise."""
+    try:
+        with path.open("x", encoding="utf-8") as file:
+            file.write(text)
+    except FileExistsError as error:
+        raise ConfigError(f"{path} exists already. Remove it, or name another file by --output.") from error
+    except OSError as error:
+        raise StorageError(f"{path} cannot be written: {error.strerror}. Name another file by --output.") from error
 
 
 def difference(a: Config, b: Config) -> list[str]:

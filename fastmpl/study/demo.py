@@ -10,12 +10,12 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from fastmpl.config.examples import find_example
 from fastmpl.paired_statistics import mean, paired_interval, standard_error
 from fastmpl.study.arms import Arm, Outcome, run_arms
 
 SEEDS = 3
-CONFIGS = Path(__file__).parents[2] / "launch" / "configs"
-FEW, NOISY = CONFIGS / "digits.toml", CONFIGS / "digits_noisy.toml"
+FEW, NOISY = find_example("digits"), find_example("digits_noisy")
 SUPERVISED = {"method.name": "supervised", "feedback.kind": "off"}
 
 FEW_ARMS = (

@@ -216,6 +216,17 @@ def test_status_tells_a_running_run_from_a_lost_one(here: Path, tmp_path: Path) 
         assert f"running, saved at step 6 of 12 (process {os.getpid()} on " in list(status(run))[1]
 
 
+def test_status_of_a_running_run_tells_the_time_left(here: Path, tmp_path: Path) -> None:
+    """Lines at steps 4 and 8 that are 6 s apart: the 4 steps that are left of 12 take 6 s more."""
+    run = shutil.copytree(here / "runs/my_pictures", tmp_path / "run")
+    line = '{"kind": "train", "step": %d, "seconds": %.1f, "images_per_second": 32.0}\n'
+    (run / "metrics.jsonl").write_text(line % (4, 10.0) + line % (8, 16.0))
+    write_status(run, "running", 8)
+    assert "training    step 8 of 12, 32 images/s" in list(status(run))  # nobody trains it
+    with lock_folder(run):
+        assert "training    step 8 of 12, 32 images/s, 6 s left" in list(status(run))
+
+
 # -- what is refused
 
 
