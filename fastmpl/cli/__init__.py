@@ -18,11 +18,13 @@ from fastmpl.cli.verbs_with_config import (
     CheckOptions,
     DistillOptions,
     PlanOptions,
+    ProbeOptions,
     TrainOptions,
     ablate,
     check,
     distill,
     plan,
+    probe,
     train,
 )
 from fastmpl.cli.verbs_without_config import (
@@ -65,6 +67,7 @@ WITH_CONFIG: Final[dict[str, tuple[type[Any], Callable[[Any, Config], None]]]] =
     "check": (CheckOptions, check),
     "plan": (PlanOptions, plan),
     "distill": (DistillOptions, distill),
+    "probe": (ProbeOptions, probe),
     "ablate": (AblateOptions, ablate),
 }
 WITHOUT_CONFIG: Final[dict[str, tuple[type[Any], Callable[[Any], None]]]] = {

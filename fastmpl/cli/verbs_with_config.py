@@ -127,6 +127,41 @@ def distill(options: DistillOptions, config: Config) -> None:
 
 
 @dataclass(frozen=True)
+class ProbeOptions:
+    """Fits linear classifiers to the stored features of a pretrained network, and keeps the best as a student."""
+
+    config: Positional[Path]
+    """TOML file; student.pretrained names the weights."""
+    rates: tuple[float, ...] = ()
+    """Learning rates, tried at once; nine from 0.0001 to 1 if not given. The best on validation images is kept."""
+    steps: int = 1000
+    """Steps of the classifiers."""
+    views: int = 0
+    """Weak and strong views stored of each training image; 0: the image as it is evaluated."""
+    features: Path | None = None
+    """Folder of the stored features; features/ in the run's folder if not given."""
+    debug: FlagCreatePairsOff[bool] = False
+    """Show the traceback of an error."""
+
+
+def probe(options: ProbeOptions, config: Config) -> None:
+    limit_threads(config.system.threads)
+    from fastmpl.commands.probe import format_probe
+    from fastmpl.run.probe import RATES
+    from fastmpl.run.probe import probe as fit
+
+    found = fit(
+        config,
+        rates=options.rates or RATES,
+        steps=options.steps,
+        views=options.views,
+        features=options.features,
+        tell=lambda line: print(line, flush=True),
+    )
+    print(format_probe(config, found))
+
+
+@dataclass(frozen=True)
 class AblateOptions:
     """Trains a configuration with feedback off, on, shuffled and flipped, and tests the differences over seeds."""
 

@@ -30,6 +30,7 @@ MethodName = Literal["supervised", "distillation", "pseudo_label", "uda", "mpl",
 Targets = Literal["soft", "sampled", "argmax"]
 FeedbackKind = Literal["exact", "per_example", "scalar", "off"]
 CleanImages = Literal["labelled", "trusted"]
+ADAPTER = r"^$|^lora:([1-9]|[1-9]\d{1,2}|10[01]\d|102[0-4])$"  # ranks of 1 to 1,024
 Count = Annotated[int, Field(ge=0, le=10**9)]
 Positive = Annotated[int, Field(ge=1, le=10**9)]
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -105,6 +106,9 @@ class DataConfig(_Section):
     grow_steps: Count = _rare(0, "Steps until start_size has grown to image_size.")
     prefetch: int = _rare(2, "Batches made ahead of the step, where decoded at every step.", ge=1, le=64)
     decoder_load: Share = _rare(0.65, "Share of JPEGs for a GPU's decoding engine, where it has one.")
+    features: str = _rare(
+        "", "Folder of stored features (fastmpl probe), which take the images' place for networks that are heads."
+    )
     store: str = _rare("", "Folder of stored distributions (fastmpl distill), for distillation and reduced_mpl.")
     minimum_confidence: BelowOne = _rare(
         0.0, "Probability of its likeliest class from which an unlabelled image is used; 0: all are."
@@ -116,9 +120,12 @@ class DataConfig(_Section):
 class NetworkConfig(_Section):
     """A network and how it learns."""
 
-    model: str = _key("wrn_28_2", 'Network: wrn_DEPTH_WIDTH, conv, perceptron, or "timm:NAME".', min_length=1)
+    model: str = _key("wrn_28_2", 'Network: wrn_DEPTH_WIDTH, conv, perceptron, linear, or "timm:NAME".', min_length=1)
     pretrained: str = _key(
         "", 'Weights to start from: a .safetensors or .pth file, a folder of timm, a run, or "hub"; "": random ones.'
+    )
+    adapter: str = _rare(
+        "", 'Low-rank adapters that are trained in the place of the weights, as "lora:8"; "": none.', pattern=ADAPTER
     )
     dropout: BelowOne = _rare(0.0, "Share of units dropped.")
     norm: Norm = _rare("batch", "Normalisation: statistics of a rank's batch, of all ranks' batches, or of groups.")

@@ -16,6 +16,7 @@ from fastmpl.errors import ConfigError
 READ: Final = (  # there before the run starts
     "data.root",
     "data.store",
+    "data.features",
     "data.filter_store",
     "teacher.model",  # may be the folder of a run
     "teacher.pretrained",

@@ -34,15 +34,16 @@ IMPOSSIBLE: Final = {
 }
 
 
+HEADS: Final = ("linear", "perceptron", "perceptron_tanh")  # networks of a vector, such as points and stored features
 GREY: Final = ("digits", "fashion_mnist")  # sources of images with one channel
 
 
 def names_own_model(model: str) -> bool:
-    """Whether `model` is a network of fastmpl: conv, perceptron, or wrn_DEPTH_WIDTH with DEPTH = 6 n + 4."""
+    """Whether `model` is a network of fastmpl: conv, linear, a perceptron, or wrn_DEPTH_WIDTH with DEPTH = 6 n + 4."""
     wide = re.fullmatch(r"wrn_(\d{1,4})_(\d{1,3})", model)
     if wide:
         return int(wide[1]) >= 10 and int(wide[1]) % 6 == 4 and int(wide[2]) >= 1
-    return model in ("conv", "perceptron", "perceptron_tanh")
+    return model in ("conv", *HEADS)
 
 
 def names_run(model: str) -> bool:
@@ -96,7 +97,7 @@ def _run(config: "Config") -> Iterator[str]:
 
 def _models(config: "Config") -> Iterator[str]:
     method, teacher, student = config.method.name, config.teacher.model, config.student.model
-    known = 'Use wrn_DEPTH_WIDTH with DEPTH = 6 n + 4 (wrn_28_2), conv, perceptron, or "timm:NAME"'
+    known = 'Use wrn_DEPTH_WIDTH with DEPTH = 6 n + 4 (wrn_28_2), conv, perceptron, linear, or "timm:NAME"'
     if names_run(student):
         yield f'student.model = "{student}" is no network; the folder of a run can only be a teacher. {known}.'
     if method == "distillation" and names_own_model(teacher) and not config.data.store:
@@ -111,11 +112,13 @@ def _models(config: "Config") -> Iterator[str]:
             f'data.store takes the place of a teacher, and teacher.model = "{teacher}" names another. '
             "Leave one of the two out."
         )
-    if config.data.source == "two_moons":
+    vectors = 'data.source = "two_moons"' if config.data.source == "two_moons" else ""
+    vectors = f'data.features = "{config.data.features}"' if config.data.features else vectors
+    if vectors:
         trained = {"student": student, "teacher": teacher} if method == "mpl" else {"student": student}
         for role, model in trained.items():
-            if not model.startswith("perceptron"):
-                yield f'data.source = "two_moons" with {role}.model = "{model}": use "perceptron".'
+            if model not in HEADS:
+                yield f'{vectors} with {role}.model = "{model}": use "linear" or "perceptron".'
 
 
 def _weights(config: "Config") -> Iterator[str]:
@@ -132,6 +135,15 @@ def _weights(config: "Config") -> Iterator[str]:
             yield f'{role}.pretrained is for a network that learns; method.name = "{config.method.name}" has none there.'
         if network.pretrained and role == "teacher" and config.method.name == "reduced_mpl":
             yield 'teacher.pretrained with method.name = "reduced_mpl": its teacher is a small perceptron that starts new.'
+        if network.adapter and (role not in trains or (role, config.method.name) == ("teacher", "reduced_mpl")):
+            yield f'{role}.adapter is for a network that learns; method.name = "{config.method.name}" has none there.'
+        if network.adapter and not network.pretrained:
+            yield (
+                f'{role}.adapter = "{network.adapter}" freezes the weights that {role}.pretrained names, and it is empty. '
+                f'Name weights, or set {role}.adapter = "".'
+            )
+        if network.adapter and config.system.engine == "zero":
+            yield f'{role}.adapter with system.engine = "zero": shards of a frozen network. Use engine = "plain".'
         if network.pretrained == "hub" and not network.model.startswith("timm:"):
             yield f'{role}.pretrained = "hub" with {role}.model = "{network.model}", which timm does not know. Name a file.'
 

@@ -12,7 +12,7 @@ from jaxtyping import Int
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fastmpl.data.dataset import digest, digest_of, select_images
+from fastmpl.data.dataset import digest, select_images
 from fastmpl.data.device_stream import upload
 from fastmpl.data.draws import StreamName
 from fastmpl.data.inventory import Problem, count_left_out
@@ -38,7 +38,7 @@ class Data:
     validation: EvaluationSet | None
     test: EvaluationSet | None
     classes: tuple[str, ...]
-    image_shape: tuple[int, ...]  # (3 or 1, size, size), or (2,) for points
+    image_shape: tuple[int, ...]  # (3 or 1, size, size), (2,) for points, or (F,) for stored features
     split: Split
     truth: Int[Tensor, "N"]  # true labels of the training images, -1 where unknown; for reports alone
     _streams: StreamOpener
@@ -67,6 +67,11 @@ class Data:
         if self._store is not None and self._store.order is not None:
             remarks.append("the classes of data.store are in another order than the data's: they are matched by name")
         return remarks
+
+    @property
+    def is_transductive(self) -> bool:
+        """Whether the test images are training images whose labels are not used."""
+        return self._streams.prepared.arrays.transductive
 
     @property
     def labelled_count(self) -> int:
@@ -100,13 +105,19 @@ class Data:
     @property
     def images_digest(self) -> str:
         """Tells the training images from those of other data; labels do not count."""
-        return digest_of(self._streams.prepared.arrays.train_images)
+        return self._streams.prepared.images_digest
 
     def weak_views(self, members: NDArray[np.int64], batch: int) -> ViewStream:
         """Weak views of the training images `members`: each image once an epoch, its view drawn by image and epoch."""
         streams = self._streams
         sampler = Sampler(members, batch, StreamName.DISTIL, streams.seed)
         return streams.open(sampler, 0, StreamName.DISTIL)
+
+    def view_pairs(self, members: NDArray[np.int64], batch: int) -> ViewStream:
+        """As `weak_views`, with a strong view of each image beside it."""
+        streams = self._streams
+        sampler = Sampler(members, batch, StreamName.DISTIL, streams.seed)
+        return streams.open(sampler, 0, StreamName.DISTIL, two_views=True)
 
     def finetune(self, images: Literal["labelled", "trusted"], batch: int, step: int = 0) -> Prefetcher[LabelledImages]:
         """This rank's part of the global batches of fine-tuning, from `step` on; labels may have been made noisy."""
@@ -147,7 +158,6 @@ def build(
         return streams.open(samplers[stream], step, stream, two_views=stream is StreamName.UNLABELLED)
 
     arrays, validation = prepared.arrays, prepared.split.validation
-    side = settings.image_size
     test_images, test_labels = prepared.test()
     known = fingerprint(prepared, settings, seed)
     store = _open_store(prepared, settings.store) if settings.store else None
@@ -177,7 +187,7 @@ def build(
         ),
         test=streams.evaluation_set(test_images, test_labels) if len(test_labels) else None,
         classes=arrays.classes,
-        image_shape=(2,) if prepared.normalisation is None else (settings.channels, side, side),
+        image_shape=_input_shape(prepared, settings),
         split=prepared.split,
         truth=torch.from_numpy(arrays.train_labels),
         _streams=streams,
@@ -185,7 +195,15 @@ def build(
     )
 
 
+def _input_shape(prepared: Prepared, settings: DataSettings) -> tuple[int, ...]:
+    """The shape of an image as networks see it."""
+    images = prepared.arrays.train_images
+    if prepared.normalisation is None and isinstance(images, np.ndarray):
+        return tuple(images.shape[1:])
+    return settings.channels, settings.image_size, settings.image_size
+
+
 def _open_store(prepared: Prepared, folder: str) -> Store:
     """Opens the stored distributions in `folder`. Raises DataError where they are damaged or belong to other images."""
     store = open_store(folder)
-    return store.fit(images=digest_of(prepared.arrays.train_images), classes=prepared.arrays.classes)
+    return store.fit(images=prepared.images_digest, classes=prepared.arrays.classes)

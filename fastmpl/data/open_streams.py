@@ -15,6 +15,7 @@ from fastmpl.data.evaluation import make_evaluation_set
 from fastmpl.data.files.encoded import Encoded
 from fastmpl.data.memory.evaluation_set import EvaluationSet
 from fastmpl.data.memory.points import PointStream
+from fastmpl.data.memory.stored_views import StoredViewStream
 from fastmpl.data.memory.unaltered import UnalteredStream, leaves_unaltered
 from fastmpl.data.memory.views import augmentation
 from fastmpl.data.prepare import Prepared
@@ -56,6 +57,12 @@ class StreamOpener:
         images, normalisation = self.prepared.arrays.train_images, self.prepared.normalisation
         if not isinstance(images, np.ndarray):
             return self._open_encoded(images, sampler, step, stream, two_views=two_views)
+        if (store := self.prepared.features) is not None:
+            assert self.prepared.standardise is not None
+            features, standardise = cast(NDArray[np.float32], images), self.prepared.standardise.apply
+            return StoredViewStream(
+                features, store.views, standardise, sampler, two_views=two_views, step=step, device=self.device
+            )
         if normalisation is None:
             points = cast(NDArray[np.float32], images)
             return PointStream(points, sampler, two_views=two_views, step=step, device=self.device)

@@ -18,18 +18,29 @@ from fastmpl.data.settings import DataSettings
 from fastmpl.data.sources import load
 from fastmpl.data.split import Split, split
 from fastmpl.data.stores.confidence import select_confident
+from fastmpl.data.stores.features import FeatureStore, Standardisation, measure_features, open_features
 from fastmpl.data.stores.store import open_store
 
 Word = int | float | str | list[int] | list[float]
 
 
 class Prepared(NamedTuple):
-    """A data set ready to be streamed. `normalisation` is None for points, which stay as they are."""
+    """A data set ready to be streamed. `normalisation` is None for points, which stay as they are.
+
+    Where features are stored, they stand in `arrays` in the place of the images, standardised.
+    """
 
     arrays: Arrays
     split: Split
     targets: NDArray[np.int64]  # [N], the label to learn from of every training image, or UNKNOWN
     normalisation: Normalisation | None
+    features: FeatureStore | None = None
+    standardise: Standardisation | None = None  # of the features
+
+    @property
+    def images_digest(self) -> str:
+        """Tells the training images from those of other data; labels do not count."""
+        return digest_of(self.arrays.train_images) if self.features is None else self.features.plan.images
 
     def test(self) -> tuple[Images, NDArray[np.int64]]:
         """Test images and labels; for a transductive source, the training images whose labels are not used."""
@@ -45,8 +56,22 @@ def prepare(settings: DataSettings, seed: int) -> Prepared:
     """Loads, splits and (where asked) adds label noise. Raises DataError where the data cannot be used as asked."""
     arrays = load(settings)
     parts = split_images(arrays, settings, seed)
-    normalisation = _choose_normalisation(arrays.train_images, settings.channels)
-    return Prepared(arrays, parts, _make_targets(arrays, parts, settings, seed), normalisation)
+    targets = _make_targets(arrays, parts, settings, seed)
+    if settings.features:
+        return _replace_images(Prepared(arrays, parts, targets, None), settings.features)
+    return Prepared(arrays, parts, targets, _choose_normalisation(arrays.train_images, settings.channels))
+
+
+def _replace_images(prepared: Prepared, folder: str) -> Prepared:
+    """The data set with stored features in the place of its images. Raises DataError where they are of other images."""
+    arrays, store = prepared.arrays, open_features(folder)
+    store.require(images=digest_of(arrays.train_images))
+    standardise = measure_features(store.centre)
+    train = standardise.apply(store.centre)
+    arrays = arrays._replace(
+        train_images=train, test_images=train if arrays.transductive else standardise.apply(store.test)
+    )
+    return prepared._replace(arrays=arrays, features=store, standardise=standardise)
 
 
 def _choose_normalisation(images: Images, channels: int) -> Normalisation | None:

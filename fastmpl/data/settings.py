@@ -59,6 +59,8 @@ class DataSettings(Protocol):
     @property
     def decoder_load(self) -> float: ...  # share of JPEGs for a GPU's decoding engine
     @property
+    def features(self) -> str: ...  # folder of stored features in the place of the images; empty: none
+    @property
     def store(self) -> str: ...  # folder of stored distributions; empty: none
     @property
     def minimum_confidence(self) -> float: ...  # of unlabelled images in filter_store; 0: any

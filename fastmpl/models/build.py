@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from fastmpl.config import NetworkConfig
+from fastmpl.models.adapters import adapter_rank, add_adapters
 from fastmpl.models.conv import ConvNet
 from fastmpl.models.errors import ModelError
 from fastmpl.models.norms import Norm
@@ -17,7 +18,7 @@ from fastmpl.models.pretrained import Weights, load_into
 from fastmpl.models.stochastic import replace_dropout
 from fastmpl.models.wide_resnet import WideResNet
 
-NAMES = ("wrn_28_2", "wrn_28_8", "conv", "perceptron", "perceptron_tanh")  # and any wrn_DEPTH_FACTOR
+NAMES = ("wrn_28_2", "wrn_28_8", "conv", "perceptron", "perceptron_tanh", "linear")  # and any wrn_DEPTH_FACTOR
 
 
 def _own(
@@ -27,6 +28,8 @@ def _own(
         return Perceptron(math.prod(image_shape), width, depth, classes, dropout)
     if model == "perceptron_tanh":
         return Perceptron(math.prod(image_shape), width, depth, classes, dropout, "tanh")
+    if model == "linear":
+        return Perceptron(math.prod(image_shape), width, 1, classes, dropout)
     wide = re.fullmatch(r"wrn_(\d+)_(\d+)", model)
     if wide is None and model != "conv":
         near = " or ".join(map(repr, difflib.get_close_matches(model, NAMES)))
@@ -58,10 +61,10 @@ def build(
     """The network of that name, on the CPU, in training mode, its parameters a pure function of `seed`.
 
     model: "wrn_D_k", "conv" (`width`: channels of its last layer), "perceptron" and "perceptron_tanh" (`width` units,
-    `depth` linear layers, no norm), or "timm:NAME". image_shape: (channels, height, width), or (features,) for a
-    perceptron. weights: what the network starts from instead; `note` is told which tensors were loaded. Random draws of
-    the network are keyed (`fastmpl.models.set_draw`). The global generators are left as they were. Raises ModelError,
-    one sentence, for what does not exist or cannot be used.
+    `depth` linear layers, no norm), "linear" (a perceptron of one layer), or "timm:NAME".
+    image_shape: (channels, height, width), or (features,) for a perceptron. weights: what the network starts from instead;
+    `note` is told which tensors were loaded. Random draws of the network are keyed (`fastmpl.models.set_draw`). The global
+    generators are left as they were. Raises ModelError, one sentence, for what does not exist or cannot be used.
     """
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)  # torch.manual_seed would seed every GPU's generator too
@@ -93,8 +96,8 @@ def build_network(
     weights: Weights | None = None,
     note: Callable[[str], None] = lambda sentence: None,
 ) -> nn.Module:
-    """The network of a section of the configuration; see `build`."""
-    return build(
+    """The network of a section of the configuration, with its adapter; see `build`."""
+    network = build(
         config.model,
         classes=classes,
         image_shape=image_shape,
@@ -106,3 +109,7 @@ def build_network(
         weights=weights,
         note=note,
     )
+    if rank := adapter_rank(config.adapter):
+        adapted = add_adapters(network, rank, seed)
+        note(f"{adapted} layers have adapters of rank {rank}; all else but the classifier is frozen")
+    return network

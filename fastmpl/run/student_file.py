@@ -18,6 +18,7 @@ from fastmpl.data.normalise import Normalisation
 from fastmpl.errors import ConfigError, StorageError
 from fastmpl.learners.protocol import RunLearner
 from fastmpl.models import build_network
+from fastmpl.models.adapters import merge_adapters
 from fastmpl.run import checkpoint
 
 WEIGHTS = "student.safetensors"
@@ -45,8 +46,8 @@ def save_network(
     image_shape: tuple[int, ...],
     normalisation: Normalisation | None,
 ) -> Path:
-    """Writes the weights; the metadata holds the classes, the image shape and the normalisation."""
-    tensors = {name: value.detach().cpu().contiguous() for name, value in weights.items()}
+    """Writes the weights, adapters merged; the metadata holds the classes, the image shape and the normalisation."""
+    tensors = {name: value.detach().cpu().contiguous() for name, value in merge_adapters(weights).items()}
     facts = {"class_names": json.dumps(classes), "image_shape": " ".join(map(str, image_shape))}
     if normalisation is not None:
         facts |= {name: " ".join(map(repr, values)) for name, values in normalisation._asdict().items()}
@@ -152,8 +153,9 @@ def _student_weights(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def _build(
     config: Config, classes: tuple[str, ...], image_shape: tuple[int, ...], state: Mapping[str, Tensor]
 ) -> nn.Module:
-    """The student's network with the tensors of `state`, which may be flat."""
-    module = build_network(config.student, classes=len(classes), image_shape=image_shape, seed=0)
+    """The student's network with the tensors of `state`, which may be flat; adapters are merged."""
+    state, section = merge_adapters(state), config.student.model_copy(update={"adapter": ""})
+    module = build_network(section, classes=len(classes), image_shape=image_shape, seed=0)
     shapes = {name: value.shape for name, value in module.state_dict().items()}
     module.load_state_dict({name: value.reshape(shapes.get(name, value.shape)) for name, value in state.items()})
     return module.eval()

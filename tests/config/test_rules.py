@@ -169,20 +169,20 @@ REFUSED = [
     (
         {"student.model": "wrn_27_2"},
         'student.model = "wrn_27_2" is no network; the folder of a run can only be a teacher. '
-        'Use wrn_DEPTH_WIDTH with DEPTH = 6 n + 4 (wrn_28_2), conv, perceptron, or "timm:NAME".',
+        'Use wrn_DEPTH_WIDTH with DEPTH = 6 n + 4 (wrn_28_2), conv, perceptron, linear, or "timm:NAME".',
     ),
     (
         {"teacher.model": "runs/a"},
         'teacher.model = "runs/a" is no network that method.name = "mpl" can train. '
-        'Use wrn_DEPTH_WIDTH with DEPTH = 6 n + 4 (wrn_28_2), conv, perceptron, or "timm:NAME".',
+        'Use wrn_DEPTH_WIDTH with DEPTH = 6 n + 4 (wrn_28_2), conv, perceptron, linear, or "timm:NAME".',
     ),
     (
         {"data.source": "two_moons"},
-        'data.source = "two_moons" with student.model = "wrn_28_2": use "perceptron".',
+        'data.source = "two_moons" with student.model = "wrn_28_2": use "linear" or "perceptron".',
     ),
     (
         {"data.source": "two_moons", "student.model": "perceptron"},
-        'data.source = "two_moons" with teacher.model = "wrn_28_2": use "perceptron".',
+        'data.source = "two_moons" with teacher.model = "wrn_28_2": use "linear" or "perceptron".',
     ),
     (
         {"student.optimiser": "nesterov", "student.momentum": 0.0},
