@@ -1,5 +1,6 @@
 """Builds all the data of a run as one value, for a trainer, an evaluation and a report."""
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import import_module
@@ -8,7 +9,7 @@ from typing import Literal
 
 import numpy as np
 import torch
-from jaxtyping import Int
+from jaxtyping import Float, Int
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -95,6 +96,25 @@ class Data:
         """The name of each training image in files: its path below the data's folder, or its position."""
         return self._streams.prepared.arrays.names or [str(number) for number in range(len(self.truth))]
 
+    def training_names(self, index: NDArray[np.int64]) -> list[str]:
+        """Names by which a user knows the training images `index`: paths below the data's folder, where it has files."""
+        arrays = self._streams.prepared.arrays
+        return [self._below_root(arrays.train_name(int(number))) for number in index]
+
+    def evaluated_names(self, split: Literal["validation", "test"]) -> list[str]:
+        """The name of each validation or test image in files, in the order of its set."""
+        prepared = self._streams.prepared
+        arrays = prepared.arrays
+        if split == "validation":
+            return self.training_names(prepared.split.validation)
+        if arrays.transductive:
+            return self.training_names(prepared.tested())
+        return [self._below_root(arrays.test_name(number)) for number in range(len(arrays.test_labels))]
+
+    def _below_root(self, name: str) -> str:
+        root = self._streams.settings.root
+        return os.path.relpath(name, root) if root and name.startswith(root.rstrip(os.sep) + os.sep) else name
+
     @property
     def left_out(self) -> list[str]:
         """The names, below the data's folder, of files that cannot be used."""
@@ -118,6 +138,10 @@ class Data:
         streams = self._streams
         sampler = Sampler(members, batch, StreamName.DISTIL, streams.seed)
         return streams.open(sampler, 0, StreamName.DISTIL, two_views=True)
+
+    def stored_probabilities(self, index: NDArray[np.int64]) -> Float[Tensor, "n K"] | None:
+        """The stored distributions of the training images `index`; None where the run has no store."""
+        return None if self._store is None else torch.from_numpy(self._store.probabilities(index))
 
     def finetune(self, images: Literal["labelled", "trusted"], batch: int, step: int = 0) -> Prefetcher[LabelledImages]:
         """This rank's part of the global batches of fine-tuning, from `step` on; labels may have been made noisy."""

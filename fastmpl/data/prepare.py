@@ -47,9 +47,14 @@ class Prepared(NamedTuple):
         arrays = self.arrays
         if not arrays.transductive:
             return arrays.test_images, arrays.test_labels
-        rest = np.ones(len(arrays.train_labels), dtype=bool)
+        rest = self.tested()
+        return select_images(arrays.train_images, rest), arrays.train_labels[rest]
+
+    def tested(self) -> NDArray[np.int64]:
+        """The training images that a transductive source tests on: those whose labels are not used."""
+        rest = np.ones(len(self.arrays.train_labels), dtype=bool)
         rest[np.concatenate([self.split.labelled, self.split.trusted, self.split.validation])] = False
-        return select_images(arrays.train_images, np.flatnonzero(rest)), arrays.train_labels[rest]
+        return np.flatnonzero(rest)
 
 
 def prepare(settings: DataSettings, seed: int) -> Prepared:

@@ -15,6 +15,10 @@ from fastmpl.paired_statistics import Interval
 from fastmpl.report.accuracy_chart import draw_accuracies
 from fastmpl.report.comparison_chart import Comparison, baseline, dot_plot, rows
 from fastmpl.report.curve_charts import draw_questions, titles_left_out
+from fastmpl.report.errors_file import FILE as ERRORS
+from fastmpl.report.errors_file import format_errors
+from fastmpl.report.feedback_alarms import describe_feedback
+from fastmpl.report.pictures import describe_pictures
 from fastmpl.report.reading import Result, RunRecord, read_run
 from fastmpl.telemetry.progress import duration
 
@@ -55,7 +59,10 @@ def _write_page(path: Path, template: str, **content: Any) -> Path:
         lstrip_blocks=True,
     )
     environment.filters |= {"percent": percent, "points": points}
-    text = environment.get_template(template).render(**content)
+    return _write_text(path, environment.get_template(template).render(**content))
+
+
+def _write_text(path: Path, text: str) -> Path:
     beside = path.with_name(path.name + ".tmp")
     beside.write_text(text, encoding="utf-8", errors="replace")
     os.replace(beside, path)
@@ -96,8 +103,13 @@ def headline(run: RunRecord) -> Result | None:
 
 
 def write_report(folder: Path) -> Path:
-    """Writes `report.html` into a run's folder, from what is in it, and gives its path. Raises OSError if it cannot."""
+    """Writes `report.html` into a run's folder, from what is in it, and gives its path. Raises OSError if it cannot.
+
+    `errors.csv` beside it lists the images that were classified wrongly, where the run has its predictions.
+    """
     run = read_run(folder)
+    if run.record is not None:
+        _write_text(folder / ERRORS, format_errors(run.record))
     return _write_page(
         folder / "report.html",
         "run.html",
@@ -105,6 +117,8 @@ def write_report(folder: Path) -> Path:
         summary=summary(run),
         headline=headline(run),
         accuracy=draw_accuracies(run),
+        pictures=describe_pictures(run.record) if run.record is not None else None,
+        feedback=describe_feedback(run),
         curves=draw_questions(run),
         left_out=titles_left_out(run),
         images={split: _images(run, split) for split in ("validation", "test")},

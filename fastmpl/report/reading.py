@@ -12,6 +12,7 @@ from typing import Any, Final, NamedTuple
 from fastmpl.config import Config, ConfigError, difference, load
 from fastmpl.step.step_keys import StepMetrics
 from fastmpl.telemetry.metrics import Evaluation, read_lines
+from fastmpl.telemetry.predictions import Record, read_record
 
 NETWORKS: Final = ("student", "average", "teacher")
 SPLITS: Final = ("validation", "test")
@@ -50,6 +51,7 @@ class RunRecord(NamedTuple):
     seconds: float
     versions: Mapping[str, str]  # as recorded when it trained
     problems: Sequence[str]
+    record: Record | None = None  # of single images; None where the run has none
 
 
 def number(value: object) -> float:
@@ -120,10 +122,18 @@ def _read_notes(path: Path) -> list[str]:
     return [str(note) for note in notes] if isinstance(notes, list) else []
 
 
+def _read_predictions(folder: Path) -> tuple[Record | None, list[str]]:
+    try:
+        return read_record(folder), []
+    except ValueError as error:
+        return None, [f"{error} The report has no pictures of single images."]
+
+
 def read_run(folder: Path) -> RunRecord:
     """The run in `folder`; raises nothing that the folder's content could cause."""
     config, text, unreadable = _read_config(folder / "config.toml")
     results, missing = _read_results(folder / "results.json")
+    record, damaged = _read_predictions(folder)
     lines = read_lines(folder)
     trained = [line for line in lines if line.get("kind") == "train"]
     selected = _mapping(results.get("selected"))
@@ -138,5 +148,6 @@ def read_run(folder: Path) -> RunRecord:
         selected=_result(str(selected.get("network")), selected.get("step"), selected) if selected else None,
         seconds=number(results.get("seconds")),
         versions={str(name): str(version) for name, version in _mapping(results.get("versions")).items()},
-        problems=unreadable + missing + _read_notes(folder / "STATUS.json"),
+        problems=unreadable + missing + damaged + _read_notes(folder / "STATUS.json"),
+        record=record,
     )

@@ -33,9 +33,10 @@ from fastmpl.run.graph_choice import choose_execution, loaded_dtype
 from fastmpl.run.monitor import Monitor
 from fastmpl.run.network_preconditions import require_label_of_each_class, require_networks
 from fastmpl.run.preconditions import require_full_batches, require_kernels, require_same_data, require_trusted
+from fastmpl.run.predictions import Shipped, write_predictions
 from fastmpl.run.pretrained import Start, read_start
 from fastmpl.run.resuming import asked_step, require_fitting, set_newer_aside
-from fastmpl.run.scores import Network
+from fastmpl.run.scores import Network, inferences
 from fastmpl.run.student_file import save_student, student_facts
 from fastmpl.run.trained_networks import TrainedNetworks
 from fastmpl.step.eager import EagerStep
@@ -84,6 +85,8 @@ def train(config: Config, *, resume: str = "auto", quiet: bool = False, report: 
                         run.notes += claim.remarks
                         claim.begin(run.step)
                     results = run.finish() if run.step == run.total else run.go()
+                    if report:
+                        run.store_predictions()
             if report and here.is_first:
                 from fastmpl.report import write_report  # matplotlib takes a second to import
 
@@ -226,6 +229,19 @@ class Training:
             normalisation=self.data.normalisation,
         )
         return results
+
+    def store_predictions(self) -> None:
+        """Writes what the network of student.safetensors says of single images, from which a report draws its pictures."""
+        student = self.networks.final_student()
+        for network, infer in inferences({"student": student}):
+            if network == "average" or not student.has_average:
+                name = "student, fine-tuned" if self.config.finetune.steps else f"{network}, last"
+                shipped = Shipped(infer, name, self.step)
+                trainee = self.networks.trainee
+                try:
+                    write_predictions(self.folder, shipped, self.config, trainee, self.data, self.device, self.ranks)
+                except StorageError as error:
+                    self.monitor.note(f"{error} The report has no pictures.")
 
     def _phases(self) -> Iterator[Phase]:
         """The phases that are not finished."""

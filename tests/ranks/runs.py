@@ -39,6 +39,7 @@ class Job:
     resume: str = "auto"
     file: str = ""  # that vanishes
     cache: str = ""  # of the user
+    report: bool = False
 
     def __call__(self, ranks: Ranks) -> Ended:
         torch.set_num_threads(1)
@@ -49,7 +50,7 @@ class Job:
         shown = io.StringIO()
         try:
             with redirect_stdout(shown), redirect_stderr(shown):
-                results = trainer.train(self.config, report=False, resume=self.resume)
+                results = trainer.train(self.config, report=self.report, resume=self.resume)
         except FastMPLError as error:
             return Ended(error.exit_code, "" if error.told else str(error), None)
         return Ended(0, shown.getvalue(), results._asdict())

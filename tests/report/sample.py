@@ -5,9 +5,12 @@ import math
 import random
 from pathlib import Path
 
+import numpy as np
+
 from fastmpl.config import Config, save
 from fastmpl.report import ArmResult, Comparison
 from fastmpl.telemetry.metrics import Evaluation, Log
+from fastmpl.telemetry.predictions import FILE, LabelSample, Predictions, Record
 
 HOSTILE = "<script>alert(1)</script>"
 FOLDER = "<script>alert(1)"  # a folder's name has no slash
@@ -41,7 +44,32 @@ def write_sample(folder: Path) -> Path:
         "seconds": 251.0,
     }
     (folder / "results.json").write_text(json.dumps(results))
+    (folder / FILE).write_bytes(predictions().encode())
     return folder
+
+
+def answers(count: int, classes: int, right: float, draws: np.random.Generator, pictures: int = 6) -> Predictions:
+    """Answers on `count` images, of which about the share `right` is right; the first `pictures` rows have pictures."""
+    truth = draws.integers(0, classes, count)
+    predicted = np.where(draws.random(count) < right, truth, (truth + 1) % classes)
+    confidence = draws.uniform(0.4, 1.0, count).astype(np.float32)
+    names = np.array([f"test/{HOSTILE} {number}.jpg" for number in range(count)])
+    drawn = draws.integers(0, 256, (pictures, 64, 64, 3)).astype(np.uint8)
+    second = (predicted + 1) % classes
+    return Predictions(names, truth, predicted, confidence, second, (1 - confidence) / 2, np.arange(pictures), drawn)
+
+
+def predictions(classes: int = 4) -> Record:
+    """The predictions of a run whose network is right on 88 of 100 images, and pseudo labels."""
+    draws = np.random.default_rng(0)
+    names = (HOSTILE, "a class with a name of many letters " * 3, *(f"class {n}" for n in range(2, classes)))
+    splits = {"validation": answers(300, classes, 0.9, draws), "test": answers(500, classes, 0.88, draws)}
+    label, truth = draws.integers(0, classes - 1, 100), draws.integers(-1, classes, 100)
+    views = draws.integers(0, 256, (2, 9, 28, 28, 3)).astype(np.uint8)
+    sure = draws.uniform(0.3, 1, 100).astype(np.float32)
+    files = np.array([f"unlabelled/{number}.jpg" for number in range(100)])
+    labels = LabelSample(files, truth, label, sure, np.arange(9), *views, "teacher", "strong", 0.6)
+    return Record(names, "average, last", STEPS, splits, labels)
 
 
 def step_values(step: int, draws: random.Random) -> dict[str, float]:

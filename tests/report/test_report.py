@@ -65,11 +65,12 @@ def test_a_hostile_name_is_shown_and_never_run(page: Page) -> None:
 
 def test_a_page_has_no_handlers_and_asks_for_nothing_from_elsewhere(page: Page) -> None:
     names = {name for name, _ in page.attributes}
-    assert [name for name in names if name.startswith("on") or name in ("src", "srcset", "action", "data")] == []
+    assert [name for name in names if name.startswith("on") or name in ("srcset", "action", "data")] == []
+    assert all(re.match("data:image/(png|jpeg);base64,", value) for name, value in page.attributes if name == "src")
     assert all(value.startswith("#") for name, value in page.attributes if name.endswith("href"))
     assert not {"iframe", "object", "embed", "link", "base", "form"} & set(page.tags)
     assert re.findall(r"@import|url\((?!#)", page.source) == []
-    assert ("content", "default-src 'none'; style-src 'unsafe-inline'") in page.attributes
+    assert ("content", "default-src 'none'; style-src 'unsafe-inline'; img-src data:") in page.attributes
 
 
 def test_no_two_elements_of_a_page_have_the_same_name(page: Page) -> None:

@@ -23,6 +23,14 @@ class EvaluationSet(Protocol):
         """The images of `rank`, in order. The last ranks may have one image less."""
         ...
 
+    def take(self, positions: Int[Tensor, "n"]) -> Self:
+        """The images at `positions`, in that order."""
+        ...
+
+    def number(self) -> Self:
+        """The same images, each with its position in this set in the place of its label."""
+        ...
+
     def to(self, device: torch.device) -> Self:
         """The set with its images on `device`, or itself where they are too many for that."""
         ...
@@ -66,6 +74,14 @@ class DecodedEvaluationSet:
         """The images of `rank`, in order. The last ranks may have one image less."""
         pixels, labels = (tensor.tensor_split(ranks)[rank] for tensor in (self.pixels, self.labels))
         return replace(self, pixels=pixels, labels=labels)
+
+    def take(self, positions: Int[Tensor, "n"]) -> Self:
+        """The images at `positions`, in that order."""
+        return replace(self, pixels=self.pixels[positions], labels=self.labels[positions])
+
+    def number(self) -> Self:
+        """The same images, each with its position in this set in the place of its label."""
+        return replace(self, labels=torch.arange(len(self)))
 
     def to(self, device: torch.device) -> Self:
         """The set with its images on `device`, or itself where they are too many for that."""

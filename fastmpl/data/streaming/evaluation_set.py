@@ -44,10 +44,17 @@ class EncodedEvaluationSet:
 
     def part(self, rank: int, ranks: int) -> Self:
         """The images of `rank`, in order. The last ranks may have one image less."""
-        index = torch.arange(len(self)).tensor_split(ranks)[rank]
-        encoded = select_images(self.encoded, index.numpy())
+        return self.take(torch.arange(len(self)).tensor_split(ranks)[rank])
+
+    def take(self, positions: Int[Tensor, "n"]) -> Self:
+        """The images at `positions`, in that order."""
+        encoded = select_images(self.encoded, positions.numpy())
         assert not isinstance(encoded, np.ndarray)
-        return replace(self, encoded=encoded, labels=self.labels[index])
+        return replace(self, encoded=encoded, labels=self.labels[positions])
+
+    def number(self) -> Self:
+        """The same images, each with its position in this set in the place of its label."""
+        return replace(self, labels=torch.arange(len(self)))
 
     def to(self, device: torch.device) -> Self:
         """The same set: its images are decoded on the device of its pipeline."""
