@@ -18,7 +18,7 @@ from fastmpl.run.student_file import load_classifier
 from fastmpl.run.thumbnails import SIDE, make_thumbnails
 from fastmpl.telemetry.predictions import Record, read_record
 from tests.ranks.runs import Job
-from tests.ranks.spawned import run
+from tests.ranks.spawned import on_ranks
 from tests.run.short_runs import short_config, train_quietly
 
 
@@ -70,7 +70,7 @@ def test_pseudo_labels_are_those_that_the_method_gives(
     assert labels is not None
     assert (labels.labeller, labels.view, labels.threshold) == labeller
     assert len(set(labels.names)) == len(labels.label) == SAMPLE
-    assert (labels.label == labels.truth).mean() == pytest.approx(1.0, abs=0.99)
+    assert (labels.truth >= 0).all() and (labels.confidence >= 0.1).all()
     assert not np.array_equal(labels.weak, labels.strong)  # cutout
 
 
@@ -81,7 +81,7 @@ def test_a_run_that_is_asked_for_no_report_keeps_no_predictions(tmp_path: Path) 
 
 def test_predictions_on_two_ranks_are_those_of_one(tmp_path: Path) -> None:
     without_norm = {"teacher__model": "perceptron", "student__model": "perceptron"}
-    ended = run(Job(short_config(tmp_path / "two", **without_norm), report=True))
+    ended = on_ranks(2, Job(short_config(tmp_path / "two", **without_norm), report=True), grouped=False)
     assert [one.code for one in ended] == [0, 0], ended
     train_quietly(short_config(tmp_path / "one", **without_norm), report=True)
     one, two = record_of(tmp_path / "one"), record_of(tmp_path / "two")
