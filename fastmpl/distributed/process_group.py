@@ -19,14 +19,16 @@ import torch
 import torch.distributed as dist
 from torch.distributed import PrefixStore, TCPStore  # type: ignore[attr-defined]
 
+from fastmpl.distributed.bounded_store import SharedStore
 from fastmpl.distributed.parent_process import ParentProcess, end_with_parent, identity
 from fastmpl.distributed.ranks import ALONE, Ranks
 from fastmpl.distributed.signals import Stopper
-from fastmpl.distributed.stop_agreement import SharedStore, StopAgreement, first_line
+from fastmpl.distributed.stop_agreement import StopAgreement, first_line
 from fastmpl.errors import FastMPLError, PeerLostError
 
 START: Final = 300  # seconds within which all ranks must have started
 MEETING: Final = ".meeting.json"
+STACKS: Final = "stacks"  # folder of what each rank was in when a rank was lost
 
 
 class Place(NamedTuple):
@@ -87,7 +89,9 @@ def join_group(here: Place, folder: Path, stopper: Callable[[], Stopper], timeou
         return
     store = _connect(here, folder, timeout)
     try:
-        with StopAgreement(stopper(), here.rank, here.size, store, ParentProcess()) as guard:
+        with StopAgreement(
+            stopper(), here.rank, here.size, store, ParentProcess(), timeout=timeout, stacks=folder / STACKS
+        ) as guard:
             yield Group(Ranks(here.rank, here.size), guard)
     finally:
         dist.destroy_process_group()

@@ -1,7 +1,8 @@
 """When ranks stop: all of them after the same step if one is asked to, and within seconds if one fails.
 
 Ranks wait for each other in collectives, so a rank that stopped by itself would leave the others waiting. A thread of each
-rank therefore talks to the others through the store. The device is never read for it.
+rank therefore talks to the others through the store. The device is never read for it. Every wait has a limit: the store
+itself is served by rank 0, which may be the one that stands still.
 """
 
 import json
@@ -10,10 +11,14 @@ import signal
 import sys
 import threading
 import time
+import traceback
+from contextlib import suppress
 from pathlib import Path
-from typing import Final, NamedTuple, Protocol, Self
+from typing import Final, NamedTuple, Self
 
+from fastmpl.distributed.bounded_store import BoundedStore, SharedStore
 from fastmpl.distributed.parent_process import ParentProcess
+from fastmpl.distributed.places import PACKAGE, describe_place, whole_stack
 from fastmpl.distributed.signals import Stopper
 from fastmpl.errors import FastMPLError, PeerLostError, ToldByPeer
 
@@ -31,25 +36,32 @@ class RankFault(NamedTuple):
     sentence: str
 
 
-class SharedStore(Protocol):
-    """The keys and values that the ranks of a run share (torch.distributed.TCPStore)."""
-
-    def add(self, key: str, amount: int) -> int: ...
-    def check(self, keys: list[str]) -> bool: ...
-    def get(self, key: str) -> bytes: ...
-    def set(self, key: str, value: str) -> None: ...
-
-
 class StopAgreement:
     """Watches the signals, the launcher and the peers of one rank while it is entered.
 
     The agreement: a signal on any rank is passed to all. Each rank's thread then registers the step that its rank is in;
     after that, the rank begins no further step before it has read all registrations. The ranks stop after the largest
     registered step: no rank has passed it, and every rank can reach it because all others do.
+
+    A heartbeat says where its rank is (`step 7 at ranks.py:all_reduce_sum_:61`), so that a rank which stands still is
+    named together with the operation that it, or the one waiting for it, is in.
     """
 
-    def __init__(self, stopper: Stopper, rank: int, size: int, store: SharedStore, parent: ParentProcess) -> None:
-        self.stopper, self.rank, self.size, self.store, self.parent = stopper, rank, size, store, parent
+    def __init__(
+        self,
+        stopper: Stopper,
+        rank: int,
+        size: int,
+        store: SharedStore,
+        parent: ParentProcess,
+        *,
+        timeout: float,
+        stacks: Path,
+    ) -> None:
+        """timeout: seconds that an answer of rank 0's store may take. stacks: the folder of stacks after a fault."""
+        self.stopper, self.rank, self.size, self.parent = stopper, rank, size, parent
+        self.store, self._timeout, self._stacks = BoundedStore(store, timeout), timeout, stacks
+        self._places: dict[int, str] = {}  # of other ranks, when they last gave one
         self._turn = threading.Lock()
         self._begun, self._registered = 0, False
         self._fault: RankFault | None = None
@@ -63,7 +75,13 @@ class StopAgreement:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
         """Leaves together with the other ranks. Raises ToldByPeer if another rank has already reported the error."""
         self._over.set()
-        self._thread.join()
+        self._thread.join(self._timeout + BEATS)  # it may wait for the store
+        try:
+            self._end(error)
+        finally:
+            self.store.close()
+
+    def _end(self, error: BaseException | None) -> None:
         if error is None:
             self._leave(LONGEST)
             return
@@ -99,9 +117,12 @@ class StopAgreement:
         return self.stopper.reason(folder, step)
 
     def _agreed_step(self) -> int:
-        """Waits until all ranks have registered; the step that they agree on."""
+        """Waits until all ranks have registered; the step that they agree on. Raises RuntimeError after `timeout`."""
         registered = [f"in/{rank}" for rank in range(self.size)]
+        until = time.monotonic() + self._timeout
         while not self.store.check(registered):  # a blocking `get` would lock the thread out of the store
+            if time.monotonic() > until:
+                raise RuntimeError(f"Timed out waiting {self._timeout:.0f} s for all ranks to agree on a last step")
             time.sleep(EVERY / 10)
         return max(int(self.store.get(key)) for key in registered)
 
@@ -110,7 +131,7 @@ class StopAgreement:
         while not self._over.wait(EVERY):
             now = time.monotonic()
             try:
-                self.store.add(f"beat/{self.rank}", 1)
+                self._beat()
                 if asked is None and self._is_stopping():
                     asked = now
                 if failed is None and self._first_fault() is not None:
@@ -118,10 +139,30 @@ class StopAgreement:
             except RuntimeError:  # rank 0, which serves the store, is gone
                 failed = failed or now
             if failed is not None and now - failed > GRACE:  # this rank still waits for ranks that are gone
+                self._write_stack()
+                if self._fault is None:
+                    self._print_end(f"{self._describe_silence([0])} Rank {self.rank} is ended")
                 os._exit(PeerLostError.exit_code if self._fault is None else self._fault.code)
             if asked is not None and now - asked > LONGEST:
-                print(f"Ranks: rank {self.rank} did not stop in {LONGEST:.0f} s and is ended.", file=sys.stderr)
+                self._write_stack()
+                self._print_end(f"rank {self.rank} did not stop in {LONGEST:.0f} s and is ended")
                 os._exit(PeerLostError.exit_code)
+
+    def _beat(self) -> None:
+        """Tells the others that this rank is alive and where it is, and keeps where rank 0 is, which serves the store."""
+        self.store.set(f"place/{self.rank}", f"step {self._begun} at {describe_place()}")
+        self.store.add(f"beat/{self.rank}", 1)
+        if self.rank and self.store.check(["place/0"]):
+            self._places[0] = self.store.get("place/0").decode()
+
+    def _print_end(self, sentence: str) -> None:
+        print(f"Ranks: {sentence}, at {describe_place()}.", file=sys.stderr)
+
+    def _write_stack(self) -> None:
+        """Writes this rank's stack for whoever looks for the cause; a disk that refuses it changes nothing."""
+        with suppress(OSError):
+            self._stacks.mkdir(exist_ok=True)
+            (self._stacks / f"rank-{self.rank}.txt").write_text(f"step {self._begun}\n{whole_stack()}")
 
     def _is_stopping(self) -> bool:
         """Passes a signal on to all ranks; registers this rank's step once any rank got one."""
@@ -167,22 +208,38 @@ class StopAgreement:
             return
 
     def _describe_loss(self, error: BaseException) -> str:
-        """The sentence for a failed collective, with the ranks that no longer send heartbeats."""
-        silent: list[int] = []
-        try:
+        """The sentence for a failed collective: the ranks without heartbeats, what they were in, and what this rank was."""
+        silent = [0]
+        with suppress(RuntimeError):
             first = [self.store.add(f"beat/{rank}", 0) for rank in range(self.size)]
             time.sleep(BEATS)
             second = [self.store.add(f"beat/{rank}", 0) for rank in range(self.size)]
             silent = [rank for rank in range(self.size) if rank != self.rank and second[rank] == first[rank]]
-        except RuntimeError:
-            silent = [0]
-        who = f"Rank {' and '.join(map(str, silent))} no longer answers" if silent else "A rank did not answer in time"
-        return f"{who}: {first_line(error)}. The same command continues at the newest checkpoint."
+            for rank in silent:
+                if self.store.check([f"place/{rank}"]):
+                    self._places[rank] = self.store.get(f"place/{rank}").decode()
+        who = self._describe_silence(silent) if silent else "A rank did not answer in time."
+        mine = f"Rank {self.rank} waited in step {self._begun} at {_describe_raise(error)}"
+        with suppress(OSError):
+            self._stacks.mkdir(exist_ok=True)
+            (self._stacks / f"rank-{self.rank}.txt").write_text("".join(traceback.format_exception(error)))
+        return f"{who} {mine}: {first_line(error)}. The same command continues at the newest checkpoint."
+
+    def _describe_silence(self, silent: list[int]) -> str:
+        known = [f"last seen: rank {rank} in {self._places[rank]}" for rank in silent if rank in self._places]
+        last_seen = f" ({'; '.join(known)})" if known else ""
+        return f"Rank {' and '.join(map(str, silent))} no longer answers{last_seen}."
+
+
+def _describe_raise(error: BaseException) -> str:
+    """The innermost function of fastmpl that an error came through."""
+    frames = [f for f in traceback.extract_tb(error.__traceback__) if f.filename.startswith(str(PACKAGE))]
+    return f"{Path(frames[-1].filename).name}:{frames[-1].name}:{frames[-1].lineno}" if frames else "an unknown place"
 
 
 def is_lost_peer(error: BaseException) -> bool:
     """Whether a collective raised this error because another rank ended or hangs."""
-    words = ("peer", "imed out", "Connection reset", "Broken pipe", "ocket", "NCCL", "gloo")
+    words = ("peer", "imed out", "Connection reset", "Broken pipe", "ocket", "NCCL", "gloo", "store of rank 0")
     return isinstance(error, RuntimeError) and any(word in str(error) for word in words)
 
 

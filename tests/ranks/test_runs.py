@@ -1,6 +1,7 @@
 """A run on several ranks as its user sees it: one run, one folder, one sentence, and nothing left behind."""
 
 import json
+import re
 import time
 from pathlib import Path
 from typing import NamedTuple
@@ -136,15 +137,20 @@ def test_the_ranks_that_are_left_say_which_one_was_lost(killed: int, tmp_path: P
     assert found is not None and found.step == 5
 
 
-def test_a_rank_that_stands_still_is_named_within_the_timeout(tmp_path: Path) -> None:
-    """A collective is given up after system.timeout; the silent rank is the one whose thread no longer looks."""
+@pytest.mark.parametrize("frozen", [0, 1])
+def test_a_rank_that_stands_still_is_named_with_its_operation_within_the_timeout(frozen: int, tmp_path: Path) -> None:
+    """A collective is given up after system.timeout; so is a call of the store, which rank 0 serves."""
     # a busy machine may be silent for less than 10 seconds
     settings = short_config(tmp_path, run__checkpoint_every=5, system__timeout=10)
     began = time.monotonic()
-    left = on_ranks(2, Job(settings, event="freeze", rank=1), grouped=False, killed=1)
+    left = on_ranks(2, Job(settings, event="freeze", rank=frozen), grouped=False, killed=frozen)
     assert time.monotonic() - began < 60
     assert [e.code for e in left] == [6]
-    assert "Rank 1 no longer answers" in left[0].told
+    # it beats 5 times a second
+    seen = rf"Rank {frozen} no longer answers \(last seen: rank {frozen} in step \d+ at \w+\.py:"
+    assert re.search(seen, left[0].told), left[0].told
+    assert f"Rank {1 - frozen} waited in step 7 at ranks.py:" in left[0].told
+    assert "all_reduce" in (tmp_path / f"small/stacks/rank-{1 - frozen}.txt").read_text()
     found = checkpoint.read_newest(tmp_path / "small/checkpoints", pytest.fail)
     assert found is not None and found.step == 5
 
