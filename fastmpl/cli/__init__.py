@@ -36,6 +36,7 @@ from fastmpl.cli.verbs_without_config import (
     InitOptions,
     PackOptions,
     PredictOptions,
+    ReplayOptions,
     ReportOptions,
     StatusOptions,
     evaluate,
@@ -44,6 +45,7 @@ from fastmpl.cli.verbs_without_config import (
     pack,
     predict,
     print_status,
+    replay,
     run_demo,
     run_doctor,
     write_report,
@@ -79,6 +81,7 @@ WITHOUT_CONFIG: Final[dict[str, tuple[type[Any], Callable[[Any], None]]]] = {
     "predict": (PredictOptions, predict),
     "export": (ExportOptions, export),
     "status": (StatusOptions, print_status),
+    "replay": (ReplayOptions, replay),
     "doctor": (DoctorOptions, run_doctor),
     "completion": (CompletionOptions, print_completion),
 }

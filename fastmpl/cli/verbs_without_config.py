@@ -222,6 +222,24 @@ def pack(options: PackOptions) -> None:
 
 
 @dataclass(frozen=True)
+class ReplayOptions:
+    """Takes the step after a checkpoint again and says what it computed: why a run diverged. Changes nothing."""
+
+    checkpoint: Positional[Path]
+    """RUN/nan/step-N, which a run that diverged leaves, or RUN/checkpoints/step-N."""
+    debug: FlagCreatePairsOff[bool] = False
+    """Show the traceback of an error."""
+
+
+def replay(options: ReplayOptions) -> None:
+    limit_threads()
+    from fastmpl.commands.replay import describe_step
+
+    for line in describe_step(options.checkpoint):
+        print(line)
+
+
+@dataclass(frozen=True)
 class DoctorOptions:
     """Lists what this machine has and lacks, and compares its kernels with their references."""
 

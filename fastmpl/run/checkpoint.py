@@ -13,7 +13,6 @@ import contextlib
 import errno
 import json
 import os
-import re
 import shutil
 from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
@@ -24,11 +23,11 @@ import torch
 from torch import Tensor
 
 from fastmpl.distributed.ranks import ALONE, Ranks
-from fastmpl.errors import StorageError
+from fastmpl.errors import FastMPLError, StorageError
 from fastmpl.run.checkpoint_files import (
     FACTS,
     MANIFEST,
-    SCHEMA,
+    NAME,
     TENSORS,
     fingerprint,
     read_json,
@@ -37,8 +36,7 @@ from fastmpl.run.checkpoint_files import (
     tensors_of,
     verify,
 )
-
-_NAME = re.compile(r"step-(\d{1,12})")
+from fastmpl.run.checkpoint_schema import SCHEMA, migrate
 
 
 class Checkpoint(NamedTuple):
@@ -128,36 +126,61 @@ def steps(folder: Path) -> list[int]:
     """The steps of the directories that are named like checkpoints, newest first."""
     if not folder.is_dir():
         return []
-    found = (_NAME.fullmatch(path.name) for path in folder.iterdir())
+    found = (NAME.fullmatch(path.name) for path in folder.iterdir())
     return sorted((int(match[1]) for match in found if match), reverse=True)
 
 
-def read_newest(folder: Path, complain: Callable[[str], None], ranks: Ranks = ALONE) -> Checkpoint | None:
+def read_newest(
+    folder: Path,
+    complain: Callable[[str], None],
+    ranks: Ranks = ALONE,
+    require: Callable[[Checkpoint], None] | None = None,
+) -> Checkpoint | None:
     """The newest valid checkpoint. Calls `complain` with a sentence for every newer one that is not valid.
 
-    Every rank calls it. Rank 0 verifies every file and decides.
+    Every rank calls it; a checkpoint is used if it is valid for all of them. require: raises a FastMPLError if a checkpoint
+    that is whole does not fit the run; the one before is then used, and that error is raised if none fits.
     """
-    found = None
-    for step in steps(folder) if ranks.rank == 0 else []:
+    misfit: FastMPLError | None = None
+    for step in ranks.all_gather_object(steps(folder))[0]:
+        fault: FastMPLError | None = None
+        found = None
         try:
-            verify(folder / f"step-{step}")
-            found = step
-            break
+            found = read(folder / f"step-{step}", ranks)
         except StorageError as error:
-            complain(f"{error} The previous checkpoint is used.")
-    chosen = ranks.all_gather_object(found)[0]
-    return None if chosen is None else read(folder / f"step-{chosen}", ranks)
+            fault = error
+        if found is not None and require is not None:
+            try:
+                require(found)
+            except FastMPLError as error:
+                fault = misfit = misfit or error
+        sentences = ranks.all_gather_object(None if fault is None else str(fault.args[0]))
+        sentence = next((sentence for sentence in sentences if sentence), None)
+        if sentence is None:
+            return found
+        if ranks.rank == 0:
+            complain(f"{sentence} The previous checkpoint is used.")
+    if misfit is not None:
+        raise misfit
+    return None
 
 
 def read(path: Path, ranks: Ranks = ALONE) -> Checkpoint:
-    """The checkpoint in that directory, as this rank continues it.
+    """The checkpoint in that directory, as this rank continues it. Older schemas are migrated.
 
-    Raises StorageError that names the file which is missing or altered.
+    Raises StorageError that names the file which is missing or altered, or the ranks' files that do not go together.
     """
     manifest = verify(path) if ranks.rank == 0 else read_manifest(path)
+    try:
+        return _read_parts(path, manifest, ranks)
+    except (KeyError, RuntimeError, IndexError) as error:  # the files of the ranks do not go together
+        raise StorageError(f"The files of {path} hold different tensors: {first_line(error)}.") from error
+
+
+def _read_parts(path: Path, manifest: Mapping[str, Any], ranks: Ranks) -> Checkpoint:
     saved = manifest["ranks"]
     sharded = set(manifest.get("sharded", ()))
-    first = read_tensors(path / TENSORS)
+    first = migrate(manifest["schema"], read_tensors(path / TENSORS))
     same = {name: value for name, value in first.items() if name not in sharded}  # on every rank, or its mean
     if saved == ranks.size:
         mine = read_tensors(path / tensors_of(ranks.rank)) if ranks.rank else first
@@ -193,6 +216,11 @@ def _sync(folder: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def first_line(error: Exception) -> str:
+    """The first line of an error's words."""
+    return next(iter(str(error).splitlines()), type(error).__name__)[:200].rstrip(". ")
 
 
 def _mean(values: list[Tensor]) -> Tensor:

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,10 +12,12 @@ import safetensors.torch
 from torch import Tensor
 
 from fastmpl.errors import StorageError
+from fastmpl.run.checkpoint_schema import require_known
 
-SCHEMA = 1
 TENSORS, FACTS, MANIFEST = "rank-0.safetensors", "facts.json", "manifest.json"
+NAME = re.compile(r"step-(\d{1,12})")
 MOST_RANKS = 65_536
+MOST_STEPS = 10**12
 LARGEST_JSON = 16 << 20  # bytes; a larger manifest or file of facts is refused
 
 
@@ -42,11 +45,15 @@ def read_manifest(path: Path) -> dict[str, Any]:
     """The manifest, once it names exactly the files of a checkpoint, because its names become paths."""
     manifest = read_json(path / MANIFEST)
     files, ranks = manifest.get("files"), manifest.get("ranks")
-    if manifest.get("schema") != SCHEMA:
-        raise StorageError(f"{path} has schema {manifest.get('schema')!r}; this version reads {SCHEMA}.")
-    if not isinstance(ranks, int) or not 1 <= ranks <= MOST_RANKS or not isinstance(manifest.get("step"), int):
+    require_known(manifest.get("schema"), path)
+    step = manifest.get("step")
+    if type(ranks) is not int or not 1 <= ranks <= MOST_RANKS or type(step) is not int or not 0 <= step <= MOST_STEPS:
         raise StorageError(f"{path / MANIFEST} lacks its step or the number of ranks that wrote it.")
-    if not isinstance(manifest.get("sharded", []), list):
+    named = NAME.fullmatch(path.name)
+    if named and int(named[1]) != step:
+        raise StorageError(f"{path / MANIFEST} is of step {step}, and its folder of step {int(named[1])}.")
+    sharded = manifest.get("sharded", [])
+    if not isinstance(sharded, list) or not all(isinstance(name, str) for name in sharded):
         raise StorageError(f"{path / MANIFEST} has no list of sharded tensors.")
     if not isinstance(files, Mapping) or set(files) != {FACTS, *map(tensors_of, range(ranks))}:
         raise StorageError(f"{path / MANIFEST} lists other files than those of a checkpoint.")
@@ -58,8 +65,10 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
         raise StorageError(f"{path} is missing.")
     try:
         return safetensors.torch.load(path.read_bytes())
-    except safetensors.SafetensorError as error:
+    except (safetensors.SafetensorError, ValueError, KeyError, TypeError, RuntimeError) as error:
         raise StorageError(f"{path} is not a valid file of tensors: {error}.") from error
+    except OSError as error:
+        raise StorageError(f"{path} cannot be read: {error.strerror}.") from error
 
 
 def _is_regular(path: Path) -> bool:
@@ -75,6 +84,8 @@ def read_json(path: Path) -> dict[str, Any]:
         content = json.loads(path.read_bytes())
     except (ValueError, RecursionError) as error:
         raise StorageError(f"{path} is not valid JSON.") from error
+    except OSError as error:
+        raise StorageError(f"{path} cannot be read: {error.strerror}.") from error
     if not isinstance(content, dict):
         raise StorageError(f"{path} does not hold a JSON object.")
     return content

@@ -12,16 +12,16 @@ from fastmpl.config import Config
 from fastmpl.data.batch import Batch
 from fastmpl.data.build import Data
 from fastmpl.distributed.ranks import Ranks
-from fastmpl.errors import DivergedError
 from fastmpl.learners.protocol import RunLearner
 from fastmpl.run.checkpoint import Checkpoint
+from fastmpl.run.checkpoint_schema import RECENT_SKIPS
 from fastmpl.run.scores import Network, Scorer, Split, inferences
+from fastmpl.step.step_keys import StepMetrics
 from fastmpl.telemetry.metrics import Evaluation, Log, Meter, lines_a_read
 from fastmpl.telemetry.progress import Progress, Silent
 from fastmpl.telemetry.replaced_images import NoReplacedImages, ReplacedImages, ReplacedImagesFile
+from fastmpl.telemetry.skip_window import SkipWindow
 from fastmpl.telemetry.step_timer import StepTimer
-
-SKIPPED_AT_MOST = 10  # updates that were not finite, in 100 steps
 
 
 class Monitor:
@@ -35,6 +35,7 @@ class Monitor:
             ReplacedImagesFile(folder, ranks, data.names) if data.may_lack_images else NoReplacedImages()
         )
         self.meter = Meter(device, ranks, lines_a_read(device, config.run.log_every))
+        self.skips = SkipWindow(device)
         self.seconds = 0.0  # of training so far
         self.best: dict[str, Any] | None = None  # the student with the best validation accuracy
         self._scorer = Scorer(data, device, ranks)
@@ -54,6 +55,11 @@ class Monitor:
                 self._log.truncate_after(step)
                 self.replaced.truncate_after(step)
             yield
+
+    def add(self, metrics: StepMetrics) -> None:
+        """Adds the metrics of a step, inside the step; it never waits for the device."""
+        self.meter.add(metrics)
+        self.skips.add(metrics.skipped)
 
     def note(self, sentence: str) -> None:
         """Shows the user a sentence, on rank 0."""
@@ -80,10 +86,7 @@ class Monitor:
         return self._timer.wait_for(next_batch)
 
     def write_lines(self, step: int, images: int) -> None:
-        """Writes the lines that are finished at `step`. `images`: of one step, over all ranks.
-
-        Raises DivergedError if too many updates of a line were not finite.
-        """
+        """Writes the lines that are finished at `step`. `images`: of one step, over all ranks."""
         self.replaced.write(self.note)
         lines = self.meter.read()
         pace = self._timer.pace(step)
@@ -95,12 +98,6 @@ class Monitor:
             if self._log is not None:
                 self._log.train(line.step, line.values, seconds=self.seconds, **speed)
             self._display.update(line.step, line.values | speed)
-            skipped = line.values["skipped"]
-            if skipped > max(SKIPPED_AT_MOST, SKIPPED_AT_MOST * steps / 100):
-                raise DivergedError(
-                    f"{skipped:.0f} updates of the last {steps} steps were not finite, at step {line.step}. "
-                    "Lower student.lr or teacher.lr, set clip = 1.0, or lower feedback.weight."
-                )
 
     def evaluate(self, step: int, phase: Literal["train", "finetune"], networks: Mapping[Network, RunLearner]) -> None:
         """Scores every network, and keeps the best student by its validation accuracy."""
@@ -127,8 +124,8 @@ class Monitor:
         return self._scorer.accuracies(networks)
 
     def state(self) -> dict[str, Tensor]:
-        """The unfinished line of metrics, which differs between ranks."""
-        return {"meter": self.meter.kept}
+        """The unfinished line of metrics, which differs between ranks, and the skipped updates of the last steps."""
+        return {"meter": self.meter.kept, RECENT_SKIPS: self.skips.recent}
 
     def facts(self) -> dict[str, Any]:
         """What else a checkpoint keeps of the monitor."""
@@ -137,4 +134,5 @@ class Monitor:
     def restore(self, found: Checkpoint) -> None:
         """Continues from a checkpoint."""
         self.meter.kept.copy_(found.tensors["meter"])
+        self.skips.load(found.tensors[RECENT_SKIPS])
         self.best, self.seconds = found.facts["best"], found.facts["seconds"]

@@ -2,9 +2,10 @@
 
 from collections.abc import Collection, Mapping
 from pathlib import Path
-from typing import Final
+from typing import Any, Final, Literal
 
 import torch
+from pydantic import BaseModel, Field, ValidationError
 from torch import Tensor
 
 from fastmpl.config import Config, NetworkConfig, difference, load
@@ -22,6 +23,31 @@ HARMLESS: Final = {
     *("run.output", "run.log_every", "run.evaluate_every", "run.checkpoint_every", "run.keep"),
     *("system.threads", "system.timeout"),
 }
+
+
+class Position(BaseModel, extra="allow"):
+    """The position in the data, as `fastmpl.data.loader` writes it."""
+
+    step: int = Field(ge=0, strict=True)
+    fingerprint: dict[str, Any]
+
+
+class Best(BaseModel, extra="allow"):
+    """The best student by its validation accuracy."""
+
+    step: int = Field(ge=0, strict=True)
+    network: Literal["student", "average"]
+    validation: float = Field(ge=0, le=1)
+
+
+class Facts(BaseModel, extra="allow"):
+    """What a checkpoint keeps besides tensors."""
+
+    data: Position
+    best: Best | None
+    seconds: float = Field(ge=0, allow_inf_nan=False)
+    pretrained: dict[str, str] = {}
+    student: dict[str, Any] | None = None
 
 
 def asked_step(folder: Path, resume: str) -> int:
@@ -116,6 +142,34 @@ def require_fitting(
                 f"{name} does not fit this configuration: {key} is {_describe(left)} in it, and {_describe(right)} here. "
                 "Set model, optimiser, average and engine as they were when it was written."
             )
+    _require_values(found, name, here, pieces, steps)
+
+
+def _require_values(
+    found: Checkpoint, name: str, here: Mapping[str, Tensor], pieces: Collection[str], steps: int
+) -> None:
+    """Raises StorageError if the tensors of a checkpoint that fits are no state that a run can have.
+
+    A hash says that a file is as it was written, and not that what wrote it was sound.
+    """
+    for key, value in found.tensors.items():
+        if key not in pieces and key in here and value.dtype != here[key].dtype:
+            raise StorageError(f"{name} holds {key} as {value.dtype}, and this run as {here[key].dtype}.")
+        # versions up to 0.1.0 could save a baseline that is not finite; loading it repairs it
+        if value.is_floating_point() and not value.isfinite().all() and not key.endswith("/baseline"):
+            raise StorageError(f"{name} holds numbers that are not finite in {key}.")
+    taken = found.tensors.get("step/step")
+    if taken is not None and int(taken) != min(found.step, steps):
+        raise StorageError(f"{name} is of step {found.step} by its name, and of step {int(taken)} by its state.")
+    try:
+        Facts.model_validate(found.facts)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"]))
+        raise StorageError(f"{name} has facts that a run does not write ({where}: {first['msg']}).") from error
+    position = found.facts["data"]["step"]
+    if position != min(found.step, steps):
+        raise StorageError(f"{name} is of step {found.step}, and its position in the data of step {position}.")
 
 
 def _describe(shape: torch.Size | None) -> str:

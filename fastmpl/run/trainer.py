@@ -27,6 +27,7 @@ from fastmpl.run import checkpoint, finetune
 from fastmpl.run.build import assemble
 from fastmpl.run.checkpoint import Checkpoint
 from fastmpl.run.closing import Results, closing_lines
+from fastmpl.run.divergence import describe_divergence
 from fastmpl.run.fixed_teacher import Target, load_fixed_teacher
 from fastmpl.run.folder import State, add_note, claim_folder, replace_file, write_status
 from fastmpl.run.graph_choice import choose_execution, loaded_dtype
@@ -42,6 +43,7 @@ from fastmpl.run.trained_networks import TrainedNetworks
 from fastmpl.step.eager import EagerStep
 from fastmpl.step.step_graph import GraphedStep
 from fastmpl.telemetry.output import show_lines
+from fastmpl.telemetry.skip_window import AT_MOST
 from fastmpl_kernels import dispatch
 
 # torch itself scripts its forward-mode rules; a user cannot change that
@@ -148,7 +150,7 @@ class Training:
             weights={role: start.weights for role, start in pretrained.items()},
             note=self.notes.append,
         )
-        self.networks = TrainedNetworks(trainee, config, self.device, self.monitor.meter.add)
+        self.networks = TrainedNetworks(trainee, config, self.device, self.monitor.add)
         self.total = config.run.steps + config.finetune.steps
         self.step, self.saved = 0, -1
 
@@ -167,12 +169,19 @@ class Training:
         return module
 
     def restore(self, resume: str) -> None:
-        """Continues from a checkpoint, if there is one."""
+        """Continues from a checkpoint, if there is one: the newest that is valid and fits, or the one that is named."""
         is_named = resume not in ("auto", "never")
-        if not is_named:
-            found = checkpoint.read_newest(self.folder / "checkpoints", self.notes.append, self.ranks)
+        if is_named:
+            found: Checkpoint | None = checkpoint.read(Path(resume), self.ranks)
+            assert found is not None
+            self._require_fitting(found, resume)
         else:
-            found = checkpoint.read(Path(resume), self.ranks)
+            found = checkpoint.read_newest(
+                self.folder / "checkpoints",
+                self.notes.append,
+                self.ranks,
+                lambda found: self._require_fitting(found, f"The checkpoint of step {found.step}"),
+            )
         if found is None:
             wanted = [role for role in trained_optimisers(self.config) if getattr(self.config, role).pretrained]
             if wanted and not self.starts:
@@ -181,18 +190,24 @@ class Training:
                     "Use --resume never to start over."
                 )
             return
+        self.continue_from(found)
+        if is_named and self.ranks.rank == 0 and (aside := set_newer_aside(self.folder, self.step)):
+            self.notes.append(aside)
+
+    def _require_fitting(self, found: Checkpoint, name: str) -> None:
+        """Raises a FastMPLError if a checkpoint is of another run or data, or no state that a run can have."""
         parts = self.networks.parts()
         here, sharded = parts.state() | self.monitor.state(), parts.placement().sharded
-        require_fitting(
-            found, resume if is_named else f"The checkpoint of step {found.step}", here, sharded, self.config
-        )
+        require_fitting(found, name, here, sharded, self.config)
+        self.data.train.restore(found.facts["data"])
+
+    def continue_from(self, found: Checkpoint) -> None:
+        """Takes over the state of a checkpoint that fits."""
         self.weights = found.facts.get("pretrained", {})
         self.data.train.restore(found.facts["data"])
         self.step = self.saved = found.step
         self.networks.load(found.tensors, finetuning=self.step > self.config.run.steps)
         self.monitor.restore(found)
-        if is_named and self.ranks.rank == 0 and (aside := set_newer_aside(self.folder, self.step)):
-            self.notes.append(aside)
         if self.step:
             self.notes.append(f"Continuing at step {self.step} of {self.total}.")
         if found.ranks != self.ranks.size:
@@ -275,9 +290,7 @@ class Training:
         run, meter = self.config.run, self.monitor.meter
         self.monitor.start_phase(self.step)
         while self.step < phase.last:
-            batch = self.monitor.wait_for(phase.batches)
-            phase.step(batch)
-            self.step += 1
+            batch = self.take_step(phase)
             images = (len(batch.labelled) + len(batch.weak)) * self.ranks.size
             self.monitor.show_step(self.step, images)
             ends = self.step == phase.last
@@ -289,6 +302,8 @@ class Training:
                 meter.finish(self.step)
             if meter.is_full or evaluates or saves:  # evaluating and saving wait for the device anyway
                 self.monitor.write_lines(self.step, images)
+                if (skipped := self.monitor.skips.read_worst()) > AT_MOST:
+                    raise describe_divergence(skipped, self, phase)
             if evaluates:
                 self.monitor.evaluate(self.step, phase.name, phase.networks)
             if saves:
@@ -296,19 +311,30 @@ class Training:
             if stops:
                 raise self.stops.reason(self.folder, self.step)
 
-    def _save(self, *, last: bool) -> None:
-        """Saves a checkpoint. If the disk is full, training goes on, except after the last step."""
-        parts, monitor, folder = self.networks.parts(), self.monitor, self.folder / "checkpoints"
-        monitor.replaced.write(monitor.note)
-        made = Checkpoint(
+    def take_step(self, phase: Phase) -> Batch:
+        """Takes the next step of a phase, on the batch that it returns."""
+        batch = self.monitor.wait_for(phase.batches)
+        phase.step(batch)
+        self.step += 1
+        return batch
+
+    def make_checkpoint(self) -> Checkpoint:
+        """The present state, with the tensors that training goes on changing."""
+        parts, monitor = self.networks.parts(), self.monitor
+        return Checkpoint(
             self.step,
             parts.state() | monitor.state(),
             {"data": self.data.train.state(), **monitor.facts(), **self._facts()},
             parts.placement().per_rank | set(monitor.state()),
             parts.placement().sharded,
         )
+
+    def _save(self, *, last: bool) -> None:
+        """Saves a checkpoint. If the disk is full, training goes on, except after the last step."""
+        monitor, folder = self.monitor, self.folder / "checkpoints"
+        monitor.replaced.write(monitor.note)
         try:
-            checkpoint.save(folder, made, self.ranks)
+            checkpoint.save(folder, self.make_checkpoint(), self.ranks)
         except StorageError as error:
             if last:
                 raise
