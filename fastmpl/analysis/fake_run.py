@@ -7,8 +7,10 @@ from fastmpl.analysis.capture_lint import STEPS, lint
 from fastmpl.analysis.capture_trace import Fault
 from fastmpl.config import Config
 from fastmpl.data.batch import Batch
+from fastmpl.data.normalise import IMAGENET
 from fastmpl.models import build_network
 from fastmpl.run.build import assemble
+from fastmpl.run.expected_inputs import normalisation_of
 
 
 class FakeRun:
@@ -28,6 +30,8 @@ class FakeRun:
             image_shape=image_shape,
             device=torch.get_default_device(),
             fixed_teacher=build_stand_in,
+            normalisation=normalisation_of(config.student, image_shape[0])
+            or (IMAGENET if len(image_shape) == 3 else None),
         )
         self.batch = make_fake_batch(config, image_shape, classes)
 

@@ -27,6 +27,10 @@ class TrainOptions:
 
 def train(options: TrainOptions, config: Config) -> None:
     if options.dry_run:
+        if config.student.pretrained or config.teacher.pretrained:
+            from fastmpl.run.expected_inputs import settle_inputs
+
+            config = settle_inputs(config)
         print(to_toml(config), end="")
         return
     limit_threads(config.system.threads)

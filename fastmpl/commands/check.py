@@ -182,6 +182,9 @@ def check_output(config: Config) -> str:
 
 def check(config: Config) -> Iterator[str]:
     """One line for each thing found in order. Raises DataError or StorageError at the first that is not."""
+    from fastmpl.run.expected_inputs import settle_inputs  # imports torch
+
+    config = settle_inputs(config)
     yield "output  " + check_output(config)
     prepared = yield from check_data(config)
     yield from check_networks(config, prepared)

@@ -25,6 +25,7 @@ from fastmpl.data.stores.store import StoreHeader, checksum
 from fastmpl.data.stores.store_writer import StorePlan, StoreWriter
 from fastmpl.data.stores.tables import read_table
 from fastmpl.errors import ConfigError, FastMPLError
+from fastmpl.run.expected_inputs import normalisation_of, settle_inputs
 from fastmpl.run.fixed_teacher import Target, load_fixed_teacher
 from fastmpl.run.student_file import WEIGHTS
 
@@ -63,11 +64,13 @@ def distill(
     folder = output or (Path(config.data.store) if config.data.store else None)
     if folder is None:
         raise ConfigError("fastmpl distill needs --output, or a configuration with data.store: the folder to write.")
+    config = settle_inputs(config)
     data = build_data(
         config.data.model_copy(update=UNFILTERED),
         seed=config.run.seed,
         channels_last=config.system.channels_last,
         threads=torch.get_num_threads(),
+        normalisation=normalisation_of(config.student, config.data.channels),
     )
     classes = len(data.classes)
     plan = StorePlan(

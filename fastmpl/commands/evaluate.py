@@ -17,6 +17,7 @@ from fastmpl.data.memory.evaluation_set import EvaluationSet
 from fastmpl.data.normalise import centre
 from fastmpl.data.prepare import prepare
 from fastmpl.data.readers.folder import read_labelled
+from fastmpl.data.settings import interpolation_of
 from fastmpl.errors import ConfigError
 from fastmpl.run.student_file import Classifier, load_classifier
 
@@ -51,7 +52,7 @@ def image_sets(student: Classifier, data: Path | None) -> Iterator[tuple[str, Ev
     if data is not None:
         if student.normalisation is None:
             raise ConfigError("The run classifies points, not images: leave --data out.")
-        arrays = read_labelled(data, student.classes, shown_side(settings))
+        arrays = read_labelled(data, student.classes, shown_side(settings), interpolation_of(settings))
         images = centre(np.asarray(arrays.test_images), size)
         yield str(data), make_evaluation_set(images, arrays.test_labels, settings, student.normalisation)
         return

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from fastmpl.commands.evaluate import image_sets
 from fastmpl.data.errors import DataError
+from fastmpl.data.evaluation import framing_of
 from fastmpl.data.normalise import Normalisation
 from fastmpl.errors import ConfigError, StorageError
 from fastmpl.run.student_file import Classifier, load_classifier
@@ -114,7 +115,8 @@ def describe(student: Classifier, wanted: Wanted) -> dict[str, str]:
         "output": "probabilities" if wanted.softmax else "logits",
     }
     if student.normalisation is not None:
-        facts |= {name: json.dumps(values) for name, values in student.normalisation._asdict().items()}
+        shown = student.normalisation._asdict() | framing_of(student.config.data)._asdict()
+        facts |= {name: json.dumps(values) for name, values in shown.items()}
     return facts
 
 
@@ -181,6 +183,7 @@ def _write_timm(student: Classifier, run: Path, facts: dict[str, str], path: Pat
     path.mkdir(parents=True, exist_ok=True)
     tensors = {key: value.contiguous() for key, value in student.module.state_dict().items()}
     (path / "model.safetensors").write_bytes(safetensors.torch.save(tensors, {"format": "pt"}))
+    framing = framing_of(student.config.data)
     constants = {key: [v / BYTES for v in values] for key, values in student.normalisation._asdict().items()}
     config = {
         "architecture": name,
@@ -191,8 +194,8 @@ def _write_timm(student: Classifier, run: Path, facts: dict[str, str], path: Pat
             "input_size": list(student.image_shape),
             "num_classes": len(student.classes),
             "label_names": list(student.classes),
-            "crop_pct": student.config.data.centre_crop,
-            "interpolation": "bilinear",
+            "crop_pct": framing.centre_crop,
+            "interpolation": framing.interpolation,
             **constants,
         },
     }

@@ -16,6 +16,7 @@ from fastmpl.data.evaluation import shown_side
 from fastmpl.data.files.decode import Decoded, decode_all
 from fastmpl.data.files.listing import list_image_files
 from fastmpl.data.normalise import centre, centre_view
+from fastmpl.data.settings import interpolation_of
 from fastmpl.errors import ConfigError
 from fastmpl.run.student_file import Classifier, load_classifier
 
@@ -86,7 +87,8 @@ def predict(run: Path, paths: Sequence[Path], tell: Callable[[str], None] = lamb
 
 def _predict_files(student: Classifier, files: Sequence[Path], device: torch.device) -> Iterator[Prediction]:
     student.module.to(device)
-    pairs = zip(files, decode_all(files, shown_side(student.config.data)), strict=True)
+    data = student.config.data
+    pairs = zip(files, decode_all(files, shown_side(data), interpolation=interpolation_of(data)), strict=True)
     while chunk := list(islice(pairs, PASS)):
         yield from _classify(student, chunk, device)
 

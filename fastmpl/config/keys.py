@@ -31,11 +31,13 @@ Targets = Literal["soft", "sampled", "argmax"]
 FeedbackKind = Literal["exact", "per_example", "scalar", "off"]
 CleanImages = Literal["labelled", "trusted"]
 ADAPTER = r"^$|^lora:([1-9]|[1-9]\d{1,2}|10[01]\d|102[0-4])$"  # ranks of 1 to 1,024
+Interpolation = Literal["auto", "bilinear", "bicubic"]
 Count = Annotated[int, Field(ge=0, le=10**9)]
 Positive = Annotated[int, Field(ge=1, le=10**9)]
 Share = Annotated[float, Field(ge=0, le=1)]
 BelowOne = Annotated[float, Field(ge=0, lt=1)]
 Ratio = Annotated[float, Field(ge=0.01, le=100)]
+Channels = Annotated[tuple[Share, Share, Share], Field(strict=False)]  # a number of red, of green and of blue
 Rate = Annotated[float, Field(ge=0, le=1000)]
 Temperature = Annotated[float, Field(ge=0.01, le=100)]
 
@@ -82,7 +84,9 @@ class DataConfig(_Section):
         ("none", 0.0), "Kind and share of wrong labels put on the labelled images, for experiments."
     )
     validation: Count = _key(500, "Labelled images that are never trained on, to select a checkpoint by.")
-    image_size: int = _key(28, "Height and width of the images in pixels.", ge=1, le=4096)
+    image_size: int = _key(
+        28, "Height and width of the images in pixels; 0: those of the pretrained network, else 28.", ge=0, le=4096
+    )
     channels: int = _rare(3, "Channels of the networks' input: 3, or 1 for a data set of grey images.", ge=1, le=3)
     batch_labelled: Positive = _key(64, "Labelled images a step, over all ranks.")
     batch_unlabelled: Positive = _key(448, "Unlabelled images a step, over all ranks.")
@@ -99,8 +103,13 @@ class DataConfig(_Section):
     crop_ratio: Annotated[tuple[Ratio, Ratio], Field(strict=False)] = _rare(
         (0.75, 4 / 3), "Smallest and largest width over height of a random crop."
     )
-    centre_crop: Annotated[float, Field(gt=0, le=1)] = _rare(
-        0.875, "Side of the square that is evaluated, as a share of the shorter side, where decoded at every step."
+    centre_crop: Share = _rare(
+        0.875,
+        "Side of the square that is evaluated, as a share of the shorter side, where decoded at every step; "
+        "0: that of the pretrained network, else 0.875.",
+    )
+    interpolation: Interpolation = _rare(
+        "auto", "How evaluated images are resized; auto: as the pretrained network expects it, else bilinear."
     )
     start_size: Annotated[int, Field(ge=0, le=4096)] = _rare(0, "Image size at the first step, that grows; 0: off.")
     grow_steps: Count = _rare(0, "Steps until start_size has grown to image_size.")
@@ -126,6 +135,12 @@ class NetworkConfig(_Section):
     )
     adapter: str = _rare(
         "", 'Low-rank adapters that are trained in the place of the weights, as "lora:8"; "": none.', pattern=ADAPTER
+    )
+    mean: Channels = _rare(
+        (0.0, 0.0, 0.0), "Mean of the inputs' channels, of pixels in [0, 1]; read where std is above 0."
+    )
+    std: Channels = _rare(
+        (0.0, 0.0, 0.0), "Deviation of the inputs' channels; 0: that of the pretrained network, else of the data."
     )
     dropout: BelowOne = _rare(0.0, "Share of units dropped.")
     norm: Norm = _rare("batch", "Normalisation: statistics of a rank's batch, of all ranks' batches, or of groups.")

@@ -59,6 +59,7 @@ SYNONYMS: Final[Mapping[str, str]] = {  # what other tools call a key
     "unlabeled": "unlabelled",
     "wd": "weight_decay",
 }
+OPEN: Final[dict[str, Any]] = {"data.image_size": 0, "data.centre_crop": 0.0}  # which a pretrained network decides
 _QUOTED_OR_COMMENT: Final = re.compile(r'"(?:[^"\\\n]|\\.)*"|\'[^\'\n]*\'|#.*')
 
 
@@ -164,6 +165,8 @@ def build(values: Mapping[str, Any], source: Mapping[str, object]) -> Config:
     unknown = [unknown_key(name, source[name]) for name in values if name not in KEYS]
     if unknown:
         raise ConfigError("\n".join(unknown[:SHOWN]))
+    if values.get("student.pretrained") or values.get("teacher.pretrained"):
+        values = OPEN | values
     tree: dict[str, dict[str, Any]] = {}
     for name, value in values.items():
         section, key = name.split(".")

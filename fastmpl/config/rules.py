@@ -148,6 +148,22 @@ def _weights(config: "Config") -> Iterator[str]:
             yield f'{role}.pretrained = "hub" with {role}.model = "{network.model}", which timm does not know. Name a file.'
 
 
+def _inputs(config: "Config") -> Iterator[str]:
+    """The constants that a network's inputs are normalised with."""
+    for role, network in (("student", config.student), ("teacher", config.teacher)):
+        if not any((*network.mean, *network.std)):
+            continue
+        if not all(network.std):
+            yield (
+                f"{role}.mean = {toml(network.mean)} with {role}.std = {toml(network.std)}: set three deviations above 0, "
+                "or leave both out."
+            )
+        if role not in trained_optimisers(config) or (role == "teacher" and config.method.name == "reduced_mpl"):
+            yield f'{role}.std is for a network that learns from images; "{config.method.name}" has none there.'
+        if config.data.source == "two_moons":
+            yield f'{role}.std is for images, and data.source = "two_moons" has points.'
+
+
 def _optimisers(config: "Config") -> Iterator[str]:
     for role, network in (("teacher", config.teacher), ("student", config.student)):
         if network.optimiser == "nesterov" and network.momentum == 0:
@@ -238,7 +254,7 @@ def _growth(config: "Config") -> Iterator[str]:
         yield "data.start_size and data.grow_steps go together: the first size, and the steps until image_size."
     if not data.start_size:
         return
-    if data.start_size > data.image_size:
+    if 0 < data.image_size < data.start_size:
         yield f"data.start_size = {data.start_size} is larger than data.image_size = {data.image_size}."
     if not decodes_always(data):
         yield 'data.start_size needs images that are decoded at every step: data.decode = "always".'
@@ -313,7 +329,7 @@ def _system(config: "Config") -> Iterator[str]:
 
 
 def _refusals(config: "Config") -> Iterable[str]:
-    for rule in (_run, _models, _weights, _optimisers, _method, _feedback, _data, _system):
+    for rule in (_run, _models, _weights, _inputs, _optimisers, _method, _feedback, _data, _system):
         yield from rule(config)
 
 

@@ -163,14 +163,16 @@ def build(
     threads: int = 1,
     device: int | None = None,
     dtype: torch.dtype = torch.float32,
+    normalisation: Normalisation | None = None,
 ) -> Data:
     """Loads, splits and prepares the data of a run.
 
     Process `rank` of `world` gets its part of every global batch. `device`: the number of the CUDA device that makes
     views and holds batches, None for the CPU. `dtype`: of training images that are decoded at every step; other images
-    are float32. Raises DataError where the data cannot be used as asked.
+    are float32. `normalisation`: constants for images instead of the data's own. Raises DataError where the data cannot
+    be used as asked.
     """
-    prepared = prepare(settings, seed)
+    prepared = prepare(settings, seed, normalisation)
     if prepared.normalisation is not None:
         import_module("fastmpl.data.memory.pipeline")  # a missing DALI is reported now, not at the first batch
     streams = StreamOpener(prepared, settings, seed, rank, world, channels_last, max(threads, 1), device, dtype)

@@ -1,5 +1,7 @@
 """Makes evaluation sets: in memory for decoded images, decoded at every evaluation for encoded ones."""
 
+from typing import NamedTuple
+
 import numpy as np
 import torch
 
@@ -7,7 +9,22 @@ from fastmpl.config.rules import decodes_always
 from fastmpl.data.dataset import Images, Labels
 from fastmpl.data.memory.evaluation_set import DecodedEvaluationSet, EvaluationSet
 from fastmpl.data.normalise import Normalisation
-from fastmpl.data.settings import DataSettings
+from fastmpl.data.settings import DataSettings, Interpolation, interpolation_of
+
+
+class Framing(NamedTuple):
+    """How a picture becomes the square that a network is shown.
+
+    The shorter side is resized to the square's side / `centre_crop`, and the middle is taken.
+    """
+
+    centre_crop: float
+    interpolation: Interpolation
+
+
+def framing_of(settings: DataSettings) -> Framing:
+    """A picture that is decoded once is shown up to the edge of its shorter side."""
+    return Framing(settings.centre_crop if decodes_always(settings) else 1.0, interpolation_of(settings))
 
 
 def shown_side(settings: DataSettings) -> int:
@@ -26,10 +43,12 @@ def make_evaluation_set(
     """The evaluation set of `images`, neither shifted nor flipped. `device`: a CUDA device that decodes, None: the CPU."""
     truth = torch.from_numpy(labels)
     if isinstance(images, np.ndarray):
-        return DecodedEvaluationSet(torch.from_numpy(images), truth, settings.image_size, normalisation)
+        pixels, form = torch.from_numpy(images), interpolation_of(settings)
+        return DecodedEvaluationSet(pixels, truth, settings.image_size, normalisation, form)
     from fastmpl.data.streaming.encoded_pipeline import machine  # here, because others need no DALI
     from fastmpl.data.streaming.evaluation_set import EncodedEvaluationSet
 
     assert normalisation is not None
     where = machine(settings, device, threads)
-    return EncodedEvaluationSet(images, truth, settings.image_size, settings.centre_crop, normalisation, where)
+    crop, form = framing_of(settings)
+    return EncodedEvaluationSet(images, truth, settings.image_size, crop, normalisation, where, form)

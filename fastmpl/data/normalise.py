@@ -51,16 +51,21 @@ def centre(images: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:
 
 
 def centre_view(
-    images: NDArray[np.uint8] | UInt8[Tensor, "N H W C"], size: int, constants: Normalisation
+    images: NDArray[np.uint8] | UInt8[Tensor, "N H W C"],
+    size: int,
+    constants: Normalisation,
+    interpolation: str = "bilinear",
 ) -> Float[Tensor, "N C size size"]:
     """`images` [N, H, W, 3 or 1] as they are evaluated: resized whole, neither shifted nor flipped.
 
     C is the number of channels in `constants`; with one channel, a colour picture is replaced by its luminance.
+    interpolation: "bilinear" or "bicubic".
     """
     tensor = torch.as_tensor(images).permute(0, 3, 1, 2).float()
     if len(constants.mean) == 1 and tensor.shape[1] == 3:
         tensor = (tensor * torch.tensor(LUMINANCE, device=tensor.device)[:, None, None]).sum(1, keepdim=True).round()
     if tensor.shape[-2:] != (size, size):
-        tensor = torch.nn.functional.interpolate(tensor, (size, size), mode="bilinear", antialias=True).round()
+        tensor = torch.nn.functional.interpolate(tensor, (size, size), mode=interpolation, antialias=True)
+        tensor = tensor.round().clamp(0, 255)  # bicubic weights may be negative
     mean, std = (torch.tensor(c, device=tensor.device)[:, None, None] for c in constants)
     return (tensor.expand(-1, len(constants.mean), -1, -1) - mean) / std

@@ -57,14 +57,18 @@ class Prepared(NamedTuple):
         return np.flatnonzero(rest)
 
 
-def prepare(settings: DataSettings, seed: int) -> Prepared:
-    """Loads, splits and (where asked) adds label noise. Raises DataError where the data cannot be used as asked."""
+def prepare(settings: DataSettings, seed: int, normalisation: Normalisation | None = None) -> Prepared:
+    """Loads, splits and (where asked) adds label noise. Raises DataError where the data cannot be used as asked.
+
+    normalisation: constants for images instead of the data's own.
+    """
     arrays = load(settings)
     parts = split_images(arrays, settings, seed)
     targets = _make_targets(arrays, parts, settings, seed)
     if settings.features:
         return _replace_images(Prepared(arrays, parts, targets, None), settings.features)
-    return Prepared(arrays, parts, targets, _choose_normalisation(arrays.train_images, settings.channels))
+    constants = _choose_normalisation(arrays.train_images, settings.channels, normalisation)
+    return Prepared(arrays, parts, targets, constants)
 
 
 def _replace_images(prepared: Prepared, folder: str) -> Prepared:
@@ -79,11 +83,14 @@ def _replace_images(prepared: Prepared, folder: str) -> Prepared:
     return prepared._replace(arrays=arrays, features=store, standardise=standardise)
 
 
-def _choose_normalisation(images: Images, channels: int) -> Normalisation | None:
-    """Measured where that costs nothing; ImageNet's where it would take decoding everything. None for points."""
+def _choose_normalisation(images: Images, channels: int, asked: Normalisation | None) -> Normalisation | None:
+    """As asked; else measured where that costs nothing, and ImageNet's where it would take decoding everything.
+
+    None for points.
+    """
     if not isinstance(images, np.ndarray):
-        return IMAGENET
-    return None if images.ndim == 2 else measure(cast(NDArray[np.uint8], images), channels)
+        return asked or IMAGENET
+    return None if images.ndim == 2 else asked or measure(cast(NDArray[np.uint8], images), channels)
 
 
 def fingerprint(prepared: Prepared, settings: DataSettings, seed: int) -> dict[str, Word]:

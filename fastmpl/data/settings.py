@@ -4,7 +4,9 @@ The configuration's own model satisfies it, and so does any object with these at
 neither a file nor a parser. Bounds and cross-field rules belong to the configuration.
 """
 
-from typing import Protocol
+from typing import Literal, Protocol
+
+Interpolation = Literal["bilinear", "bicubic"]
 
 
 class DataSettings(Protocol):
@@ -51,6 +53,8 @@ class DataSettings(Protocol):
     @property
     def centre_crop(self) -> float: ...  # side of the evaluated square, as a share of the shorter side
     @property
+    def interpolation(self) -> str: ...  # auto bilinear bicubic, of images that are evaluated
+    @property
     def start_size(self) -> int: ...  # image size at step 0; 0: image_size throughout
     @property
     def grow_steps(self) -> int: ...  # steps until image_size is reached
@@ -68,3 +72,8 @@ class DataSettings(Protocol):
     def per_class(self) -> int: ...  # unlabelled images of one likeliest class; 0: any number
     @property
     def filter_store(self) -> str: ...  # folder of stored distributions; empty: that of `store`
+
+
+def interpolation_of(settings: DataSettings) -> Interpolation:
+    """How images are resized for evaluation: bilinear unless bicubic is asked for, both antialiased."""
+    return "bicubic" if settings.interpolation == "bicubic" else "bilinear"

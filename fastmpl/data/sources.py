@@ -20,7 +20,7 @@ from fastmpl.data.errors import DataError
 from fastmpl.data.readers import published, streamed_sources
 from fastmpl.data.readers.folder import read_folder
 from fastmpl.data.readers.idx import read_idx
-from fastmpl.data.settings import DataSettings
+from fastmpl.data.settings import DataSettings, interpolation_of
 
 _DEBIAN = Path("/usr/share/datasets/fashion-mnist")  # Debian's package dataset-fashion-mnist
 _CLOTHES = ("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot")
@@ -103,7 +103,7 @@ def load(settings: DataSettings) -> Arrays:
     if decodes_always(settings):
         return drop_bad_images(list_images(settings), settings.root)
     if settings.source == "folder":
-        return read_folder(settings.root, settings.image_size)
+        return read_folder(settings.root, settings.image_size, interpolation_of(settings))
     if settings.source not in SOURCES:
         names = ", ".join((*SOURCES, *streamed_sources.READERS))
         raise DataError(f"data.source = {settings.source!r} cannot be read: choose one of {names}.")

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from fastmpl.config import Config, NetworkConfig, names_own_model
+from fastmpl.data.normalise import Normalisation
 from fastmpl.distributed.ranks import ALONE, Ranks
 from fastmpl.learners.plain import PlainLearner
 from fastmpl.learners.protocol import RunLearner
@@ -20,9 +21,11 @@ from fastmpl.methods.single_network import SingleNetworkMethod
 from fastmpl.methods.supervised import Supervised
 from fastmpl.methods.uda import Consistency, Uda
 from fastmpl.models import build_network
+from fastmpl.models.input_map import differ, map_inputs
 from fastmpl.models.layout import channels_last
 from fastmpl.models.pretrained import Weights
 from fastmpl.models.reduced_teacher import ReducedTeacher, StoredTeacher
+from fastmpl.run.expected_inputs import normalisation_of
 from fastmpl.step.eager import EagerStep, Ramp, Step
 from fastmpl.step.mpl_step import MplStep
 from fastmpl.step.order import joint, split
@@ -56,19 +59,21 @@ def assemble(
     fixed_teacher: Callable[[], nn.Module],
     ranks: Ranks = ALONE,
     weights: Mapping[str, Weights] = MappingProxyType({}),
+    normalisation: Normalisation | None = None,
     note: Callable[[str], None] = lambda sentence: None,
 ) -> Trainee:
     """Networks on `device`, and the step of `config`'s method; `fixed_teacher` gives the one that does not learn.
 
-    weights: what the networks that learn start from, by role; random weights for a role that is missing. note: called
-    with a sentence on the tensors that were loaded.
+    weights: what the networks that learn start from, by role; random weights for a role that is missing. normalisation:
+    that of the batches, which are the student's inputs; a teacher with another has a map in front of it. note: called with
+    a sentence on the tensors that were loaded.
     """
 
     def make_network(section: NetworkConfig, seed: int) -> nn.Module:
         if section is config.teacher and config.method.name == "reduced_mpl":
             return ReducedTeacher(classes, section.width, section.depth, seed)
         role = "teacher" if section is config.teacher else "student"
-        return build_network(
+        network = build_network(
             section,
             classes=classes,
             image_shape=image_shape,
@@ -76,6 +81,11 @@ def assemble(
             weights=weights.get(role),
             note=lambda sentence: note(f"{role}: {sentence}."),
         )
+        own = normalisation_of(section, image_shape[0])
+        if role == "student" or own is None or normalisation is None or not differ(normalisation, own):
+            return network
+        note("teacher: its images are brought from the student's normalisation to its own by an affine map.")
+        return map_inputs(network, normalisation, own)
 
     def make_learner(section: NetworkConfig, seed: int, average: float) -> RunLearner:
         module = _place(make_network(section, config.run.seed * 1009 + seed), config, device)

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from fastmpl.data.classes import class_order
 from fastmpl.data.normalise import Normalisation
 from fastmpl.errors import ConfigError
+from fastmpl.models.input_map import differ, map_inputs
 from fastmpl.run.student_file import load_classifier
 
 BYTES = 255.0  # timm's constants are for pixels in [0, 1]
@@ -35,44 +36,27 @@ class FixedTeacher(NamedTuple):
 
 
 class AdaptedNetwork(nn.Module):
-    """A network behind an affine map and a resize of its inputs; its logits in another order of classes."""
+    """A network behind a resize of its inputs; its logits in another order of classes."""
 
-    scale: Tensor | None
-    shift: Tensor | None
     order: Tensor | None
 
     def __init__(
         self,
         network: nn.Module,
         *,
-        data: Normalisation | None,
-        own: Normalisation | None,
         size: tuple[int, int] | None = None,
         order: Tensor | None = None,
     ) -> None:
-        """data: normalisation of the inputs given; own: of the inputs that `network` was trained on.
+        """size: (height, width) of the images that `network` needs; None leaves them.
 
-        size: (height, width) of the images that `network` needs; None leaves them. order [K]: output k is the network's
-        output order[k]; None leaves them.
+        order [K]: output k is the network's output order[k]; None leaves them.
         """
         super().__init__()
         self.network, self.size = network, size
-        scale = shift = None
-        if data is not None and own is not None:
-            # (x std_d + mean_d - mean_t) / std_t for an input x normalised by the data's constants
-            (mean_d, std_d), (mean_t, std_t) = (
-                (torch.tensor(part, dtype=torch.float64)[:, None, None] for part in constants)
-                for constants in (data, own)
-            )
-            scale, shift = (std_d / std_t).float(), ((mean_d - mean_t) / std_t).float()
-        self.register_buffer("scale", scale)
-        self.register_buffer("shift", shift)
         self.register_buffer("order", order)
 
     def forward(self, images: Tensor) -> Tensor:
         images = images.float()  # the loader may give bfloat16
-        if self.scale is not None and self.shift is not None:
-            images = images * self.scale + self.shift
         if self.size is not None:
             images = F.interpolate(images, self.size, mode="bilinear", antialias=True, align_corners=False)
         logits: Tensor = self.network(images)
@@ -152,16 +136,10 @@ def _adapt(
             order = None
         else:
             remarks.append(f"{who} has the data's classes in another order: its scores are mapped by class name.")
-    if target.normalisation is not None and own is not None and _differ(own, target.normalisation):
+    if target.normalisation is not None and own is not None and differ(own, target.normalisation):
         remarks.append(f"{who} sees the images with the normalisation that it was trained with.")
-    else:
-        own = None
+        map_inputs(module, target.normalisation, own)
     if size is not None:
         remarks.append(f"{who} sees the images at its own size, {size[0]} x {size[1]} pixels.")
-    adapted = AdaptedNetwork(module, data=target.normalisation, own=own, size=size, order=order)
+    adapted = AdaptedNetwork(module, size=size, order=order)
     return FixedTeacher(adapted.eval(), tuple(remarks))
-
-
-def _differ(one: Normalisation, other: Normalisation) -> bool:
-    """Whether two normalisations differ by more than rounding (a hundredth of a grey level)."""
-    return max(abs(a - b) for a, b in zip((*one.mean, *one.std), (*other.mean, *other.std), strict=True)) > 0.01

@@ -14,6 +14,7 @@ import safetensors.torch
 from torch import Tensor, nn
 
 from fastmpl.config import Config, load
+from fastmpl.data.evaluation import Framing
 from fastmpl.data.normalise import Normalisation
 from fastmpl.errors import ConfigError, StorageError
 from fastmpl.learners.protocol import RunLearner
@@ -45,12 +46,15 @@ def save_network(
     classes: tuple[str, ...],
     image_shape: tuple[int, ...],
     normalisation: Normalisation | None,
+    framing: Framing | None = None,
 ) -> Path:
-    """Writes the weights, adapters merged; the metadata holds the classes, the image shape and the normalisation."""
+    """Writes the weights, adapters merged; the metadata holds classes, image shape, normalisation and framing."""
     tensors = {name: value.detach().cpu().contiguous() for name, value in merge_adapters(weights).items()}
     facts = {"class_names": json.dumps(classes), "image_shape": " ".join(map(str, image_shape))}
     if normalisation is not None:
         facts |= {name: " ".join(map(repr, values)) for name, values in normalisation._asdict().items()}
+    if framing is not None:
+        facts |= {name: str(value) for name, value in framing._asdict().items()}
     draft = folder / f"{WEIGHTS}.tmp"
     draft.write_bytes(safetensors.torch.save(tensors, facts))
     return draft.replace(folder / WEIGHTS)
@@ -63,6 +67,7 @@ def save_student(
     classes: tuple[str, ...],
     image_shape: tuple[int, ...],
     normalisation: Normalisation | None,
+    framing: Framing | None = None,
 ) -> None:
     """Writes the student's weights, or their average if it keeps one. Every rank calls it; rank 0 writes."""
     with ExitStack() as held:
@@ -72,14 +77,19 @@ def save_student(
         is_first = student.ranks.rank == 0
         weights = {name: value.cpu() for name, value in student.weights() if is_first}
         if is_first:
-            save_network(folder, weights, classes=classes, image_shape=image_shape, normalisation=normalisation)
+            shown: dict[str, Any] = {"normalisation": normalisation, "framing": framing}
+            save_network(folder, weights, classes=classes, image_shape=image_shape, **shown)
 
 
 def student_facts(
-    classes: tuple[str, ...], image_shape: tuple[int, ...], normalisation: Normalisation | None
+    classes: tuple[str, ...],
+    image_shape: tuple[int, ...],
+    normalisation: Normalisation | None,
+    framing: Framing | None = None,
 ) -> dict[str, Any]:
     """What a checkpoint keeps of its student, besides its weights; for JSON."""
-    return {"classes": classes, "image_shape": image_shape, "normalisation": normalisation}
+    shown = {} if framing is None else framing._asdict()
+    return {"classes": classes, "image_shape": image_shape, "normalisation": normalisation, **shown}
 
 
 def load_classifier(folder: Path) -> Classifier:

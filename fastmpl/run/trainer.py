@@ -16,6 +16,7 @@ from fastmpl.config.rules import trained_optimisers
 from fastmpl.data.batch import Batch
 from fastmpl.data.build import Data
 from fastmpl.data.build import build as build_data
+from fastmpl.data.evaluation import Framing, framing_of
 from fastmpl.data.view_stream import Replacement
 from fastmpl.distributed.process_group import Group, Place, join_group, read_place
 from fastmpl.distributed.signals import Stopper
@@ -28,6 +29,7 @@ from fastmpl.run.build import assemble
 from fastmpl.run.checkpoint import Checkpoint
 from fastmpl.run.closing import Results, closing_lines
 from fastmpl.run.divergence import describe_divergence
+from fastmpl.run.expected_inputs import describe_inputs, normalisation_of, settle_inputs
 from fastmpl.run.fixed_teacher import Target, load_fixed_teacher
 from fastmpl.run.folder import State, add_note, claim_folder, replace_file, write_status
 from fastmpl.run.graph_choice import choose_execution, loaded_dtype
@@ -68,6 +70,7 @@ def train(config: Config, *, resume: str = "auto", quiet: bool = False, report: 
     Raises subclasses of FastMPLError, each with one sentence for the user.
     """
     folder, here = Path(config.run.output) / config.run.name, read_place()
+    config = settle_inputs(config, None if resume == "never" else folder)
     with ExitStack() as held:
         claim = None
         if here.is_first:
@@ -130,6 +133,7 @@ class Training:
             threads=torch.get_num_threads(),
             device=self.device.index or 0 if self.device.type == "cuda" else None,
             dtype=loaded_dtype(config, self.device),
+            normalisation=normalisation_of(config.student, config.data.channels),
         )
         self.notes = self.data.remarks()  # shown when training begins
         require_trusted(config, self.data.trusted_count)
@@ -148,6 +152,7 @@ class Training:
             ranks=self.ranks,
             fixed_teacher=self._load_fixed_teacher,
             weights={role: start.weights for role, start in pretrained.items()},
+            normalisation=self.data.normalisation,
             note=self.notes.append,
         )
         self.networks = TrainedNetworks(trainee, config, self.device, self.monitor.add)
@@ -159,6 +164,7 @@ class Training:
         found = {role: read_start(path, role, self.data.classes) for role, path in sections.items() if path}
         for start in found.values():
             self.notes += start.remarks
+        self.notes += describe_inputs(self.config)
         return found
 
     def _load_fixed_teacher(self) -> nn.Module:
@@ -242,6 +248,7 @@ class Training:
             classes=self.data.classes,
             image_shape=self.data.image_shape,
             normalisation=self.data.normalisation,
+            framing=self._framing(),
         )
         return results
 
@@ -257,6 +264,10 @@ class Training:
                     write_predictions(self.folder, shipped, self.config, trainee, self.data, self.device, self.ranks)
                 except StorageError as error:
                     self.monitor.note(f"{error} The report has no pictures.")
+
+    def _framing(self) -> Framing | None:
+        """How the student is shown pictures; None for points."""
+        return None if self.data.normalisation is None else framing_of(self.config.data)
 
     def _phases(self) -> Iterator[Phase]:
         """The phases that are not finished."""
@@ -352,7 +363,7 @@ class Training:
 
     def _facts(self) -> dict[str, Any]:
         """What a checkpoint keeps besides the states of its parts."""
-        student = student_facts(self.data.classes, self.data.image_shape, self.data.normalisation)
+        student = student_facts(self.data.classes, self.data.image_shape, self.data.normalisation, self._framing())
         return {"student": student, "pretrained": self.weights}
 
     def _next_batch(self) -> Batch:

@@ -101,7 +101,11 @@ def _train(config: Config) -> Outcome:
 def _read_finished(config: Config) -> Outcome | None:
     """The results of a run that was finished with exactly these settings."""
     folder = Path(config.run.output) / config.run.name
-    if not (folder / "results.json").is_file() or difference(load(folder / "config.toml"), config):
+    if not (folder / "results.json").is_file():
+        return None
+    from fastmpl.run.expected_inputs import settle_inputs  # imports torch
+
+    if difference(load(folder / "config.toml"), settle_inputs(config, folder)):
         return None
     outcome: Outcome = json.loads((folder / "results.json").read_text())
     return outcome if outcome["steps"] == config.run.steps + config.finetune.steps else None

@@ -38,6 +38,7 @@ DIGITS = {
     "crop_scale": (0.08, 1.0),
     "crop_ratio": (0.75, 4 / 3),
     "centre_crop": 0.875,
+    "interpolation": "auto",
     "start_size": 0,
     "grow_steps": 0,
     "prefetch": 2,

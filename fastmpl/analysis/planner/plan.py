@@ -19,6 +19,7 @@ from fastmpl.config.optimisers import ABILITIES
 from fastmpl.errors import ConfigError
 from fastmpl.models import build_network
 from fastmpl.models.reduced_teacher import ReducedTeacher
+from fastmpl.run.expected_inputs import settle_inputs
 
 Sharding = Literal["copies", "ZeRO 1", "ZeRO 2", "ZeRO 3", "ZeRO 1, offload", "ZeRO 2, offload", "ZeRO 3, offload"]
 SHARDINGS: Final[Mapping[Sharding, tuple[Stage, bool]]] = {
@@ -77,6 +78,7 @@ def plan_memory(
     classes: number of classes of a data set that is not in CLASSES. schedules: names of SCHEDULES; all if empty.
     Raises ConfigError if `classes` is needed and missing, or if a rank would have no image.
     """
+    config = settle_inputs(config)
     for name in ("batch_labelled", "batch_unlabelled"):
         if getattr(config.data, name) < ranks * config.system.accumulate:
             raise ConfigError(

@@ -11,7 +11,7 @@ import struct
 import warnings
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from itertools import islice
+from itertools import islice, repeat
 from pathlib import Path
 from typing import Final, NamedTuple
 
@@ -28,6 +28,7 @@ SUFFIXES: Final = {
 FORMATS: Final = tuple(dict.fromkeys(SUFFIXES.values()))
 LARGEST: Final = 100_000_000  # pixels; a decoded image of this size takes 300 MB, of each thread
 AHEAD: Final = 256  # images that are decoded before the caller takes the first of them
+FILTERS: Final = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
 _DEEP: Final = 257  # 65535 / 255
 
 # PIL warns of large images, where our limit decides, and of odd metadata, which changes no pixel. Filters belong to the
@@ -88,13 +89,13 @@ def _list_oddities(image: Image.Image, suffix: str) -> str:
     return "; ".join(said)
 
 
-def _read(path: Path, size: int) -> Decoded:
+def _read(path: Path, size: int, filter: Image.Resampling) -> Decoded:
     with Image.open(path, formats=FORMATS) as image:
         if reason := _refusal(image):
             return Decoded(None, reason)
         remarks = _list_oddities(image, path.suffix)
         image.draft(None, (2 * size, 2 * size))  # lets a JPEG decoder skip detail that resizing would drop
-        square = ImageOps.fit(_to_rgb(_turn_upright(image)), (size, size), Image.Resampling.BILINEAR)
+        square = ImageOps.fit(_to_rgb(_turn_upright(image)), (size, size), filter)
         return Decoded(np.asarray(square), remarks)
 
 
@@ -111,15 +112,18 @@ def reason_of(error: Exception) -> str:
     return f"damaged: {error}" if str(error) else f"damaged ({type(error).__name__})"
 
 
-def decode(path: Path, size: int) -> Decoded:
-    """Decodes a file to a square of `size` pixels. No content of the file raises an error."""
+def decode(path: Path, size: int, interpolation: str = "bilinear") -> Decoded:
+    """Decodes a file to a square of `size` pixels. No content of the file raises an error.
+
+    interpolation: "bilinear" or "bicubic".
+    """
     try:
         facts = path.stat()
         if not stat.S_ISREG(facts.st_mode):  # a pipe would be waited for
             return Decoded(None, "it is no regular file (a pipe, a socket or a device)")
         if not facts.st_size:
             return Decoded(None, "the file is empty")
-        return _read(path, size)
+        return _read(path, size, FILTERS[interpolation])
     except Exception as error:
         return Decoded(None, reason_of(error))
 
@@ -136,9 +140,11 @@ def decode_whole(content: bytes, suffix: str = "") -> Whole:
         return Whole(None, reason_of(error))
 
 
-def decode_all(paths: Iterable[Path], size: int, threads: int = 0) -> Iterator[Decoded]:
+def decode_all(
+    paths: Iterable[Path], size: int, threads: int = 0, interpolation: str = "bilinear"
+) -> Iterator[Decoded]:
     """Decodes `paths` in their order, by several threads (0: one a core) that work a little ahead."""
     remaining = iter(paths)
     with ThreadPoolExecutor(threads or cores()) as pool:
         while chunk := list(islice(remaining, AHEAD)):
-            yield from pool.map(decode, chunk, [size] * len(chunk))
+            yield from pool.map(decode, chunk, repeat(size), repeat(interpolation))

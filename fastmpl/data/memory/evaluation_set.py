@@ -66,6 +66,7 @@ class DecodedEvaluationSet:
     labels: Int[Tensor, "N"]
     size: int
     normalisation: Normalisation | None
+    interpolation: str = "bilinear"
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -112,7 +113,11 @@ class DecodedEvaluationSet:
         return self._to_input(self.pixels.new_zeros(1, *self.pixels.shape[1:], device=device))
 
     def _to_input(self, pixels: Shaped[Tensor, "n *stored"]) -> Float[Tensor, "n *image"]:
-        return pixels if self.normalisation is None else centre_view(pixels, self.size, self.normalisation)
+        return (
+            pixels
+            if self.normalisation is None
+            else centre_view(pixels, self.size, self.normalisation, self.interpolation)
+        )
 
     @property
     def images(self) -> Float[Tensor, "N *image"]:

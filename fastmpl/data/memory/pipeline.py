@@ -109,7 +109,8 @@ class ImageStream:
         if self._device is not None:
             image = image.gpu()
         if self._images.shape[1:3] != (self._how.size, self._how.size):
-            image = fn.resize(image, size=[self._how.size] * 2, interp_type=types.INTERP_LINEAR, antialias=True)
+            kind = types.INTERP_CUBIC if self._how.interpolation == "bicubic" else types.INTERP_LINEAR
+            image = fn.resize(image, size=[self._how.size] * 2, interp_type=kind, antialias=True)
         if self._images.shape[3] < len(self._normalisation.mean):
             image = fn.color_space_conversion(image, image_type=types.GRAY, output_type=types.RGB)
         return image

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from fastmpl.data.settings import DataSettings
+from fastmpl.data.settings import DataSettings, Interpolation, interpolation_of
 
 OPERATIONS = 14  # in DALI's RandAugment suite; the pipeline asserts it
 MAGNITUDES = 31  # RandAugment's magnitudes are 0 to 30
@@ -27,6 +27,7 @@ class Augmentation(NamedTuple):
     magnitude: int
     cut: int  # side of cutout's square; 0: off
     shift: int  # largest, in either direction; 0: off
+    interpolation: Interpolation = "bilinear"  # of images of another size
 
     @property
     def columns(self) -> int:
@@ -56,7 +57,8 @@ def augmentation(settings: DataSettings) -> Augmentation:
     operations, magnitude = settings.rand_augment
     cut = round(settings.cutout * settings.image_size)
     shift = int(settings.shift * settings.image_size)
-    return Augmentation(settings.image_size, settings.flip, operations, magnitude, cut, shift)
+    form = interpolation_of(settings)
+    return Augmentation(settings.image_size, settings.flip, operations, magnitude, cut, shift, form)
 
 
 def _below(u: NDArray[np.float32], n: int) -> NDArray[np.int32]:

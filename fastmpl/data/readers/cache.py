@@ -49,9 +49,9 @@ def cache_folder() -> Path | None:
     return folder if os.access(folder, os.W_OK | os.X_OK) else None
 
 
-def _key(root: Path, files: Sequence[str], size: int) -> str:
+def _key(root: Path, files: Sequence[str], form: str) -> str:
     """A hash of the names, sizes and dates of the files. Their bytes are not hashed: reading them is what a cache saves."""
-    digest = hashlib.blake2b(f"{VERSION} {size}".encode(), digest_size=16)
+    digest = hashlib.blake2b(f"{VERSION} {form}".encode(), digest_size=16)
     for path in files:
         try:
             facts = (root / path).stat()
@@ -94,7 +94,7 @@ def _open_cached(folder: Path, key: str, size: int) -> DecodedImages | None:
     return DecodedImages(np.asarray(np.memmap(folder / PIXELS, np.uint8, "c", shape=shape)), kept, problems)
 
 
-def _write_cache(folder: Path, key: str, root: Path, files: Sequence[str], size: int) -> None:
+def _write_cache(folder: Path, key: str, root: Path, files: Sequence[str], size: int, interpolation: str) -> None:
     """Decodes `files` into a draft folder, and renames it to `folder` when it is complete."""
     draft = folder.with_name(f"{folder.name}.tmp-{os.getpid()}")
     needed, free = len(files) * size * size * 3, shutil.disk_usage(folder.parent).free
@@ -108,7 +108,8 @@ def _write_cache(folder: Path, key: str, root: Path, files: Sequence[str], size:
     try:
         draft.mkdir()
         with (draft / PIXELS).open("wb") as file:
-            kept, problems = _collect(files, decode_all((root / path for path in files), size), file.write)
+            decoded = decode_all((root / path for path in files), size, interpolation=interpolation)
+            kept, problems = _collect(files, decoded, file.write)
             file.flush()
             os.fsync(file.fileno())
         (draft / FACTS).write_text(json.dumps({"key": key, "kept": kept, "problems": problems}))
@@ -130,34 +131,40 @@ def _lock(folder: Path) -> Iterator[None]:
         yield
 
 
-def _decode_to_memory(root: Path, files: Sequence[str], size: int) -> DecodedImages:
+def _decode_to_memory(root: Path, files: Sequence[str], size: int, interpolation: str) -> DecodedImages:
     rows = bytearray()
-    kept, problems = _collect(files, decode_all((root / path for path in files), size), rows.extend)
+    decoded = decode_all((root / path for path in files), size, interpolation=interpolation)
+    kept, problems = _collect(files, decoded, rows.extend)
     images = np.frombuffer(rows, np.uint8).reshape(-1, size, size, 3)
     return DecodedImages(images, np.array(kept, dtype=np.int64), tuple(problems))
 
 
-def _load_or_write(cache: Path, root: Path, files: Sequence[str], size: int) -> DecodedImages:
+def _load_or_write(cache: Path, root: Path, files: Sequence[str], size: int, interpolation: str) -> DecodedImages:
+    form = f"{size}" if interpolation == "bilinear" else f"{size}-{interpolation}"
     place = hashlib.blake2b(os.fsencode(root.resolve()), digest_size=6).hexdigest()
     name = "".join(letter for letter in printable(root.resolve().name) if letter.isascii() and letter.isalnum())
-    folder, key = cache / f"{name[:32] or 'images'}-{place}-{size}", _key(root, files, size)
+    folder, key = cache / f"{name[:32] or 'images'}-{place}-{form}", _key(root, files, form)
     with _lock(folder):
         found = _open_cached(folder, key, size)
         if found is None:
-            _write_cache(folder, key, root, files, size)
+            _write_cache(folder, key, root, files, size, interpolation)
             found = _open_cached(folder, key, size)
     if found is None:
         raise StorageError(f"{folder} was changed by another program while it was written: start again.")
     return found
 
 
-def load_decoded(root: Path, files: Sequence[str], size: int) -> DecodedImages:
+def load_decoded(root: Path, files: Sequence[str], size: int, interpolation: str = "bilinear") -> DecodedImages:
     """Loads the images of `files` (paths below `root`) as squares of `size` pixels, from the cache or into it.
 
     Where no cache can be written (a read-only home), the images stay in memory. Raises StorageError where the disk is
     too small.
     """
     cache = cache_folder()
-    found = _load_or_write(cache, root, files, size) if cache else _decode_to_memory(root, files, size)
+    found = (
+        _load_or_write(cache, root, files, size, interpolation)
+        if cache
+        else _decode_to_memory(root, files, size, interpolation)
+    )
     named = tuple(problem._replace(file=str(root / problem.file)) for problem in found.problems)
     return found._replace(problems=named)

@@ -11,7 +11,7 @@ from fastmpl.data.readers.cache import load_decoded
 from fastmpl.data.readers.tree import NOTHING, list_class_images, read_tree, require_images
 
 
-def read_folder(root: str, size: int) -> Arrays:
+def read_folder(root: str, size: int, interpolation: str = "bilinear") -> Arrays:
     """Reads the images of a user's folder (`fastmpl.data.readers.tree`), uint8 [N, size, size, 3].
 
     Training images are those of labelled/, then of trusted/, then of unlabelled/. Files that cannot be read are left
@@ -20,7 +20,7 @@ def read_folder(root: str, size: int) -> Arrays:
     tree = read_tree(root)
     parts = [tree.labelled, tree.trusted or NOTHING, tree.unlabelled, tree.test]
     names = Names.join([part.names for part in parts])
-    images = load_decoded(tree.root, names, size)
+    images = load_decoded(tree.root, names, size, interpolation)
     labels = np.concatenate([part.labels for part in parts])[images.kept]
     part_of = np.repeat(np.arange(len(parts)), [len(part.names) for part in parts])[images.kept]
     require_images(tree, labels[part_of == 0])
@@ -44,7 +44,7 @@ def read_folder(root: str, size: int) -> Arrays:
     )
 
 
-def read_labelled(folder: Path, classes: tuple[str, ...], size: int) -> Arrays:
+def read_labelled(folder: Path, classes: tuple[str, ...], size: int, interpolation: str = "bilinear") -> Arrays:
     """Reads the images of `folder`/<class>/**, or of its test/<class>/** where there is one, as test images.
 
     Raises DataError where a class is not one of `classes`, or nothing can be read.
@@ -53,7 +53,7 @@ def read_labelled(folder: Path, classes: tuple[str, ...], size: int) -> Arrays:
         raise DataError(f"{printable(folder)} is not a folder. Name one that holds <class>/*.jpg.")
     part = folder / "test" if (folder / "test").is_dir() and "test" not in classes else folder
     listed = list_class_images(part, ".", classes, "the run")
-    images = load_decoded(part, listed.names, size)
+    images = load_decoded(part, listed.names, size, interpolation)
     if not len(images.kept):
         raise DataError(f"{printable(part)} has no image that can be read. Expected {printable(part)}/<class>/*.jpg.")
     labels = listed.labels[images.kept]

@@ -38,6 +38,7 @@ class EncodedEvaluationSet:
     centre_crop: float
     normalisation: Normalisation
     where: Machine
+    interpolation: str = "bilinear"
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -117,9 +118,10 @@ class EncodedEvaluationSet:
         content = fn.external_source(source=self._read_batches(read), batch=True, dtype=types.UINT8)
         image, shorter = decode(content, self.where), round(self.size / self.centre_crop)
         if self.where.device is None:
-            function = CentreCrop(self.size, shorter, self.where.threads)
+            function = CentreCrop(self.size, shorter, self.where.threads, self.interpolation)
             image = fn.python_function(image, function=function, batch_processing=True, output_layouts="HWC")
         else:
-            image = fn.resize(image, resize_shorter=shorter, interp_type=types.INTERP_LINEAR, antialias=True)
+            kind = types.INTERP_CUBIC if self.interpolation == "bicubic" else types.INTERP_LINEAR
+            image = fn.resize(image, resize_shorter=shorter, interp_type=kind, antialias=True)
             image = fn.crop(image, crop=(self.size, self.size))
         return normalise(image, 0, self.normalisation, channels_last=True)

@@ -20,10 +20,10 @@ Image = NDArray[np.uint8]
 Window = NDArray[np.int32]  # y, x, height, width
 
 
-def resize_image(image: Image, height: int, width: int) -> Image:
-    """Resizes `image` [H, W, 3], whatever its ratio of sides."""
+def resize_image(image: Image, height: int, width: int, interpolation: str = "bilinear") -> Image:
+    """Resizes `image` [H, W, 3], whatever its ratio of sides. interpolation: "bilinear" or "bicubic"."""
     planes = torch.from_numpy(image).permute(2, 0, 1)[None]
-    made = torch.nn.functional.interpolate(planes, (height, width), mode="bilinear", antialias=True)
+    made = torch.nn.functional.interpolate(planes, (height, width), mode=interpolation, antialias=True)
     return np.asarray(made[0].permute(1, 2, 0).numpy())
 
 
@@ -58,8 +58,9 @@ class Resizer:
 class CentreCrop:
     """Takes the middle square of images after resizing their shorter side: the usual evaluation on ImageNet."""
 
-    def __init__(self, size: int, shorter: int, threads: int) -> None:
+    def __init__(self, size: int, shorter: int, threads: int, interpolation: str = "bilinear") -> None:
         self._size, self._shorter, self._threads = size, shorter, _ThreadMap(threads)
+        self._interpolation = interpolation
 
     def __call__(self, images: Sequence[Image]) -> list[Image]:
         return self._threads.map(self._crop_one, images)
@@ -68,4 +69,5 @@ class CentreCrop:
         least = min(image.shape[:2])
         height, width = (int(self._shorter * side / least) for side in image.shape[:2])
         y, x = (round((side - self._size) / 2) for side in (height, width))
-        return np.ascontiguousarray(resize_image(image, height, width)[y : y + self._size, x : x + self._size])
+        resized = resize_image(image, height, width, self._interpolation)
+        return np.ascontiguousarray(resized[y : y + self._size, x : x + self._size])

@@ -70,6 +70,6 @@ def test_switching_an_augmentation_off_leaves_the_other_draws_alone(u: NDArray[n
 
 def test_settings_are_read_in_pixels() -> None:
     class Settings:
-        image_size, flip, rand_augment, cutout, shift = 28, False, (2, 9), 0.5, 0.125
+        image_size, flip, rand_augment, cutout, shift, interpolation = 28, False, (2, 9), 0.5, 0.125, "bicubic"
 
-    assert views.augmentation(Settings()) == views.Augmentation(28, False, 2, 9, 14, 3)  # type: ignore[arg-type]
+    assert views.augmentation(Settings()) == views.Augmentation(28, False, 2, 9, 14, 3, "bicubic")  # type: ignore[arg-type]
