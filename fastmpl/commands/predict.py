@@ -88,7 +88,7 @@ def predict(run: Path, paths: Sequence[Path], tell: Callable[[str], None] = lamb
 def _predict_files(student: Classifier, files: Sequence[Path], device: torch.device) -> Iterator[Prediction]:
     student.module.to(device)
     data = student.config.data
-    pairs = zip(files, decode_all(files, shown_side(data), interpolation=interpolation_of(data)), strict=True)
+    pairs = zip(files, decode_all(files, shown_side(data), interpolation_of(data)), strict=True)
     while chunk := list(islice(pairs, PASS)):
         yield from _classify(student, chunk, device)
 

@@ -141,7 +141,7 @@ def decode_whole(content: bytes, suffix: str = "") -> Whole:
 
 
 def decode_all(
-    paths: Iterable[Path], size: int, threads: int = 0, interpolation: str = "bilinear"
+    paths: Iterable[Path], size: int, interpolation: str = "bilinear", threads: int = 0
 ) -> Iterator[Decoded]:
     """Decodes `paths` in their order, by several threads (0: one a core) that work a little ahead."""
     remaining = iter(paths)

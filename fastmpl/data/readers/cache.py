@@ -108,7 +108,7 @@ def _write_cache(folder: Path, key: str, root: Path, files: Sequence[str], size:
     try:
         draft.mkdir()
         with (draft / PIXELS).open("wb") as file:
-            decoded = decode_all((root / path for path in files), size, interpolation=interpolation)
+            decoded = decode_all((root / path for path in files), size, interpolation)
             kept, problems = _collect(files, decoded, file.write)
             file.flush()
             os.fsync(file.fileno())
@@ -133,7 +133,7 @@ def _lock(folder: Path) -> Iterator[None]:
 
 def _decode_to_memory(root: Path, files: Sequence[str], size: int, interpolation: str) -> DecodedImages:
     rows = bytearray()
-    decoded = decode_all((root / path for path in files), size, interpolation=interpolation)
+    decoded = decode_all((root / path for path in files), size, interpolation)
     kept, problems = _collect(files, decoded, rows.extend)
     images = np.frombuffer(rows, np.uint8).reshape(-1, size, size, 3)
     return DecodedImages(images, np.array(kept, dtype=np.int64), tuple(problems))
