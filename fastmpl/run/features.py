@@ -21,6 +21,7 @@ from fastmpl.data.stores.features import FeaturePlan, Rows
 from fastmpl.errors import ConfigError
 from fastmpl.models import build_network
 from fastmpl.models.pretrained import classifier_of
+from fastmpl.run.expected_inputs import normalisation_of
 from fastmpl.run.pretrained import read_start
 
 IMAGES = 256  # a pass
@@ -175,4 +176,5 @@ def data_of_images(config: Config) -> Data:
         seed=config.run.seed,
         channels_last=config.system.channels_last,
         threads=torch.get_num_threads(),
+        normalisation=normalisation_of(config.student, config.data.channels),
     )

@@ -20,11 +20,13 @@ from torch import Tensor, nn
 from fastmpl.config import Config
 from fastmpl.data.build import Data
 from fastmpl.data.build import build as build_data
+from fastmpl.data.evaluation import framing_of
 from fastmpl.data.memory.evaluation_set import EvaluationSet
 from fastmpl.data.stores.features import Standardisation, measure_features, open_features
 from fastmpl.errors import ConfigError
 from fastmpl.learners.rates import rate as rate_at
 from fastmpl.run.closing import Results
+from fastmpl.run.expected_inputs import settle_inputs
 from fastmpl.run.features import FrozenNetwork, data_of_images, load_frozen, store_features
 from fastmpl.run.folder import claim_folder, replace_file, write_status
 from fastmpl.run.network_preconditions import require_label_of_each_class
@@ -133,6 +135,7 @@ def probe(
     """
     _require(config, rates, steps, views)
     folder = Path(config.run.output) / config.run.name
+    config = settle_inputs(config, folder)
     with claim_folder(folder, config, "auto") as claim:
         began = time.monotonic()
         images = data_of_images(config)
@@ -156,6 +159,7 @@ def probe(
             classes=images.classes,
             image_shape=images.image_shape,
             normalisation=images.normalisation,
+            framing=framing_of(config.data),
         )
         replace_file(folder / "results.json", json.dumps(found.results._asdict(), indent=1) + "\n")
         write_status(folder, "done", steps)
