@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from tyro.conf import FlagCreatePairsOff, Positional
 
@@ -167,12 +168,14 @@ def probe(options: ProbeOptions, config: Config) -> None:
 
 @dataclass(frozen=True)
 class AblateOptions:
-    """Trains a configuration with feedback off, on, shuffled and flipped, and tests the differences over seeds."""
+    """Trains a configuration with feedback off, on, shuffled and flipped, or by other methods, and tests differences."""
 
     config: Positional[Path]
     """TOML file; `fastmpl init` writes one."""
     seeds: int = 5
     """Number of seeds. Each fixes the split, the random draws and the initial weights for all arms."""
+    arms: tuple[Literal["probe", "lora", "supervised", "uda", "mpl", "reduced_mpl"], ...] = ()
+    """Methods to compare instead of the kinds of feedback; differences are from the first."""
     output: Path | None = None
     """Folder of the runs and the report; runs/ablate-NAME if not given. Finished runs are not trained again."""
     jobs: int = 0
@@ -185,4 +188,4 @@ def ablate(options: AblateOptions, config: Config) -> None:
     from fastmpl.study import ablation
 
     folder = options.output or Path(config.run.output) / f"ablate-{config.run.name}"
-    print(f"\nreport: {ablation.run(config, folder, options.seeds, options.jobs or None)}")
+    print(f"\nreport: {ablation.run(config, folder, options.seeds, options.jobs or None, options.arms)}")

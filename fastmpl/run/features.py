@@ -3,7 +3,9 @@
 Features are what the classifier of a network gets: its input in evaluation mode.
 """
 
+import fcntl
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
@@ -92,6 +94,15 @@ def load_frozen(config: Config, data: Data) -> FrozenNetwork:
     return FrozenNetwork(whole, body, classifier, layer.in_features, name, (*start.remarks, *said))
 
 
+@contextmanager
+def _wait_for_turn(folder: Path) -> Iterator[None]:
+    """Lets one process at a time write the store in `folder`; the next finds what it wrote."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / ".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
 def store_features(
     network: FrozenNetwork, data: Data, folder: Path, *, views: int, device: torch.device, tell: Callable[[str], None]
 ) -> None:
@@ -108,8 +119,15 @@ def store_features(
         images=data.images_digest,
         network=network.name,
     )
-    writer, body = FeatureWriter(folder, plan), network.body.to(device)
-    missing = list(writer.missing())
+    with _wait_for_turn(folder):
+        _write_missing(FeatureWriter(folder, plan), network.body.to(device), data, device, tell)
+    network.body.to("cpu")
+
+
+def _write_missing(
+    writer: FeatureWriter, body: nn.Module, data: Data, device: torch.device, tell: Callable[[str], None]
+) -> None:
+    missing, views = list(writer.missing()), writer.plan.views
     for done, (table, first, end) in enumerate(missing, 1):
         if table == "views":
             writer.write(table, first, end, [_infer_views(body, data, first, end, views, device)])
@@ -117,8 +135,7 @@ def store_features(
             held = data.examples(np.arange(first, end)) if table == "centre" else data.test
             assert held is not None
             writer.write(table, first, end, _infer_in_order(body, held, first if table == "test" else 0, end, device))
-        tell(f"{folder}: {done} of {len(missing)} shards of features written")
-    network.body.to("cpu")
+        tell(f"{writer.folder}: {done} of {len(missing)} shards of features written")
     writer.finish()
 
 

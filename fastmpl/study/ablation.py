@@ -14,6 +14,7 @@ from fastmpl.config import Config, ConfigError, FeedbackKind, save
 from fastmpl.config.rules import IMPOSSIBLE
 from fastmpl.paired_statistics import Interval, mean, paired_interval, paired_median, paired_p, standard_error
 from fastmpl.study.arms import Arm, Outcome, run_arms
+from fastmpl.study.ways import Way, build_ways
 
 OFF = "off"
 KINDS: tuple[FeedbackKind, ...] = ("exact", "per_example", "scalar")
@@ -23,7 +24,7 @@ _OF_TANGENT = {"feedback.tangent": "jvp", "feedback.depth": 0}
 
 
 class AblationRow(NamedTuple):
-    """An arm's test accuracies, a share per seed, and their paired difference from the arm without feedback."""
+    """An arm's test accuracies, a share per seed, and their paired difference from the baseline, the first arm."""
 
     name: str
     accuracies: list[float]
@@ -56,18 +57,28 @@ def build_arms(config: Config, path: Path) -> list[Arm]:
 
 
 def ablate(
-    config: Config, folder: Path, seeds: int, tell: Callable[[str], None], jobs: int | None = None
+    config: Config,
+    folder: Path,
+    seeds: int,
+    tell: Callable[[str], None],
+    jobs: int | None = None,
+    ways: Sequence[Way] = (),
 ) -> dict[str, list[AblationRow]]:
-    """Trains the arms in `folder`, or takes the finished ones; the rows by table. Raises what a run raises."""
+    """Trains the arms in `folder`, or takes the finished ones; the rows by table. Raises what a run raises.
+
+    ways: methods to compare, the first with all others; the kinds of feedback if empty.
+    """
     if seeds < 2:
         raise ConfigError(f"--seeds {seeds}: a paired difference needs at least 2 seeds.")
-    chosen = build_arms(config, folder / "config.toml")
+    path = folder / "config.toml"
+    chosen = build_ways(config, path, ways) if ways else build_arms(config, path)
     folder.mkdir(parents=True, exist_ok=True)
-    save(config, folder / "config.toml")
+    save(config, path)
     outcomes = run_arms(chosen, seeds, folder, tell, jobs)
-    tables = {"Test accuracy": _compare_with_off(outcomes, _last_accuracy)}
-    if config.finetune.steps:
-        tables["After fine-tuning"] = _compare_with_off(outcomes, _finetuned_accuracy)
+    tables = {"Test accuracy": _compare_with_first(outcomes, _last_accuracy)}
+    finetuned = {name: found for name, found in outcomes.items() if found[0]["finetuned"]}
+    if len(finetuned) > 1:
+        tables["After fine-tuning"] = _compare_with_first(finetuned, _finetuned_accuracy)
     said = {title: [row._asdict() for row in rows] for title, rows in tables.items()}
     (folder / "ablation.json").write_text(json.dumps(said, indent=1) + "\n")
     return tables
@@ -83,12 +94,13 @@ def _finetuned_accuracy(outcome: Outcome) -> float:
     return float(outcome["finetuned"]["test"])
 
 
-def _compare_with_off(outcomes: dict[str, list[Outcome]], read: Callable[[Outcome], float]) -> list[AblationRow]:
-    off = [read(outcome) for outcome in outcomes[OFF]]
+def _compare_with_first(outcomes: dict[str, list[Outcome]], read: Callable[[Outcome], float]) -> list[AblationRow]:
+    first = next(iter(outcomes))
+    off = [read(outcome) for outcome in outcomes[first]]
     rows = []
     for name, of_seeds in outcomes.items():
         mine = [read(outcome) for outcome in of_seeds]
-        compared = name != OFF
+        compared = name != first
         difference = paired_interval(mine, off) if compared else None
         rows.append(AblationRow(name, mine, difference, paired_p(mine, off) if compared else 1.0))
     return rows
@@ -96,8 +108,11 @@ def _compare_with_off(outcomes: dict[str, list[Outcome]], read: Callable[[Outcom
 
 def format_table(title: str, rows: Sequence[AblationRow]) -> str:
     """A table for a terminal of 80 columns, in percent and points."""
-    width = max(len(row.name) for row in rows)
-    lines = [f"{title}, %", "", f"{'feedback':{width}}    mean ± s.e.   minus off [95 % interval]      p"]
+    baseline = rows[0].name
+    head = "feedback" if baseline == OFF else "arm"
+    width = max(len(head), *(len(row.name) for row in rows))
+    difference = f"minus {baseline} [95 % interval]"
+    lines = [f"{title}, %", "", f"{head:{width}}    mean ± s.e.   {difference:25}    p"]
     for row in rows:
         percent = [100 * x for x in row.accuracies]
         line = f"{row.name:{width}}    {mean(percent):4.1f} ± {standard_error(percent):4.2f}"
@@ -109,7 +124,9 @@ def format_table(title: str, rows: Sequence[AblationRow]) -> str:
 
 
 def verdict(rows: Sequence[AblationRow]) -> str:
-    """What the table says of feedback, in a sentence."""
+    """What the table says, in a sentence: of feedback, or which way of using the labels wins."""
+    if rows[0].name != OFF:
+        return _winner(rows)
     on = next(row for row in rows if row.name in KINDS)
     assert on.difference is not None
     centre, low, high = (100 * x for x in on.difference)
@@ -124,6 +141,21 @@ def verdict(rows: Sequence[AblationRow]) -> str:
     )
 
 
+def _winner(rows: Sequence[AblationRow]) -> str:
+    """The best mean, and whether the baseline can be told from it."""
+    best = max(rows, key=lambda row: mean(row.accuracies))
+    first = rows[0]
+    if best is first:
+        return f"On this data no arm has a better mean than {first.name}."
+    assert best.difference is not None
+    centre, low, high = (100 * x for x in best.difference)
+    told = "cannot be told from" if low <= 0 <= high else "beats"
+    return (
+        f"On this data {best.name} has the best mean, and {told} {first.name} ({centre:+.1f} points, 95 % interval "
+        f"[{low:+.1f}, {high:+.1f}], p = {best.p:.2g}, n = {len(best.accuracies)})."
+    )
+
+
 def _median_sentence(rows: Sequence[AblationRow], on: AblationRow) -> str:
     """The interval that holds whatever the differences' distribution: the mean's is too narrow where some runs collapse."""
     off = next(row for row in rows if row.name == OFF)
@@ -134,21 +166,22 @@ def _median_sentence(rows: Sequence[AblationRow], on: AblationRow) -> str:
     )
 
 
-def run(config: Config, folder: Path, seeds: int, jobs: int | None = None) -> Path:
+def run(config: Config, folder: Path, seeds: int, jobs: int | None = None, ways: Sequence[Way] = ()) -> Path:
     """Trains what is not trained yet, prints the tables and writes the report; gives its path."""
     from fastmpl import report  # matplotlib takes a second to import
 
-    tables = ablate(config, folder, seeds, lambda line: print(line, flush=True), jobs)
+    tables = ablate(config, folder, seeds, lambda line: print(line, flush=True), jobs, ways)
     for title, rows in tables.items():
         print(f"\n{format_table(title, rows)}\n\n{verdict(rows)}")
     compared = [
         report.Comparison(
             title,
             f"{config.method.name} on {config.data.source}, {config.run.steps:,} steps, {seeds} seeds; the last step.",
-            [report.ArmResult(row.name, row.accuracies, "" if row.name == OFF else f"p = {row.p:.3f}") for row in rows],
+            [report.ArmResult(row.name, row.accuracies, f"p = {row.p:.3f}" if row.difference else "") for row in rows],
             verdict(rows),
-            against=OFF,
+            against=rows[0].name,
         )
         for title, rows in tables.items()
     ]
-    return report.write_comparison(folder / "report.html", f"Feedback on {config.data.source}", compared)
+    title = f"{'Ways to use few labels' if ways else 'Feedback'} on {config.data.source}"
+    return report.write_comparison(folder / "report.html", title, compared)

@@ -4,6 +4,7 @@ Draws are keyed by seed, step and image. Two arms of one seed see the same image
 difference is due to the setting. Each run has an ordinary run folder and a process; a finished one is not run again.
 """
 
+import hashlib
 import json
 import os
 import time
@@ -11,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from fastmpl.config import Config, difference, load
 from fastmpl.telemetry.metrics import read_lines
@@ -22,11 +23,15 @@ TELL_EVERY = 30.0  # seconds
 
 
 class Arm(NamedTuple):
-    """A configuration file, and what this arm changes in it; `{seed}` in a text stands for the run's seed."""
+    """A configuration file, and what this arm changes in it; `{seed}` in a text stands for the run's seed.
+
+    verb: whether each run is trained, or is a linear probe of its pretrained network.
+    """
 
     name: str
     config: Path
     changes: Mapping[str, Any] = {}
+    verb: Literal["train", "probe"] = "train"
 
     def config_of(self, seed: int, folder: Path) -> Config:
         """The arm's run of one seed, in a folder of its own."""
@@ -40,6 +45,11 @@ class _RunKey(NamedTuple):
     seed: int
 
 
+class _Run(NamedTuple):
+    verb: Literal["train", "probe"]
+    config: Config
+
+
 def run_arms(
     arms: Sequence[Arm], seeds: int, folder: Path, tell: Callable[[str], None], jobs: int | None = None
 ) -> dict[str, list[Outcome]]:
@@ -48,9 +58,11 @@ def run_arms(
     `jobs` runs train at a time, each with one thread. `tell` gets a line at the start, after each run, and every half
     minute in which none ends. Raises what a run raised, after the others have ended.
     """
-    configs = {_RunKey(arm.name, seed): arm.config_of(seed, folder) for arm in arms for seed in range(seeds)}
-    outcomes = {key: found for key, config in configs.items() if (found := _read_finished(config)) is not None}
-    missing = {key: config for key, config in configs.items() if key not in outcomes}
+    runs = {
+        _RunKey(arm.name, seed): _Run(arm.verb, arm.config_of(seed, folder)) for arm in arms for seed in range(seeds)
+    }
+    outcomes = {key: found for key, run in runs.items() if (found := _read_finished(run)) is not None}
+    missing = {key: run for key, run in runs.items() if key not in outcomes}
     if missing:
         os.environ["OMP_NUM_THREADS"] = "1"  # read by the workers when they import torch
         jobs = min(jobs or os.cpu_count() or 1, len(missing))
@@ -60,21 +72,21 @@ def run_arms(
     return {arm.name: [outcomes[_RunKey(arm.name, seed)] for seed in range(seeds)] for arm in arms}
 
 
-def _train_all(configs: Mapping[_RunKey, Config], jobs: int, tell: Callable[[str], None]) -> dict[_RunKey, Outcome]:
+def _train_all(runs: Mapping[_RunKey, _Run], jobs: int, tell: Callable[[str], None]) -> dict[_RunKey, Outcome]:
     outcomes: dict[_RunKey, Outcome] = {}
     began = time.monotonic()
     with ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool:
-        waiting = {pool.submit(_train, config): key for key, config in configs.items()}
+        waiting = {pool.submit(_execute, run): key for key, run in runs.items()}
         while waiting:
             ended, _ = wait(waiting, timeout=TELL_EVERY, return_when=FIRST_COMPLETED)
             for future in ended:
                 key = waiting.pop(future)
                 outcomes[key] = future.result()
-                left = (time.monotonic() - began) / len(outcomes) * (len(configs) - len(outcomes))
+                left = (time.monotonic() - began) / len(outcomes) * (len(runs) - len(outcomes))
                 remaining = f"; about {duration(left)} left" if left else ""
-                tell(f"{len(outcomes)} of {len(configs)}  {key.arm}, seed {key.seed}{remaining}")
+                tell(f"{len(outcomes)} of {len(runs)}  {key.arm}, seed {key.seed}{remaining}")
             if not ended:
-                tell(_describe_running({key: configs[key] for key in waiting.values()}))
+                tell(_describe_running({key: runs[key].config for key in waiting.values()}))
     return outcomes
 
 
@@ -89,17 +101,28 @@ def _describe_running(configs: Mapping[_RunKey, Config]) -> str:
     return "training  " + ("; ".join(running) or "the first runs start")
 
 
-def _train(config: Config) -> Outcome:
+def _execute(run: _Run) -> Outcome:
     import torch
 
+    torch.set_num_threads(1)
+    if run.verb == "probe":
+        from fastmpl.run.probe import probe
+
+        return probe(run.config, features=_features_folder(run.config)).results._asdict()
     from fastmpl.run import trainer
 
-    torch.set_num_threads(1)
-    return trainer.train(config, quiet=True, report=False)._asdict()
+    return trainer.train(run.config, quiet=True, report=False)._asdict()
 
 
-def _read_finished(config: Config) -> Outcome | None:
+def _features_folder(config: Config) -> Path:
+    """Where the seeds of a probe share the features of one network."""
+    network = f"{config.student.model} {config.student.pretrained}"
+    return Path(config.run.output) / f"features-{hashlib.sha256(network.encode()).hexdigest()[:8]}"
+
+
+def _read_finished(run: _Run) -> Outcome | None:
     """The results of a run that was finished with exactly these settings."""
+    config = run.config
     folder = Path(config.run.output) / config.run.name
     if not (folder / "results.json").is_file():
         return None
@@ -108,4 +131,5 @@ def _read_finished(config: Config) -> Outcome | None:
     if difference(load(folder / "config.toml"), settle_inputs(config, folder)):
         return None
     outcome: Outcome = json.loads((folder / "results.json").read_text())
-    return outcome if outcome["steps"] == config.run.steps + config.finetune.steps else None
+    # the steps of a probe are not the configuration's
+    return outcome if run.verb == "probe" or outcome["steps"] == config.run.steps + config.finetune.steps else None
