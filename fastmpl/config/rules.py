@@ -164,6 +164,38 @@ def _inputs(config: "Config") -> Iterator[str]:
             yield f'{role}.std is for images, and data.source = "two_moons" has points.'
 
 
+def _layers(config: "Config") -> Iterator[str]:
+    """Frozen layers and layers with rates of their own."""
+    trains = trained_optimisers(config)
+    for role, network in (("student", config.student), ("teacher", config.teacher)):
+        given = {key: getattr(network, key) for key in ("layer_decay", "freeze", "freeze_steps", "head_lr")}
+        changed = [key for key, value in given.items() if value != type(network).model_fields[key].default]
+        if changed and role not in trains:
+            yield (
+                f"{role}.{changed[0]} is for a network that learns; method.name = "
+                f'"{config.method.name}" has none there. Leave it out.'
+            )
+        if network.freeze_steps and not network.freeze:
+            yield (
+                f"{role}.freeze_steps = {network.freeze_steps} with {role}.freeze = 0 freezes nothing. "
+                f"Set {role}.freeze to the number of first layers, or -1 for all but the classifier."
+            )
+        if network.freeze == -1 and network.adapter:
+            yield (
+                f'{role}.freeze = -1 with {role}.adapter = "{network.adapter}" freezes the adapters too. '
+                f"Use {role}.freeze = 0: an adapter freezes all else but the classifier."
+            )
+        if network.freeze and not network.freeze_steps and config.system.zero_stage == 3 and _shards(config):
+            yield (
+                f"{role}.freeze = {network.freeze} with system.zero_stage = 3, which shards frozen parameters too and "
+                'steps none of them. Use zero_stage = 2, or engine = "plain".'
+            )
+
+
+def _shards(config: "Config") -> bool:
+    return config.system.engine == "zero"
+
+
 def _optimisers(config: "Config") -> Iterator[str]:
     for role, network in (("teacher", config.teacher), ("student", config.student)):
         if network.optimiser == "nesterov" and network.momentum == 0:
@@ -329,7 +361,7 @@ def _system(config: "Config") -> Iterator[str]:
 
 
 def _refusals(config: "Config") -> Iterable[str]:
-    for rule in (_run, _models, _weights, _inputs, _optimisers, _method, _feedback, _data, _system):
+    for rule in (_run, _models, _weights, _inputs, _layers, _optimisers, _method, _feedback, _data, _system):
         yield from rule(config)
 
 

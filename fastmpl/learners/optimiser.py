@@ -6,6 +6,7 @@ Rates, norms, clip factors, counts and skips stay on the device, but for the opt
 
 import math
 from collections.abc import Callable, Collection, Mapping
+from types import MappingProxyType
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -13,6 +14,7 @@ from torch import Tensor
 
 from fastmpl.config import NetworkConfig
 from fastmpl.learners.average import Average
+from fastmpl.learners.layers import LayerRate
 from fastmpl.learners.optimiser_rows import OPTIMISERS
 from fastmpl.learners.optimiser_rows.derivatives import SteppedParameter
 from fastmpl.learners.protocol import Gradient, Update
@@ -38,22 +40,28 @@ class Optimiser:
         *,
         total: Total | None = None,
         decayed: Collection[str] | None = None,
+        rates: Mapping[str, LayerRate] = MappingProxyType({}),
     ) -> None:
+        """rates: by parameter; the scheduled rate for one that is missing."""
         self.parameters, self.config, self.steps, self.total = dict(parameters), config, steps, total
         self.row = OPTIMISERS[config.optimiser]
         device = next(iter(self.parameters.values())).device
-        self.lr = torch.zeros((), device=device)
         names = decayed_names(self.parameters) if decayed is None else decayed
-        decaying = [p for name, p in self.parameters.items() if name in names]
-        plain = [p for name, p in self.parameters.items() if name not in names]
-        groups = [
-            {"params": some, "weight_decay": decay}
-            for some, decay in ((decaying, config.weight_decay), (plain, 0.0))
-            if some
+        rate_of = {name: rates.get(name, LayerRate()) for name in self.parameters}
+        kinds = list(dict.fromkeys(rate_of.values()))
+        self.is_uniform = kinds == [LayerRate()]
+        self.lrs = [torch.zeros((), device=device) for _ in kinds]  # each at an address that stays
+        self.factors = torch.tensor([kind.factor for kind in kinds], device=device)
+        self.waits = torch.tensor([kind.waits for kind in kinds], device=device)
+        found = [
+            ({"params": some, "weight_decay": config.weight_decay if decays else 0.0}, lr)
+            for decays in (True, False)
+            for kind, lr in zip(kinds, self.lrs, strict=True)
+            if (some := [p for n, p in self.parameters.items() if rate_of[n] == kind and (n in names) == decays])
         ]
-        self.inner = self.row.build(groups, config)
-        for group in self.inner.param_groups:  # not at construction, where torch reads the tensor
-            group["lr"] = self.lr
+        self.inner = self.row.build([group for group, _ in found], config)
+        self.group_lrs = [lr for _, lr in found]
+        self._lend_rates()  # not at construction, where torch reads the tensor
         for p in self.parameters.values():  # present from the first step on, as a captured graph needs
             self.inner.state[p] = {name: torch.zeros_like(p) for name in self.row.state}
             if self.row.counts == "parameter":
@@ -73,10 +81,10 @@ class Optimiser:
             torch._foreach_mul_(listed, (self.config.clip / norm).clamp(max=1.0))
         if average is not None and self.row.lend_averages is not None:
             averages: dict[Tensor, Tensor] = {p: average.tensors[name] for name, p in self.parameters.items()}
-            self.row.lend_averages(self.inner, averages, average.decay_at(step).to(self.lr.dtype))
+            self.row.lend_averages(self.inner, averages, average.decay_at(step).to(self.factors.dtype))
         old = dict(zip(self.parameters, _copy(list(self.parameters.values())), strict=True)) if keep else None
         rate = self._rate(step)
-        self.lr.copy_(rate)
+        self._set_rates(rate, step)
         spoilt = keep and self.row.spoils_gradient
         for name, p in self.parameters.items():
             p.grad = gradients[name].clone() if spoilt else gradients[name]
@@ -108,12 +116,29 @@ class Optimiser:
         """For optimisers that take the rate and the count as numbers of the host, and so wait for the device anyway."""
         if not bool(finite):
             return
-        for group in self.inner.param_groups:
-            group["lr"], group["step"] = float(self.lr), int(self.count)
+        for group, lr in zip(self.inner.param_groups, self.group_lrs, strict=True):
+            group["lr"], group["step"] = float(lr), int(self.count)
         self.inner.step()
         self.count.add_(1)
+        self._lend_rates()
         for group in self.inner.param_groups:
-            group["lr"], group["step"] = self.lr, self.count
+            group["step"] = self.count
+
+    def _lend_rates(self) -> None:
+        """Every group reads its rate from a tensor that `_set_rates` writes."""
+        for group, lr in zip(self.inner.param_groups, self.group_lrs, strict=True):
+            group["lr"] = lr
+
+    def _set_rates(self, rate: Float[Tensor, ""], step: Int[Tensor, ""]) -> None:
+        """The scheduled rate times each layer's factor, and 0 for layers that wait; nothing is read on the host."""
+        if self.is_uniform:
+            self.lrs[0].copy_(rate)
+            return
+        scaled = rate.to(self.factors.device) * self.factors
+        if self.config.freeze_steps > 0:
+            early = step.to(self.factors.device) < self.config.freeze_steps
+            scaled = torch.where(self.waits & early, 0.0, scaled)
+        torch._foreach_copy_(self.lrs, list(scaled.unbind()))
 
     @property
     def averaged_names(self) -> frozenset[str]:

@@ -17,6 +17,7 @@ from fastmpl.learners.arithmetic import Precision, autocast, full_precision
 from fastmpl.learners.average import Average
 from fastmpl.learners.blocks import names_in_last_blocks
 from fastmpl.learners.compiled import compile_network
+from fastmpl.learners.layers import freeze_layers, layer_rates, learning_tensors, set_training
 from fastmpl.learners.optimiser import Optimiser, sum_of_products
 from fastmpl.learners.passes import difference_step, dual, tangent_of, to_float32
 from fastmpl.learners.protocol import Forward, Gradient, Loss, Update
@@ -51,16 +52,17 @@ class PlainLearner:
         """compiler: the backend of torch.compile for passes without a tangent; none where empty. static_gradients: whether
         each step copies its gradients to addresses that stay, as a CUDA graph needs; None: where the device is a GPU.
         """
-        self.module = module.train()
+        self.frozen = freeze_layers(module, config)
+        self.module = set_training(module, self.frozen)
         self.call: Forward = compile_network(module, compiler) if compiler else module.__call__
         synchronise(module, ranks)
         self.recompute = recompute
         self.statistics = RunningStatistics(module)
         self.parameters = {name: p for name, p in module.named_parameters() if p.requires_grad}
-        self.optimiser = Optimiser(self.parameters, config, steps)
-        self.average = Average(module.state_dict(), average) if average > 0 else None
+        self.optimiser = Optimiser(self.parameters, config, steps, rates=layer_rates(module, config))
+        self.average = Average(learning_tensors(module), average) if average > 0 else None
         self.precision, self.tangent_form, self.ranks = precision, tangent, ranks
-        self.moving = names_in_last_blocks(module, depth)  # the parameters that the tangent moves
+        self.moving = names_in_last_blocks(module, depth) & self.parameters.keys()  # what the tangent moves
         self.device = next(iter(self.parameters.values())).device
         static = self.device.type == "cuda" if static_gradients is None else static_gradients
         self.buffers = {name: torch.zeros_like(p) for name, p in self.parameters.items()} if static else None
@@ -86,7 +88,7 @@ class PlainLearner:
             with self._autocast():
                 return to_float32(self.module(images))
         finally:
-            self.module.train()
+            set_training(self.module, self.frozen)
 
     def accumulate(self, loss: Float[Tensor, ""]) -> None:
         loss.backward(unit(loss))  # type: ignore[no-untyped-call]
@@ -190,7 +192,7 @@ class PlainLearner:
     def use_average(self) -> Iterator[nn.Module]:
         assert self.average is not None, "this learner keeps no average"
         current = {name: value.clone() for name, value in self.module.state_dict().items()}
-        self.module.load_state_dict(self.average.tensors)
+        self.module.load_state_dict(current | self.average.tensors)
         try:
             yield self.module
         finally:
@@ -202,7 +204,7 @@ class PlainLearner:
     def successor(self, config: NetworkConfig, *, steps: int) -> "PlainLearner":
         module = deepcopy(self.module)
         if self.average is not None:
-            module.load_state_dict(self.average.tensors)
+            module.load_state_dict(module.state_dict() | self.average.tensors)
         return PlainLearner(module, config, steps=steps, precision=self.precision, ranks=self.ranks)
 
     def replace_call(self, wrap: Callable[[Forward], Forward]) -> None:

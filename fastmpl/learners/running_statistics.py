@@ -21,7 +21,8 @@ class RunningStatistics:
     """Those of the batch norms in `module`. With micro-batches each of a step's passes moves them once."""
 
     def __init__(self, module: nn.Module) -> None:
-        norms = [m for m in module.modules() if isinstance(m, _BatchNorm) and m.running_mean is not None]
+        # a frozen norm is in evaluation mode and records nothing
+        norms = [m for m in module.modules() if isinstance(m, _BatchNorm) and m.training and m.running_mean is not None]
         self._values = [value for m in norms for value in (m.running_mean, m.running_var) if value is not None]
         # a norm without momentum averages over all batches, and reads its counter within the pass
         self._counting = [m for m in norms if m.momentum is not None and m.num_batches_tracked is not None]

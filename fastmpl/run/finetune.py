@@ -17,9 +17,10 @@ from fastmpl.step.single_network_step import SingleNetworkStep
 
 def make_finetuned_learner(student: RunLearner, config: Config) -> RunLearner:
     """A new learner that starts from the student's averaged weights, or from its weights if it keeps no average."""
-    section = config.student.model_copy(
-        update={"lr": config.finetune.lr, "warmup": 0, "wait": 0, "schedule": "constant"}
-    )
+    changes: dict[str, object] = {"lr": config.finetune.lr, "warmup": 0, "wait": 0, "schedule": "constant"}
+    if config.student.freeze_steps:  # what was frozen at first has learnt since
+        changes |= {"freeze": 0, "freeze_steps": 0}
+    section = config.student.model_copy(update=changes)
     return student.successor(section, steps=config.finetune.steps)
 
 

@@ -262,6 +262,25 @@ REFUSED = [
         {"teacher.pretrained": "w.pth", "method.name": "uda", "feedback.kind": "off"},
         'teacher.pretrained is for a network that learns; method.name = "uda" has none there.',
     ),
+    (
+        {"teacher.freeze": 1, "method.name": "uda", "feedback.kind": "off"},
+        'teacher.freeze is for a network that learns; method.name = "uda" has none there. Leave it out.',
+    ),
+    (
+        {"student.freeze_steps": 5},
+        "student.freeze_steps = 5 with student.freeze = 0 freezes nothing. Set student.freeze to the number of first "
+        "layers, or -1 for all but the classifier.",
+    ),
+    (
+        {"student.freeze": -1, "student.adapter": "lora:4", "student.pretrained": "w.pth"},
+        'student.freeze = -1 with student.adapter = "lora:4" freezes the adapters too. Use student.freeze = 0: an adapter '
+        "freezes all else but the classifier.",
+    ),
+    (
+        {"student.freeze": -1, "system.engine": "zero", "system.zero_stage": 3},
+        "student.freeze = -1 with system.zero_stage = 3, which shards frozen parameters too and steps none of them. "
+        'Use zero_stage = 2, or engine = "plain".',
+    ),
     ({"run.name": ".."}, 'run.name = ".." is not the name of a folder of its own.'),
 ]
 

@@ -131,8 +131,9 @@ def updated(
         norm = torch.stack([v.square().sum() for v in g.values()]).sum().sqrt()
         assert norm > config.clip, "the clip is not active: this case would test nothing"
         g = {name: v * (config.clip / norm) for name, v in g.items()}
-    lr, new = torch.tensor(config.lr, dtype=torch.float32).item(), {}
+    new = {}
     for name, p in theta.items():
+        lr = rate_of(name, student, config)
         state = student.optimiser.inner.state[student.parameters[name]]
         group = next(
             each for each in student.optimiser.inner.param_groups if each["weight_decay"] == decay_of(config, p)
@@ -154,6 +155,16 @@ def updated(
             nesterov = config.optimiser in ("nesterov", "fastmpl:sgd_ema")
             new[name] = p - lr * (decayed + config.momentum * buffer if nesterov else buffer)
     return new
+
+
+def rate_of(name: str, student: plain.PlainLearner, config: NetworkConfig) -> float:
+    """The rate of a layer after three steps: the network's children are its layers. Rates are float32."""
+    layers = list(dict.fromkeys(n.split(".")[0] for n, _ in student.module.named_parameters()))
+    layer = layers.index(name.split(".")[0])
+    if config.freeze_steps > 3 and layer < config.freeze:
+        return 0.0
+    factor = config.layer_decay ** (len(layers) - 1 - layer) * (config.head_lr if layer == len(layers) - 1 else 1)
+    return (torch.tensor(config.lr) * torch.tensor(factor)).item()
 
 
 def decay_of(config: NetworkConfig, p: Tensor) -> float:
@@ -188,6 +199,40 @@ OPTIMISERS = {
 @pytest.mark.parametrize("name", OPTIMISERS)
 def test_exact_feedback_is_double_backward_through_the_update(name: str, norm: bool) -> None:
     check_soft_labels(World(exact(), OPTIMISERS[name], norm=norm))
+
+
+LAYERS: dict[str, dict[str, Any]] = {
+    "layer decay": dict(layer_decay=0.5, head_lr=3.0),
+    "frozen": dict(freeze=1, head_lr=2.0),
+    "frozen with its norm": dict(freeze=2),
+    "all but the classifier": dict(freeze=-1),
+    "at rate 0 still": dict(freeze=1, freeze_steps=5, layer_decay=0.5),
+    "at rate 0 before": dict(freeze=1, freeze_steps=2),
+}
+
+
+@pytest.mark.parametrize("layers", LAYERS)
+@pytest.mark.parametrize("name", OPTIMISERS)
+def test_exact_feedback_holds_with_rates_by_layer_and_frozen_layers(name: str, layers: str) -> None:
+    changes = LAYERS[layers] | ({"clip": 0.02} if OPTIMISERS[name].clip else {})
+    check_soft_labels(World(exact(), OPTIMISERS[name].model_copy(update=changes), norm=True))
+
+
+@pytest.mark.parametrize("name", ["apex:FusedSGD", "apex:FusedAdam", "apex:FusedLAMB"])
+def test_apex_takes_a_rate_for_each_layer(name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    fake_apex.installed(monkeypatch, tmp_path)
+    check_soft_labels(World(exact(), optimiser(name, layer_decay=0.5, head_lr=3.0), norm=True))
+
+
+@pytest.mark.parametrize("name", ["sgd", "fastmpl:sgd_ema", "adamw", "lamb"])
+def test_layers_at_rate_0_stay_bit_for_bit_and_then_learn(name: str) -> None:
+    world = World(exact(), optimiser(name, freeze=1, freeze_steps=2))
+    first = world.student.parameters["0.weight"]
+    start, moved = first.detach().clone(), []
+    for step in range(3):
+        world.take(step)
+        moved.append(not torch.equal(first, start))
+    assert moved == [False, False, True]
 
 
 @pytest.mark.parametrize(

@@ -33,11 +33,11 @@ class SteppedParameter(NamedTuple):
 
 
 def differentiate_sgd(stepped: Sequence[SteppedParameter], vectors: Sequence[Tensor]) -> list[Tensor]:
-    """lr v, or lr (1 + momentum) v with Nesterov's; one rate and one momentum for all parameters."""
+    """lr v, or lr (1 + momentum) v with Nesterov's; one momentum for all parameters."""
     if not stepped:
         return []
     group = stepped[0].group
-    moved = torch._foreach_mul(list(vectors), group["lr"])
+    moved = _times_rate(stepped, vectors)
     return list(torch._foreach_mul(moved, 1 + group["momentum"]) if group["nesterov"] else moved)
 
 
@@ -45,7 +45,7 @@ def differentiate_adamw(stepped: Sequence[SteppedParameter], vectors: Sequence[T
     """lr A v; 0 where the second moment is 0."""
     if not stepped:
         return []
-    return list(torch._foreach_mul(_by_gradient(stepped, vectors), stepped[0].group["lr"]))
+    return _times_rate(stepped, _by_gradient(stepped, vectors))
 
 
 def differentiate_lamb(stepped: Sequence[SteppedParameter], vectors: Sequence[Tensor]) -> list[Tensor]:
@@ -54,7 +54,20 @@ def differentiate_lamb(stepped: Sequence[SteppedParameter], vectors: Sequence[Te
         return []
     counts = _Counts.of(stepped)
     scaled = [_by_trust(each, v, counts) for each, v in zip(stepped, vectors, strict=True)]
-    return list(torch._foreach_mul(_by_gradient(stepped, scaled), stepped[0].group["lr"]))
+    return _times_rate(stepped, _by_gradient(stepped, scaled))
+
+
+def _times_rate(stepped: Sequence[SteppedParameter], vectors: Sequence[Tensor]) -> list[Tensor]:
+    """Each vector times the rate of its own parameter, which layers may share: one operation for each rate."""
+    places: dict[int, list[int]] = {}
+    for place, each in enumerate(stepped):
+        places.setdefault(id(each.group["lr"]), []).append(place)  # one tensor for each rate (`Optimiser`)
+    moved = list(vectors)
+    for some in places.values():
+        scaled = torch._foreach_mul([vectors[place] for place in some], stepped[some[0]].group["lr"])
+        for place, vector in zip(some, scaled, strict=True):
+            moved[place] = vector
+    return moved
 
 
 class _Counts(NamedTuple):

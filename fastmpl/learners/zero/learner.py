@@ -20,6 +20,7 @@ from fastmpl.distributed.ranks import ALONE, Ranks
 from fastmpl.learners.arithmetic import autocast, full_precision
 from fastmpl.learners.average import Average
 from fastmpl.learners.blocks import names_in_last_blocks
+from fastmpl.learners.layers import freeze_layers, layer_rates, set_training
 from fastmpl.learners.optimiser import Optimiser, decayed_names, sum_of_products
 from fastmpl.learners.passes import difference_step, dual, tangent_of, to_float32
 from fastmpl.learners.protocol import Forward, Gradient, Loss, Update
@@ -65,13 +66,16 @@ class ZeroLearner:
         depth: int = 0,
         ranks: Ranks = ALONE,
     ) -> None:
-        self.module, self.config, self.system = module.train(), config, system
+        self.frozen = freeze_layers(module, config)
+        self.module, self.config, self.system = set_training(module, self.frozen), config, system
         self.ranks, self.tangent_form, self.stage = ranks, tangent, system.zero_stage
         synchronise(module, ranks)
-        self.moving = names_in_last_blocks(module, depth)  # the parameters that the tangent moves
         self.twin = _twin(module)
         self.statistics = RunningStatistics(module)
         parameters = {name: p for name, p in module.named_parameters() if p.requires_grad}
+        self.fixed = {name: p.detach() for name, p in module.named_parameters() if not p.requires_grad}
+        self.moving = names_in_last_blocks(module, depth) & parameters.keys()  # what the tangent moves
+        rates = layer_rates(module, config)
         for p in parameters.values():  # DeepSpeed sends and cuts rows; images may have their channels last all the same
             p.data = p.data.contiguous()
         decayed = decayed_names(parameters)
@@ -82,8 +86,9 @@ class ZeroLearner:
         stepper = deepspeed.Stepper(list(parameters.values()), self._step)
         self.engine = deepspeed.build(self.network, stepper, derived, timeout=system.timeout)
         self.shards: Replicated | FlatShards | ParameterShards = shards_of(self.engine, parameters, ranks)
-        self.optimiser = Optimiser(self.shards.tensors, config, steps, total=self._total, decayed=decayed)
-        self.average = Average(self._tensors(), average) if average > 0 else None
+        self.optimiser = Optimiser(self.shards.tensors, config, steps, total=self._total, decayed=decayed, rates=rates)
+        learning = {name: value for name, value in self._tensors().items() if name not in self.fixed}
+        self.average = Average(learning, average) if average > 0 else None
         self._asked: tuple[Int[Tensor, ""], bool] | None = None
         self._update: Update | None = None
 
@@ -109,7 +114,7 @@ class ZeroLearner:
         try:
             return self._infer(images)
         finally:
-            self.module.train()
+            set_training(self.module, self.frozen)
 
     def accumulate(self, loss: Float[Tensor, ""]) -> None:
         if isinstance(self.shards, ParameterShards):
@@ -172,7 +177,7 @@ class ZeroLearner:
                     return to_float32(tangent_of(self.twin(images)))
             old, moved = (self.shards.whole(pieces, self.device) for pieces in (update.old, direction))
             duals = {name: dual(p, moved[name] if name in self.moving else None) for name, p in old.items()}
-            return to_float32(tangent_of(functional_call(self.twin, duals, (images,))))
+            return to_float32(tangent_of(functional_call(self.twin, self.fixed | duals, (images,))))
 
     def _gather_duals(
         self, shards: ParameterShards, old: Gradient, direction: Gradient
@@ -201,7 +206,7 @@ class ZeroLearner:
             else:
                 whole = self.shards.whole(moved, self.device)
                 with autocast(self.device, self.system.precision):
-                    found = to_float32(functional_call(self.twin, whole, (images,)))
+                    found = to_float32(functional_call(self.twin, self.fixed | whole, (images,)))
         return (found - logits) / step.to(self.device)
 
     @contextmanager
@@ -282,7 +287,8 @@ class ZeroLearner:
     @torch.no_grad()
     def use_average(self) -> Iterator[nn.Module]:
         assert self.average is not None, "this learner keeps no average"
-        buffers = {name: value for name, value in self._tensors().items() if name not in self.shards.shapes}
+        same = self.shards.shapes.keys() | self.fixed.keys()
+        buffers = {name: value for name, value in self._tensors().items() if name not in same}
         kept = {name: value.clone() for name, value in buffers.items()}
         try:
             for name, value in buffers.items():
