@@ -20,6 +20,7 @@ from fastmpl.data.errors import DataError
 from fastmpl.data.evaluation import framing_of
 from fastmpl.data.normalise import Normalisation
 from fastmpl.errors import ConfigError, StorageError
+from fastmpl.models.attention import set_attention
 from fastmpl.run.student_file import Classifier, load_classifier
 
 Form = Literal["onnx", "pt2", "safetensors", "timm"]
@@ -77,6 +78,7 @@ def export(run: Path, wanted: Wanted) -> Exported:
     computes something else.
     """
     student = load_classifier(run)
+    set_attention(student.module, "math")  # a graph of plain products runs everywhere
     if wanted.preprocess and student.normalisation is None:
         raise ConfigError(f"{run} classifies points, which have no preprocessing: leave --preprocess out.")
     if wanted.form in ("safetensors", "timm") and (wanted.preprocess or wanted.softmax):

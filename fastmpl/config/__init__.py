@@ -21,7 +21,15 @@ from fastmpl.config.keys import (
     UdaConfig,
 )
 from fastmpl.config.load import difference, load, save, to_toml
-from fastmpl.config.rules import feeds_back, is_capturable, names_own_model, names_run, trained_optimisers, uses_tf32
+from fastmpl.config.rules import (
+    feeds_back,
+    is_capturable,
+    names_own_model,
+    names_run,
+    trained_optimisers,
+    uses_forward_mode,
+    uses_tf32,
+)
 from fastmpl.config.schema import Config
 from fastmpl.errors import ConfigError
 
@@ -55,5 +63,6 @@ __all__ = [
     "save",
     "to_toml",
     "trained_optimisers",
+    "uses_forward_mode",
     "uses_tf32",
 ]

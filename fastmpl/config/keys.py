@@ -228,6 +228,10 @@ class SystemConfig(_Section):
     benchmark: bool = _rare(
         False, "Whether cuDNN times its algorithms and keeps the fastest: more memory, and no repeatable rounding."
     )
+    attention: Literal["fused", "math"] = _rare(
+        "fused",
+        "Attention of transformers: one operator that keeps no scores, but in the tangent; or products and softmax always.",
+    )
     channels_last: bool = _rare(True, "Whether images are stored with the channels last.")
     schedule: Literal["split", "joint"] = _key("split", "Separate passes, or one over all images of a network.")
     deferred: bool = _rare(False, "Whether the teacher's graph is built after the student's step, to save memory.")

@@ -56,6 +56,12 @@ def feeds_back(config: "Config") -> bool:
     return config.method.name in ("mpl", "reduced_mpl") and config.feedback.kind != "off"
 
 
+def uses_forward_mode(config: "Config") -> bool:
+    """Whether the feedback has a forward-mode pass through the student."""
+    feedback = config.feedback
+    return feeds_back(config) and feedback.kind != "scalar" and feedback.tangent == "jvp"
+
+
 def trained_optimisers(config: "Config") -> dict[str, str]:
     """The optimiser of each network that the method trains, by its role."""
     names: dict[str, str] = {"student": config.student.optimiser}

@@ -24,6 +24,8 @@ from fastmpl.learners.protocol import Forward, Gradient, Loss, Update
 from fastmpl.learners.recompute import recompute_blocks
 from fastmpl.learners.running_statistics import RunningStatistics, mean_over_ranks, per_rank_names
 from fastmpl.learners.state import Placement
+from fastmpl.learners.tangent_parts import call_in_parts
+from fastmpl.models.attention import use_math_attention
 from fastmpl.models.norms import use_batch_statistics
 from fastmpl.models.stochastic import set_draw
 from fastmpl.models.sync_norm import synchronise
@@ -44,12 +46,15 @@ class PlainLearner:
         average: float = 0.0,
         tangent: Literal["jvp", "difference"] = "jvp",
         depth: int = 0,
+        tangent_images: int = 0,
         recompute: bool = False,
         compiler: str = "",
         static_gradients: bool | None = None,
         ranks: Ranks = ALONE,
     ) -> None:
-        """compiler: the backend of torch.compile for passes without a tangent; none where empty. static_gradients: whether
+        """tangent_images: most images of one forward-mode pass (`images_at_once`); 0: all in one.
+
+        compiler: the backend of torch.compile for passes without a tangent; none where empty. static_gradients: whether
         each step copies its gradients to addresses that stay, as a CUDA graph needs; None: where the device is a GPU.
         """
         self.frozen = freeze_layers(module, config)
@@ -62,6 +67,7 @@ class PlainLearner:
         self.optimiser = Optimiser(self.parameters, config, steps, rates=layer_rates(module, config))
         self.average = Average(learning_tensors(module), average) if average > 0 else None
         self.precision, self.tangent_form, self.ranks = precision, tangent, ranks
+        self.tangent_images = tangent_images
         self.moving = names_in_last_blocks(module, depth) & self.parameters.keys()  # what the tangent moves
         self.device = next(iter(self.parameters.values())).device
         static = self.device.type == "cuda" if static_gradients is None else static_gradients
@@ -146,9 +152,13 @@ class PlainLearner:
         with self._autocast(), use_batch_statistics(self.module):
             if self.tangent_form == "difference":
                 return self._difference(update.old, direction, images, logits)
-            with forward_ad.dual_level():
+            with use_math_attention(self.module), forward_ad.dual_level():
                 duals = {name: dual(p, direction.get(name)) for name, p in update.old.items()}
-                return to_float32(tangent_of(functional_call(self.module, duals, (images,))))
+
+                def push(part: Tensor) -> Tensor:
+                    return to_float32(tangent_of(functional_call(self.module, duals, (part,))))
+
+                return call_in_parts(self.module, images, self.tangent_images, push)
 
     def loss_decrease(self, update: Update, gradient: Gradient) -> Float[Tensor, ""]:
         assert update.old is not None

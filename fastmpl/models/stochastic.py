@@ -8,8 +8,11 @@ under recomputation. The mask is a constant factor, so backward and forward mode
 The draw is a 0-D int64 buffer of each layer, on its device, the same in all of a network and not in its state dict.
 (One tensor for all would not stay one under `.to`, nor a shared module whole under `functional_call`.) Whoever runs a
 step writes it (`set_draw`); examples are numbered by their row in the batch, so two micro-batches, or two ranks,
-need two draws.
+need two draws. A pass over a part of a batch repeats the draws of the whole (`number_images_from`).
 """
+
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -30,12 +33,17 @@ class _Keyed(nn.Module):
             raise ModelError(f"dropout = {p}: a probability of at least 0 and below 1 is needed.")
         self.p = p
         self.layer = 0
+        self.part: tuple[int, int] | None = None  # of a pass over a part of the batch: its first image, their number
         self.register_buffer("draw", torch.zeros((), dtype=torch.int64), persistent=False)
 
     def keep(self, rows: int, columns: int) -> Bool[Tensor, "rows columns"]:
         """The mask, bool: one unit of one example each, kept with probability 1 - p."""
         key = combine(self.draw, self.layer)
-        return uniform(key, torch.arange(rows, device=key.device), columns) >= self.p
+        first = 0
+        if self.part is not None:  # an image may have several rows: its windows, in Swin
+            image, images = self.part
+            first = image * (rows // images)
+        return uniform(key, torch.arange(first, first + rows, device=key.device), columns) >= self.p
 
     def extra_repr(self) -> str:
         return f"p={self.p}, layer={self.layer}"
@@ -100,6 +108,27 @@ def replace_dropout(module: nn.Module) -> None:
 
 def _layers(module: nn.Module) -> list[_Keyed]:
     return [m for m in module.modules() if isinstance(m, _Keyed)]
+
+
+def active_dropouts(module: nn.Module) -> list[nn.Module]:
+    """The keyed layers of `module` that drop anything in training."""
+    return [layer for layer in _layers(module) if layer.p > 0]
+
+
+@contextmanager
+def number_images_from(module: nn.Module, first: int, images: int) -> Iterator[None]:
+    """Within the block `module` sees `images` images, which are numbers `first` and following of a larger batch.
+
+    Its keyed layers draw for them as in a pass over that batch. A layer's rows must be whole images, in their order.
+    """
+    layers = _layers(module)
+    for layer in layers:
+        layer.part = first, images
+    try:
+        yield
+    finally:
+        for layer in layers:
+            layer.part = None
 
 
 def set_draw(module: nn.Module, key: Int[Tensor, ""]) -> None:

@@ -1,5 +1,4 @@
-"""Any classifier of timm, made fit for feedback: keyed dropout, attention with a forward-mode rule, group and
-synchronised norms.
+"""Any classifier of timm, made fit for feedback: keyed dropout, also of attention, group and synchronised norms.
 
 The only module that knows timm. What cannot be made fit (a network that draws random numbers in its own code) is
 refused here, when it is built, and not at step 1,000.
@@ -18,6 +17,7 @@ from torch._subclasses.fake_tensor import unset_fake_temporarily
 from torch.func import functional_call
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from fastmpl.models.attention import unfuse_random_attention
 from fastmpl.models.errors import ModelError
 from fastmpl.models.norms import Norm, groups_of
 from fastmpl.models.pretrained import Loaded, Weights, check_loaded, classifier_of, record_load, select_head
@@ -170,10 +170,8 @@ def _unreachable(name: str, known: Any) -> ModelError:
 
 def _fit(model: nn.Module, name: str, image_shape: tuple[int, ...], dropout: float, norm: Norm) -> nn.Module:
     """Makes timm's network fit for feedback, in place, or refuses it."""
-    for module in model.modules():
-        if getattr(module, "fused_attn", False):  # no forward-mode rule on a CPU, and a dropout of its own
-            module.fused_attn = False  # type: ignore[assignment]
     replace_dropout(model)
+    unfuse_random_attention(model)
     if norm == "group":
         _replace_norms(model, _group_norm)
     elif norm == "sync":

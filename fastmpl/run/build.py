@@ -7,12 +7,13 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
-from fastmpl.config import Config, NetworkConfig, names_own_model
+from fastmpl.config import Config, NetworkConfig, names_own_model, uses_forward_mode
 from fastmpl.data.normalise import Normalisation
 from fastmpl.distributed.ranks import ALONE, Ranks
 from fastmpl.learners.plain import PlainLearner
 from fastmpl.learners.protocol import RunLearner
 from fastmpl.learners.state import Parts
+from fastmpl.learners.tangent_parts import images_at_once
 from fastmpl.learners.zero.learner import ZeroLearner
 from fastmpl.methods.distillation import distillation
 from fastmpl.methods.mpl import Feedback, MetaPseudoLabels
@@ -21,6 +22,7 @@ from fastmpl.methods.single_network import SingleNetworkMethod
 from fastmpl.methods.supervised import Supervised
 from fastmpl.methods.uda import Consistency, Uda
 from fastmpl.models import build_network
+from fastmpl.models.attention import set_attention
 from fastmpl.models.input_map import differ, map_inputs
 from fastmpl.models.layout import channels_last
 from fastmpl.models.pretrained import Weights
@@ -92,6 +94,8 @@ def assemble(
         system, feedback = config.system, config.feedback
         common: dict[str, Any] = {"steps": config.run.steps, "average": average, "ranks": ranks}
         common |= {"tangent": feedback.tangent, "depth": feedback.depth}
+        if section is config.student and uses_forward_mode(config):
+            common["tangent_images"] = images_at_once(module, image_shape)
         if system.engine == "zero":
             return ZeroLearner(module, section, system, **common)
         common |= {"recompute": system.recompute, "compiler": "inductor" if system.compile else ""}
@@ -177,7 +181,11 @@ def single_network_method(config: Config) -> SingleNetworkMethod:
 
 
 def _place(module: nn.Module, config: Config, device: torch.device) -> nn.Module:
-    """`module` on its device and in its memory format. Skips moves that change nothing, which FakeTensorMode rejects."""
+    """`module` on its device, in its memory format, with its form of attention.
+
+    Skips moves that change nothing, which FakeTensorMode rejects.
+    """
+    set_attention(module, config.system.attention)
     if device.type != "cpu":
         module = module.to(device)
     return channels_last(module) if config.system.channels_last else module

@@ -19,6 +19,7 @@ from fastmpl.data.normalise import Normalisation
 from fastmpl.errors import ConfigError, StorageError
 from fastmpl.learners.protocol import RunLearner
 from fastmpl.models import build_network
+from fastmpl.models.attention import set_attention
 from fastmpl.models.adapters import merge_adapters
 from fastmpl.run import checkpoint
 
@@ -166,6 +167,7 @@ def _build(
     """The student's network with the tensors of `state`, which may be flat; adapters are merged."""
     state, section = merge_adapters(state), config.student.model_copy(update={"adapter": ""})
     module = build_network(section, classes=len(classes), image_shape=image_shape, seed=0)
+    set_attention(module, config.system.attention)
     shapes = {name: value.shape for name, value in module.state_dict().items()}
     module.load_state_dict({name: value.reshape(shapes.get(name, value.shape)) for name, value in state.items()})
     return module.eval()

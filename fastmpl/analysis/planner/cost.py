@@ -10,7 +10,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from fastmpl.analysis.accounting import count_arithmetic, measure
 from fastmpl.analysis.fake_run import FakeRun, make_fake_batch
-from fastmpl.config import Config, feeds_back
+from fastmpl.config import Config, uses_forward_mode
 
 BATCHES = ("batch_labelled", "batch_unlabelled", "batch_trusted")
 
@@ -64,8 +64,7 @@ def _runs_on_real_tensors_alone(config: Config) -> bool:
     Such a step is counted without feedback. The passes of feedback keep no activations, so the peak, which lies in a
     backward pass, is the same.
     """
-    forward = feeds_back(config) and config.feedback.kind != "scalar" and config.feedback.tangent == "jvp"
-    return forward and config.system.precision == "bf16"
+    return uses_forward_mode(config) and config.system.precision == "bf16"
 
 
 def _change(config: Config, section: str, **values: object) -> Config:

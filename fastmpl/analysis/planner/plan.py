@@ -11,12 +11,14 @@ from collections.abc import Iterator, Mapping
 from typing import Final, Literal, NamedTuple
 
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 
-from fastmpl.analysis.planner.cost import BATCHES, Cost, Shape, count_cost
+from fastmpl.analysis.planner.cost import BATCHES, Cost, Shape, count_cost, divide_batches
 from fastmpl.analysis.planner.state_bytes import Gathered, Stage, StateBytes, gathered_bytes, state_bytes
-from fastmpl.config import Config, NetworkConfig, feeds_back, trained_optimisers
+from fastmpl.config import Config, NetworkConfig, feeds_back, trained_optimisers, uses_forward_mode
 from fastmpl.config.optimisers import ABILITIES
 from fastmpl.errors import ConfigError
+from fastmpl.learners.tangent_parts import images_at_once
 from fastmpl.models import build_network
 from fastmpl.models.reduced_teacher import ReducedTeacher
 from fastmpl.run.expected_inputs import settle_inputs
@@ -57,6 +59,13 @@ class Fit(NamedTuple):
     times: float  # the largest batch that fits, as a multiple of the configured batch; 0 if none fits
 
 
+class TangentParts(NamedTuple):
+    """How the forward-mode pass of a rank goes through the student's images, to bound its temporaries."""
+
+    parts: int  # of a micro-batch
+    images: int  # of the largest part
+
+
 class MemoryPlan(NamedTuple):
     """The memory of every sharding and schedule, for `ranks` ranks."""
 
@@ -68,6 +77,7 @@ class MemoryPlan(NamedTuple):
     gathered: dict[Sharding, Gathered]
     costs: dict[str, Cost]  # by schedule
     fits: list[Fit]
+    tangent: TangentParts | None  # None: the feedback has no forward-mode pass
 
 
 def plan_memory(
@@ -97,7 +107,8 @@ def plan_memory(
         for schedule in costs
     ]
     batches = {name: math.ceil(getattr(config.data, name) / ranks) for name in BATCHES if getattr(config.data, name)}
-    return MemoryPlan(ranks, memory, batches, sizes, states, gathered, costs, fits)
+    tangent = _divide_tangent(config, shape, ranks)
+    return MemoryPlan(ranks, memory, batches, sizes, states, gathered, costs, fits, tangent)
 
 
 def shape_of(config: Config, classes: int = 0) -> Shape:
@@ -115,13 +126,24 @@ def size_of(module: nn.Module) -> NetworkSize:
 
 
 def _network(config: Config, role: str, shape: Shape) -> nn.Module:
-    from torch._subclasses.fake_tensor import FakeTensorMode
-
     section: NetworkConfig = getattr(config, role)
     with FakeTensorMode():
         if role == "teacher" and config.method.name == "reduced_mpl":
             return ReducedTeacher(shape.classes, section.width, section.depth, 0)
         return build_network(section, classes=shape.classes, image_shape=shape.image, seed=0)
+
+
+def _divide_tangent(config: Config, shape: Shape, ranks: int) -> TangentParts | None:
+    if not uses_forward_mode(config):
+        return None
+    with FakeTensorMode():
+        student = build_network(config.student, classes=shape.classes, image_shape=shape.image, seed=0)
+        most = images_at_once(student, shape.image)
+    data = divide_batches(config, ranks).data
+    seen = data.batch_unlabelled + (data.batch_labelled if config.system.schedule == "joint" else 0)
+    images = seen // config.system.accumulate
+    parts = -(-images // most) if most else 1
+    return TangentParts(parts, -(-images // parts))
 
 
 def _possible(config: Config) -> Iterator[tuple[Sharding, tuple[Stage, bool]]]:

@@ -17,6 +17,7 @@ def format_plan(plan: MemoryPlan) -> Iterator[str]:
         yield f"{role:9} {size.elements:,} parameters"
     counts = ", ".join(f"{count:,} {name.removeprefix('batch_')}" for name, count in plan.batches.items())
     yield f"a rank    of {plan.ranks}: {counts} images a step"
+    yield from _describe_tangent(plan)
     yield ""
     yield from _tabulate_state(plan)
     yield ""
@@ -33,6 +34,12 @@ def format_plan(plan: MemoryPlan) -> Iterator[str]:
     yield from _align(["", *plan.costs], [[name, *map(_format_fit, row)] for name, row in by_sharding.items()])
     yield ""
     yield NOTE
+
+
+def _describe_tangent(plan: MemoryPlan) -> Iterator[str]:
+    """A line where the forward-mode pass of exact feedback goes through the images in parts."""
+    if plan.tangent is not None and plan.tangent.parts > 1:
+        yield f"tangent   in {plan.tangent.parts} parts of at most {plan.tangent.images:,} images, to bound its temporaries"
 
 
 def _tabulate_state(plan: MemoryPlan) -> Iterator[str]:

@@ -27,10 +27,12 @@ from fastmpl.learners.protocol import Forward, Gradient, Loss, Update
 from fastmpl.learners.recompute import recompute_blocks
 from fastmpl.learners.running_statistics import RunningStatistics, mean_over_ranks, per_rank_names
 from fastmpl.learners.state import Placement
+from fastmpl.learners.tangent_parts import call_in_parts
 from fastmpl.learners.zero import engine as deepspeed
 from fastmpl.learners.zero.layerwise import layer_by_layer
 from fastmpl.learners.zero.settings import settings
 from fastmpl.learners.zero.shards import FlatShards, ParameterShards, Replicated, shards_of
+from fastmpl.models.attention import use_math_attention
 from fastmpl.models.norms import use_batch_statistics
 from fastmpl.models.stochastic import set_draw
 from fastmpl.models.sync_norm import synchronise
@@ -64,11 +66,13 @@ class ZeroLearner:
         average: float = 0.0,
         tangent: Literal["jvp", "difference"] = "jvp",
         depth: int = 0,
+        tangent_images: int = 0,
         ranks: Ranks = ALONE,
     ) -> None:
         self.frozen = freeze_layers(module, config)
         self.module, self.config, self.system = set_training(module, self.frozen), config, system
         self.ranks, self.tangent_form, self.stage = ranks, tangent, system.zero_stage
+        self.tangent_images = tangent_images
         synchronise(module, ranks)
         self.twin = _twin(module)
         self.statistics = RunningStatistics(module)
@@ -171,13 +175,19 @@ class ZeroLearner:
         set_draw(self.module, draw)
         if self.tangent_form == "difference":
             return self._difference(update.old, direction, images, logits)
-        with autocast(self.device, self.system.precision), use_batch_statistics(self.twin), forward_ad.dual_level():
-            if isinstance(self.shards, ParameterShards):
+        precision, most = self.system.precision, self.tangent_images
+        statistics, attention = use_batch_statistics(self.twin), use_math_attention(self.twin)
+        with autocast(self.device, precision), statistics, attention, forward_ad.dual_level():
+            if isinstance(self.shards, ParameterShards):  # each part gathers the layers anew
                 with layer_by_layer(self.twin, self._gather_duals(self.shards, update.old, direction)):
-                    return to_float32(tangent_of(self.twin(images)))
+                    return call_in_parts(self.twin, images, most, lambda part: to_float32(tangent_of(self.twin(part))))
             old, moved = (self.shards.whole(pieces, self.device) for pieces in (update.old, direction))
             duals = {name: dual(p, moved[name] if name in self.moving else None) for name, p in old.items()}
-            return to_float32(tangent_of(functional_call(self.twin, self.fixed | duals, (images,))))
+
+            def push(part: Tensor) -> Tensor:
+                return to_float32(tangent_of(functional_call(self.twin, self.fixed | duals, (part,))))
+
+            return call_in_parts(self.twin, images, most, push)
 
     def _gather_duals(
         self, shards: ParameterShards, old: Gradient, direction: Gradient

@@ -72,6 +72,24 @@ def test_half_precision_halves_activations_and_no_state() -> None:
     assert half.states == full.states
 
 
+def test_a_tangent_in_parts_is_planned_and_told() -> None:
+    vit = config(student__model="timm:test_vit", data__image_size=160, data__batch_unlabelled=4096)
+    found = planner.plan_memory(vit, ranks=2, memory=GIB, schedules=("split",))
+    assert found.tangent == (2, 1024)
+    assert "tangent   in 2 parts of at most 1,024 images, to bound its temporaries" in planner.format_plan(found)
+    whole = planner.plan_memory(vit, ranks=4, memory=GIB, schedules=("split",))
+    assert whole.tangent == (1, 1024)
+
+
+def test_batch_norm_and_small_tangents_have_one_part() -> None:
+    for changes in ({}, {"student__norm": "group"}):
+        found = planner.plan_memory(config(**changes), ranks=1, memory=GIB, schedules=("split",))
+        assert found.tangent == (1, 64)
+        assert not any(line.startswith("tangent") for line in planner.format_plan(found))
+    scalar = config(method__targets="sampled", feedback__kind="scalar")
+    assert planner.plan_memory(scalar, ranks=1, memory=GIB, schedules=("split",)).tangent is None
+
+
 def test_lamb_leaves_copies_alone() -> None:
     assert list(
         planner.plan_memory(config(student__optimiser="lamb"), ranks=2, memory=GIB, schedules=("split",)).states
