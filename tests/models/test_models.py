@@ -10,6 +10,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.func import functional_call
 
 from fastmpl.models import ModelError, build, set_draw, use_batch_statistics
+from fastmpl.models.attention import use_math_attention
 
 OWN = [
     ("wrn_10_1", (3, 8, 8)),
@@ -62,7 +63,7 @@ def test_every_parameter_carries_its_tangent_to_the_logits(model, shape, norm):
         gradients = torch.autograd.grad((network(images) * weight).sum(), list(parameters.values()))
     for (name, parameter), gradient in zip(parameters.items(), gradients, strict=True):
         direction = torch.randn_like(parameter)
-        with torch.no_grad(), forward_ad.dual_level(), use_batch_statistics(network):
+        with torch.no_grad(), forward_ad.dual_level(), use_batch_statistics(network), use_math_attention(network):
             duals = parameters | {name: forward_ad.make_dual(parameter.detach(), direction)}
             tangent = forward_ad.unpack_dual(functional_call(network, duals, (images,))).tangent
         assert tangent is not None, name

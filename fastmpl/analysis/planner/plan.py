@@ -107,7 +107,7 @@ def plan_memory(
         for schedule in costs
     ]
     batches = {name: math.ceil(getattr(config.data, name) / ranks) for name in BATCHES if getattr(config.data, name)}
-    tangent = _divide_tangent(config, shape, ranks)
+    tangent = divide_tangent(config, shape, ranks)
     return MemoryPlan(ranks, memory, batches, sizes, states, gathered, costs, fits, tangent)
 
 
@@ -125,15 +125,8 @@ def size_of(module: nn.Module) -> NetworkSize:
     return NetworkSize(sum(p.numel() for p in module.parameters()), max(layers))
 
 
-def _network(config: Config, role: str, shape: Shape) -> nn.Module:
-    section: NetworkConfig = getattr(config, role)
-    with FakeTensorMode():
-        if role == "teacher" and config.method.name == "reduced_mpl":
-            return ReducedTeacher(shape.classes, section.width, section.depth, 0)
-        return build_network(section, classes=shape.classes, image_shape=shape.image, seed=0)
-
-
-def _divide_tangent(config: Config, shape: Shape, ranks: int) -> TangentParts | None:
+def divide_tangent(config: Config, shape: Shape, ranks: int) -> TangentParts | None:
+    """The parts of the forward-mode pass of a rank; None if the feedback has no such pass."""
     if not uses_forward_mode(config):
         return None
     with FakeTensorMode():
@@ -144,6 +137,14 @@ def _divide_tangent(config: Config, shape: Shape, ranks: int) -> TangentParts | 
     images = seen // config.system.accumulate
     parts = -(-images // most) if most else 1
     return TangentParts(parts, -(-images // parts))
+
+
+def _network(config: Config, role: str, shape: Shape) -> nn.Module:
+    section: NetworkConfig = getattr(config, role)
+    with FakeTensorMode():
+        if role == "teacher" and config.method.name == "reduced_mpl":
+            return ReducedTeacher(shape.classes, section.width, section.depth, 0)
+        return build_network(section, classes=shape.classes, image_shape=shape.image, seed=0)
 
 
 def _possible(config: Config) -> Iterator[tuple[Sharding, tuple[Stage, bool]]]:

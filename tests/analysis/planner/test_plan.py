@@ -9,7 +9,8 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from fastmpl.analysis import planner
 from fastmpl.analysis.accounting import measure
 from fastmpl.analysis.fake_run import FakeRun
-from fastmpl.analysis.planner.plan import size_of
+from fastmpl.analysis.planner.cost import Shape
+from fastmpl.analysis.planner.plan import TangentParts, divide_tangent, size_of
 from fastmpl.cli import main
 from fastmpl.config import Config, ConfigError, load
 
@@ -72,22 +73,23 @@ def test_half_precision_halves_activations_and_no_state() -> None:
     assert half.states == full.states
 
 
-def test_a_tangent_in_parts_is_planned_and_told() -> None:
+def test_a_tangent_in_parts_is_planned() -> None:
+    shape = Shape(10, (3, 160, 160))
     vit = config(student__model="timm:test_vit", data__image_size=160, data__batch_unlabelled=4096)
-    found = planner.plan_memory(vit, ranks=2, memory=GIB, schedules=("split",))
-    assert found.tangent == (2, 1024)
-    assert "tangent   in 2 parts of at most 1,024 images, to bound its temporaries" in planner.format_plan(found)
-    whole = planner.plan_memory(vit, ranks=4, memory=GIB, schedules=("split",))
-    assert whole.tangent == (1, 1024)
-
-
-def test_batch_norm_and_small_tangents_have_one_part() -> None:
-    for changes in ({}, {"student__norm": "group"}):
-        found = planner.plan_memory(config(**changes), ranks=1, memory=GIB, schedules=("split",))
-        assert found.tangent == (1, 64)
-        assert not any(line.startswith("tangent") for line in planner.format_plan(found))
+    assert divide_tangent(vit, shape, ranks=2) == (2, 1024)
+    assert divide_tangent(vit, shape, ranks=4) == (1, 1024)
+    assert divide_tangent(config(), Shape(10, (3, 8, 8)), ranks=1) == (1, 64)  # batch norm
     scalar = config(method__targets="sampled", feedback__kind="scalar")
-    assert planner.plan_memory(scalar, ranks=1, memory=GIB, schedules=("split",)).tangent is None
+    assert divide_tangent(scalar, shape, ranks=1) is None
+
+
+def test_parts_of_the_tangent_are_told_where_there_are_several() -> None:
+    supervised = config(method__name="supervised", feedback__kind="off")
+    found = planner.plan_memory(supervised, ranks=1, memory=GIB)
+    line = "tangent   in 2 parts of at most 1,024 images, to bound its temporaries"
+    for tangent in (None, TangentParts(1, 64)):
+        assert not any("tangent" in line for line in planner.format_plan(found._replace(tangent=tangent)))
+    assert line in planner.format_plan(found._replace(tangent=TangentParts(2, 1024)))
 
 
 def test_lamb_leaves_copies_alone() -> None:
