@@ -19,8 +19,8 @@ from fastmpl.data.normalise import Normalisation
 from fastmpl.errors import ConfigError, StorageError
 from fastmpl.learners.protocol import RunLearner
 from fastmpl.models import build_network
-from fastmpl.models.attention import set_attention
 from fastmpl.models.adapters import merge_adapters
+from fastmpl.models.attention import set_attention
 from fastmpl.run import checkpoint
 
 WEIGHTS = "student.safetensors"
