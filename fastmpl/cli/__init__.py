@@ -28,6 +28,7 @@ from fastmpl.cli.verbs_with_config import (
     train,
 )
 from fastmpl.cli.verbs_without_config import (
+    CompareOptions,
     CompletionOptions,
     DemoOptions,
     DoctorOptions,
@@ -39,6 +40,7 @@ from fastmpl.cli.verbs_without_config import (
     ReplayOptions,
     ReportOptions,
     StatusOptions,
+    compare,
     evaluate,
     export,
     init,
@@ -76,6 +78,7 @@ WITHOUT_CONFIG: Final[dict[str, tuple[type[Any], Callable[[Any], None]]]] = {
     "demo": (DemoOptions, run_demo),
     "pack": (PackOptions, pack),
     "report": (ReportOptions, write_report),
+    "compare": (CompareOptions, compare),
     "init": (InitOptions, init),
     "evaluate": (EvaluateOptions, evaluate),
     "predict": (PredictOptions, predict),

@@ -163,6 +163,27 @@ def write_report(options: ReportOptions) -> None:
 
 
 @dataclass(frozen=True)
+class CompareOptions:
+    """Sets finished runs beside each other: a table and a page, paired where the seeds match."""
+
+    runs: Positional[tuple[Path, ...]]
+    """Folders of finished runs; runs that differ in their seed alone are one row. Rows are compared with the first."""
+    output: Path | None = None
+    """Page to write; compare.html beside the first run if not given."""
+    debug: FlagCreatePairsOff[bool] = False
+    """Show the traceback of an error."""
+
+
+def compare(options: CompareOptions) -> None:
+    from fastmpl.commands.compare import compare_runs, format_comparison, write_page
+
+    compared = compare_runs(options.runs)
+    print(format_comparison(compared))
+    path = options.output or options.runs[0].resolve().parent / "compare.html"
+    print(f"\nreport: {write_page(path, compared)}")
+
+
+@dataclass(frozen=True)
 class StatusOptions:
     """Says whether a run is still training, its step and its accuracy."""
 

@@ -12,11 +12,15 @@ from fastmpl.report.drawing import COLOUR, draw, percent_axis
 
 
 class ArmResult(NamedTuple):
-    """One way to train; accuracies are shares in [0, 1], one a seed, the seeds in the same order in every arm."""
+    """One way to train; accuracies are shares in [0, 1], one a seed.
+
+    Without `seeds` the seeds are the same in every arm, in the same order; with them, arms are paired by their common ones.
+    """
 
     name: str
     accuracies: Sequence[float]
     note: str = ""
+    seeds: Sequence[int] = ()
 
 
 class Comparison(NamedTuple):
@@ -27,6 +31,7 @@ class Comparison(NamedTuple):
     arms: Sequence[ArmResult]
     difference: str  # what it shows, in a sentence
     against: str = ""  # the arm that the others are compared with; the first if not named
+    settings: Sequence[tuple[str, Sequence[str]]] = ()  # keys in which the arms differ, with a value for each arm
 
 
 class ComparisonRow(NamedTuple):
@@ -50,14 +55,25 @@ def baseline(table: Comparison) -> ArmResult:
     )
 
 
+def _pairs(arm: ArmResult, base: ArmResult) -> list[tuple[float, float]]:
+    """The accuracies of both arms, seed by seed; empty where they have no seed in common, or cannot be matched."""
+    if arm.seeds and base.seeds:
+        mine, other = (dict(zip(of.seeds, of.accuracies, strict=True)) for of in (arm, base))
+        return [(mine[seed], other[seed]) for seed in sorted(mine.keys() & other.keys())]
+    if len(arm.accuracies) != len(base.accuracies):
+        return []
+    return list(zip(arm.accuracies, base.accuracies, strict=True))
+
+
 def rows(table: Comparison) -> list[ComparisonRow]:
     """What each arm's seeds say."""
     base = baseline(table)
 
     def difference(arm: ArmResult) -> Interval | None:
-        if arm is base or len(arm.accuracies) != len(base.accuracies):
+        if arm is base:
             return None
-        return paired_interval(arm.accuracies, base.accuracies)
+        pairs = _pairs(arm, base)
+        return paired_interval(*zip(*pairs, strict=True)) if pairs else None
 
     return [
         ComparisonRow(arm, mean(arm.accuracies), standard_error(arm.accuracies), difference(arm)) for arm in table.arms

@@ -128,10 +128,13 @@ def write_report(folder: Path) -> Path:
     )
 
 
-def write_comparison(path: Path, title: str, tables: Sequence[Comparison]) -> Path:
-    """Writes the tables of an experiment as one page, and gives its path. Raises OSError if it cannot."""
+def write_comparison(path: Path, title: str, tables: Sequence[Comparison], remarks: Sequence[str] = ()) -> Path:
+    """Writes the tables of an experiment as one page, and gives its path. Raises OSError if it cannot.
+
+    remarks: sentences for the top of the page.
+    """
     sections = [
         {"table": table, "rows": rows(table), "against": baseline(table).name, "svg": dot_plot(table, number)}
         for number, table in enumerate(tables, 1)
     ]
-    return _write_page(path, "comparison.html", title=title, sections=sections, versions=versions())
+    return _write_page(path, "comparison.html", title=title, remarks=remarks, sections=sections, versions=versions())
