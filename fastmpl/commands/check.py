@@ -144,6 +144,29 @@ def check_networks(config: Config, prepared: "Prepared") -> Iterator[str]:
     shape = _image_shape(config, prepared)
     for remark in require_networks(config, classes=len(arrays.classes), image_shape=shape, world=world):
         yield f"note    {remark}"
+    yield from (f"weights {line}" for line in _check_weights(config, arrays.classes, shape))
+
+
+def _check_weights(config: Config, classes: tuple[str, ...], image_shape: tuple[int, ...]) -> Iterator[str]:
+    """Loads the weights that networks start from: how many tensors, and the images that they expect."""
+    from fastmpl.config import trained_optimisers
+    from fastmpl.models import build_network
+    from fastmpl.models.errors import name_role
+    from fastmpl.run.expected_inputs import describe_inputs
+    from fastmpl.run.pretrained import read_start
+
+    for role in trained_optimisers(config):
+        section = getattr(config, role)
+        if not section.pretrained:
+            continue
+        start, said = read_start(section.pretrained, role, classes), list[str]()
+        with name_role(role):
+            build_network(
+                section, classes=len(classes), image_shape=image_shape, seed=0, weights=start.weights, note=said.append
+            )
+        yield from (f"{role}: {sentence}." for sentence in said)
+        yield from start.remarks
+    yield from describe_inputs(config)
 
 
 def check_capture(config: Config, prepared: "Prepared") -> Iterator[str]:

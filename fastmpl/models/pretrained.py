@@ -113,8 +113,8 @@ def record_load() -> Iterator[Callable[[], set[str]]]:
         nn.Module.load_state_dict = original  # type: ignore[method-assign]
 
 
-def require_finite(tensors: Mapping[str, Tensor], source: str) -> None:
-    """Raises ModelError that names the first tensor with a value that is not finite."""
+def require_finite(tensors: Mapping[str, Tensor], asked: str) -> None:
+    """Raises ModelError that names the first tensor with a value that is not finite; `asked` is the key and its value."""
     for name, value in tensors.items():
         if value.is_floating_point() and not torch.isfinite(value).all():
-            raise ModelError(f'pretrained = "{source}" has values in {name} that are not finite: the file is damaged.')
+            raise ModelError(f"{asked} has values in {name} that are not finite: the file is damaged.")

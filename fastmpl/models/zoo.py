@@ -5,8 +5,10 @@ refused here, when it is built, and not at step 1,000.
 """
 
 import difflib
+import logging
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import timm
@@ -141,7 +143,7 @@ def _create_pretrained(name: str, options: dict[str, object], weights: Weights) 
         overlay |= {"source": "", "url": "", "hf_hub_id": None, "label_offset": 0}
         overlay["state_dict"] = select_head(weights.tensors, classifier, weights.head_order)
         overlay["num_classes"] = options["num_classes"] if keeps else 0  # another number: timm drops the classifier
-    with record_load() as handed_over:
+    with record_load() as handed_over, _silence_timm():
         try:
             model: nn.Module = timm.create_model(name, pretrained=True, pretrained_cfg_overlay=overlay, **options)
         except (RuntimeError, KeyError, ValueError, TypeError, AssertionError) as error:
@@ -156,6 +158,18 @@ def _create_pretrained(name: str, options: dict[str, object], weights: Weights) 
             raise _unreachable(name, known) from error
         given = handed_over()
     return model, check_loaded(model, given, classifier or classifier_of(model), weights.source)
+
+
+@contextmanager
+def _silence_timm() -> Iterator[None]:
+    """Keeps timm from listing tensors on the terminal: which were used, and which not, is said in a sentence of ours."""
+    logger = logging.getLogger("timm")
+    before = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(before)
 
 
 def _unreachable(name: str, known: Any) -> ModelError:

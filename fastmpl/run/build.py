@@ -23,6 +23,7 @@ from fastmpl.methods.supervised import Supervised
 from fastmpl.methods.uda import Consistency, Uda
 from fastmpl.models import build_network
 from fastmpl.models.attention import set_attention
+from fastmpl.models.errors import name_role
 from fastmpl.models.input_map import differ, map_inputs
 from fastmpl.models.layout import channels_last
 from fastmpl.models.pretrained import Weights
@@ -75,14 +76,15 @@ def assemble(
         if section is config.teacher and config.method.name == "reduced_mpl":
             return ReducedTeacher(classes, section.width, section.depth, seed)
         role = "teacher" if section is config.teacher else "student"
-        network = build_network(
-            section,
-            classes=classes,
-            image_shape=image_shape,
-            seed=seed,
-            weights=weights.get(role),
-            note=lambda sentence: note(f"{role}: {sentence}."),
-        )
+        with name_role(role):
+            network = build_network(
+                section,
+                classes=classes,
+                image_shape=image_shape,
+                seed=seed,
+                weights=weights.get(role),
+                note=lambda sentence: note(f"{role}: {sentence}."),
+            )
         own = normalisation_of(section, image_shape[0])
         if role == "student" or own is None or normalisation is None or not differ(normalisation, own):
             return network

@@ -13,7 +13,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from fastmpl.config import Config, NetworkConfig
 from fastmpl.errors import ConfigError
 from fastmpl.models import build_network
-from fastmpl.models.errors import ModelError
+from fastmpl.models.errors import ModelError, name_role
 
 SHOWN = 10  # classes that are named
 SGD = ("sgd", "nesterov", "fastmpl:sgd_ema", "apex:FusedSGD")
@@ -83,12 +83,11 @@ def _pass_empty_batch(trained: _TrainedNetwork, classes: int, image_shape: tuple
     model = trained.section.model
     shape = " x ".join(map(str, image_shape[1:])) or f"{image_shape[0]} numbers"
     try:
-        with FakeTensorMode(), torch.no_grad():
+        with name_role(trained.role), FakeTensorMode(), torch.no_grad():
             network = build_network(trained.section, classes=classes, image_shape=image_shape, seed=0)
             network.train()(torch.empty(trained.images, *image_shape))
-    except ModelError as error:
-        sentence = str(error.args[0])
-        raise ModelError(f"{trained.role}.{sentence}" if sentence.startswith("model =") else sentence) from error
+    except ModelError:
+        raise
     except Exception as error:  # a network of timm raises whatever its author chose
         words = (str(error) or type(error).__name__).splitlines()[0].rstrip(".")
         if re.search("more than (1|one) value per channel", words):

@@ -2,6 +2,7 @@
 
 import hashlib
 import pickle
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final, NamedTuple
@@ -62,7 +63,7 @@ def read_start(source: str, role: str, classes: tuple[str, ...]) -> Start:
 def _read_run(folder: Path, role: str, classes: tuple[str, ...]) -> Start:
     held = load_classifier(folder)
     tensors = dict(held.module.state_dict())
-    require_finite(tensors, str(folder))
+    require_finite(tensors, f'{role}.pretrained = "{folder}"')
     digest = hashlib.sha256(safetensors.torch.save({k: v.contiguous() for k, v in tensors.items()})).hexdigest()
     notes = (held.remark,) if held.remark else ()
     try:
@@ -81,7 +82,8 @@ def _read_file(path: Path, asked: str) -> dict[str, Tensor]:
         if path.suffix == ".safetensors":
             found: Any = safetensors.torch.load_file(path)
         else:
-            found = torch.load(path, map_location="cpu", weights_only=True)
+            with warnings.catch_warnings(action="ignore", category=UserWarning):  # of pickles, which are refused
+                found = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise ConfigError(
             f"{asked} holds more than tensors, and is not loaded, because that could run a program. Save its state_dict "
@@ -96,7 +98,7 @@ def _read_file(path: Path, asked: str) -> dict[str, Tensor]:
     tensors = {str(name).removeprefix("module."): value for name, value in dict(found).items()} if found else {}
     if not tensors or not all(isinstance(value, Tensor) for value in tensors.values()):
         raise ConfigError(f"{asked} holds no weights: it needs tensors by name, as a state_dict has them.")
-    require_finite(tensors, str(path))
+    require_finite(tensors, asked)
     return tensors
 
 

@@ -11,6 +11,7 @@ import timm
 import torch
 from torch import Tensor
 
+from fastmpl.cli import main
 from fastmpl.config import load
 from fastmpl.errors import ConfigError, FastMPLError
 from fastmpl.models import ModelError, build
@@ -112,6 +113,43 @@ def test_weights_that_cannot_be_used_are_refused_in_a_sentence(
         train_from(write(tmp_path), tmp_path / "runs")
     assert raised.value.exit_code in (2, 3)
     assert not (tmp_path / "runs" / "digits_supervised").exists()
+
+
+WRITERS = [write_truncated, write_other_network, write_pickle, write_nan]
+
+
+@pytest.mark.parametrize("verb", ["train", "check"])
+@pytest.mark.parametrize("write", WRITERS)
+def test_the_command_refuses_such_weights_in_one_line(
+    verb: str,
+    write: Callable[[Path], Path],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
+    recwarn: pytest.WarningsRecorder,
+) -> None:
+    assert main(command(verb, write(tmp_path), tmp_path)) in (2, 3)
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    assert line.startswith("Config: student.pretrained = ")
+    assert caplog.text == "" and len(recwarn) == 0  # which a terminal shows too
+
+
+@pytest.mark.parametrize("verb", ["train", "check"])
+def test_the_command_counts_the_tensors_that_it_loads(
+    verb: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    state = vit_state()
+    safetensors.torch.save_file(state, tmp_path / "vit.safetensors")
+    assert main(command(verb, tmp_path / "vit.safetensors", tmp_path)) == 0
+    shown = " ".join("".join(capsys.readouterr()).split())
+    assert f"loaded {len(state) - 2} of {len(state)} tensors" in shown
+    assert "new: head.weight, head.bias" in shown
+
+
+def command(verb: str, weights: Path, folder: Path) -> list[str]:
+    options = {"student.model": "timm:test_vit", "student.pretrained": weights, "student.lr": 0, "run.steps": 1}
+    options |= {"data.image_size": 32, "run.output": folder / "runs"}
+    return [verb, str(DIGITS), *(word for key, value in options.items() for word in (f"--{key}", str(value)))]
 
 
 def own_network(seed: int, classes: int = 10) -> torch.nn.Module:
