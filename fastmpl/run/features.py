@@ -17,6 +17,7 @@ from fastmpl.config import Config
 from fastmpl.data.build import Data
 from fastmpl.data.build import build as build_data
 from fastmpl.data.errors import DataError
+from fastmpl.data.evaluation import framing_of
 from fastmpl.data.memory.evaluation_set import EvaluationSet
 from fastmpl.data.stores.feature_writer import FeatureWriter
 from fastmpl.data.stores.features import FeaturePlan, Rows
@@ -89,7 +90,8 @@ def load_frozen(config: Config, data: Data) -> FrozenNetwork:
     if not isinstance(layer, nn.Linear) or layer.out_features != len(data.classes):
         raise ConfigError(f'student.model = "{section.model}" does not end in a linear layer: probe another network.')
     digest = f" ({start.sha256[:16]})" if start.sha256 else ""
-    name = f"{section.model} from {start.weights.source}{digest}"
+    seen = f"{'x'.join(map(str, data.image_shape))} by {data.normalisation}, {framing_of(config.data)}"
+    name = f"{section.model} from {start.weights.source}{digest} on images {seen}"
     body = NetworkWithout(whole, classifier)
     return FrozenNetwork(whole, body, classifier, layer.in_features, name, (*start.remarks, *said))
 

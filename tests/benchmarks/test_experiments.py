@@ -1,11 +1,13 @@
 """The experiments' own mathematics and choices: gold loss correction, biased teachers, and that nothing looks at tests."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 
-from benchmarks.experiments import ablation, all_labels, biased_teacher, noisy_labels
+from benchmarks.experiments import ablation, all_labels, biased_teacher, few_labels_pretrained, noisy_labels
 from benchmarks.experiments.finetuning import Tuned
 from benchmarks.experiments.gold import corrected_loss, corruption_of
 from benchmarks.records import load
@@ -109,3 +111,25 @@ def test_the_largest_experiments_go_through_on_runs_of_two_steps(tmp_path: biase
     }
     assert all_labels.main(short) == 0
     assert {row["arm"] for row in load("all_labels", tmp_path).rows} == {"large teacher", *all_labels.ARMS}
+
+
+def test_every_arm_of_few_labels_pretrained_is_legal(tmp_path: biased_teacher.Path) -> None:
+    network, pictures, features = (tmp_path / name for name in ("network", "pictures", "features"))
+    arms = few_labels_pretrained.arms_of(2, network, pictures, features, steps=9)
+    assert len({arm.name for arm in arms}) == len(arms) == 1 + 7 * len(few_labels_pretrained.RATES)
+    for arm in arms:
+        made = arm.config_of(3, tmp_path)
+        assert made.data.labels == made.data.batch_labelled == 10
+        heads = "heads" in arm.name
+        assert made.data.features == (str(features) if heads else "")
+        assert made.student.pretrained == ("" if heads else str(network))
+        assert made.teacher.pretrained == (str(network) if made.method.name == "mpl" and not heads else "")
+
+
+def test_the_rate_of_a_seed_is_chosen_on_its_validation_images() -> None:
+    def outcomes(*accuracies: tuple[float, float]) -> list[dict[str, Any]]:
+        return [{"last": {"average": {"validation": v, "test": t}}} for v, t in accuracies]
+
+    of_rates = {0.05: outcomes((0.6, 0.1), (0.5, 0.9)), 0.01: outcomes((0.5, 0.9), (0.5, 0.2))}
+    chosen = few_labels_pretrained.choose_rates(of_rates)
+    assert [(rate, outcome["last"]["average"]["test"]) for rate, outcome in chosen] == [(0.05, 0.1), (0.01, 0.2)]

@@ -31,8 +31,8 @@ class FeatureWriter:
         held = (folder / PLAN).read_text()
         if held != json.dumps(plan._asdict(), indent=1) + "\n":
             raise DataError(
-                f"{folder} holds other features than those asked for ({plan.network}, {plan.train} images, {plan.views} "
-                "views): name another folder, or delete it."
+                f"{folder} holds other features than those asked for ({plan.network}; {plan.train} images, {plan.views} "
+                "views): name another folder by --features, or delete it."
             )
 
     def missing(self) -> Iterator[tuple[str, int, int]]:
