@@ -8,10 +8,14 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import nn
+from torch._guards import detect_fake_mode
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from fastmpl.config import Config, NetworkConfig
+from fastmpl.config import Config, NetworkConfig, feeds_back
 from fastmpl.errors import ConfigError
+from fastmpl.learners.forward_mode import find_missing_forward_mode
+from fastmpl.learners.layers import frozen_names
+from fastmpl.learners.plain import PlainLearner
 from fastmpl.models import build_network
 from fastmpl.models.errors import ModelError, name_role
 
@@ -57,9 +61,13 @@ def require_networks(
     """
     remarks = []
     for trained in _trained_networks(config, world):
-        if not every and trained.images > 1 and not trained.section.model.startswith("timm:"):
+        plain = trained.images > 1 and trained.section.freeze == 0
+        if not every and plain and not trained.section.model.startswith("timm:"):
             continue
         network = _pass_empty_batch(trained, classes, image_shape)
+        remarks += _require_layers_to_learn(trained, network)
+        if trained.role == "student" and _takes_tangent(config) and trained.section.model.startswith("timm:"):
+            _require_forward_mode(config, trained, network, image_shape)
         if trained.section.optimiser in SGD and trained.section.lr >= TRANSFORMER_SGD_RATE and _is_transformer(network):
             remarks.append(
                 f'{trained.role}.optimiser = "{trained.section.optimiser}" with lr = {trained.section.lr}: transformers '
@@ -101,6 +109,47 @@ def _pass_empty_batch(trained: _TrainedNetwork, classes: int, image_shape: tuple
         ) from error
     _require_whole_patches(trained, network, image_shape)
     return network
+
+
+def _require_layers_to_learn(trained: _TrainedNetwork, network: nn.Module) -> list[str]:
+    """What is frozen of a network. Raises ModelError where nothing would be left to learn."""
+    role, count = trained.role, trained.section.freeze
+    if count == 0:
+        return []
+    try:
+        frozen = frozen_names(network, count)
+    except ConfigError as error:
+        raise ModelError(f"{role}.{error.args[0]}") from error
+    sizes = {name: p.numel() for name, p in network.named_parameters()}
+    steps = trained.section.freeze_steps
+    until = f" for the first {steps:,} steps" if steps else ""
+    return [
+        f"{role}.freeze = {count} holds {sum(sizes[name] for name in frozen):,} of its {sum(sizes.values()):,} "
+        f"parameters as they start{until}."
+    ]
+
+
+def _takes_tangent(config: Config) -> bool:
+    exact = feeds_back(config) and config.feedback.kind in ("exact", "per_example")
+    return exact and config.feedback.tangent == "jvp"
+
+
+def _require_forward_mode(
+    config: Config, trained: _TrainedNetwork, network: nn.Module, image_shape: tuple[int, ...]
+) -> None:
+    """Raises ModelError for a layer that the tangent of the exact feedback does not get through."""
+    mode = detect_fake_mode(list(network.parameters()))
+    assert mode is not None, "the network was built of fake tensors"
+    with mode:
+        learner = PlainLearner(network, trained.section, steps=1, depth=config.feedback.depth)
+        missing = find_missing_forward_mode(learner, torch.empty(trained.images, *image_shape))
+    if missing is not None:
+        layer = f"layer {missing.layer} ({missing.kind})" if missing.layer else f"the network itself ({missing.kind})"
+        raise ModelError(
+            f'student.model = "{trained.section.model}": {layer} has no forward mode, which exact feedback needs '
+            f'({missing.reason[:120]}). Set feedback.tangent = "difference", or feedback.depth to the last blocks '
+            "behind that layer."
+        )
 
 
 def _require_whole_patches(trained: _TrainedNetwork, network: nn.Module, image_shape: tuple[int, ...]) -> None:

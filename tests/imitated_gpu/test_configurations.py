@@ -36,6 +36,20 @@ def test_replays_of_a_deep_network_equal_eager_steps(name: str, gpu: ImitatedGpu
     assert_captures(name, gpu, 2)
 
 
+LAYERS: dict[str, dict[str, object]] = {
+    "frozen": {"student__freeze": 2, "teacher__freeze": 1},
+    "frozen at first": {"student__freeze": 2, "student__freeze_steps": 4},
+}
+
+
+@pytest.mark.parametrize("layers", LAYERS)
+def test_replays_with_rates_by_layer_and_frozen_layers_equal_eager_steps(layers: str, gpu: ImitatedGpu) -> None:
+    """The frozen time ends within the replays of one graph."""
+    changes = {"student__optimiser": "adamw", "student__layer_decay": 0.7, "student__head_lr": 2.0}
+    config, shape = load_small("digits", SMALLEST, **(changes | LAYERS[layers]))
+    assert_replays_equal_eager_steps(config, shape, 6, make_batches(config, shape, 8))
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", DEEP)
 def test_twenty_replays_of_a_deep_network_equal_eager_steps(name: str, gpu: ImitatedGpu) -> None:

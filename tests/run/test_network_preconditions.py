@@ -5,10 +5,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
+from torch import Tensor, nn
 
 from fastmpl import cli
 from fastmpl.config import Config, load
 from fastmpl.errors import ConfigError
+from fastmpl.models import zoo
 from fastmpl.models.errors import ModelError
 from fastmpl.run.network_preconditions import require_label_of_each_class, require_networks
 
@@ -91,3 +94,101 @@ def test_check_and_train_refuse_alike_before_the_first_step(
     assert cli.main([verb, str(DIGITS), "--run.output", str(tmp_path), *options]) == 2
     err = capsys.readouterr().err
     assert err.startswith(sentence) and len(err.splitlines()) == 1
+
+
+class Doubled(torch.autograd.Function):
+    """A function with a backward pass and no forward mode."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return 2 * x
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        return 2 * gradient
+
+
+@torch.library.custom_op("fastmpl_tests::tripled", mutates_args=())
+def tripled(x: Tensor) -> Tensor:
+    return 3 * x
+
+
+tripled.register_fake(torch.empty_like)
+tripled.register_autograd(lambda ctx, gradient: 3 * gradient)
+
+
+class Refusing(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return Doubled.apply(x)  # type: ignore[no-any-return]
+
+
+class Losing(nn.Module):
+    """Its tangent is that of the other summand alone, and nothing raises."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + tripled(x)
+
+
+def plant(layer: nn.Module, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every network of timm has this layer behind its first block."""
+    honest = zoo._create
+
+    def create(name: str, options: dict[str, object]) -> nn.Module:
+        network = honest(name, options)
+        network.blocks[1].append(layer)
+        return network
+
+    monkeypatch.setattr(zoo, "_create", create)
+
+
+PLANTED = {"student__model": "timm:test_efficientnet", "feedback__kind": "exact"}
+
+
+@pytest.mark.parametrize("every", [True, False], ids=["check", "start"])
+@pytest.mark.parametrize(
+    ("layer", "reason"), [(Refusing(), "jvp"), (Losing(), "loses the tangent")], ids=["raises", "silent"]
+)
+def test_a_layer_without_forward_mode_is_refused_by_name_before_the_first_step(
+    layer: nn.Module, reason: str, every: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plant(layer, monkeypatch)
+    asked = config(method__name="mpl", **PLANTED)
+    with pytest.raises(ModelError) as refused:
+        require_networks(asked, classes=10, image_shape=(3, 32, 32), every=every)
+    sentence = str(refused.value)
+    assert f"layer blocks.1.1 ({type(layer).__name__}) has no forward mode" in sentence and reason in sentence
+    assert 'feedback.tangent = "difference"' in sentence
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"feedback__tangent": "difference"},
+        {"feedback__depth": 2},
+        {"feedback__kind": "scalar", "method__targets": "sampled"},
+        {"student__freeze": 3},
+    ],
+    ids=str,
+)
+def test_a_layer_that_no_tangent_passes_may_lack_forward_mode(
+    changes: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plant(Refusing(), monkeypatch)
+    require_networks(config(method__name="mpl", **(PLANTED | changes)), classes=10, image_shape=(3, 32, 32))
+
+
+@pytest.mark.parametrize("model", ["timm:test_vit", "timm:test_convnext", "timm:test_efficientnet", "timm:test_resnet"])
+def test_a_network_with_forward_mode_is_not_refused(model: str) -> None:
+    asked = config(method__name="mpl", student__model=model, student__optimiser="adamw", feedback__kind="exact")
+    require_networks(asked, classes=10, image_shape=(3, 32, 32))
+
+
+def test_more_frozen_layers_than_there_are_is_refused_with_their_number() -> None:
+    with pytest.raises(ModelError, match=r"student.freeze = 9: this network has 5 layers, .* Use at most 4, or -1"):
+        require_networks(config(student__model="perceptron", student__freeze=9), classes=10, image_shape=(1, 8, 8))
+
+
+def test_what_is_frozen_is_remarked() -> None:
+    asked = config(student__model="timm:test_vit", student__optimiser="adamw", student__freeze=-1)
+    remarks = require_networks(asked, classes=10, image_shape=(3, 32, 32))
+    assert any(r.startswith("student.freeze = -1 holds 300,096 of its 300,746") for r in remarks), remarks
