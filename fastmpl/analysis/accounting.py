@@ -12,14 +12,14 @@ import math
 import weakref
 from collections import Counter
 from collections.abc import Callable
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, Final, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils.flop_counter import FlopCounterMode, flop_registry, shape_wrapper
 
 Made = TypeVar("Made")
 
@@ -38,7 +38,8 @@ class LiveBytes(TorchDispatchMode):
     """Counts live bytes and operators of everything that runs inside the mode.
 
     `live` is the number of bytes alive now, and `peak` the largest `live` so far. A storage is counted once: from the
-    operator that first returned it (or from `watch`) until nothing holds it.
+    operator that first returned it (or from `watch`) until nothing holds it. `flops` is the arithmetic of
+    `count_arithmetic`.
     """
 
     def __init__(self, round_to: int = 1) -> None:
@@ -46,6 +47,7 @@ class LiveBytes(TorchDispatchMode):
         super().__init__()  # type: ignore[no-untyped-call]
         self.live = 0
         self.peak = 0
+        self.flops = 0
         self.by_operator: Counter[str] = Counter()
         self._round_to = round_to
         self._counted: set[int] = set()
@@ -63,21 +65,48 @@ class LiveBytes(TorchDispatchMode):
         size = -(-storage.nbytes() // self._round_to) * self._round_to
         self._counted.add(key)
         weakref.finalize(storage, self._forget, key, size)
-        self.live += size
-        self.peak = max(self.peak, self.live)
+        self.move(size)
 
     def _forget(self, key: int, size: int) -> None:
         self._counted.discard(key)
-        self.live -= size
+        self.move(-size)
+
+    def move(self, size: int) -> None:
+        """Counts a storage of `size` bytes that begins to live, or of -`size` that ends."""
+        self.live += size
+        self.peak = max(self.peak, self.live)
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = func(*args, **(kwargs or {}))
+        if count := ARITHMETIC.get(func.overloadpacket):
+            self.flops += count(*args, **(kwargs or {}), out_val=out)
         if not is_bookkeeping(func):
             self.by_operator[str(func.overloadpacket)] += 1
         for leaf in tree_iter(out):
             if isinstance(leaf, Tensor):
                 self._count(leaf)
         return out
+
+
+class GrowingBytes(LiveBytes):
+    """Counts a call at two sizes of its batch at once: every number of images in it is a multiple of `mark`.
+
+    A storage whose bytes are a multiple of `mark`, a prime that divides nothing else, grows with the batch; all others do
+    not. `peaks` are the peaks with `mark` parts of the batch replaced by one and by two.
+    """
+
+    def __init__(self, mark: int) -> None:
+        super().__init__()
+        self.peaks = (0, 0)
+        self._mark, self._fixed, self._growing = mark, 0, 0
+
+    def move(self, size: int) -> None:
+        if size % self._mark:
+            self._fixed += size
+        else:
+            self._growing += size // self._mark
+        one, two = self.peaks
+        self.peaks = max(one, self._fixed + self._growing), max(two, self._fixed + 2 * self._growing)
 
 
 def is_bookkeeping(operator: Any) -> bool:
@@ -151,6 +180,13 @@ def _convolution_backward(
     return int(forward * (asked[0] + asked[1]))
 
 
+OWN_ARITHMETIC: Final = {torch.ops.aten.convolution_backward: _convolution_backward}
+ARITHMETIC: Final[dict[Any, Callable[..., int]]] = {
+    **flop_registry,
+    **{operator: shape_wrapper(rule) for operator, rule in OWN_ARITHMETIC.items()},
+}
+
+
 def count_arithmetic(fn: Callable[[], object]) -> int:
     """Counts the floating-point operations of one call of `fn`: a multiply-add is 2.
 
@@ -158,7 +194,6 @@ def count_arithmetic(fn: Callable[[], object]) -> int:
     counted: it runs two operators on tangents for each product. A factor without a tangent (the images, at the first
     layer) is counted as if it had one.
     """
-    mapping = {torch.ops.aten.convolution_backward: _convolution_backward}
-    with FlopCounterMode(display=False, custom_mapping=mapping) as counter:
+    with FlopCounterMode(display=False, custom_mapping=OWN_ARITHMETIC) as counter:
         fn()
     return int(counter.get_total_flops())

@@ -1,5 +1,7 @@
 """Runs the capture lint over the whole step of a configuration. No GPU is needed, and nothing is computed."""
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 
@@ -8,9 +10,11 @@ from fastmpl.analysis.capture_trace import Fault
 from fastmpl.config import Config
 from fastmpl.data.batch import Batch
 from fastmpl.data.normalise import IMAGENET
+from fastmpl.learners.plain import PlainLearner
 from fastmpl.models import build_network
-from fastmpl.run.build import assemble
+from fastmpl.run.build import assemble, choose_order
 from fastmpl.run.expected_inputs import normalisation_of
+from fastmpl.step.mpl_step import MplStep
 
 
 class FakeRun:
@@ -34,6 +38,15 @@ class FakeRun:
             or (IMAGENET if len(image_shape) == 3 else None),
         )
         self.batch = make_fake_batch(config, image_shape, classes)
+
+    def follow(self, config: Config) -> None:
+        """Takes the further steps of two networks by the schedule of `config`, which differs in the schedule alone."""
+        step = self.trainee.step
+        assert isinstance(step.take, MplStep)
+        step.take = replace(step.take, order=choose_order(config, step.take.method))
+        for learner in self.trainee.learners().values():
+            assert isinstance(learner, PlainLearner)
+            learner.recompute = config.system.recompute
 
     def list_held(self) -> list[Tensor]:
         """The tensors that exist before a step: the state of networks and step, and the batch."""

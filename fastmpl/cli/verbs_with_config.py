@@ -67,7 +67,7 @@ def check(options: CheckOptions, config: Config) -> None:
 
 @dataclass(frozen=True)
 class PlanOptions:
-    """Predicts the memory of each GPU and the arithmetic of a run, by sharding and schedule. Trains nothing."""
+    """Predicts the memory, arithmetic and hours of a run, and recommends how to shard and schedule it. Trains nothing."""
 
     config: Positional[Path]
     """TOML file; `fastmpl init` writes one."""
@@ -76,7 +76,13 @@ class PlanOptions:
     memory: float = 80.0
     """Memory of each GPU in GiB."""
     classes: int = 0
-    """Number of classes, where the images are a folder of your own."""
+    """Number of classes; 0: those of the data, where it is there."""
+    gpu: str = "h100"
+    """GPU whose peak the estimate of hours starts from: h100, h200, a100, l40s or l4."""
+    share: float = 0.3
+    """Share of this peak that a step reaches; a third is good for convolutions."""
+    measured: Path | None = None
+    """Instead: folder of a run of this configuration on your machine, whose speed is taken."""
     debug: FlagCreatePairsOff[bool] = False
     """Show the traceback of an error."""
 
@@ -86,9 +92,18 @@ def plan(options: PlanOptions, config: Config) -> None:
 
     if options.ranks < 1 or options.memory <= 0:
         raise ConfigError("fastmpl plan needs --ranks of at least 1, and --memory above 0.")
-    found = planner.plan_memory(config, ranks=options.ranks, memory=options.memory * 2**30, classes=options.classes)
-    for line in planner.format_plan(found):
+    measured = None if options.measured is None else planner.pace_of_run(config, options.measured)
+    planner.pace_at_share(config, 0, options.gpu, options.share)  # refuses what it cannot use before the counting
+    classes = planner.count_classes(config, options.classes)
+    print(f"classes   {classes.count:,}, {classes.source}", flush=True)
+    found = planner.plan_memory(config, ranks=options.ranks, memory=options.memory * 2**30, classes=classes.count)
+    best = planner.recommend(found)
+    for line in (*planner.format_plan(found), "", *planner.format_recommendation(found, best)):
         print(line)
+    if best is not None:
+        flops = found.costs[best.fit.schedule].flops
+        pace = measured or planner.pace_at_share(config, flops, options.gpu, options.share)
+        print(planner.format_duration(config.run.steps, pace))
 
 
 @dataclass(frozen=True)

@@ -31,7 +31,7 @@ from fastmpl.models.reduced_teacher import ReducedTeacher, StoredTeacher
 from fastmpl.run.expected_inputs import normalisation_of
 from fastmpl.step.eager import EagerStep, Ramp, Step
 from fastmpl.step.mpl_step import MplStep
-from fastmpl.step.order import joint, split
+from fastmpl.step.order import Order, joint, split
 from fastmpl.step.single_network_step import SingleNetworkStep
 
 STUDENT_SEED, TEACHER_SEED = 1, 2  # the two networks start apart, and as in every run of this seed
@@ -110,10 +110,7 @@ def assemble(
     if config.method.name in ("mpl", "reduced_mpl"):
         method = mpl_of(config)
         teacher = make_learner(config.teacher, TEACHER_SEED, 0.0)
-        # the graphs of all micro-batches at once would be the memory that micro-batches save
-        deferred = config.system.deferred or config.system.accumulate > 1
-        order = (joint if config.system.schedule == "joint" else split)(method, deferred=deferred)
-        take = MplStep(method, order, teacher, student)
+        take = MplStep(method, choose_order(config, method), teacher, student)
     else:
         single = single_network_method(config)
         labels = None
@@ -129,6 +126,12 @@ def assemble(
         accumulate=config.system.accumulate,
     )
     return Trainee(student, teacher, step)
+
+
+def choose_order(config: Config, method: MetaPseudoLabels) -> Order:
+    """The order of the passes. The graphs of all micro-batches at once would be the memory that micro-batches save."""
+    deferred = config.system.deferred or config.system.accumulate > 1
+    return (joint if config.system.schedule == "joint" else split)(method, deferred=deferred)
 
 
 def mpl_of(config: Config) -> MetaPseudoLabels:

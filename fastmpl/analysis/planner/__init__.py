@@ -1,11 +1,30 @@
-"""Predicts what a run needs from its configuration alone: bytes of a rank, activations, arithmetic.
+"""Predicts what a run needs from its configuration alone: bytes of a rank, activations, arithmetic, hours.
 
 `state_bytes` has the formulas of ZeRO, pure functions of counts. `cost` counts a step on fake tensors. `plan` combines
-both for every sharding and schedule and tells what fits. `text` prints it. No data is read, and nothing is computed.
+both for every sharding and schedule and tells what fits, `recommend` chooses one, `duration` tells how long it takes, and
+`text` prints it. Of the data the classes alone are read, where it is there; nothing is computed.
 """
 
-from fastmpl.analysis.planner.plan import MemoryPlan, plan_memory
+from fastmpl.analysis.planner.duration import Pace, pace_at_share, pace_of_run
+from fastmpl.analysis.planner.plan import MemoryPlan, count_classes, plan_memory
+from fastmpl.analysis.planner.recommend import Recommendation, recommend
 from fastmpl.analysis.planner.state_bytes import Gathered, StateBytes, gathered_bytes, state_bytes
-from fastmpl.analysis.planner.text import format_plan
+from fastmpl.analysis.planner.text import format_duration, format_plan, format_recommendation
 
-__all__ = ["Gathered", "MemoryPlan", "StateBytes", "format_plan", "gathered_bytes", "plan_memory", "state_bytes"]
+__all__ = [
+    "Gathered",
+    "MemoryPlan",
+    "Pace",
+    "Recommendation",
+    "StateBytes",
+    "count_classes",
+    "format_duration",
+    "format_plan",
+    "format_recommendation",
+    "gathered_bytes",
+    "pace_at_share",
+    "pace_of_run",
+    "plan_memory",
+    "recommend",
+    "state_bytes",
+]

@@ -1,18 +1,24 @@
 """Counts what a step needs beside its state, on fake tensors: activations and arithmetic.
 
 The bytes of a step are of two kinds: activations, which grow with the batch, and temporaries of the size of the
-parameters, which do not. Counting at two batch sizes separates them (`fastmpl.analysis.accounting` counts).
+parameters, which do not. Both are known from the peaks at two sizes of the batch. A fake step of a deep network takes
+seconds, so all schedules share their networks, and where a step has no forward-mode pass one step counts both sizes
+(`fastmpl.analysis.accounting.GrowingBytes`). A forward-mode pass may be cut into chunks by its bytes; such a step is
+counted at each size by itself.
 """
 
-from typing import NamedTuple
+from collections.abc import Mapping
+from typing import Final, NamedTuple
 
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from fastmpl.analysis.accounting import count_arithmetic, measure
+from fastmpl.analysis.accounting import GrowingBytes, LiveBytes, count_arithmetic, measure
 from fastmpl.analysis.fake_run import FakeRun, make_fake_batch
 from fastmpl.config import Config, uses_forward_mode
+from fastmpl.learners.protocol import RunLearner
 
 BATCHES = ("batch_labelled", "batch_unlabelled", "batch_trusted")
+MARK: Final = 10_007  # a prime above every number of channels, pixels and classes
 
 
 class Cost(NamedTuple):
@@ -30,6 +36,14 @@ class Shape(NamedTuple):
     image: tuple[int, ...]
 
 
+class _Peaks(NamedTuple):
+    """Bytes at the peak of a step, with the configured batch and with twice as many images; and its arithmetic."""
+
+    one: int
+    two: int
+    flops: int
+
+
 def divide_batches(config: Config, ranks: int, times: int = 1) -> Config:
     """The configuration with the batch sizes of one rank, multiplied by `times`."""
     step = config.system.accumulate
@@ -37,25 +51,56 @@ def divide_batches(config: Config, ranks: int, times: int = 1) -> Config:
     return config.model_copy(update={"data": config.data.model_copy(update=parts)})
 
 
-def count_cost(config: Config, shape: Shape, ranks: int, kept: int = 0) -> Cost:
-    """Counts the step of `config` with whole networks on each rank (sharding changes the state alone).
+def count_costs(configs: Mapping[str, Config], shape: Shape, ranks: int, kept: int = 0) -> dict[str, Cost]:
+    """Counts the step of each of `configs`, which differ in their schedule alone, with whole networks on each rank.
 
-    kept: bytes of the student that the credit keeps (`gathered_bytes` at stage 0). The plan counts them there, so they
-        are subtracted here.
+    Sharding changes the state alone. kept: bytes of the student that the credit keeps (`gathered_bytes` at stage 0). The
+    plan counts them there, so they are subtracted here.
     """
-    one, two = divide_batches(config, ranks), divide_batches(config, ranks, 2)
+    first = next(iter(configs.values()))
+    replaced = _runs_on_real_tensors_alone(first)
+    counted = _change(first, "feedback", kind="off") if replaced else first
+    marked = not _has_tangent(counted)
     with FakeTensorMode():
-        if _runs_on_real_tensors_alone(config):
-            flops = count_arithmetic(FakeRun(_change(one, "system", precision="float32"), *shape).step)
-            run, kept = FakeRun(_change(one, "feedback", kind="off"), *shape), 0
-            run.step()  # creates optimiser state and gradients, which later steps find
-        else:
-            run = FakeRun(one, *shape)
-            flops = count_arithmetic(run.step)
-        first = _beyond_state(run)
-        run.batch = make_fake_batch(two, shape.image, shape.classes)
-        second = _beyond_state(run)
-    return Cost(second - first, max(0, 2 * first - second - kept), flops)
+        run = FakeRun(divide_batches(counted, ranks, MARK if marked else 1), *shape)
+        run.step()  # creates optimiser state and gradients, which later steps find
+        lasting = measure(lambda: None, run.trainee.parts().state()).base_bytes
+        feedback = _count_feedback(first, run.trainee.student, shape, ranks) if replaced else 0
+        costs = {}
+        for name, config in configs.items():
+            if len(configs) > 1:
+                run.follow(config)
+            one, two, flops = _count_marked(run) if marked else _count_twice(run, counted, shape, ranks)
+            held = lasting + (0 if replaced else kept)
+            costs[name] = Cost(two - one, max(0, 2 * one - two - held), flops + feedback)
+    return costs
+
+
+def _count_marked(run: FakeRun) -> _Peaks:
+    """The step of `run`, whose batch is marked, at both sizes."""
+    mode = GrowingBytes(MARK)
+    mode.watch(*run.list_held())
+    with mode:
+        run.step()
+    return _Peaks(*mode.peaks, mode.flops // MARK)
+
+
+def _count_twice(run: FakeRun, config: Config, shape: Shape, ranks: int) -> _Peaks:
+    """The step of `run` with the batch of `config` on a rank, and with twice as many images."""
+    peaks, flops = [], []
+    for times in (1, 2):
+        run.batch = make_fake_batch(divide_batches(config, ranks, times), shape.image, shape.classes)
+        mode = LiveBytes()
+        mode.watch(*run.list_held())
+        with mode:
+            run.step()
+        peaks.append(mode.peak)
+        flops.append(mode.flops)
+    return _Peaks(*peaks, flops[0])
+
+
+def _has_tangent(config: Config) -> bool:
+    return uses_forward_mode(config)
 
 
 def _runs_on_real_tensors_alone(config: Config) -> bool:
@@ -64,14 +109,22 @@ def _runs_on_real_tensors_alone(config: Config) -> bool:
     Such a step is counted without feedback. The passes of feedback keep no activations, so the peak, which lies in a
     backward pass, is the same.
     """
-    return uses_forward_mode(config) and config.system.precision == "bf16"
+    return _has_tangent(config) and config.system.precision == "bf16"
+
+
+def _count_feedback(config: Config, student: RunLearner, shape: Shape, ranks: int) -> int:
+    """The arithmetic of exact feedback, from that of one forward pass: its passes cost 3 forward passes an image.
+
+    A backward pass costs two forward ones, and so does the tangent of a product, of which both factors have one. The
+    images are those that give the feedback, and those of the student's step.
+    """
+    data = divide_batches(config, ranks).data
+    images = make_fake_batch(divide_batches(config, ranks), shape.image, shape.classes).labelled
+    forward = count_arithmetic(lambda: student.infer(images))
+    given = (data.batch_trusted or data.batch_labelled) if config.feedback.images == "trusted" else data.batch_labelled
+    learnt = data.batch_unlabelled + (data.batch_labelled if config.system.schedule == "joint" else 0)
+    return 3 * forward * (given + learnt) // data.batch_labelled
 
 
 def _change(config: Config, section: str, **values: object) -> Config:
     return config.model_copy(update={section: getattr(config, section).model_copy(update=values)})
-
-
-def _beyond_state(run: FakeRun) -> int:
-    """Bytes at the peak of a step, without the lasting state of the networks."""
-    lasting = measure(lambda: None, run.trainee.parts().state()).base_bytes
-    return measure(run.step, *run.list_held()).peak_bytes - lasting

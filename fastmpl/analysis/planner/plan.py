@@ -8,15 +8,17 @@ at most the gradients of one network.
 
 import math
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Final, Literal, NamedTuple
 
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from fastmpl.analysis.planner.cost import BATCHES, Cost, Shape, count_cost, divide_batches
+from fastmpl.analysis.planner.cost import BATCHES, Cost, Shape, count_costs, divide_batches
 from fastmpl.analysis.planner.state_bytes import Gathered, Stage, StateBytes, gathered_bytes, state_bytes
 from fastmpl.config import Config, NetworkConfig, feeds_back, trained_optimisers, uses_forward_mode
 from fastmpl.config.optimisers import ABILITIES
+from fastmpl.data.sources import list_images
 from fastmpl.errors import ConfigError
 from fastmpl.learners.tangent_parts import images_at_once
 from fastmpl.models import build_network
@@ -98,9 +100,8 @@ def plan_memory(
     sizes = {role: size_of(_network(config, role, shape)) for role in trained_optimisers(config)}
     states = {name: _state(config, sizes, stage, ranks, offload) for name, (stage, offload) in _possible(config)}
     gathered = {name: _count_gathered(config, sizes["student"], stage, ranks) for name, (stage, _) in _possible(config)}
-    names = (schedules or tuple(SCHEDULES)) if "teacher" in sizes else ("one network",)
-    kept = gathered["copies"].kept
-    costs = {name: count_cost(_schedule(config, name), shape, ranks, kept) for name in names}
+    names = (schedules or schedules_of(config)) if "teacher" in sizes else ("one network",)
+    costs = count_costs({name: _schedule(config, name) for name in names}, shape, ranks, gathered["copies"].kept)
     fits = [
         _fit(sharding, schedule, states[sharding], gathered[sharding], costs[schedule], memory)
         for sharding in states
@@ -111,13 +112,46 @@ def plan_memory(
     return MemoryPlan(ranks, memory, batches, sizes, states, gathered, costs, fits, tangent)
 
 
+def schedules_of(config: Config) -> tuple[str, ...]:
+    """The schedules that are planned: the published order, which costs more in all, only where it is configured."""
+    return tuple(name for name, keys in SCHEDULES.items() if keys["schedule"] in ("split", config.system.schedule))
+
+
+class Classes(NamedTuple):
+    """The number of classes, and where it is known from."""
+
+    count: int
+    source: str
+
+
+def count_classes(config: Config, asked: int = 0) -> Classes:
+    """The classes that are asked for, those of a known data set or of the data where it is there, or those of timm.
+
+    Raises ConfigError where nothing tells them, DataError where the data is there and cannot be used.
+    """
+    data, model = config.data, config.student.model
+    if asked:
+        return Classes(asked, "--classes")
+    if data.source in CLASSES:
+        return Classes(CLASSES[data.source], f"of {data.source}")
+    if Path(data.root).is_dir():
+        return Classes(len(list_images(data).classes), f"in {data.root}")
+    if model.startswith("timm:"):
+        import timm
+
+        known = timm.get_pretrained_cfg(model.removeprefix("timm:").partition(".")[0])
+        if known is not None:
+            return Classes(known.num_classes, f"of timm's {model.removeprefix('timm:')}, for {data.root} is not there")
+    raise ConfigError(
+        f"{data.root} is not there, and the configuration does not tell the number of classes. Add --classes N."
+    )
+
+
 def shape_of(config: Config, classes: int = 0) -> Shape:
-    """Classes and image shape of a configuration, without reading its data. Raises ConfigError for unknown classes."""
+    """Classes and image shape of a configuration. Raises ConfigError for unknown classes."""
     data = config.data
-    known = classes or CLASSES.get(data.source, 0)
-    if not known:
-        raise ConfigError(f'data.source = "{data.source}" does not tell the number of classes. Add --classes N.')
-    return Shape(known, (2,) if data.source == "two_moons" else (3, data.image_size, data.image_size))
+    known = count_classes(config, classes).count
+    return Shape(known, (2,) if data.source == "two_moons" else (data.channels, data.image_size, data.image_size))
 
 
 def size_of(module: nn.Module) -> NetworkSize:

@@ -1,13 +1,31 @@
-"""Prints a memory plan as lines of text."""
+"""Prints a memory plan as lines of text: what is counted, what fits, one recommended setting, and how long it takes."""
 
 from collections.abc import Iterator, Sequence
+from textwrap import wrap
 
+from fastmpl.analysis.planner.duration import Pace
 from fastmpl.analysis.planner.plan import Fit, MemoryPlan
+from fastmpl.analysis.planner.recommend import ROOM, Recommendation
+from fastmpl.config.wording import toml
 
 GIB = 2**30
+WIDTH = 79  # columns
+LAUNCHES = 2e-3  # seconds: starting the hundreds of kernels of a step takes more
+WORDS = {
+    "kept": "what exact feedback keeps of the student: its parameters before the step, and its gradient",
+    "gathered": "the most that exact feedback adds at one moment",
+    "activations": "bytes that grow with the batch: what the backward passes need, and the images",
+    "beside them": "gradients and copies that exist at the same moment",
+    "copies": "every GPU holds everything; ZeRO 1 divides optimiser and average among the GPUs, 2 also gradients, 3 also "
+    "parameters; offload: the optimiser in host memory",
+    "joint": "all views in one pass, as published",
+    "split": "views that need no gradient are passed without keeping activations",
+    "deferred": "the teacher's graph is built after the student's step",
+    "recomputed": "blocks are computed again in the backward pass",
+}
 NOTE = (
-    "Not counted: a process's own memory on a GPU (0.5 to 1 GiB), workspaces of cuDNN, fragmentation, messages in "
-    "flight, images being decoded."
+    "Not counted: a process's own memory on a GPU (0.5 to 1 GiB), workspaces of cuDNN, fragmentation, messages in flight, "
+    f"images being decoded. A setting is recommended if it leaves {100 * (1 - ROOM):.0f} % of the memory for these."
 )
 
 
@@ -21,19 +39,57 @@ def format_plan(plan: MemoryPlan) -> Iterator[str]:
     yield ""
     yield from _tabulate_state(plan)
     yield ""
+    unit, word = _choose_unit([size for cost in plan.costs.values() for size in cost[:2]])
     yield from _align(
-        ["a rank's step", "activations, GiB", "beside them, GiB", "TFLOP"],
+        ["a rank's step", f"activations, {word}", f"beside them, {word}", "TFLOP"],
         [
-            [name, f"{cost.activations / GIB:.2f}", f"{cost.overlap / GIB:.2f}", f"{cost.flops / 1e12:,.3g}"]
+            [name, f"{cost.activations / unit:.2f}", f"{cost.overlap / unit:.2f}", f"{cost.flops / 1e12:,.3g}"]
             for name, cost in plan.costs.items()
         ],
     )
     yield ""
-    yield f"Peak in GiB, and the largest batch in {plan.memory / GIB:.0f} GiB, in multiples of the configured one:"
-    by_sharding = {name: [c for c in plan.fits if c.sharding == name] for name in plan.states}
-    yield from _align(["", *plan.costs], [[name, *map(_format_fit, row)] for name, row in by_sharding.items()])
+    unit, word = _choose_unit([fit.peak for fit in plan.fits])
+    yield f"Peak in {word}, and the largest batch in {plan.memory / GIB:g} GiB, in multiples of the configured one:"
+    by_sharding = {name: [_format_fit(c, unit) for c in plan.fits if c.sharding == name] for name in plan.states}
+    yield from _align(["", *plan.costs], [[name, *row] for name, row in by_sharding.items()])
     yield ""
-    yield NOTE
+    shown = " ".join(plan.costs)
+    hidden = [word for word in ("joint", "split", "deferred", "recomputed") if word not in shown]
+    for meant, meaning in WORDS.items():
+        if meant not in hidden:
+            yield from wrap(f"{meant:13}{meaning}", WIDTH, subsequent_indent=" " * 13)
+    yield ""
+    yield from wrap(NOTE, WIDTH)
+
+
+def format_recommendation(plan: MemoryPlan, found: Recommendation | None) -> Iterator[str]:
+    """The setting to take, its keys as options, and what it needs; or what to change where none fits."""
+    if found is None:
+        least = min(plan.fits, key=lambda fit: fit.peak)
+        yield f"recommended  nothing fits: {least.sharding} with {least.schedule} needs least, {least.peak / GIB:.2f} GiB."
+        yield "             Lower data.batch_unlabelled, data.image_size or the networks, or use more GPUs."
+        return
+    fit = found.fit
+    unit, word = _choose_unit([fit.peak])
+    yield f"recommended  {fit.sharding}; {fit.schedule}: {fit.peak / unit:.1f} {word} of {plan.memory / GIB:g} GiB"
+    options = " ".join(f"--{key} {_as_option(value)}" for key, value in found.keys.items())
+    yield from wrap(f"set          {options}", WIDTH, subsequent_indent=" " * 13, break_on_hyphens=False)
+
+
+def format_duration(steps: int, pace: Pace) -> str:
+    """Hours of `steps` steps, and where the speed comes from."""
+    if pace.seconds < LAUNCHES:
+        return (
+            "time         not by arithmetic: a step this small takes as long as its kernels take to start. Train some\n"
+            f"             steps, and add --measured RUN for the hours of {steps:,} steps."
+        )
+    hours = steps * pace.seconds / 3600
+    amount = f"{hours:,.0f} hours" if hours >= 10 else f"{hours:.1f} hours" if hours >= 0.1 else f"{3600 * hours:.0f} s"
+    return f"time         {amount} for {steps:,} steps of {pace.seconds:.3g} s, {pace.source}"
+
+
+def _as_option(value: object) -> str:
+    return value if isinstance(value, str) else toml(value)
 
 
 def _describe_tangent(plan: MemoryPlan) -> Iterator[str]:
@@ -56,20 +112,36 @@ def _tabulate_state(plan: MemoryPlan) -> Iterator[str]:
         )
         for name, s in plan.states.items()
     }
-    unit, word = (GIB, "GiB") if max(map(max, rows.values())) >= GIB else (2**20, "MiB")
+    unit, word = _choose_unit([size for row in rows.values() for size in row])
     header = [f"{word} of a rank", "parameters", "gradients", "optimiser", "average", "on the host", "kept", "gathered"]
     yield from _align(header, [[name, *(f"{count / unit:.2f}" for count in row)] for name, row in rows.items()])
 
 
-def _format_fit(fit: Fit) -> str:
+def _choose_unit(sizes: Sequence[int]) -> tuple[int, str]:
+    return (GIB, "GiB") if max(sizes) >= GIB else (2**20, "MiB")
+
+
+def _format_fit(fit: Fit, unit: int) -> str:
     digits = 2 if fit.times < 10 else 0
     largest = f"{fit.times:.{digits}f}x" if fit.times else "does not fit"
-    return f"{fit.peak / GIB:.2f} ({largest})"
+    return f"{fit.peak / unit:.2f} ({largest})"
+
+
+def _merge(rows: Sequence[Sequence[str]]) -> list[list[str]]:
+    """Neighbouring rows with the same cells become one, under all of their names."""
+    merged: list[tuple[list[str], list[str]]] = []
+    for name, *cells in rows:
+        if merged and merged[-1][1] == cells:
+            merged[-1][0].append(name)
+        else:
+            merged.append(([name], cells))
+    return [[" = ".join(names) if len(names) < 3 else f"{names[0]} ... {names[-1]}", *cells] for names, cells in merged]
 
 
 def _align(header: Sequence[str], body: Sequence[Sequence[str]]) -> Iterator[str]:
-    widths = [max(len(row[i]) for row in (header, *body)) for i in range(len(header))]
-    for row in (header, *body):
+    rows = [list(header), *_merge(body)]
+    widths = [max(len(row[i]) for row in rows) for i in range(len(header))]
+    for row in rows:
         cells = [
             cell.rjust(width) if i else cell.ljust(width)
             for i, (cell, width) in enumerate(zip(row, widths, strict=True))

@@ -4,15 +4,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from fastmpl.analysis import planner
 from fastmpl.analysis.accounting import measure
 from fastmpl.analysis.fake_run import FakeRun
+from fastmpl.analysis.planner import cost, text
 from fastmpl.analysis.planner.cost import Shape
-from fastmpl.analysis.planner.plan import TangentParts, divide_tangent, size_of
+from fastmpl.analysis.planner.plan import Fit, TangentParts, divide_tangent, size_of
 from fastmpl.cli import main
-from fastmpl.config import Config, ConfigError, load
+from fastmpl.config import Config, ConfigError, load, save
 
 DIGITS = Path(__file__).parents[3] / "launch/configs/digits.toml"
 GIB = 2**30
@@ -112,7 +114,7 @@ def test_the_largest_layer_is_that_of_one_module() -> None:
 
 def test_what_a_configuration_alone_does_not_tell_is_asked_for() -> None:
     folder = load(DIGITS, {"data.source": "folder", "data.root": "a"})
-    with pytest.raises(ConfigError, match="Add --classes N"):
+    with pytest.raises(ConfigError, match=r"a is not there.* Add --classes N"):
         planner.plan_memory(folder, ranks=1, memory=GIB)
     with pytest.raises(ConfigError, match="gives 32 ranks less than an image each"):
         planner.plan_memory(config(), ranks=32, memory=GIB)
@@ -121,5 +123,110 @@ def test_what_a_configuration_alone_does_not_tell_is_asked_for() -> None:
 def test_the_verb_prints_what_fits(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["plan", str(DIGITS), "--ranks", "2", "--memory", "0.0001"]) == 0
     shown = capsys.readouterr().out
-    assert "student" in shown and "ZeRO 3, offload" in shown and "does not fit" in shown
+    assert "student" in shown and "ZeRO 3" in shown and "does not fit" in shown
+    assert "recommended  nothing fits" in shown
     assert max(map(len, shown.splitlines())) < 160
+
+
+def test_schedules_cost_what_each_costs_by_itself() -> None:
+    """All schedules share their networks, which changes no count."""
+    changes = config(system__schedule="joint", student__model="conv", student__width=8)
+    together = planner.plan_memory(changes, ranks=2, memory=GIB).costs
+    assert len(together) == 5
+    for name in ("joint, deferred", "split", "split, deferred, recomputed"):
+        assert planner.plan_memory(changes, ranks=2, memory=GIB, schedules=(name,)).costs[name] == together[name]
+
+
+@pytest.mark.parametrize("kind", ["off", "scalar"])
+def test_a_marked_batch_counts_two_sizes_at_once(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    changes = config(feedback__kind=kind, method__targets="sampled", student__model="conv", student__width=7)
+    marked = planner.plan_memory(changes, ranks=1, memory=GIB).costs
+    monkeypatch.setattr(cost, "_has_tangent", lambda config: True)
+    monkeypatch.setattr(cost, "_runs_on_real_tensors_alone", lambda config: False)
+    assert planner.plan_memory(changes, ranks=1, memory=GIB).costs == marked
+
+
+def test_feedback_in_half_precision_costs_what_it_costs_in_full() -> None:
+    """Its forward-mode pass cannot be counted in bf16, and is estimated from a forward pass."""
+    wide = {"student__model": "conv", "student__width": 32, "teacher__width": 32, "data__image_size": 8}
+    full, half = (
+        planner.plan_memory(config(system__precision=p, **wide), ranks=1, memory=GIB, schedules=("split",)).costs[
+            "split"
+        ]
+        for p in ("float32", "bf16")
+    )
+    assert half.flops == pytest.approx(full.flops, rel=0.03)
+
+
+def make_plan(peaks: dict[tuple[str, str], float], flops: dict[str, int]) -> planner.MemoryPlan:
+    """A plan of 100 bytes with these peaks."""
+    fits = [Fit(sharding, schedule, int(peak), 1.0) for (sharding, schedule), peak in peaks.items()]  # type: ignore[arg-type]
+    costs = {name: cost.Cost(1, 1, count) for name, count in flops.items()}
+    return planner.MemoryPlan(2, 100, {}, {}, {}, {}, costs, fits)
+
+
+@pytest.mark.parametrize(
+    ("peaks", "chosen"),
+    [
+        ((50, 40, 45, 35), ("copies", "split")),  # both fit: the least sharding
+        ((95, 85, 45, 35), ("ZeRO 1", "split")),  # a setting must leave room; arithmetic costs more than sharding
+        ((95, 95, 45, 35), ("copies", "split, deferred")),
+        ((95, 95, 95, 95), None),
+    ],
+)
+def test_the_cheapest_setting_that_fits_is_recommended(peaks: tuple[int, ...], chosen: tuple[str, str] | None) -> None:
+    places = [(sharding, schedule) for schedule in ("split", "split, deferred") for sharding in ("copies", "ZeRO 1")]
+    found = planner.recommend(make_plan(dict(zip(places, peaks, strict=True)), {"split": 10, "split, deferred": 12}))
+    assert (None if found is None else found.fit[:2]) == chosen
+    if chosen == ("ZeRO 1", "split"):
+        assert found is not None
+        assert found.keys == {
+            "system.schedule": "split", "system.deferred": False, "system.recompute": False,
+            "system.engine": "zero", "system.zero_stage": 1, "system.offload": False,
+        }  # fmt: skip
+
+
+def test_recommended_keys_are_a_configuration() -> None:
+    found = planner.recommend(planner.plan_memory(config(), ranks=2, memory=GIB, schedules=("split",)))
+    assert found is not None
+    load(DIGITS, found.keys)
+
+
+def test_hours_come_from_a_peak_and_a_share() -> None:
+    """0.3 of 989 TFLOP/s: 296.7 TFLOP take a second, and 7,200 such steps two hours."""
+    half = config(system__precision="bf16")
+    pace = planner.pace_at_share(half, round(296.7e12), "h100", 0.3)
+    assert pace.seconds == pytest.approx(1)
+    assert "2.0 hours for 7,200 steps" in planner.format_duration(7200, pace)
+    assert "30 % of the bf16 peak of the H100, 989 TFLOP/s" in planner.format_duration(7200, pace)
+    for gpu, share in (("gtx", 0.3), ("h100", 0.0), ("h100", 1.5)):
+        with pytest.raises(ConfigError):
+            planner.pace_at_share(half, 1, gpu, share)
+
+
+def test_hours_come_from_a_run_that_was_measured(tmp_path: Path) -> None:
+    save(config(student__width=7), tmp_path / "config.toml")
+    line = '{"kind": "train", "step": %d, "seconds": %.1f}\n'
+    (tmp_path / "metrics.jsonl").write_text(line % (50, 4.0) + line % (150, 54.0))
+    pace = planner.pace_of_run(config(run__steps=5), tmp_path)
+    assert pace.seconds == pytest.approx(0.5)
+    assert "student.width" in pace.source and "run.steps" not in pace.source
+    (tmp_path / "metrics.jsonl").write_text(line % (50, 4.0))
+    with pytest.raises(ConfigError, match="no two lines"):
+        planner.pace_of_run(config(), tmp_path)
+
+
+def test_classes_come_from_the_data_where_it_is_there(tmp_path: Path) -> None:
+    for name in ("a", "b", "c"):
+        (tmp_path / "labelled" / name).mkdir(parents=True)
+        Image.new("RGB", (8, 8)).save(tmp_path / "labelled" / name / "1.png")
+    folder = load(DIGITS, {"data.source": "folder", "data.root": str(tmp_path)})
+    assert planner.count_classes(folder) == (3, f"in {tmp_path}")
+    gone = {"data.source": "folder", "data.root": "gone", "student.model": "timm:resnet18"}
+    assert planner.count_classes(load(DIGITS, gone)).count == 1000
+    assert planner.count_classes(folder, 7).count == 7
+
+
+def test_rows_that_do_not_differ_are_one() -> None:
+    rows = [["a", "1"], ["b", "1"], ["c", "2"], ["d", "1"], ["e", "1"], ["f", "1"]]
+    assert text._merge(rows) == [["a = b", "1"], ["c", "2"], ["d ... f", "1"]]
