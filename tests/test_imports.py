@@ -27,7 +27,10 @@ NARROWER: dict[str, set[str]] = {  # packages that see less than the rows below 
     "methods": {"fastmpl_kernels", "data"},
 }
 BATCH_ALONE = {"methods", "step"}  # of fastmpl.data these see data.batch, and nothing else
-ROOT_FILES = {"__init__": {"config", "run"}, "__main__": {"cli"}}  # the Python interface and `python -m fastmpl`
+ROOT_FILES = {
+    "__init__": {"commands", "config", "errors", "run"},
+    "__main__": {"cli"},
+}  # the Python interface and `python -m fastmpl`
 WITHIN_DATA: dict[str, set[str]] = {  # what a folder of fastmpl.data may import of the others
     "files": set(),
     "stores": set(),

@@ -88,7 +88,7 @@ class LiveBytes(TorchDispatchMode):
         return out
 
 
-class GrowingBytes(LiveBytes):
+class GrowingBytes(LiveBytes):  # type: ignore[no-untyped-call]
     """Counts a call at two sizes of its batch at once: every number of images in it is a multiple of `mark`.
 
     A storage whose bytes are a multiple of `mark`, a prime that divides nothing else, grows with the batch; all others do
@@ -183,7 +183,7 @@ def _convolution_backward(
 OWN_ARITHMETIC: Final = {torch.ops.aten.convolution_backward: _convolution_backward}
 ARITHMETIC: Final[dict[Any, Callable[..., int]]] = {
     **flop_registry,
-    **{operator: shape_wrapper(rule) for operator, rule in OWN_ARITHMETIC.items()},
+    **{operator: shape_wrapper(rule) for operator, rule in OWN_ARITHMETIC.items()},  # type: ignore[no-untyped-call]
 }
 
 

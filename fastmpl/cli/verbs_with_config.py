@@ -89,14 +89,16 @@ class PlanOptions:
 
 def plan(options: PlanOptions, config: Config) -> None:
     from fastmpl.analysis import planner
+    from fastmpl.run.expected_inputs import settle_inputs
 
+    config = settle_inputs(config)
     if options.ranks < 1 or options.memory <= 0:
         raise ConfigError("fastmpl plan needs --ranks of at least 1, and --memory above 0.")
     measured = None if options.measured is None else planner.pace_of_run(config, options.measured)
     planner.pace_at_share(config, 0, options.gpu, options.share)  # refuses what it cannot use before the counting
     classes = planner.count_classes(config, options.classes)
-    print(f"classes   {classes.count:,}, {classes.source}", flush=True)
-    found = planner.plan_memory(config, ranks=options.ranks, memory=options.memory * 2**30, classes=classes.count)
+    print(f"classes   {classes.number:,}, {classes.source}", flush=True)
+    found = planner.plan_memory(config, ranks=options.ranks, memory=options.memory * 2**30, classes=classes.number)
     best = planner.recommend(found)
     for line in (*planner.format_plan(found), "", *planner.format_recommendation(found, best)):
         print(line)

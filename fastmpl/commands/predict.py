@@ -10,10 +10,11 @@ from typing import Literal, NamedTuple, TextIO
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from fastmpl.data.errors import DataError, printable
 from fastmpl.data.evaluation import shown_side
-from fastmpl.data.files.decode import Decoded, decode_all
+from fastmpl.data.files.decode import Decoded, decode_all, fit
 from fastmpl.data.files.listing import list_image_files
 from fastmpl.data.normalise import centre, centre_view
 from fastmpl.data.settings import interpolation_of
@@ -34,7 +35,7 @@ class Prediction(NamedTuple):
     problem: str = ""
 
 
-def _list_images(paths: Iterable[Path], tell: Callable[[str], None]) -> list[Path]:
+def list_images(paths: Iterable[Path], tell: Callable[[str], None]) -> list[Path]:
     """The files named, and the images below the folders named, in order; `tell` gets what a folder has besides."""
     files: list[Path] = []
     for path in paths:
@@ -77,15 +78,31 @@ def predict(run: Path, paths: Sequence[Path], tell: Callable[[str], None] = lamb
 
     Raises ConfigError where `run` has no student or classifies points, DataError where a path does not exist.
     """
-    student, files = load_classifier(run), _list_images(paths, tell)
+    student, files = load_classifier(run), list_images(paths, tell)
     if student.remark:
         print(student.remark, file=sys.stderr)
     if student.normalisation is None:
         raise ConfigError(f"{run} classifies points, not images.")
-    return _predict_files(student, files, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+    return predict_files(student, files, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
 
 
-def _predict_files(student: Classifier, files: Sequence[Path], device: torch.device) -> Iterator[Prediction]:
+def predict_pixels(student: Classifier, pixels: NDArray[np.uint8], device: torch.device) -> Iterator[Prediction]:
+    """One prediction an image; pixels: uint8 [H, W, 3] or [N, H, W, 3]. Raises DataError for another form."""
+    if pixels.dtype != np.uint8 or pixels.ndim not in (3, 4) or pixels.shape[-1] != 3:
+        raise DataError(
+            f"an array of {pixels.dtype} {list(pixels.shape)} is no RGB image. Give uint8 [H, W, 3] or [N, H, W, 3]."
+        )
+    student.module.to(device)
+    images = pixels[None] if pixels.ndim == 3 else pixels
+    settings = student.config.data
+    for start in range(0, len(images), PASS):
+        fitted = [fit(one, shown_side(settings), interpolation_of(settings)) for one in images[start : start + PASS]]
+        named = [(Path(f"array {start + number}"), one) for number, one in enumerate(fitted)]
+        yield from _classify(student, named, device)
+
+
+def predict_files(student: Classifier, files: Sequence[Path], device: torch.device) -> Iterator[Prediction]:
+    """One prediction a file, in order."""
     student.module.to(device)
     data = student.config.data
     pairs = zip(files, decode_all(files, shown_side(data), interpolation_of(data)), strict=True)

@@ -1,6 +1,6 @@
 """What a run reports while it trains: lines of metrics, accuracies, notes, and the best student so far."""
 
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, Literal
@@ -13,6 +13,7 @@ from fastmpl.data.batch import Batch
 from fastmpl.data.build import Data
 from fastmpl.distributed.ranks import Ranks
 from fastmpl.learners.protocol import RunLearner
+from fastmpl.run.callbacks import Callback, Callbacks
 from fastmpl.run.checkpoint import Checkpoint
 from fastmpl.run.checkpoint_schema import RECENT_SKIPS
 from fastmpl.run.scores import Network, Scorer, Split, inferences
@@ -28,9 +29,18 @@ class Monitor:
     """Measures a run and reports it: to metrics.jsonl and loggers on rank 0, and to the progress display."""
 
     def __init__(
-        self, config: Config, data: Data, folder: Path, device: torch.device, ranks: Ranks, *, quiet: bool
+        self,
+        config: Config,
+        data: Data,
+        folder: Path,
+        device: torch.device,
+        ranks: Ranks,
+        *,
+        quiet: bool,
+        callbacks: Sequence[Callback] = (),
     ) -> None:
         self._config, self._folder, self._ranks, self._quiet = config, folder, ranks, quiet
+        self._callbacks = Callbacks(callbacks if ranks.rank == 0 else ())
         self.replaced: ReplacedImages = (
             ReplacedImagesFile(folder, ranks, data.names) if data.may_lack_images else NoReplacedImages()
         )
@@ -72,10 +82,12 @@ class Monitor:
             speed = {"images_per_second": images / pace.step, "waiting": pace.waiting_share}
             self._display.preview(self.meter.preview() | speed)
         self._display.update(step, {})
+        self._callbacks.call_step(step, self._config.run.steps + self._config.finetune.steps)
 
-    def show_saved(self) -> None:
-        """Shows that a checkpoint was written now."""
+    def show_saved(self, step: int) -> None:
+        """Shows that the checkpoint of `step` was written now."""
         self._display.show_saved()
+        self._callbacks.call_checkpoint(step, self._folder / "checkpoints" / f"step-{step}")
 
     def start_phase(self, step: int) -> None:
         """Measures time from now on; a phase begins after `step`."""
@@ -108,6 +120,7 @@ class Monitor:
                 if self._log is not None:
                     self._log.evaluation(evaluation)
                 self._display.show_evaluation(evaluation)
+                self._callbacks.call_evaluation(evaluation)
             if network == "teacher" or "validation" not in found:
                 continue
             accuracies = {split: result.accuracy for split, result in found.items()}

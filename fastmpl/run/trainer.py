@@ -26,6 +26,7 @@ from fastmpl.learners.protocol import RunLearner
 from fastmpl.learners.zero.engine import redirect_logs
 from fastmpl.run import checkpoint, finetune
 from fastmpl.run.build import assemble
+from fastmpl.run.callbacks import Callback
 from fastmpl.run.checkpoint import Checkpoint
 from fastmpl.run.closing import Results, closing_lines
 from fastmpl.run.divergence import describe_divergence
@@ -62,11 +63,19 @@ class Phase(NamedTuple):
     networks: dict[Network, RunLearner]  # those that are evaluated
 
 
-def train(config: Config, *, resume: str = "auto", quiet: bool = False, report: bool = True) -> Results:
+def train(
+    config: Config,
+    *,
+    resume: str = "auto",
+    quiet: bool = False,
+    report: bool = True,
+    callbacks: Sequence[Callback] = (),
+) -> Results:
     """Trains the run of `config`, or continues it, and returns its results.
 
     resume: "auto" continues the newest valid checkpoint of the run's folder, "never" starts over and keeps the old folder
     under another name, and a path continues that checkpoint. quiet: shows nothing. report: writes report.html at the end.
+    callbacks: called after steps, evaluations and checkpoints (`fastmpl.run.callbacks`).
     Raises subclasses of FastMPLError, each with one sentence for the user.
     """
     folder, here = Path(config.run.output) / config.run.name, read_place()
@@ -83,7 +92,7 @@ def train(config: Config, *, resume: str = "auto", quiet: bool = False, report: 
         try:
             with join_group(here, folder, lambda: held.enter_context(Stopper()), config.system.timeout) as group:
                 starts = asked_step(folder, resume) == 0
-                run = Training(config, folder, quiet, group, here, starts=starts)
+                run = Training(config, folder, quiet, group, here, starts=starts, callbacks=callbacks)
                 with closing(run.networks):
                     run.restore(resume)
                     if claim is not None:
@@ -114,7 +123,15 @@ class Training:
     """One run between its start and its end."""
 
     def __init__(
-        self, config: Config, folder: Path, quiet: bool, group: Group, here: Place, *, starts: bool = True
+        self,
+        config: Config,
+        folder: Path,
+        quiet: bool,
+        group: Group,
+        here: Place,
+        *,
+        starts: bool = True,
+        callbacks: Sequence[Callback] = (),
     ) -> None:
         """starts: False for a run that continues, and does not read pretrained weights again."""
         self.config, self.folder, self.starts = config, folder, starts
@@ -140,7 +157,8 @@ class Training:
         require_label_of_each_class(config, self.data.classes, self.data.truth[self.data.split.labelled].numpy())
         require_full_batches(config, self.data.split)
         require_same_data(self.data.train.state()["fingerprint"], self.ranks)
-        self.monitor = Monitor(config, self.data, folder, self.device, self.ranks, quiet=quiet or not here.is_first)
+        silent = quiet or not here.is_first
+        self.monitor = Monitor(config, self.data, folder, self.device, self.ranks, quiet=silent, callbacks=callbacks)
         require_networks(config, classes=len(self.data.classes), image_shape=self.data.image_shape, every=False)
         pretrained = self._read_pretrained() if starts else {}
         self.weights = {role: start.sha256 for role, start in pretrained.items()}
@@ -352,7 +370,7 @@ class Training:
             monitor.note(f"{error} Training goes on without this checkpoint.")
             return
         self.saved = self.step
-        monitor.show_saved()
+        monitor.show_saved(self.step)
         if self.ranks.rank == 0:
             best = monitor.best
             checkpoint.prune(folder, self.config.run.keep, None if best is None else best["step"])

@@ -87,16 +87,16 @@ def _count_marked(run: FakeRun) -> _Peaks:
 
 def _count_twice(run: FakeRun, config: Config, shape: Shape, ranks: int) -> _Peaks:
     """The step of `run` with the batch of `config` on a rank, and with twice as many images."""
-    peaks, flops = [], []
+    counted = []
     for times in (1, 2):
         run.batch = make_fake_batch(divide_batches(config, ranks, times), shape.image, shape.classes)
         mode = LiveBytes()
         mode.watch(*run.list_held())
         with mode:
             run.step()
-        peaks.append(mode.peak)
-        flops.append(mode.flops)
-    return _Peaks(*peaks, flops[0])
+        counted.append(mode)
+    one, two = counted
+    return _Peaks(one.peak, two.peak, one.flops)
 
 
 def _has_tangent(config: Config) -> bool:

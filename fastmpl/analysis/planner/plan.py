@@ -120,7 +120,7 @@ def schedules_of(config: Config) -> tuple[str, ...]:
 class Classes(NamedTuple):
     """The number of classes, and where it is known from."""
 
-    count: int
+    number: int
     source: str
 
 
@@ -150,7 +150,7 @@ def count_classes(config: Config, asked: int = 0) -> Classes:
 def shape_of(config: Config, classes: int = 0) -> Shape:
     """Classes and image shape of a configuration. Raises ConfigError for unknown classes."""
     data = config.data
-    known = count_classes(config, classes).count
+    known = count_classes(config, classes).number
     return Shape(known, (2,) if data.source == "two_moons" else (data.channels, data.image_size, data.image_size))
 
 

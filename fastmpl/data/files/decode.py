@@ -99,6 +99,11 @@ def _read(path: Path, size: int, filter: Image.Resampling) -> Decoded:
         return Decoded(np.asarray(square), remarks)
 
 
+def fit(pixels: NDArray[np.uint8], size: int, interpolation: str = "bilinear") -> Decoded:
+    """The square of `size` pixels of an RGB image uint8 [H, W, 3], as `decode` makes it of a file of these pixels."""
+    return Decoded(np.asarray(ImageOps.fit(Image.fromarray(pixels), (size, size), FILTERS[interpolation])))
+
+
 def reason_of(error: Exception) -> str:
     """Why a file could not be decoded, in words. On damaged bytes a decoder may raise any exception."""
     if isinstance(error, UnidentifiedImageError):

@@ -223,8 +223,8 @@ def test_classes_come_from_the_data_where_it_is_there(tmp_path: Path) -> None:
     folder = load(DIGITS, {"data.source": "folder", "data.root": str(tmp_path)})
     assert planner.count_classes(folder) == (3, f"in {tmp_path}")
     gone = {"data.source": "folder", "data.root": "gone", "student.model": "timm:resnet18"}
-    assert planner.count_classes(load(DIGITS, gone)).count == 1000
-    assert planner.count_classes(folder, 7).count == 7
+    assert planner.count_classes(load(DIGITS, gone)).number == 1000
+    assert planner.count_classes(folder, 7).number == 7
 
 
 def test_rows_that_do_not_differ_are_one() -> None:

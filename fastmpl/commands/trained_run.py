@@ -1,0 +1,107 @@
+"""A finished run in a Python program: its network, and what the verbs do with it. `fastmpl.load` makes one."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from fastmpl.commands.evaluate import SetScores, evaluate
+from fastmpl.commands.export import Form, Wanted, export
+from fastmpl.commands.predict import Prediction, list_images, predict_files, predict_pixels
+from fastmpl.config import Config
+from fastmpl.errors import ConfigError
+from fastmpl.run.student_file import Classifier, load_classifier
+
+Pixels = NDArray[np.uint8]  # [H, W, 3] or [N, H, W, 3]
+Images = str | Path | Pixels | Iterable[str | Path | Pixels]
+
+
+@dataclass(frozen=True)
+class TrainedRun:
+    """The student of the run in `folder`."""
+
+    folder: Path
+    student: Classifier
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """The names of the classes, in the order of the network's outputs."""
+        return self.student.classes
+
+    @property
+    def module(self) -> nn.Module:
+        """The network, in evaluation mode: normalised images [N, *image] to logits [N, K]."""
+        return self.student.module
+
+    @property
+    def config(self) -> Config:
+        """The configuration that the run was trained by."""
+        return self.student.config
+
+    def predict(self, images: Images) -> list[Prediction]:
+        """The likeliest class of each image, its probability, and the probabilities of all classes, in order.
+
+        images: files and folders of them, or uint8 arrays [H, W, 3] or [N, H, W, 3] of RGB pixels of any size; one, or
+        several. A file that cannot be read has no label and says why. Raises DataError for a path that does not exist or
+        an array of another form, ConfigError where the run classifies points.
+        """
+        if self.student.normalisation is None:
+            raise ConfigError(f"{self.folder} classifies points, not images: call `module`.")
+        several: Iterable[Any] = [images] if isinstance(images, str | Path | np.ndarray) else images
+        return list(chain.from_iterable(self._predict_one(one) for one in _group(several)))
+
+    def _predict_one(self, group: list[Path] | Pixels) -> Iterable[Prediction]:
+        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        if isinstance(group, list):
+            return predict_files(self.student, list_images(group, lambda line: None), device)
+        return predict_pixels(self.student, group, device)
+
+    def evaluate(self, folder: str | Path | None = None) -> dict[str, SetScores]:
+        """Accuracy, loss and confusion by set of images, as `fastmpl evaluate` has them.
+
+        folder: labelled images as <class>/* or test/<class>/*; None: the run's own validation and test images.
+        """
+        _, found = evaluate(self.folder, None if folder is None else Path(folder))
+        return {one.name: one for one in found}
+
+    def export(
+        self,
+        to: Form = "onnx",
+        output: str | Path | None = None,
+        *,
+        preprocess: bool = False,
+        softmax: bool = False,
+        verify: bool = False,
+    ) -> Path:
+        """Writes the network for other programs, as `fastmpl export` does; gives the file or folder."""
+        place = None if output is None else Path(output)
+        return export(self.folder, Wanted(to, place, preprocess, softmax, verify)).path
+
+
+def _group(images: Iterable[str | Path | Pixels]) -> Iterable[list[Path] | Pixels]:
+    """Neighbouring paths together, so that threads decode them; each array by itself."""
+    paths: list[Path] = []
+    for one in images:
+        if isinstance(one, np.ndarray):
+            if paths:
+                yield paths
+                paths = []
+            yield one
+        else:
+            paths.append(Path(one))
+    if paths:
+        yield paths
+
+
+def load(run: str | Path) -> TrainedRun:
+    """The student of the run in the folder `run`: of its newest checkpoint if it is not finished.
+
+    Raises ConfigError if there is none.
+    """
+    return TrainedRun(Path(run), load_classifier(Path(run)))
