@@ -19,7 +19,13 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
-from torch.utils.flop_counter import FlopCounterMode, flop_registry, shape_wrapper
+from torch.utils.flop_counter import (
+    FlopCounterMode,
+    flop_registry,
+    sdpa_backward_flop_count,
+    sdpa_flop_count,
+    shape_wrapper,
+)
 
 Made = TypeVar("Made")
 
@@ -180,7 +186,22 @@ def _convolution_backward(
     return int(forward * (asked[0] + asked[1]))
 
 
-OWN_ARITHMETIC: Final = {torch.ops.aten.convolution_backward: _convolution_backward}
+def _attention(query: torch.Size, key: torch.Size, value: torch.Size, *rest: Any, out_shape: object = None) -> int:
+    """The fused attention of a CPU, for which torch has no rule."""
+    return int(sdpa_flop_count(query, key, value))
+
+
+def _attention_backward(
+    gradient: torch.Size, query: torch.Size, key: torch.Size, value: torch.Size, *rest: Any, out_shape: object = None
+) -> int:
+    return int(sdpa_backward_flop_count(gradient, query, key, value))
+
+
+OWN_ARITHMETIC: Final = {
+    torch.ops.aten.convolution_backward: _convolution_backward,
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention,
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: _attention_backward,
+}
 ARITHMETIC: Final[dict[Any, Callable[..., int]]] = {
     **flop_registry,
     **{operator: shape_wrapper(rule) for operator, rule in OWN_ARITHMETIC.items()},  # type: ignore[no-untyped-call]

@@ -132,3 +132,18 @@ def test_tangents_are_counted_as_arithmetic_and_as_operations():
         lambda: net(x)
     )  # the value, and a product for each factor
     assert measure(derivative).by_operator["aten.mm"] == 3
+
+
+def test_live_bytes_count_the_arithmetic_of_the_flop_counter() -> None:
+    """And fused attention of a CPU, 2 products of 2 * 8 * 8 * 4 forward, and 2.5 times as much backward."""
+    x = torch.randn(1, 1, 8, 4, requires_grad=True)
+    weight = torch.randn(3, 4, requires_grad=True)
+
+    def call() -> None:
+        (torch.nn.functional.scaled_dot_product_attention(x, x, x) @ weight.t()).sum().backward()
+
+    mode = LiveBytes()
+    with mode:
+        call()
+    assert mode.flops == count_arithmetic(call)
+    assert mode.flops == 3.5 * (2 * 2 * 8 * 8 * 4) + 3 * (2 * 8 * 4 * 3)

@@ -15,7 +15,6 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from fastmpl.analysis.accounting import GrowingBytes, LiveBytes, count_arithmetic, measure
 from fastmpl.analysis.fake_run import FakeRun, make_fake_batch
 from fastmpl.config import Config, uses_forward_mode
-from fastmpl.learners.protocol import RunLearner
 
 BATCHES = ("batch_labelled", "batch_unlabelled", "batch_trusted")
 MARK: Final = 10_007  # a prime above every number of channels, pixels and classes
@@ -63,9 +62,10 @@ def count_costs(configs: Mapping[str, Config], shape: Shape, ranks: int, kept: i
     marked = not _has_tangent(counted)
     with FakeTensorMode():
         run = FakeRun(divide_batches(counted, ranks, MARK if marked else 1), *shape)
-        run.step()  # creates optimiser state and gradients, which later steps find
+        for learner in run.trainee.learners().values():  # creates the optimiser's state, which later steps find
+            learner.apply(run.trainee.step.step)
         lasting = measure(lambda: None, run.trainee.parts().state()).base_bytes
-        feedback = _count_feedback(first, run.trainee.student, shape, ranks) if replaced else 0
+        feedback = _count_feedback(first, run, ranks) if replaced else 0
         costs = {}
         for name, config in configs.items():
             if len(configs) > 1:
@@ -112,18 +112,17 @@ def _runs_on_real_tensors_alone(config: Config) -> bool:
     return _has_tangent(config) and config.system.precision == "bf16"
 
 
-def _count_feedback(config: Config, student: RunLearner, shape: Shape, ranks: int) -> int:
+def _count_feedback(config: Config, run: FakeRun, ranks: int) -> int:
     """The arithmetic of exact feedback, from that of one forward pass: its passes cost 3 forward passes an image.
 
     A backward pass costs two forward ones, and so does the tangent of a product, of which both factors have one. The
     images are those that give the feedback, and those of the student's step.
     """
-    data = divide_batches(config, ranks).data
-    images = make_fake_batch(divide_batches(config, ranks), shape.image, shape.classes).labelled
-    forward = count_arithmetic(lambda: student.infer(images))
+    data, images = divide_batches(config, ranks).data, run.batch.strong
+    forward = count_arithmetic(lambda: run.trainee.student.observe(images, run.trainee.step.step))
     given = (data.batch_trusted or data.batch_labelled) if config.feedback.images == "trusted" else data.batch_labelled
     learnt = data.batch_unlabelled + (data.batch_labelled if config.system.schedule == "joint" else 0)
-    return 3 * forward * (given + learnt) // data.batch_labelled
+    return 3 * forward * (given + learnt) // len(images)
 
 
 def _change(config: Config, section: str, **values: object) -> Config:
