@@ -186,15 +186,15 @@ def _convolution_backward(
     return int(forward * (asked[0] + asked[1]))
 
 
-def _attention(query: torch.Size, key: torch.Size, value: torch.Size, *rest: Any, out_shape: object = None) -> int:
+def _attention(query: torch.Size, key: torch.Size, value: torch.Size, *rest: Any, **options: Any) -> int:
     """The fused attention of a CPU, for which torch has no rule."""
-    return int(sdpa_flop_count(query, key, value))
+    return int(sdpa_flop_count(query, key, value))  # type: ignore[no-untyped-call]
 
 
 def _attention_backward(
-    gradient: torch.Size, query: torch.Size, key: torch.Size, value: torch.Size, *rest: Any, out_shape: object = None
+    gradient: torch.Size, query: torch.Size, key: torch.Size, value: torch.Size, *rest: Any, **options: Any
 ) -> int:
-    return int(sdpa_backward_flop_count(gradient, query, key, value))
+    return int(sdpa_backward_flop_count(gradient, query, key, value))  # type: ignore[no-untyped-call]
 
 
 OWN_ARITHMETIC: Final = {
