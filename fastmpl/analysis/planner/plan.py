@@ -15,11 +15,12 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from fastmpl.analysis.planner.cost import BATCHES, Cost, Shape, count_costs, divide_batches
-from fastmpl.analysis.planner.state_bytes import Gathered, Stage, StateBytes, gathered_bytes, state_bytes
+from fastmpl.analysis.planner.state_bytes import FLOAT, Gathered, Stage, StateBytes, gathered_bytes, state_bytes
 from fastmpl.config import Config, NetworkConfig, feeds_back, trained_optimisers, uses_forward_mode
 from fastmpl.config.optimisers import ABILITIES
 from fastmpl.data.sources import list_images
 from fastmpl.errors import ConfigError
+from fastmpl.learners.layers import freeze_layers
 from fastmpl.learners.tangent_parts import images_at_once
 from fastmpl.models import build_network
 from fastmpl.models.reduced_teacher import ReducedTeacher
@@ -50,6 +51,12 @@ class NetworkSize(NamedTuple):
 
     elements: int  # of its parameters
     layer: int  # of the module that owns most of them
+    frozen: int = 0  # of those, what never learns
+
+    @property
+    def learning(self) -> int:
+        """What has gradients, moments and an average."""
+        return self.elements - self.frozen
 
 
 class Fit(NamedTuple):
@@ -156,7 +163,8 @@ def shape_of(config: Config, classes: int = 0) -> Shape:
 
 def size_of(module: nn.Module) -> NetworkSize:
     layers = [sum(p.numel() for p in layer.parameters(recurse=False)) for layer in module.modules()]
-    return NetworkSize(sum(p.numel() for p in module.parameters()), max(layers))
+    frozen = sum(p.numel() for p in module.parameters() if not p.requires_grad)
+    return NetworkSize(sum(p.numel() for p in module.parameters()), max(layers), frozen)
 
 
 def divide_tangent(config: Config, shape: Shape, ranks: int) -> TangentParts | None:
@@ -178,22 +186,31 @@ def _network(config: Config, role: str, shape: Shape) -> nn.Module:
     with FakeTensorMode():
         if role == "teacher" and config.method.name == "reduced_mpl":
             return ReducedTeacher(shape.classes, section.width, section.depth, 0)
-        return build_network(section, classes=shape.classes, image_shape=shape.image, seed=0)
+        network = build_network(section, classes=shape.classes, image_shape=shape.image, seed=0)
+        freeze_layers(network, section)
+        return network
 
 
 def _possible(config: Config) -> Iterator[tuple[Sharding, tuple[Stage, bool]]]:
-    """The shardings that the optimisers allow. LAMB allows copies alone: its trust ratio needs whole parameters."""
+    """The shardings that the configuration allows.
+
+    LAMB allows copies alone: its trust ratio needs whole parameters. Stage 3 takes no frozen parameters.
+    """
     shards = all(ABILITIES[name].sharded for name in trained_optimisers(config).values())
-    return ((name, how) for name, how in SHARDINGS.items() if shards or name == "copies")
+    sections: list[NetworkConfig] = [getattr(config, role) for role in trained_optimisers(config)]
+    freezes = any(section.freeze and not section.freeze_steps for section in sections)
+    for name, (stage, offload) in SHARDINGS.items():
+        if name == "copies" or (shards and not (freezes and stage == 3)):
+            yield name, (stage, offload)
 
 
 def _state(config: Config, sizes: Mapping[str, NetworkSize], stage: Stage, ranks: int, offload: bool) -> StateBytes:
     total = StateBytes()
     for role, name in trained_optimisers(config).items():
         averaged = role == "student" and config.student.average > 0
-        total = total.plus(
+        total = total.plus(StateBytes(parameters=sizes[role].frozen * FLOAT)).plus(
             state_bytes(
-                sizes[role].elements,
+                sizes[role].learning,
                 stage=stage,
                 ranks=ranks,
                 moments=ABILITIES[name].moments,
@@ -208,7 +225,7 @@ def _count_gathered(config: Config, student: NetworkSize, stage: Stage, ranks: i
     feedback = config.feedback
     exact = feeds_back(config) and feedback.kind in ("exact", "per_example")
     return gathered_bytes(
-        student.elements, stage=stage, ranks=ranks, layer=student.layer, exact=exact, tangent=feedback.tangent
+        student.learning, stage=stage, ranks=ranks, layer=student.layer, exact=exact, tangent=feedback.tangent
     )
 
 

@@ -10,6 +10,8 @@ state is float32 at every precision: bf16 exists inside autocast alone. P elemen
     optimiser         m        m / N       m / N        m / N
     average           1        1 / N       1 / N        1 / N
 
+P counts the parameters that learn. A frozen one is 4 bytes on each rank and nothing else.
+
 Not counted: buffers of the network (running statistics), the padding of the last part, and messages in flight, of at
 most `BUCKET` elements each.
 """

@@ -32,7 +32,8 @@ NOTE = (
 def format_plan(plan: MemoryPlan) -> Iterator[str]:
     """Lines with the networks, the bytes of each sharding, the cost of each schedule, and what fits."""
     for role, size in plan.networks.items():
-        yield f"{role:9} {size.elements:,} parameters"
+        frozen = f", of which {size.frozen:,} are frozen" if size.frozen else ""
+        yield f"{role:9} {size.elements:,} parameters{frozen}"
     counts = ", ".join(f"{count:,} {name.removeprefix('batch_')}" for name, count in plan.batches.items())
     yield f"a rank    of {plan.ranks}: {counts} images a step"
     yield from _describe_tangent(plan)

@@ -109,7 +109,26 @@ def test_one_network_has_one_schedule() -> None:
 def test_the_largest_layer_is_that_of_one_module() -> None:
     import torch
 
-    assert size_of(torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.Linear(4, 2))) == (16 + 10, 16)
+    assert size_of(torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.Linear(4, 2))) == (16 + 10, 16, 0)
+
+
+def test_frozen_parameters_have_no_gradient_no_moments_and_no_average() -> None:
+    whole, frozen = (
+        planner.plan_memory(config(student__freeze=n), ranks=2, memory=GIB, schedules=("split",)) for n in (0, 2)
+    )
+    size = frozen.networks["student"]
+    assert 0 < size.frozen < size.elements == whole.networks["student"].elements
+    for sharding, part in (("copies", 1), ("ZeRO 1", 2)):
+        before, after = whole.states[sharding], frozen.states[sharding]
+        assert after.parameters == before.parameters
+        assert before.gradients - after.gradients == 4 * size.frozen
+        assert before.optimiser - after.optimiser == pytest.approx(4 * size.frozen / part, abs=8)
+        assert before.average - after.average == pytest.approx(4 * size.frozen / part, abs=8)
+        assert before.lasting > after.lasting
+    assert "ZeRO 3" in whole.states and "ZeRO 3" not in frozen.states
+    assert any(f"{size.frozen:,} are frozen" in line for line in planner.format_plan(frozen))
+    # with no graph over the frozen layers, a step has fewer activations
+    assert frozen.costs["split"].activations < whole.costs["split"].activations
 
 
 def test_what_a_configuration_alone_does_not_tell_is_asked_for() -> None:

@@ -50,6 +50,19 @@ def test_stage_0_is_what_a_learner_in_one_process_holds(name: str) -> None:
     assert held == pytest.approx(expected, rel=1e-2)
 
 
+@pytest.mark.parametrize("name", ["sgd", "adamw"])
+def test_a_frozen_parameter_is_its_own_bytes_in_a_learner(name: str) -> None:
+    module = torch.nn.Sequential(torch.nn.Linear(64, 64), torch.nn.Linear(64, 64))
+    section = NetworkConfig(optimiser=name, freeze=1)  # type: ignore[arg-type]
+    learner = PlainLearner(module, section, steps=10, average=0.9)
+    learner.accumulate(learner.forward(torch.randn(4, 64), torch.tensor(0)).square().mean())
+    held = measure(lambda: None, learner.state(), module).base_bytes
+    frozen, learning = (sum(p.numel() for p in layer.parameters()) for layer in module)
+    moments = ABILITIES[name].moments  # type: ignore[index]
+    expected = state_bytes(learning, stage=0, ranks=1, moments=moments, average=True).device + 4 * frozen
+    assert held == pytest.approx(expected, rel=1e-2)
+
+
 def test_a_forward_mode_pass_at_stage_3_gathers_a_layer_and_not_the_network() -> None:
     credit = [gathered_bytes(10**6, stage=stage, ranks=8, layer=10**4).tangent for stage in (0, 1, 2, 3)]  # type: ignore[arg-type]
     assert credit[3] < credit[2] / 4
