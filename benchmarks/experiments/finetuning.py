@@ -6,7 +6,7 @@ One pass per rate: a length is a moment of it. What was found is kept in the run
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
@@ -51,7 +51,8 @@ def finetune_over_grid(task: FinetuningTask) -> list[Tuned]:
     judge = Scorer(data, CPU)
     found = []
     for rate in rates:
-        module = load_network(folder, classes=len(data.classes), image_shape=data.image_shape)
+        shapes: dict[str, Any] = {"classes": len(data.classes), "image_shape": data.image_shape}
+        module = load_network(folder, **shapes, network="average" if config.student.average else "last")
         settings = {"lr": rate, "warmup": 0, "wait": 0, "schedule": "constant"}
         learner = PlainLearner(module, config.student.model_copy(update=settings), steps=max(lengths))
         step = make_finetune_step(learner, config, CPU)

@@ -26,8 +26,9 @@ from fastmpl.data.build import build as build_data
 from fastmpl.learners.plain import PlainLearner
 from fastmpl.models import build_network
 from fastmpl.run.build import STUDENT_SEED
+from fastmpl.run.headline import NetworkName
 from fastmpl.run.scores import Scorer
-from fastmpl.run.student_file import load_network, save_network
+from fastmpl.run.student_file import FileFacts, load_network, save_network
 from fastmpl.study.arms import Outcome
 from fastmpl_kernels import keyed
 
@@ -72,26 +73,26 @@ def train_corrected(task: CorrectionTask) -> Outcome:
     data = build_data(config.data, seed=config.run.seed)
     corruption = torch.eye(len(data.classes))
     if task.correction == "gold":
-        corruption = _corruption(data, task.noisy)
+        corruption = _corruption(data, task.noisy, _kept_network(config))
     learner = _train(config, data, corruption, task.trusted_weight)
     outcome = {"asked": asked, "last": Scorer(data, learner.device).accuracies({"student": learner})}
     outcome |= {"selected": None, "seconds": 0.0}
     folder.mkdir(parents=True, exist_ok=True)
     save(config, folder / "config.toml")
     with learner.use_average() if learner.has_average else nullcontext(learner.module) as module:
-        save_network(
-            folder,
-            module.state_dict(),
-            classes=data.classes,
-            image_shape=data.image_shape,
-            normalisation=data.normalisation,
-        )
+        facts = FileFacts(data.classes, data.image_shape, data.normalisation, _kept_network(config))
+        save_network(folder, module.state_dict(), facts)
     (folder / "results.json").write_text(json.dumps(outcome, indent=1) + "\n")
     return outcome
 
 
-def _corruption(data: Data, noisy: Path) -> Float[Tensor, "K K"]:
-    judge = load_network(noisy, classes=len(data.classes), image_shape=data.image_shape).eval()
+def _kept_network(config: Config) -> NetworkName:
+    return "average" if config.student.average else "last"
+
+
+def _corruption(data: Data, noisy: Path, network: NetworkName) -> Float[Tensor, "K K"]:
+    """By the network of the last step, as in the records of every arm: none is selected."""
+    judge = load_network(noisy, classes=len(data.classes), image_shape=data.image_shape, network=network).eval()
     held = data.examples(data.split.trusted)
     with torch.no_grad():
         return corruption_of(torch.softmax(judge(held.images), -1), held.labels)

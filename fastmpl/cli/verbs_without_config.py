@@ -14,6 +14,8 @@ from fastmpl.config.load import write_new
 from fastmpl.distributed.threads import limit_threads
 from fastmpl.errors import ConfigError, StorageError
 
+NetworkOption = Literal["selected", "average", "last", "finetuned", "teacher"]
+
 
 @dataclass(frozen=True)
 class InitOptions:
@@ -67,6 +69,8 @@ class EvaluateOptions:
     """Folder of the finished run."""
     data: Path | None = None
     """Folder with <class>/* or test/<class>/*; the run's own validation and test images if not given."""
+    network: NetworkOption | None = None
+    """Network of the run; if not given, the one in student.safetensors, which the report's headline speaks of."""
     debug: FlagCreatePairsOff[bool] = False
     """Show the traceback of an error."""
 
@@ -75,8 +79,9 @@ def evaluate(options: EvaluateOptions) -> None:
     limit_threads()
     from fastmpl.commands.evaluate import evaluate, format_scores
 
-    classes, found = evaluate(options.run, options.data)
-    print("\n\n".join(format_scores(classes, one) for one in found))
+    found = evaluate(options.run, options.data, options.network)
+    print(f"network: {found.description}\n")
+    print("\n\n".join(format_scores(found.classes, one) for one in found.sets))
 
 
 @dataclass(frozen=True)
@@ -89,6 +94,8 @@ class PredictOptions:
     """Image files, and folders of them."""
     format: Literal["csv", "json"] = "csv"
     """csv: file, label, confidence, problem; json: the probability of every class, too."""
+    network: NetworkOption | None = None
+    """Network of the run; if not given, the one in student.safetensors, which the report's headline speaks of."""
     output: Path | None = None
     """File to write; the terminal if not given."""
     debug: FlagCreatePairsOff[bool] = False
@@ -102,7 +109,7 @@ def predict(options: PredictOptions) -> None:
     if not options.images:
         raise ConfigError("fastmpl predict needs image files, or folders of them, after the run.")
     remarks: list[str] = []
-    found = predict.predict(options.run, options.images, remarks.append)
+    found = predict.predict(options.run, options.images, remarks.append, options.network)
     if options.output is None:
         predict.write_table(found, options.format, sys.stdout)
     else:
@@ -123,6 +130,8 @@ class ExportOptions:
     """Folder of the run."""
     to: Literal["onnx", "pt2", "safetensors", "timm"] = "onnx"
     """Form of the file."""
+    network: NetworkOption | None = None
+    """Network of the run; if not given, the one in student.safetensors, which the report's headline speaks of."""
     output: Path | None = None
     """File or folder to write; in the run's folder if not given."""
     preprocess: FlagCreatePairsOff[bool] = False
@@ -139,7 +148,7 @@ def export(options: ExportOptions) -> None:
     limit_threads()
     from fastmpl.commands.export import Wanted, export
 
-    wanted = Wanted(options.to, options.output, options.preprocess, options.softmax, options.verify)
+    wanted = Wanted(options.to, options.output, options.preprocess, options.softmax, options.verify, options.network)
     found = export(options.run, wanted)
     print("\n".join([f"{found.path} is written", *found.remarks]))
 

@@ -7,8 +7,8 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from numpy.typing import NDArray
+from torch import Tensor
 
 from fastmpl.data.dataset import select_images
 from fastmpl.data.errors import DataError
@@ -19,6 +19,8 @@ from fastmpl.data.prepare import prepare
 from fastmpl.data.readers.folder import read_labelled
 from fastmpl.data.settings import interpolation_of
 from fastmpl.errors import ConfigError
+from fastmpl.run.headline import NetworkName
+from fastmpl.run.scores import score
 from fastmpl.run.student_file import Classifier, load_classifier
 
 
@@ -34,16 +36,18 @@ class SetScores(NamedTuple):
         return float(np.trace(self.confusion) / self.confusion.sum())
 
 
-@torch.no_grad()
 def _score_set(student: Classifier, name: str, held: EvaluationSet) -> SetScores:
+    """By the arithmetic of the run's own evaluation (`fastmpl.run.scores`): equal numbers on the same machine."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    module, count = student.module.to(device), len(student.classes)
-    pairs, loss = torch.zeros(count * count, dtype=torch.int64, device=device), torch.zeros((), device=device)
-    for rows, targets in held.batches(device):
-        logits = module(rows)
-        pairs += torch.bincount(targets * count + logits.argmax(-1), minlength=count * count)
-        loss += F.cross_entropy(logits, targets, reduction="sum")
-    return SetScores(name, float(loss / pairs.sum()), pairs.reshape(count, count).cpu().numpy())
+    student.module.to(device)
+    count = len(student.classes)
+    pairs = torch.zeros(count * count, dtype=torch.int64, device=device)
+
+    def count_pairs(logits: Tensor, targets: Tensor) -> None:
+        pairs.add_(torch.bincount(targets * count + logits.argmax(-1), minlength=count * count))
+
+    found = score(student.infer, held.to(device), device, watch=count_pairs)
+    return SetScores(name, found.loss, pairs.reshape(count, count).cpu().numpy())
 
 
 def image_sets(student: Classifier, data: Path | None) -> Iterator[tuple[str, EvaluationSet]]:
@@ -71,16 +75,26 @@ def image_sets(student: Classifier, data: Path | None) -> Iterator[tuple[str, Ev
         raise DataError("The run has neither validation nor test images. Name some by --data FOLDER.")
 
 
-def evaluate(run: Path, data: Path | None = None) -> tuple[tuple[str, ...], list[SetScores]]:
-    """The classes, and how well the student of `run` does on each set of images.
+class Evaluation(NamedTuple):
+    """What a network of a run does on sets of images; `description` says which network."""
+
+    description: str
+    classes: tuple[str, ...]
+    sets: list[SetScores]
+
+
+def evaluate(run: Path, data: Path | None = None, network: NetworkName | None = None) -> Evaluation:
+    """How well a network of `run` does on each set of images.
 
     data: None for the run's own validation and test images; else a folder that holds <class>/** or test/<class>/**.
-    Raises ConfigError where `run` is no finished run, DataError where the images cannot be used.
+    network: None for the one in student.safetensors. Raises ConfigError where `run` has no such network, DataError where
+    the images cannot be used.
     """
-    student = load_classifier(run)
+    student = load_classifier(run, network)
     if student.remark:
         print(student.remark, file=sys.stderr)
-    return student.classes, [_score_set(student, *images) for images in image_sets(student, data)]
+    found = [_score_set(student, *images) for images in image_sets(student, data)]
+    return Evaluation(student.description, student.classes, found)
 
 
 def format_scores(classes: tuple[str, ...], found: SetScores) -> str:

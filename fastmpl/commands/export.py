@@ -21,6 +21,7 @@ from fastmpl.data.evaluation import framing_of
 from fastmpl.data.normalise import Normalisation
 from fastmpl.errors import ConfigError, StorageError
 from fastmpl.models.attention import set_attention
+from fastmpl.run.headline import NetworkName
 from fastmpl.run.student_file import Classifier, load_classifier
 
 Form = Literal["onnx", "pt2", "safetensors", "timm"]
@@ -42,6 +43,7 @@ class Wanted:
     preprocess: bool = False  # the graph takes pixels in [0, 255] and normalises them itself
     softmax: bool = False  # the graph gives probabilities, not logits
     verify: bool = False
+    network: NetworkName | None = None  # None: the one in student.safetensors
 
 
 class Exported(NamedTuple):
@@ -77,7 +79,7 @@ def export(run: Path, wanted: Wanted) -> Exported:
     Raises ConfigError for a form that this student cannot have, StorageError where the file cannot be written or
     computes something else.
     """
-    student = load_classifier(run)
+    student = load_classifier(run, wanted.network)
     set_attention(student.module, "math")  # a graph of plain products runs everywhere
     if wanted.preprocess and student.normalisation is None:
         raise ConfigError(f"{run} classifies points, which have no preprocessing: leave --preprocess out.")
@@ -101,7 +103,7 @@ def export(run: Path, wanted: Wanted) -> Exported:
         computed = writers[wanted.form]()
     except OSError as error:
         raise StorageError(f"{path} cannot be written: {error.strerror}. Name another place by --output.") from error
-    remarks = [student.remark] if student.remark else []
+    remarks = [f"It holds the {student.description}.", *([student.remark] if student.remark else [])]
     if wanted.verify:
         remarks += _compare(network, computed, student, wanted)
     return Exported(path, tuple(remarks))
@@ -112,7 +114,8 @@ def describe(student: Classifier, wanted: Wanted) -> dict[str, str]:
     facts = {
         "classes": json.dumps(student.classes, ensure_ascii=False),
         "image_shape": json.dumps(student.image_shape),
-        "model": student.config.student.model,
+        "model": student.model,
+        "network": student.description,
         "input": "pixels in [0, 255]" if wanted.preprocess else "normalised: (pixel - mean) / std",
         "output": "probabilities" if wanted.softmax else "logits",
     }
@@ -174,8 +177,8 @@ def _write_safetensors(student: Classifier, facts: dict[str, str], path: Path) -
 
 def _write_timm(student: Classifier, run: Path, facts: dict[str, str], path: Path) -> Run:
     """A folder that `timm.create_model("local-dir:...")` reads, with a model card."""
-    name = student.config.student.model.removeprefix("timm:")
-    if name == student.config.student.model:
+    name = student.model.removeprefix("timm:")
+    if name == student.model:
         raise ConfigError(
             f'--to timm is for networks of timm, and this student is "{name}": use onnx, pt2 or safetensors.'
         )
@@ -239,8 +242,7 @@ def write_card(student: Classifier, run: Path, name: str) -> str:
         "|---|---|---:|",
         *scores,
         "",
-        "The accuracies are those of the last step. This file holds the student"
-        + ("'s moving average." if config.student.average else "."),
+        f"The accuracies are those of the last step. This file holds the {student.description}.",
         "",
         "Limits: it knows no other classes than these, and was measured on images like those it was trained on.",
         "The licence of the data decides the licence of these weights; fill it in above.",
@@ -269,7 +271,7 @@ def _compare(network: DeployedNetwork, computed: Run, student: Classifier, wante
         if not difference <= LARGEST_DIFFERENCE:
             raise StorageError(
                 f"--to {wanted.form} computes something else than torch on {count} {whose}: they differ by "
-                f"{difference:.3g}. Please report it with the name of the network, {student.config.student.model}."
+                f"{difference:.3g}. Please report it with the name of the network, {student.model}."
             )
         yield f"batch {count}: differs from torch by at most {difference:.2g} on {whose}"
 

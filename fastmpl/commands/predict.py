@@ -19,6 +19,7 @@ from fastmpl.data.files.listing import list_image_files
 from fastmpl.data.normalise import centre, centre_view
 from fastmpl.data.settings import interpolation_of
 from fastmpl.errors import ConfigError
+from fastmpl.run.headline import NetworkName
 from fastmpl.run.student_file import Classifier, load_classifier
 
 Format = Literal["csv", "json"]
@@ -62,7 +63,7 @@ def _classify(student: Classifier, found: Sequence[tuple[Path, Decoded]], device
         assert student.normalisation is not None
         size = student.image_shape[-1]
         images = torch.from_numpy(centre(np.stack(pixels), size)).to(device)
-        logits = student.module(centre_view(images, size, student.normalisation))
+        logits = student.infer(centre_view(images, size, student.normalisation))
         rows = iter(torch.softmax(logits.float(), -1).tolist())
     for path, decoded in found:
         if decoded.pixels is None:
@@ -73,12 +74,18 @@ def _classify(student: Classifier, found: Sequence[tuple[Path, Decoded]], device
         yield Prediction(printable(path), label, probabilities[label], probabilities)
 
 
-def predict(run: Path, paths: Sequence[Path], tell: Callable[[str], None] = lambda line: None) -> Iterator[Prediction]:
+def predict(
+    run: Path,
+    paths: Sequence[Path],
+    tell: Callable[[str], None] = lambda line: None,
+    network: NetworkName | None = None,
+) -> Iterator[Prediction]:
     """One prediction a file, in order; images are read as those of a training folder are (`fastmpl.data.files.decode`).
 
-    Raises ConfigError where `run` has no student or classifies points, DataError where a path does not exist.
+    network: None for the one in student.safetensors. Raises ConfigError where `run` has no such network or classifies
+    points, DataError where a path does not exist.
     """
-    student, files = load_classifier(run), list_images(paths, tell)
+    student, files = load_classifier(run, network), list_images(paths, tell)
     if student.remark:
         print(student.remark, file=sys.stderr)
     if student.normalisation is None:

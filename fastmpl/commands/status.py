@@ -77,6 +77,18 @@ def _describe_training(trained: Sequence[Mapping[str, Any]], total: int, *, runs
     return f"{said}, {duration((total - last['step']) * seconds / steps)} left"
 
 
+def _headline_lines(folder: Path) -> Iterator[str]:
+    """The network that the run left, and its accuracies; nothing if it has not ended."""
+    try:
+        found = json.loads((folder / "results.json").read_text())["headline"]
+        shares = [
+            f"{100 * found[split]:.1f} % of the {split} images" for split in ("test", "validation") if split in found
+        ]
+        yield f"student     {found['description']}" + (f": {', '.join(shares)}" if shares else "")
+    except (OSError, ValueError, TypeError, KeyError):
+        return
+
+
 def status(folder: Path) -> Iterator[str]:
     """Some lines on the run in `folder`. Raises ConfigError where there is none."""
     found = _read_status(folder)
@@ -96,5 +108,6 @@ def status(folder: Path) -> Iterator[str]:
         for line in lines
         if line.get("kind") == "evaluation" and _has(line, "accuracy")
     }
+    yield from _headline_lines(folder)
     for (network, split), accuracy in accuracies.items():
         yield f"accuracy    {100 * accuracy:.1f} % of the {split} images, {network}"

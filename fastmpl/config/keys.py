@@ -64,6 +64,10 @@ class RunConfig(_Section):
     log_every: Positive = _rare(50, "Steps between two lines of metrics.")
     evaluate_every: Positive = _key(500, "Steps between two evaluations.")
     checkpoint_every: Positive = _rare(500, "Steps between two checkpoints.")
+    select_by: Literal["accuracy", "macro_recall", "macro_f1", "loss"] = _rare(
+        "accuracy", "Score on the validation images by which the student that is kept is selected."
+    )
+    patience: Count = _rare(0, "Evaluations without a better student after which training stops; 0: never.")
     keep: int = _rare(2, "Checkpoints kept besides the best.", ge=2, le=10**6)
 
 

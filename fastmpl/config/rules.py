@@ -99,6 +99,13 @@ def _may_have_trusted(config: "Config") -> bool:
 def _run(config: "Config") -> Iterator[str]:
     if not config.run.name.strip("."):
         yield f'run.name = "{config.run.name}" is not the name of a folder of its own.'
+    run = config.run
+    if run.select_by != "accuracy" and not config.data.validation:
+        yield f'run.select_by = "{run.select_by}" needs data.validation above 0: nothing is selected without such images.'
+    if run.patience and not config.data.validation:
+        yield f"run.patience = {run.patience} needs data.validation above 0: without such images no student is better."
+    if run.patience and config.finetune.steps:
+        yield f"run.patience = {run.patience} with finetune.steps: fine-tuning starts after run.steps. Leave one out."
 
 
 def _models(config: "Config") -> Iterator[str]:

@@ -19,7 +19,7 @@ from fastmpl.report.errors_file import FILE as ERRORS
 from fastmpl.report.errors_file import format_errors
 from fastmpl.report.feedback_alarms import describe_feedback
 from fastmpl.report.pictures import describe_pictures
-from fastmpl.report.reading import Result, RunRecord, read_run
+from fastmpl.report.reading import RunRecord, read_run
 from fastmpl.telemetry.progress import duration
 
 PACKAGES: Final = ("torch", "torchvision", "timm", "nvidia-dali-cuda130", "deepspeed")
@@ -94,14 +94,6 @@ def uncertainty(share: float, images: int) -> str:
     return f"± {100 * math.sqrt(share * (1 - share) / images):.1f}"
 
 
-def headline(run: RunRecord) -> Result | None:
-    """What a user would deploy: the validation-selected network, else the last average or student."""
-    if run.selected is not None:
-        return run.selected
-    named = {row.name: row for row in run.last}
-    return named.get("average, last") or named.get("student, last")
-
-
 def write_report(folder: Path) -> Path:
     """Writes `report.html` into a run's folder, from what is in it, and gives its path. Raises OSError if it cannot.
 
@@ -115,7 +107,6 @@ def write_report(folder: Path) -> Path:
         "run.html",
         run=run,
         summary=summary(run),
-        headline=headline(run),
         accuracy=draw_accuracies(run),
         pictures=describe_pictures(run.record) if run.record is not None else None,
         feedback=describe_feedback(run),

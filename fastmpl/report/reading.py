@@ -48,6 +48,7 @@ class RunRecord(NamedTuple):
     evaluations: Sequence[Evaluation]
     last: Sequence[Result]
     selected: Result | None
+    headline: Result | None  # the network in student.safetensors, with its description for a name
     seconds: float
     versions: Mapping[str, str]  # as recorded when it trained
     problems: Sequence[str]
@@ -93,13 +94,24 @@ def _result(name: str, step: object, accuracies: Mapping[str, Any]) -> Result:
     return Result(name, step, number(accuracies.get("validation")), number(accuracies.get("test")))
 
 
-def _last_results(results: Mapping[str, Any]) -> list[Result]:
-    rows = [
-        _result(f"{network}, last", results.get("steps"), _mapping(of))
-        for network, of in _mapping(results.get("last")).items()
-    ]
+def _last_results(results: Mapping[str, Any], config: Config | None) -> list[Result]:
+    """The networks of the last step; fine-tuning, which has a row of its own, comes after it."""
+    step = results.get("steps")
+    if config is not None and isinstance(step, int):
+        step = min(step, config.run.steps)
+    rows = [_result(f"{network}, last", step, _mapping(of)) for network, of in _mapping(results.get("last")).items()]
     tuned = _mapping(results.get("finetuned"))
     return rows + ([_result("student, fine-tuned", None, tuned)] if tuned else [])
+
+
+def _headline(results: Mapping[str, Any], last: Sequence[Result]) -> Result | None:
+    """What a run says of its weights. A run of a version that selected none left the network of its last step."""
+    found = _mapping(results.get("headline"))
+    if found:
+        return _result(str(found.get("description")), found.get("step"), found)
+    named = {row.name: row for row in last}
+    left = (named.get(name) for name in ("student, fine-tuned", "average, last", "student, last"))
+    return next((row for row in left if row is not None), None)
 
 
 def _known_evaluations(lines: Sequence[Mapping[str, Any]]) -> list[Evaluation]:
@@ -136,7 +148,7 @@ def read_run(folder: Path) -> RunRecord:
     record, damaged = _read_predictions(folder)
     lines = read_lines(folder)
     trained = [line for line in lines if line.get("kind") == "train"]
-    selected = _mapping(results.get("selected"))
+    selected, last = _mapping(results.get("selected")), _last_results(results, config)
     return RunRecord(
         name=folder.resolve().name,
         config=config,
@@ -144,8 +156,9 @@ def read_run(folder: Path) -> RunRecord:
         changed=_changed_keys(config) if config else [],
         train={name: [number(line.get(name)) for line in trained] for name in COLUMNS},
         evaluations=_known_evaluations([line for line in lines if line.get("kind") == "evaluation"]),
-        last=_last_results(results),
+        last=last,
         selected=_result(str(selected.get("network")), selected.get("step"), selected) if selected else None,
+        headline=_headline(results, last),
         seconds=number(results.get("seconds")),
         versions={str(name): str(version) for name, version in _mapping(results.get("versions")).items()},
         problems=unreadable + missing + damaged + _read_notes(folder / "STATUS.json"),

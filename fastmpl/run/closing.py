@@ -1,14 +1,12 @@
-"""What a run says at its end: its accuracy, where its report and its weights are, and the next command."""
+"""What a run says at its end: its accuracy and of which network, where its report and weights are, the next command."""
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Final, NamedTuple
+from typing import Any, NamedTuple
 
 from fastmpl.run.scores import Network, Split
 from fastmpl.run.student_file import WEIGHTS
 from fastmpl.telemetry.progress import duration, percent
-
-NAMES: Final[dict[Network, str]] = {"student": "student", "average": "averaged student", "teacher": "teacher"}
 
 
 class Results(NamedTuple):
@@ -19,6 +17,7 @@ class Results(NamedTuple):
     selected: dict[str, Any] | None  # the best student on the validation images, and its step
     finetuned: dict[Split, float] | None
     seconds: float
+    headline: dict[str, Any]  # the network in student.safetensors: network, step, description, accuracies by split
 
 
 def closing_lines(
@@ -29,16 +28,15 @@ def closing_lines(
     images: the number of images of each split. report: whether one was written. of_points: whether points are classified,
     which `fastmpl predict` cannot read.
     """
-    network: Network = "average" if "average" in results.last else "student"
-    name = NAMES[network] if results.finetuned is None else "fine-tuned student"
-    found = results.last[network] if results.finetuned is None else results.finetuned
     splits: tuple[Split, ...] = ("test", "validation")
+    found = results.headline
     shares = [f"{percent(found[split])} of {images[split]:,} {split} images" for split in splits if split in found]
-    known = f"{', '.join(shares)} ({name})" if shares else "unknown: there are neither test nor validation images"
+    known = ", ".join(shares) if shares else "unknown: there are neither test nor validation images"
     return [
         f"done      {results.steps:,} steps, {duration(results.seconds)} of training",
         f"accuracy  {known}",
+        f"network   {found['description']}",
         *([f"report    {folder / 'report.html'}"] if report else []),
-        f"weights   {folder / WEIGHTS} ({name})",
+        f"weights   {folder / WEIGHTS}",
         f"next      fastmpl {'evaluate' if of_points else 'predict'} {folder}{'' if of_points else ' IMAGES'}",
     ]

@@ -1,4 +1,4 @@
-"""What a run reports while it trains: lines of metrics, accuracies, notes, and the best student so far."""
+"""What a run reports while it trains: lines of metrics, accuracies, notes, and the selection of the best student."""
 
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
@@ -17,6 +17,7 @@ from fastmpl.run.callbacks import Callback, Callbacks
 from fastmpl.run.checkpoint import Checkpoint
 from fastmpl.run.checkpoint_schema import RECENT_SKIPS
 from fastmpl.run.scores import Network, Scorer, Split, inferences
+from fastmpl.run.selection import Selection
 from fastmpl.step.step_keys import StepMetrics
 from fastmpl.telemetry.metrics import Evaluation, Log, Meter, lines_a_read
 from fastmpl.telemetry.progress import Progress, Silent
@@ -47,7 +48,7 @@ class Monitor:
         self.meter = Meter(device, ranks, lines_a_read(device, config.run.log_every))
         self.skips = SkipWindow(device)
         self.seconds = 0.0  # of training so far
-        self.best: dict[str, Any] | None = None  # the student with the best validation accuracy
+        self.selection = Selection(config.run.select_by, ranks)
         self._scorer = Scorer(data, device, ranks)
         self._display: Progress = Silent(config.run.name, config.run.steps)
         self._log: Log | None = None
@@ -112,8 +113,9 @@ class Monitor:
             self._display.update(line.step, line.values | speed)
 
     def evaluate(self, step: int, phase: Literal["train", "finetune"], networks: Mapping[Network, RunLearner]) -> None:
-        """Scores every network, and keeps the best student by its validation accuracy."""
-        for network, infer in inferences(networks):
+        """Scores every network, and keeps the best student by its score on the validation images."""
+        improved = False
+        for network, infer, weights in inferences(networks):
             found = self._scorer.scores(infer)
             for split, result in found.items():
                 evaluation = Evaluation(step, phase, network, split, *result)
@@ -121,11 +123,21 @@ class Monitor:
                     self._log.evaluation(evaluation)
                 self._display.show_evaluation(evaluation)
                 self._callbacks.call_evaluation(evaluation)
-            if network == "teacher" or "validation" not in found:
-                continue
-            accuracies = {split: result.accuracy for split, result in found.items()}
-            if self.best is None or accuracies["validation"] > self.best["validation"]:
-                self.best = {"step": step, "network": network} | dict(accuracies.items())
+            if network != "teacher":
+                improved |= self.selection.consider(step, network, found, weights)
+        self.selection.end_evaluation(improved=improved)
+
+    def select(self, step: int, networks: Mapping[Network, RunLearner]) -> None:
+        """Selects among these networks alone, without a line in the log."""
+        for network, infer, weights in inferences(networks):
+            if network != "teacher":
+                self.selection.consider(step, network, self._scorer.scores(infer), weights)
+
+    @property
+    def is_exhausted(self) -> bool:
+        """Whether run.patience evaluations in a row found no better student."""
+        patience = self._config.run.patience
+        return 0 < patience <= self.selection.stale
 
     @property
     def images(self) -> dict[Split, int]:
@@ -142,10 +154,11 @@ class Monitor:
 
     def facts(self) -> dict[str, Any]:
         """What else a checkpoint keeps of the monitor."""
-        return {"best": self.best, "seconds": self.seconds}
+        return {**self.selection.facts(), "seconds": self.seconds}
 
-    def restore(self, found: Checkpoint) -> None:
-        """Continues from a checkpoint."""
+    def restore(self, found: Checkpoint) -> str | None:
+        """Continues from a checkpoint. A sentence for the user where something of it is missing."""
         self.meter.kept.copy_(found.tensors["meter"])
         self.skips.load(found.tensors[RECENT_SKIPS])
-        self.best, self.seconds = found.facts["best"], found.facts["seconds"]
+        self.seconds = found.facts["seconds"]
+        return self.selection.restore(found.facts, found.tensors)

@@ -31,7 +31,7 @@ from fastmpl.run.features import FrozenNetwork, data_of_images, load_frozen, sto
 from fastmpl.run.folder import claim_folder, replace_file, write_status
 from fastmpl.run.network_preconditions import require_label_of_each_class
 from fastmpl.run.scores import Split
-from fastmpl.run.student_file import save_network
+from fastmpl.run.student_file import FileFacts, save_network
 
 RATES = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 0.1, 0.3, 1.0)
 MOMENTUM = 0.9
@@ -153,14 +153,16 @@ def probe(
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         store_features(network, images, stored, views=views, device=device, tell=tell)
         found = _probe_stored(config, network, images, stored, rates, steps, began)
-        save_network(
-            folder,
-            network.whole.state_dict(),
-            classes=images.classes,
-            image_shape=images.image_shape,
-            normalisation=images.normalisation,
-            framing=framing_of(config.data),
+        headline = found.results.headline
+        facts = FileFacts(
+            images.classes,
+            images.image_shape,
+            images.normalisation,
+            headline["network"],
+            headline["description"],
+            framing_of(config.data),
         )
+        save_network(folder, network.whole.state_dict(), facts)
         replace_file(folder / "results.json", json.dumps(found.results._asdict(), indent=1) + "\n")
         write_status(folder, "done", steps)
     return found
@@ -218,7 +220,12 @@ def _probe_stored(
         of["validation"] = scores[chosen].validation
     if (test := scores[chosen].test) is not None:
         of["test"] = test
-    selected: dict[str, Any] | None = {"step": steps, "network": "student"} | dict(of.items())
-    selected = selected if "validation" in of else None
-    results = Results(steps, {"student": of}, selected, None, time.monotonic() - began)
+    chose = "validation" in of
+    accuracies_by_split = {str(split): accuracy for split, accuracy in of.items()}
+    selected = {"step": steps, "network": "student", **accuracies_by_split} if chose else None
+    description = f"linear probe of {steps:,} steps"
+    description += ", its rate selected by accuracy on the validation images" if chose else ""
+    headline: dict[str, Any] = {"network": "selected" if chose else "last", "step": steps, "description": description}
+    headline |= accuracies_by_split
+    results = Results(steps, {"student": of}, selected, None, time.monotonic() - began, headline)
     return ProbeResult(scores, chosen, results, stored)

@@ -14,13 +14,14 @@ from fastmpl.learners.rates import rate
 from fastmpl.run import checkpoint
 from fastmpl.run.checkpoint import Checkpoint
 from fastmpl.run.checkpoint_files import read_manifest
+from fastmpl.run.selection import PREFIX as SELECTED
 
 CHECKPOINTS: Final = "checkpoints"
 RESULTS: Final = ("results.json", "student.safetensors", "report.html")  # files of a finished run
 
 # These may change when a run is continued, because they change neither the data nor the arithmetic.
 HARMLESS: Final = {
-    *("run.output", "run.log_every", "run.evaluate_every", "run.checkpoint_every", "run.keep"),
+    *("run.output", "run.log_every", "run.evaluate_every", "run.checkpoint_every", "run.keep", "run.patience"),
     *("system.threads", "system.timeout"),
 }
 
@@ -33,11 +34,12 @@ class Position(BaseModel, extra="allow"):
 
 
 class Best(BaseModel, extra="allow"):
-    """The best student by its validation accuracy."""
+    """The best student by its score on the validation images, run.select_by."""
 
     step: int = Field(ge=0, strict=True)
     network: Literal["student", "average"]
-    validation: float = Field(ge=0, le=1)
+    validation: float = Field(ge=0, le=1)  # accuracy
+    score: float = Field(default=0.0, allow_inf_nan=False)
 
 
 class Facts(BaseModel, extra="allow"):
@@ -45,6 +47,7 @@ class Facts(BaseModel, extra="allow"):
 
     data: Position
     best: Best | None
+    evaluations_since_best: int = Field(default=0, ge=0, strict=True)
     seconds: float = Field(ge=0, allow_inf_nan=False)
     pretrained: dict[str, str] = {}
     student: dict[str, Any] | None = None
@@ -133,7 +136,7 @@ def require_fitting(
         raise ConfigError(
             f"{name} is of step {found.step} in {phase}, and run.steps = {steps}: set run.steps as it was."
         )
-    theirs = {key for key in found.tensors if not key.startswith(("finetuned/", "finetune_step/"))}
+    theirs = {key for key in found.tensors if not key.startswith(("finetuned/", "finetune_step/", SELECTED))}
     pieces = {*found.sharded, *sharded}
     for key in sorted((theirs ^ set(here)) - pieces) or sorted((theirs & set(here)) - pieces):
         left, right = (state[key].shape if key in state else None for state in (found.tensors, here))
@@ -142,7 +145,18 @@ def require_fitting(
                 f"{name} does not fit this configuration: {key} is {_describe(left)} in it, and {_describe(right)} here. "
                 "Set model, optimiser, average and engine as they were when it was written."
             )
+    _require_selected(found, name, here, pieces)
     _require_values(found, name, here, pieces, steps)
+
+
+def _require_selected(found: Checkpoint, name: str, here: Mapping[str, Tensor], pieces: Collection[str]) -> None:
+    """Raises StorageError where the weights of the best student are not a student's."""
+    student = "student/module/"
+    ours = {key.removeprefix(student): value.shape for key, value in here.items() if key.startswith(student)}
+    theirs = {key.removeprefix(SELECTED): v.shape for key, v in found.tensors.items() if key.startswith(SELECTED)}
+    whole = {key for key in ours if f"{student}{key}" not in pieces}
+    if theirs and any(theirs.get(key) != ours[key] for key in whole):
+        raise StorageError(f"{name} holds weights of the best student that are not this student's.")
 
 
 def _require_values(

@@ -2,7 +2,7 @@
 
 import json
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, suppress
 from functools import partial
 from pathlib import Path
@@ -34,14 +34,15 @@ from fastmpl.run.expected_inputs import describe_inputs, normalisation_of, settl
 from fastmpl.run.fixed_teacher import Target, load_fixed_teacher
 from fastmpl.run.folder import State, add_note, claim_folder, replace_file, write_status
 from fastmpl.run.graph_choice import choose_execution, loaded_dtype
+from fastmpl.run.headline import MEASURES, make_headline
 from fastmpl.run.monitor import Monitor
 from fastmpl.run.network_preconditions import require_label_of_each_class, require_networks
 from fastmpl.run.preconditions import require_full_batches, require_kernels, require_same_data, require_trusted
 from fastmpl.run.predictions import Shipped, write_predictions
 from fastmpl.run.pretrained import Start, read_start
 from fastmpl.run.resuming import asked_step, require_fitting, set_newer_aside
-from fastmpl.run.scores import Network, inferences
-from fastmpl.run.student_file import save_student, student_facts
+from fastmpl.run.scores import Network
+from fastmpl.run.student_file import WEIGHTS, FileFacts, load_classifier, save_network, save_student, student_facts
 from fastmpl.run.trained_networks import TrainedNetworks
 from fastmpl.step.eager import EagerStep
 from fastmpl.step.step_graph import GraphedStep
@@ -98,9 +99,9 @@ def train(
                     if claim is not None:
                         run.notes += claim.remarks
                         claim.begin(run.step)
-                    results = run.finish() if run.step == run.total else run.go()
+                    results = run.finish() if run.is_finished else run.go()
                     if report:
-                        run.store_predictions()
+                        run.store_predictions(results.headline)
             if report and here.is_first:
                 from fastmpl.report import write_report  # matplotlib takes a second to import
 
@@ -112,7 +113,7 @@ def train(
                     write_status(folder, state, run.step, str(error))
             raise
         if here.is_first:
-            write_status(folder, "done", run.step)
+            write_status(folder, "done", run.step, f"{WEIGHTS} is the {results.headline['description']}.")
             if not quiet:
                 points = run.data.normalisation is None
                 show_lines(closing_lines(folder, results, run.monitor.images, report=report, of_points=points))
@@ -231,7 +232,8 @@ class Training:
         self.data.train.restore(found.facts["data"])
         self.step = self.saved = found.step
         self.networks.load(found.tensors, finetuning=self.step > self.config.run.steps)
-        self.monitor.restore(found)
+        if missing := self.monitor.restore(found):
+            self.notes.append(missing)
         if self.step:
             self.notes.append(f"Continuing at step {self.step} of {self.total}.")
         if found.ranks != self.ranks.size:
@@ -251,37 +253,57 @@ class Training:
                 self._train(phase)
         return self.finish()
 
+    @property
+    def is_finished(self) -> bool:
+        """Whether no step is left, or run.patience ended the run before its last one."""
+        return self.step == self.total or self.monitor.is_exhausted
+
     def finish(self) -> Results:
         """Writes the weights and the results of the finished run."""
-        last = self.monitor.accuracies(self.networks.to_evaluate())
+        monitor, networks = self.monitor, self.networks.to_evaluate()
+        last = monitor.accuracies(networks)
         student, finetuned = self.networks.final_student(), None
         if self.config.finetune.steps:
-            finetuned = self.monitor.accuracies({"student": student})["student"]
-        results = Results(self.step, last, self.monitor.best, finetuned, self.monitor.seconds)
+            networks = {"student": student}
+            finetuned = monitor.accuracies(networks)["student"]
+        if monitor.selection.best is None:  # no validation images; or a checkpoint that kept no best student
+            monitor.select(self.step, networks)
+        best = monitor.selection.best
+        headline = make_headline(self.config, self.step, best, last, finetuned)
+        results = Results(self.step, last, best, finetuned, monitor.seconds, headline)
         if self.ranks.rank == 0:
             replace_file(self.folder / "results.json", json.dumps(results._asdict(), indent=1) + "\n")
-        save_student(
-            self.folder,
-            student,
-            classes=self.data.classes,
-            image_shape=self.data.image_shape,
-            normalisation=self.data.normalisation,
-            framing=self._framing(),
-        )
+        self._save_weights(student, headline)
         return results
 
-    def store_predictions(self) -> None:
+    def _save_weights(self, student: RunLearner, headline: Mapping[str, Any]) -> None:
+        """Writes student.safetensors: the selected network, or that of the last step."""
+        facts = FileFacts(
+            self.data.classes,
+            self.data.image_shape,
+            self.data.normalisation,
+            headline["network"],
+            headline["description"],
+            self._framing(),
+        )
+        selected = self.monitor.selection
+        if selected.best is None:
+            save_student(self.folder, student, facts)
+        elif self.ranks.rank == 0:
+            save_network(self.folder, selected.weights, facts)
+
+    def store_predictions(self, headline: Mapping[str, Any]) -> None:
         """Writes what the network of student.safetensors says of single images, from which a report draws its pictures."""
-        student = self.networks.final_student()
-        for network, infer in inferences({"student": student}):
-            if network == "average" or not student.has_average:
-                name = "student, fine-tuned" if self.config.finetune.steps else f"{network}, last"
-                shipped = Shipped(infer, name, self.step)
-                trainee = self.networks.trainee
-                try:
-                    write_predictions(self.folder, shipped, self.config, trainee, self.data, self.device, self.ranks)
-                except StorageError as error:
-                    self.monitor.note(f"{error} The report has no pictures.")
+        self.ranks.all_gather_object(None)  # the first rank has written the file
+        student = load_classifier(self.folder)
+        student.module.to(self.device)
+        shipped = Shipped(student.infer, student.description, headline["step"])
+        try:
+            write_predictions(
+                self.folder, shipped, self.config, self.networks.trainee, self.data, self.device, self.ranks
+            )
+        except StorageError as error:
+            self.monitor.note(f"{error} The report has no pictures.")
 
     def _framing(self) -> Framing | None:
         """How the student is shown pictures; None for points."""
@@ -297,7 +319,7 @@ class Training:
             if isinstance(trained, GraphedStep):
                 batches = partial(trained.load_next, batches)
             yield Phase("train", steps, trained, batches, self.networks.to_evaluate())
-        if self.step < self.total:
+        if steps <= self.step < self.total:
             self.data.train.close()  # frees the memory of its pipelines
             learner, step = self.networks.open_finetuning()
             settings = self.config.finetune
@@ -335,10 +357,25 @@ class Training:
                     raise describe_divergence(skipped, self, phase)
             if evaluates:
                 self.monitor.evaluate(self.step, phase.name, phase.networks)
+                if self.monitor.is_exhausted:
+                    self._stop_early(images)
+                    return
             if saves:
                 self._save(last=self.step == self.total)
             if stops:
                 raise self.stops.reason(self.folder, self.step)
+
+    def _stop_early(self, images: int) -> None:
+        """Ends the run, because run.patience evaluations found no better student."""
+        run = self.config.run
+        if self.step % run.log_every:  # an unfinished line
+            self.monitor.meter.finish(self.step)
+            self.monitor.write_lines(self.step, images)
+        self._save(last=True)
+        self._note(
+            f"Stopped early, at step {self.step} of {self.total}: {run.patience} evaluations found no student with a "
+            f"better {MEASURES[run.select_by]} (run.patience)."
+        )
 
     def take_step(self, phase: Phase) -> Batch:
         """Takes the next step of a phase, on the batch that it returns."""
@@ -352,7 +389,7 @@ class Training:
         parts, monitor = self.networks.parts(), self.monitor
         return Checkpoint(
             self.step,
-            parts.state() | monitor.state(),
+            parts.state() | monitor.state() | monitor.selection.state(),
             {"data": self.data.train.state(), **monitor.facts(), **self._facts()},
             parts.placement().per_rank | set(monitor.state()),
             parts.placement().sharded,
@@ -372,7 +409,7 @@ class Training:
         self.saved = self.step
         monitor.show_saved(self.step)
         if self.ranks.rank == 0:
-            best = monitor.best
+            best = monitor.selection.best
             checkpoint.prune(folder, self.config.run.keep, None if best is None else best["step"])
             try:
                 write_status(self.folder, "running", self.step)

@@ -38,6 +38,8 @@ class Evaluation(NamedTuple):
     accuracy: float  # share in [0, 1]
     loss: float  # mean cross entropy, nats
     images: int
+    macro_recall: float | None = None  # means over the classes that there are images of; absent in old files
+    macro_f1: float | None = None
 
 
 class Line(NamedTuple):

@@ -120,10 +120,12 @@ def test_check_warns_of_test_images_that_are_trained_on(here: Path, capsys: pyte
 
 
 def test_evaluate_finds_what_training_found(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    classes, found = evaluate(Path("runs/my_pictures"))
-    recorded = json.loads((here / "runs/my_pictures/results.json").read_text())["last"]["average"]
-    assert classes == tuple(sorted(COLOURS))
-    assert {judgement.name: judgement.accuracy for judgement in found} == pytest.approx(recorded)
+    found = evaluate(Path("runs/my_pictures"))
+    recorded = json.loads((here / "runs/my_pictures/results.json").read_text())["headline"]
+    assert found.classes == tuple(sorted(COLOURS))
+    assert {one.name: one.accuracy for one in found.sets} == {
+        split: recorded[split] for split in ("validation", "test")
+    }
     text = said(capsys, "evaluate", "runs/my_pictures", "--data", "my pictures/test")
     assert f"{100 * recorded['test']:.1f} % of 60 images are right" in text
     assert "blau grün" in text
@@ -135,7 +137,7 @@ def test_predictions_are_those_that_evaluation_counts(here: Path) -> None:
         if found.label is not None:
             right += found.label in Path(found.file).parts
             total += 1
-    _, judged = evaluate(Path("runs/my_pictures"))
+    judged = evaluate(Path("runs/my_pictures")).sets
     test = next(one for one in judged if one.name == "test")
     assert (right, total) == (np.trace(test.confusion), 60)
 

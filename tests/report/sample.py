@@ -14,6 +14,7 @@ from fastmpl.telemetry.predictions import FILE, LabelSample, Predictions, Record
 
 HOSTILE = "<script>alert(1)</script>"
 FOLDER = "<script>alert(1)"  # a folder's name has no slash
+HEADLINE = "averaged student of step 2,750, selected by accuracy on the validation images"
 STEPS, TUNING = 3000, 200
 
 
@@ -42,6 +43,7 @@ def write_sample(folder: Path) -> Path:
         "selected": {"step": 2750, "network": "average", "validation": 0.908, "test": 0.886},
         "finetuned": {"validation": 0.894, "test": 0.882},
         "seconds": 251.0,
+        "headline": {"description": HEADLINE, "network": "selected", "step": 2750, "validation": 0.908, "test": 0.886},
     }
     (folder / "results.json").write_text(json.dumps(results))
     (folder / FILE).write_bytes(predictions().encode())

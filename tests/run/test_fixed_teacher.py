@@ -16,7 +16,7 @@ from fastmpl.errors import ConfigError
 from fastmpl.models import build_network
 from fastmpl.run.build import single_network_method
 from fastmpl.run.fixed_teacher import Target, load_fixed_teacher
-from fastmpl.run.student_file import load_classifier, save_network
+from fastmpl.run.student_file import FileFacts, load_classifier, save_network
 from tests.run.short_runs import CONFIGS
 
 OWN = Normalisation((100.0, 120.0, 140.0), (30.0, 40.0, 50.0))
@@ -30,7 +30,7 @@ def save_run(folder: Path, classes: tuple[str, ...]) -> Path:
     config = load(CONFIGS / "digits.toml", {"student.model": "conv", "student.width": 8})
     save(config, folder / "config.toml")
     weights = build_network(config.student, classes=len(classes), image_shape=SHAPE, seed=0).state_dict()
-    save_network(folder, weights, classes=classes, image_shape=SHAPE, normalisation=OWN)
+    save_network(folder, weights, FileFacts(classes, SHAPE, OWN))
     return folder
 
 

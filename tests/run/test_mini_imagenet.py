@@ -56,7 +56,7 @@ def test_ten_percent_trains_from_a_folder_and_its_student_is_used(roots: dict[st
     asked = mini_config("imagenet_10pct", roots["folder"], "folder", tmp_path, teacher__model="conv", teacher__width=8)
     assert_finished(train(asked, quiet=True), asked)
     run = tmp_path / asked.run.name
-    _, judged = evaluate(run)
+    judged = evaluate(run).sets
     test = next(found for found in judged if found.name == "test")
     assert test.confusion.sum() == 50
     pictures = sorted((roots["folder"] / "test").rglob("*.JPEG"))

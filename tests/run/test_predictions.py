@@ -31,9 +31,9 @@ def record_of(folder: Path) -> Record:
 def test_the_predictions_are_those_of_the_network_in_student_safetensors(tmp_path: Path) -> None:
     results = train_quietly(short_config(tmp_path), report=True)
     record, student = record_of(tmp_path), load_classifier(tmp_path / "small")
-    assert record.network == "average, last"
+    assert record.network == results.headline["description"]
     for split, found in record.splits.items():
-        assert found.right.mean() == results.last["average"][split]  # type: ignore[index]
+        assert found.right.mean() == results.headline[split]
     test = record.splits["test"]
     assert student.normalisation is not None and len(test.truth) == 500
     shown = torch.from_numpy(test.pictures[..., :1]).permute(0, 3, 1, 2).float()

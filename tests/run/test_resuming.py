@@ -174,13 +174,13 @@ def test_the_student_of_an_interrupted_run_is_that_of_its_newest_checkpoint(
     run = tmp_path / "small"
     found = load_classifier(run)
     assert found.classes == tuple("0123456789")
-    assert "not finished: this is its student at step 7 of 20" in found.remark
+    assert "not finished: this is its averaged student of step 7" in found.remark
     saved = checkpoint.read(run / "checkpoints/step-7").tensors
     for name, value in found.module.state_dict().items():
         assert torch.equal(value, saved[f"student/average/{name}"]), name
-    _, judged = evaluate(run)
+    judged = evaluate(run).sets
     assert {one.name for one in judged} == {"validation", "test"}
-    assert "student at step 7 of 20" in capsys.readouterr().err
+    assert "student of step 7" in capsys.readouterr().err
     train_quietly(saving_often(tmp_path))
     assert load_classifier(run).remark == ""
 
