@@ -68,6 +68,10 @@ class RunConfig(_Section):
         "accuracy", "Score on the validation images by which the student that is kept is selected."
     )
     patience: Count = _rare(0, "Evaluations without a better student after which training stops; 0: never.")
+    analyse: bool = _rare(
+        False,
+        "Whether evaluations also measure training images: accuracies, and the distributions the teacher gives them.",
+    )
     keep: int = _rare(2, "Checkpoints kept besides the best.", ge=2, le=10**6)
 
 

@@ -18,6 +18,7 @@ from fastmpl.run.checkpoint import Checkpoint
 from fastmpl.run.checkpoint_schema import RECENT_SKIPS
 from fastmpl.run.scores import Network, Scorer, Split, inferences
 from fastmpl.run.selection import Selection
+from fastmpl.run.training_analysis import TrainingAnalysis
 from fastmpl.step.step_keys import StepMetrics
 from fastmpl.telemetry.metrics import Evaluation, Log, Meter, lines_a_read
 from fastmpl.telemetry.progress import Progress, Silent
@@ -50,6 +51,7 @@ class Monitor:
         self.seconds = 0.0  # of training so far
         self.selection = Selection(config.run.select_by, ranks)
         self._scorer = Scorer(data, device, ranks)
+        self._analysis = TrainingAnalysis(config, data, device, ranks) if config.run.analyse else None
         self._display: Progress = Silent(config.run.name, config.run.steps)
         self._log: Log | None = None
         self._timer = StepTimer(0)
@@ -126,6 +128,20 @@ class Monitor:
             if network != "teacher":
                 improved |= self.selection.consider(step, network, found, weights)
         self.selection.end_evaluation(improved=improved)
+
+    def analyse(
+        self, step: int, networks: Mapping[Network, RunLearner], teacher: RunLearner | None, *, evaluates: bool
+    ) -> None:
+        """Measures what run.analyse asks for, at evaluations and at five moments of training; nothing without it.
+
+        teacher: one that learns, None for a method that has none.
+        """
+        if self._analysis is None or not (evaluates or self._analysis.is_moment(step)):
+            return
+        targets = None if teacher is None else self._analysis.measure_targets(step, teacher)
+        for found in (targets, *self._analysis.measure_accuracies(step, networks)):
+            if found is not None and self._log is not None:
+                self._log.analysis(found)
 
     def select(self, step: int, networks: Mapping[Network, RunLearner]) -> None:
         """Selects among these networks alone, without a line in the log."""

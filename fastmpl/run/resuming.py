@@ -21,7 +21,8 @@ RESULTS: Final = ("results.json", "student.safetensors", "report.html")  # files
 
 # These may change when a run is continued, because they change neither the data nor the arithmetic.
 HARMLESS: Final = {
-    *("run.output", "run.log_every", "run.evaluate_every", "run.checkpoint_every", "run.keep", "run.patience"),
+    *("run.output", "run.log_every", "run.evaluate_every", "run.checkpoint_every", "run.keep"),
+    *("run.patience", "run.analyse"),
     *("system.threads", "system.timeout"),
 }
 

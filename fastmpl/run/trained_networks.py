@@ -45,6 +45,11 @@ class TrainedNetworks:
             networks["teacher"] = self.trainee.teacher
         return networks
 
+    def to_analyse(self) -> dict[Network, RunLearner]:
+        """The networks that learn in the main phase; a reduced teacher sees stored distributions."""
+        networks: dict[Network, RunLearner] = {"student": self.trainee.student}
+        return networks if self.trainee.teacher is None else networks | {"teacher": self.trainee.teacher}
+
     def parts(self) -> Parts:
         """What training continues from; with the fine-tuned student once fine-tuning is open."""
         parts = dict(self.trainee.parts().parts)

@@ -340,6 +340,8 @@ class Training:
         """Takes the steps of a phase; logs, evaluates and saves between them."""
         run, meter = self.config.run, self.monitor.meter
         self.monitor.start_phase(self.step)
+        if not self.step:
+            self._analyse(evaluates=True)
         while self.step < phase.last:
             batch = self.take_step(phase)
             images = (len(batch.labelled) + len(batch.weak)) * self.ranks.size
@@ -355,6 +357,8 @@ class Training:
                 self.monitor.write_lines(self.step, images)
                 if (skipped := self.monitor.skips.read_worst()) > AT_MOST:
                     raise describe_divergence(skipped, self, phase)
+            if phase.name == "train":
+                self._analyse(evaluates=evaluates)
             if evaluates:
                 self.monitor.evaluate(self.step, phase.name, phase.networks)
                 if self.monitor.is_exhausted:
@@ -364,6 +368,10 @@ class Training:
                 self._save(last=self.step == self.total)
             if stops:
                 raise self.stops.reason(self.folder, self.step)
+
+    def _analyse(self, *, evaluates: bool) -> None:
+        networks = self.networks
+        self.monitor.analyse(self.step, networks.to_analyse(), networks.trainee.teacher, evaluates=evaluates)
 
     def _stop_early(self, images: int) -> None:
         """Ends the run, because run.patience evaluations found no better student."""

@@ -4,8 +4,9 @@
 Leaves out when to log and to evaluate (the trainer), other loggers (`loggers`), and the display (`progress`, `report`).
 
 A line is `{"kind": "train", "step", "seconds", "images_per_second", "waiting", <fields of StepMetrics>}` or
-`{"kind": "evaluation", <fields of Evaluation>}`; a number that is not finite is null. `waiting` is the share of the
-time that the host spent waiting for the next batch.
+`{"kind": "evaluation", <fields of Evaluation>}`, or, under run.analyse, `{"kind": "training_accuracy", ...}` or
+`{"kind": "targets", ...}` with the fields of `fastmpl.telemetry.training_analysis`. A number that is not finite is null.
+`waiting` is the share of the time that the host spent waiting for the next batch.
 """
 
 import json
@@ -23,6 +24,7 @@ from fastmpl.distributed.ranks import ALONE, Ranks
 from fastmpl.step.step_keys import StepMetrics
 from fastmpl.telemetry.loggers import Line as Written
 from fastmpl.telemetry.loggers import Logger, Loggers, TensorBoard, Warn
+from fastmpl.telemetry.training_analysis import Targets, TrainingAccuracy
 
 FILE: Final = "metrics.jsonl"
 READ_EVERY: Final = 100  # least steps between two reads of a GPU; a read waits for all queued work
@@ -148,6 +150,11 @@ class Log:
         """Writes the score of one network on one split."""
         self._write({"kind": "evaluation"} | evaluation._asdict())
 
+    def analysis(self, found: TrainingAccuracy | Targets) -> None:
+        """Writes what `run.analyse` measured; loggers do not get it."""
+        kind = "targets" if isinstance(found, Targets) else "training_accuracy"
+        self._write({"kind": kind} | found._asdict(), to_loggers=False)
+
     def truncate_after(self, step: int) -> None:
         """Drops the lines of steps after `step`, from which the run continues."""
         self._replace([line for line in read_lines(self.folder) if line["step"] <= step])
@@ -174,7 +181,7 @@ class Log:
         os.replace(beside, path)
         self._file = path.open("ab", buffering=0)
 
-    def _write(self, line: Mapping[str, Any]) -> None:
+    def _write(self, line: Mapping[str, Any], *, to_loggers: bool = True) -> None:
         line = {name: None if isinstance(v, float) and not math.isfinite(v) else v for name, v in line.items()}
         whole = os.fstat(self._file.fileno()).st_size
         try:
@@ -186,7 +193,8 @@ class Log:
             self._dropped += 1
             if self._dropped == 1:
                 self._warn(f"{self.folder / FILE} cannot be written: {error}. Training goes on; lines are missing.")
-        self._loggers.write(line)
+        if to_loggers:
+            self._loggers.write(line)
 
 
 def _encode(line: Written) -> bytes:

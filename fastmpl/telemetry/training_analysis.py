@@ -1,0 +1,74 @@
+"""What `run.analyse` measures over training, as lines of `metrics.jsonl`, and the numbers that follow from them.
+
+Two questions of the paper (Pham et al. 2021, "Meta Pseudo Labels") are answered. Does the student overfit the labelled
+images, and do the teacher's labels become right? Accuracies on training images tell (`TrainingAccuracy`). Does the teacher
+correct its labels, or only make them softer? The distributions that it gives to fixed images tell (`Targets`).
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import pairwise
+from typing import Any, Final, Literal, NamedTuple
+
+MOMENTS: Final = (0.0, 0.25, 0.5, 0.75, 1.0)  # shares of training at which distributions are kept
+DOZEN: Final = 12  # images whose distributions are kept
+
+
+class TrainingAccuracy(NamedTuple):
+    """The share of training images whose true class a network names, as they are evaluated: no augmentation."""
+
+    step: int
+    network: Literal["student", "average", "teacher"]
+    images: Literal["labelled", "unlabelled"]
+    accuracy: float
+    measured: int
+
+
+class Targets(NamedTuple):
+    """The distributions that a teacher that learns gives to fixed unlabelled images."""
+
+    step: int
+    entropy: float  # mean over the images, nats
+    confidence: float  # mean of the largest probability
+    top: Sequence[int]  # the likeliest class of each image
+    # of the first DOZEN images, at the MOMENTS alone
+    probabilities: Sequence[Sequence[float]] = ()
+    names: Sequence[str] = ()
+    truth: Sequence[int] = ()  # -1 where unknown
+    classes: Sequence[str] = ()
+
+
+def moments(steps: int) -> list[int]:
+    """The steps at which distributions are kept, of a run of `steps`."""
+    return sorted({round(share * steps) for share in MOMENTS})
+
+
+def read_accuracies(lines: Iterable[Mapping[str, Any]]) -> list[TrainingAccuracy]:
+    """The accuracies in the lines of a run, by step; of a step that was measured twice, the later one."""
+    rows = [_from_line(TrainingAccuracy, line) for line in lines if line.get("kind") == "training_accuracy"]
+    return sorted({row[:3]: row for row in rows if row is not None}.values(), key=lambda row: row.step)
+
+
+def read_targets(lines: Iterable[Mapping[str, Any]]) -> list[Targets]:
+    """The distributions in the lines of a run, by step."""
+    rows = [_from_line(Targets, line) for line in lines if line.get("kind") == "targets"]
+    return sorted({row.step: row for row in rows if row is not None}.values(), key=lambda row: row.step)
+
+
+def _from_line(kind: Any, line: Mapping[str, Any]) -> Any:
+    """None for a line that was damaged."""
+    values = {name: line[name] for name in kind._fields if name in line}
+    try:
+        found = kind(**values)
+    except TypeError:
+        return None
+    numbers = [value for value in found[:4] if not isinstance(value, str | list)]
+    return found if all(isinstance(value, int | float) for value in numbers) else None
+
+
+def share_flipped(targets: Sequence[Targets], since: int = 0) -> float:
+    """The share of the images whose likeliest class ever changed between measurements from step `since` on."""
+    tops = [found.top for found in targets if found.step >= since]
+    if len(tops) < 2 or not tops[0]:
+        return 0.0
+    flipped = [any(a != b for a, b in pairwise(of_image)) for of_image in zip(*tops, strict=False)]
+    return sum(flipped) / len(flipped)
