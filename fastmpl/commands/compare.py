@@ -11,7 +11,7 @@ from scipy.stats import binomtest
 from fastmpl.config import Config, difference
 from fastmpl.errors import ConfigError, StorageError
 from fastmpl.paired_statistics import mean, standard_error
-from fastmpl.report import ArmResult, Comparison, compared_rows, headline, points, read_run, write_comparison
+from fastmpl.report import ArmResult, Comparison, compared_rows, points, read_run, write_comparison
 from fastmpl.report.reading import Result, RunRecord
 from fastmpl.telemetry.predictions import Predictions
 
@@ -49,7 +49,7 @@ def _read_finished(folder: Path) -> FinishedRun:
     record = read_run(folder)
     if record.config is None:
         raise ConfigError(f"{folder} has settings that this version cannot read: {' '.join(record.problems)}")
-    found = headline(record)
+    found = record.headline
     if found is None:
         raise ConfigError(f"{folder} has no results: `fastmpl train {folder / 'config.toml'}` finishes the run.")
     return FinishedRun(folder, record.config, record, found)

@@ -6,7 +6,7 @@ No scripts and nothing from elsewhere; every text is escaped. Leaves out what a 
 from fastmpl.paired_statistics import Interval, mean, paired_interval, standard_error
 from fastmpl.report.comparison_chart import ArmResult, Comparison
 from fastmpl.report.comparison_chart import rows as compared_rows
-from fastmpl.report.pages import headline, points, versions, write_comparison, write_report
+from fastmpl.report.pages import points, versions, write_comparison, write_report
 from fastmpl.report.reading import read_run
 
 __all__ = [
@@ -14,7 +14,6 @@ __all__ = [
     "Comparison",
     "Interval",
     "compared_rows",
-    "headline",
     "mean",
     "paired_interval",
     "points",
