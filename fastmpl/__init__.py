@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from fastmpl.config import Config
     from fastmpl.run.callbacks import Callback
     from fastmpl.run.closing import Results
+    from fastmpl.run.headline import NetworkName
 
 __version__ = "0.1.0"
 
@@ -39,14 +40,16 @@ def train(
     return trainer.train(load(config, overrides), resume=resume, quiet=quiet, callbacks=callbacks)
 
 
-def load(run: str | Path) -> "TrainedRun":
-    """The student of the run in the folder `run`, ready to predict, evaluate and export.
+def load(run: str | Path, network: "NetworkName | None" = None) -> "TrainedRun":
+    """A network of the run in the folder `run`, ready to predict, evaluate and export.
 
-    A run that is not finished gives the student of its newest checkpoint. Raises ConfigError where there is none.
+    network: "selected", "average", "last", "finetuned" or "teacher"; None for the one in student.safetensors, of which the
+    report's headline speaks. A run that is not finished gives the network of its newest checkpoint. Raises ConfigError
+    where there is none.
     """
     from fastmpl.commands import trained_run
 
-    return trained_run.load(run)
+    return trained_run.load(run, network)
 
 
 def __getattr__(name: str) -> Any:

@@ -16,6 +16,7 @@ from fastmpl.commands.export import Form, Wanted, export
 from fastmpl.commands.predict import Prediction, list_images, predict_files, predict_pixels
 from fastmpl.config import Config
 from fastmpl.errors import ConfigError
+from fastmpl.run.headline import NetworkName
 from fastmpl.run.student_file import Classifier, load_classifier
 
 Pixels = NDArray[np.uint8]  # [H, W, 3] or [N, H, W, 3]
@@ -24,10 +25,11 @@ Images = str | Path | Pixels | Iterable[str | Path | Pixels]
 
 @dataclass(frozen=True)
 class TrainedRun:
-    """The student of the run in `folder`."""
+    """A network of the run in `folder`; `network` is None for the one in student.safetensors."""
 
     folder: Path
     student: Classifier
+    network: NetworkName | None = None
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -67,8 +69,8 @@ class TrainedRun:
 
         folder: labelled images as <class>/* or test/<class>/*; None: the run's own validation and test images.
         """
-        _, found = evaluate(self.folder, None if folder is None else Path(folder))
-        return {one.name: one for one in found}
+        found = evaluate(self.folder, None if folder is None else Path(folder), self.network)
+        return {one.name: one for one in found.sets}
 
     def export(
         self,
@@ -81,7 +83,7 @@ class TrainedRun:
     ) -> Path:
         """Writes the network for other programs, as `fastmpl export` does; gives the file or folder."""
         place = None if output is None else Path(output)
-        return export(self.folder, Wanted(to, place, preprocess, softmax, verify)).path
+        return export(self.folder, Wanted(to, place, preprocess, softmax, verify, self.network)).path
 
 
 def _group(images: Iterable[str | Path | Pixels]) -> Iterable[list[Path] | Pixels]:
@@ -99,9 +101,9 @@ def _group(images: Iterable[str | Path | Pixels]) -> Iterable[list[Path] | Pixel
         yield paths
 
 
-def load(run: str | Path) -> TrainedRun:
-    """The student of the run in the folder `run`: of its newest checkpoint if it is not finished.
+def load(run: str | Path, network: NetworkName | None = None) -> TrainedRun:
+    """A network of the run in the folder `run`: of its newest checkpoint if it is not finished.
 
-    Raises ConfigError if there is none.
+    network: None for the one in student.safetensors. Raises ConfigError if there is none.
     """
-    return TrainedRun(Path(run), load_classifier(Path(run)))
+    return TrainedRun(Path(run), load_classifier(Path(run), network), network)
