@@ -7,7 +7,6 @@ import torch
 
 from fastmpl.config import Config, is_capturable
 from fastmpl.config.rules import NOT_CAPTURABLE
-from fastmpl.errors import ConfigError
 from fastmpl.learners.plain import PlainLearner
 from fastmpl.run.build import Trainee
 from fastmpl.step.eager import EagerStep
@@ -38,13 +37,10 @@ def choose_execution(
     On a GPU it is one CUDA graph, unless graphs are switched off. A sharded step is eager, or has one graph a pass if
     graphs are "on". `note` is told a sentence if the step is not one graph although there is a GPU: now, or at the step
     whose capture fails, which is then taken eagerly like all that follow. With graph = "on" a capture that fails raises
-    CaptureError. decodes: whether pictures are decoded at every step. Raises ConfigError if a graph is "on" and there is
-    no GPU.
+    CaptureError. decodes: whether pictures are decoded at every step.
     """
     system = config.system
     if device.type != "cuda":
-        if system.graph == "on":
-            raise ConfigError('system.graph = "on" needs a CUDA device, and there is none. Use graph = "auto".')
         return trainee.step
     if system.engine == "zero" and system.graph == "on":
         both = [trainee.student, *([trainee.teacher] if trainee.teacher else [])]

@@ -1,5 +1,7 @@
 """Conditions that must hold before a run starts; each function raises an error if one does not."""
 
+import torch
+
 from fastmpl.config import Config, feeds_back
 from fastmpl.data.errors import DataError
 from fastmpl.data.split import Split
@@ -14,6 +16,12 @@ def require_kernels() -> None:
         library()
     except StaleLibraryError as error:
         raise ConfigError(str(error)) from error
+
+
+def require_graph(config: Config) -> None:
+    """Raises ConfigError if the step is to be a CUDA graph at any rate and there is no GPU."""
+    if config.system.graph == "on" and not torch.cuda.is_available():
+        raise ConfigError('system.graph = "on" needs a CUDA device, and there is none. Use graph = "auto".')
 
 
 def require_trusted(config: Config, count: int) -> None:

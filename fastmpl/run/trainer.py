@@ -37,7 +37,13 @@ from fastmpl.run.graph_choice import choose_execution, loaded_dtype
 from fastmpl.run.headline import MEASURES, make_headline
 from fastmpl.run.monitor import Monitor
 from fastmpl.run.network_preconditions import require_label_of_each_class, require_networks
-from fastmpl.run.preconditions import require_full_batches, require_kernels, require_same_data, require_trusted
+from fastmpl.run.preconditions import (
+    require_full_batches,
+    require_graph,
+    require_kernels,
+    require_same_data,
+    require_trusted,
+)
 from fastmpl.run.predictions import Shipped, write_predictions
 from fastmpl.run.pretrained import Start, read_start
 from fastmpl.run.resuming import asked_step, require_fitting, set_newer_aside
@@ -80,6 +86,7 @@ def train(
     Raises subclasses of FastMPLError, each with one sentence for the user.
     """
     folder, here = Path(config.run.output) / config.run.name, read_place()
+    require_graph(config)
     config = settle_inputs(config, None if resume == "never" else folder)
     with ExitStack() as held:
         claim = None

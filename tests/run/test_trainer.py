@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 
+from fastmpl.commands.check import check
 from fastmpl.config import load
 from fastmpl.distributed.signals import Stopper
 from fastmpl.errors import ConfigError, DivergedError, StorageError
@@ -120,6 +121,15 @@ def test_other_settings_in_the_same_folder_are_refused_by_name(tmp_path: Path) -
     with pytest.raises(ConfigError, match=r"other settings \(student\.lr\)"):
         train_quietly(short_config(tmp_path, student__lr=0.2))
     train_quietly(short_config(tmp_path, run__log_every=3))
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU, which graph = on asks for")
+def test_a_graph_without_a_gpu_is_refused_before_anything_is_written(tmp_path: Path) -> None:
+    config = short_config(tmp_path, system__graph="on")
+    for start in (lambda: train_quietly(config), lambda: list(check(config))):
+        with pytest.raises(ConfigError, match="needs a CUDA device, and there is none"):
+            start()
+    assert not (tmp_path / "small").exists()
 
 
 def test_starting_over_keeps_the_old_folder(tmp_path: Path) -> None:
