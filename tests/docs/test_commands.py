@@ -1,8 +1,9 @@
 """Every command of README.md and docs/*.md runs as it is written, or its block says what it needs.
 
 A block ```bash is run, page by page and in its order, in a folder that holds what the page speaks of; training is
-shortened in steps alone, and a block of the README is not run again for another page. A block under
-`<!-- needs: WHAT -->` is not run: it needs a GPU, a cluster, or data that cannot be shipped.
+shortened in steps alone, and a block of the README is not run again for another page. A block ```toml whose first line is
+`# NAME.toml` is that file. A block under `<!-- needs: WHAT -->` is not run: it needs a GPU, a cluster, or data that cannot
+be shipped.
 """
 
 import os
@@ -51,8 +52,8 @@ def run(arguments: list[str], folder: Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(arguments, cwd=folder, env=environment, capture_output=True, text=True, check=False)
 
 
-def furnish(folder: Path) -> None:
-    """What the pages speak of: the configurations, a folder of pictures, and one more picture."""
+def furnish(folder: Path, page: Path) -> None:
+    """What a page speaks of: the configurations, a folder of pictures, one more picture, and perhaps weights."""
     (folder / "launch").symlink_to(ROOT / "launch")
     rng = np.random.default_rng(0)
     for name, colour in COLOURS.items():
@@ -60,6 +61,19 @@ def furnish(folder: Path) -> None:
         fill(folder / "pictures" / "test" / name, rng, colour, 12)
     fill(folder / "pictures" / "unlabelled", rng, (120, 120, 120), 24)
     Image.fromarray(rng.integers(0, 256, (40, 50, 3), dtype=np.uint8)).save(folder / "photo.jpg")
+    for _, text in blocks(page, "toml"):
+        if name := re.match(r"# (\w+\.toml)\n", text):
+            (folder / name[1]).write_text(text)
+    if "weights.safetensors" in page.read_text():
+        write_weights(folder / "weights.safetensors")
+
+
+def write_weights(file: Path) -> None:
+    """Weights of a network of timm, as a user may have fetched them."""
+    import safetensors.torch  # here, because most pages need neither
+    import timm
+
+    safetensors.torch.save_file(timm.create_model("test_vit").state_dict(), file)
 
 
 def assert_runs(command: list[str], folder: Path) -> None:
@@ -81,7 +95,7 @@ def assert_runs(command: list[str], folder: Path) -> None:
 def test_the_commands_of_a_page_run_in_its_order(page: Path, tmp_path: Path) -> None:
     if not commands(page):
         return
-    furnish(tmp_path)
+    furnish(tmp_path, page)
     for command in commands(page):
         assert_runs(command, tmp_path)
     for needs, program in blocks(page, "python"):
