@@ -55,7 +55,7 @@ def image_sets(student: Classifier, data: Path | None) -> Iterator[tuple[str, Ev
     settings, size = student.config.data, student.image_shape[-1]
     if data is not None:
         if student.normalisation is None:
-            raise ConfigError("The run classifies points, not images: leave --data out.")
+            raise ConfigError("The run classifies points or stored features, not images: leave --data out.")
         arrays = read_labelled(data, student.classes, shown_side(settings), interpolation_of(settings))
         images = centre(np.asarray(arrays.test_images), size)
         yield str(data), make_evaluation_set(images, arrays.test_labels, settings, student.normalisation)

@@ -89,7 +89,7 @@ def predict(
     if student.remark:
         print(student.remark, file=sys.stderr)
     if student.normalisation is None:
-        raise ConfigError(f"{run} classifies points, not images.")
+        raise ConfigError(f"{run} classifies points or stored features, not images.")
     return predict_files(student, files, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
 
 

@@ -58,11 +58,8 @@ class StreamOpener:
         if not isinstance(images, np.ndarray):
             return self._open_encoded(images, sampler, step, stream, two_views=two_views)
         if (store := self.prepared.features) is not None:
-            assert self.prepared.standardise is not None
-            features, standardise = cast(NDArray[np.float32], images), self.prepared.standardise.apply
-            return StoredViewStream(
-                features, store.views, standardise, sampler, two_views=two_views, step=step, device=self.device
-            )
+            features = cast(NDArray[np.float32], images)
+            return StoredViewStream(features, store.views, sampler, two_views=two_views, step=step, device=self.device)
         if normalisation is None:
             points = cast(NDArray[np.float32], images)
             return PointStream(points, sampler, two_views=two_views, step=step, device=self.device)

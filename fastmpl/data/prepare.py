@@ -18,7 +18,7 @@ from fastmpl.data.settings import DataSettings
 from fastmpl.data.sources import load
 from fastmpl.data.split import Split, split
 from fastmpl.data.stores.confidence import select_confident
-from fastmpl.data.stores.features import FeatureStore, Standardisation, measure_features, open_features
+from fastmpl.data.stores.features import FeatureStore, measure_features, open_features
 from fastmpl.data.stores.store import open_store
 
 Word = int | float | str | list[int] | list[float]
@@ -34,8 +34,7 @@ class Prepared(NamedTuple):
     split: Split
     targets: NDArray[np.int64]  # [N], the label to learn from of every training image, or UNKNOWN
     normalisation: Normalisation | None
-    features: FeatureStore | None = None
-    standardise: Standardisation | None = None  # of the features
+    features: FeatureStore | None = None  # its views are standardised too
 
     @property
     def images_digest(self) -> str:
@@ -80,7 +79,8 @@ def _replace_images(prepared: Prepared, folder: str) -> Prepared:
     arrays = arrays._replace(
         train_images=train, test_images=train if arrays.transductive else standardise.apply(store.test)
     )
-    return prepared._replace(arrays=arrays, features=store, standardise=standardise)
+    views = None if store.views is None else standardise.apply(store.views)
+    return prepared._replace(arrays=arrays, features=store._replace(views=views))
 
 
 def _choose_normalisation(images: Images, channels: int, asked: Normalisation | None) -> Normalisation | None:

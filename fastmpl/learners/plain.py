@@ -27,7 +27,7 @@ from fastmpl.learners.state import Placement
 from fastmpl.learners.tangent_parts import call_in_parts
 from fastmpl.models.attention import use_math_attention
 from fastmpl.models.norms import use_batch_statistics
-from fastmpl.models.stochastic import set_draw
+from fastmpl.models.stochastic import list_draws, write_draws
 from fastmpl.models.sync_norm import synchronise
 from fastmpl_kernels.rows import unit
 from fastmpl_kernels.sgd_ema import inner_product
@@ -61,6 +61,7 @@ class PlainLearner:
         self.module = set_training(module, self.frozen)
         self.call: Forward = compile_network(module, compiler) if compiler else module.__call__
         synchronise(module, ranks)
+        self.draws = list_draws(module)
         self.recompute = recompute
         self.statistics = RunningStatistics(module)
         self.parameters = {name: p for name, p in module.named_parameters() if p.requires_grad}
@@ -74,7 +75,7 @@ class PlainLearner:
         self.buffers = {name: torch.zeros_like(p) for name, p in self.parameters.items()} if static else None
 
     def forward(self, images: Float[Tensor, "N *image"], draw: Int[Tensor, ""]) -> Float[Tensor, "N K"]:
-        set_draw(self.module, draw)
+        write_draws(self.draws, draw)
         recomputed = recompute_blocks(self.module, draw) if self.recompute else nullcontext()
         with self._autocast(), recomputed, self.statistics.record():
             return to_float32(self.call(images))
@@ -83,7 +84,7 @@ class PlainLearner:
     def observe(
         self, images: Float[Tensor, "N *image"], draw: Int[Tensor, ""], *, precise: bool = False
     ) -> Float[Tensor, "N K"]:
-        set_draw(self.module, draw)
+        write_draws(self.draws, draw)
         with self._autocast(precise), full_precision(precise), use_batch_statistics(self.module):
             return to_float32(self.call(to_float32(images) if precise else images))  # a loader may give bf16
 
@@ -128,7 +129,7 @@ class PlainLearner:
         self.statistics.abandon()
 
     def gradient(self, images: Float[Tensor, "N *image"], loss: Loss, draw: Int[Tensor, ""]) -> Gradient:
-        set_draw(self.module, draw)
+        write_draws(self.draws, draw)
         held = {name: p if name in self.moving else p.detach() for name, p in self.parameters.items()}
         with self._autocast(), use_batch_statistics(self.module):
             value = loss(to_float32(functional_call(self.module, held, (images,))))
@@ -148,7 +149,7 @@ class PlainLearner:
     ) -> Float[Tensor, "N K"]:
         assert update.old is not None, "the update was not kept"
         direction = self.optimiser.derivative(update, gradient)
-        set_draw(self.module, draw)
+        write_draws(self.draws, draw)
         with self._autocast(), use_batch_statistics(self.module):
             if self.tangent_form == "difference":
                 return self._difference(update.old, direction, images, logits)

@@ -133,6 +133,15 @@ def number_images_from(module: nn.Module, first: int, images: int) -> Iterator[N
 
 def set_draw(module: nn.Module, key: Int[Tensor, ""]) -> None:
     """Sets the draw of every keyed layer in `module`, in place (no host sync; nothing where there is no such layer)."""
-    draws = [layer.draw for layer in _layers(module)]
+    write_draws(list_draws(module), key)
+
+
+def list_draws(module: nn.Module) -> list[Tensor]:
+    """The draws of the keyed layers in `module`, for `write_draws`: a search of all modules at every pass costs more."""
+    return [layer.draw for layer in _layers(module)]
+
+
+def write_draws(draws: list[Tensor], key: Int[Tensor, ""]) -> None:
+    """Sets draws in place."""
     if draws:
         torch._foreach_copy_(draws, [key] * len(draws))  # one launch

@@ -1,7 +1,5 @@
 """Views of images whose features are stored: one of the stored views of each image, drawn by image and epoch."""
 
-from collections.abc import Callable
-
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -16,22 +14,21 @@ Rows = NDArray[np.float32]
 class StoredViewStream:
     """A ViewStream of features [N, F] in the order of `sampler`, from `step` on.
 
-    `stored` [N, 2V, F]: V weak and then V strong views of each image, which `standardise` maps to what `centre` holds.
-    Without them both views are the image as it is evaluated, a row of `centre`.
+    `stored` [N, 2V, F]: V weak and then V strong views of each image. Without them both views are the image as it is
+    evaluated, a row of `centre`.
     """
 
     def __init__(
         self,
         centre: Rows,
         stored: Rows | None,
-        standardise: Callable[[Rows], Rows],
         sampler: Sampler,
         *,
         two_views: bool,
         step: int = 0,
         device: int | None = None,
     ) -> None:
-        self._centre, self._stored, self._standardise = centre, stored, standardise
+        self._centre, self._stored = centre, stored
         self._sampler, self._two_views, self._step = sampler, two_views, step
         self._device = torch.device("cpu" if device is None else f"cuda:{device}")
 
@@ -45,8 +42,8 @@ class StoredViewStream:
         views = self._stored.shape[1] // 2
         # of the open interval (0, 1): the product stays below `views`
         chosen = (self._sampler.uniform(rows, 2) * views).astype(np.int64)
-        weak = upload(self._standardise(self._stored[rows.index, chosen[:, 0]]), self._device)
+        weak = upload(self._stored[rows.index, chosen[:, 0]], self._device)
         if not self._two_views:
             return Views(weak, None, index)
-        strong = upload(self._standardise(self._stored[rows.index, views + chosen[:, 1]]), self._device)
+        strong = upload(self._stored[rows.index, views + chosen[:, 1]], self._device)
         return Views(weak, strong, index)
