@@ -4,7 +4,11 @@ Any other exception is a fault of fastmpl, shown as a number (exit 70). Packages
 `fastmpl.data` for a bad image).
 """
 
-from typing import ClassVar
+from typing import ClassVar, Final
+
+from fastmpl.untrusted import printable
+
+UNEXPECTED: Final = 70  # EX_SOFTWARE of sysexits.h: the exit code of any other exception
 
 
 class FastMPLError(Exception):
@@ -15,8 +19,8 @@ class FastMPLError(Exception):
     told: ClassVar[bool] = False  # whether the user has read it already
 
     def __str__(self) -> str:
-        """The sentences, one a line, each after its topic: `Config: unknown key ...`."""
-        return "\n".join(f"{self.topic}: {line}" for line in super().__str__().splitlines())
+        """The sentences, one a line, each after its topic: `Config: unknown key ...`. A terminal can show them."""
+        return "\n".join(f"{self.topic}: {printable(line)}" for line in super().__str__().split("\n"))
 
 
 class ConfigError(FastMPLError):
@@ -58,7 +62,7 @@ class ToldByPeer(FastMPLError):
 
     def __str__(self) -> str:
         """The sentence of the other rank, unchanged."""
-        return str(self.args[0])
+        return "\n".join(map(printable, str(self.args[0]).split("\n")))
 
 
 class Interrupted(FastMPLError):

@@ -7,7 +7,8 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 ROWS: tuple[tuple[str, ...], ...] = (  # packages and modules of fastmpl; those of one row do not see each other
-    ("errors", "paired_statistics", "fastmpl_kernels"),
+    ("paired_statistics", "fastmpl_kernels", "untrusted"),
+    ("errors",),
     ("config", "distributed"),
     ("models",),
     ("data", "learners"),
@@ -22,8 +23,8 @@ ROWS: tuple[tuple[str, ...], ...] = (  # packages and modules of fastmpl; those 
 )
 NARROWER: dict[str, set[str]] = {  # packages that see less than the rows below them
     "fastmpl_kernels": set(),
-    "config": {"errors"},
-    "data": {"config", "errors", "distributed"},
+    "config": {"errors", "untrusted"},
+    "data": {"config", "errors", "distributed", "untrusted"},
     "methods": {"fastmpl_kernels", "data"},
 }
 BATCH_ALONE = {"methods", "step"}  # of fastmpl.data these see data.batch, and nothing else

@@ -9,9 +9,9 @@ import warnings
 from pathlib import Path
 from typing import Final
 
-from fastmpl.errors import FastMPLError, StorageError
+from fastmpl.errors import UNEXPECTED, FastMPLError, StorageError
+from fastmpl.untrusted import printable
 
-UNEXPECTED: Final = 70  # EX_SOFTWARE of sysexits.h
 READER_GONE: Final = 141  # as a shell counts SIGPIPE
 LONGEST: Final = 200  # characters of an unexpected error's own words
 FULL: Final = (errno.ENOSPC, errno.EDQUOT, errno.EIO)  # a full disk, a used-up quota, a terminal that has gone
@@ -26,6 +26,12 @@ class OutOfMemoryError(FastMPLError):
 
     exit_code = 5
     topic = "Memory"
+
+
+def say(text: object, *, error: bool = False) -> None:
+    """Prints the lines of a verb, with what a terminal would obey escaped."""
+    lines = "\n".join(map(printable, str(text).split("\n")))
+    print(lines, file=sys.stderr if error else sys.stdout, flush=True)
 
 
 def open_terminal() -> None:
@@ -73,7 +79,7 @@ def print_unexpected(error: Exception, debug: bool) -> int:
         return print_error(OutOfMemoryError(MORE_MEMORY), debug)
     if debug:
         traceback.print_exception(error)
-    print(_describe_fault(error), file=sys.stderr)
+    say(_describe_fault(error), error=True)
     return UNEXPECTED
 
 

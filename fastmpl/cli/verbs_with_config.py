@@ -1,11 +1,14 @@
 """The verbs that need a configuration, and accept an option for every key of it: a dataclass and a function a verb."""
 
+import os
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 from tyro.conf import FlagCreatePairsOff, Positional
 
+from fastmpl.cli.endings import say
 from fastmpl.config.load import difference, to_toml
 from fastmpl.config.schema import Config
 from fastmpl.distributed.threads import limit_threads
@@ -20,6 +23,10 @@ class TrainOptions:
     """TOML file; `fastmpl init` writes one."""
     resume: str = "auto"
     """auto: continue from the newest valid checkpoint, if there is one; never: start over; or a checkpoint's folder."""
+    restarts: int = 0
+    """Times that a run which was killed or lost a rank starts again, from its newest checkpoint."""
+    force: FlagCreatePairsOff[bool] = False
+    """Continue with other settings where the networks stay the same; the run is then not the one it would have been."""
     dry_run: FlagCreatePairsOff[bool] = False
     """Print the resolved configuration and train nothing."""
     debug: FlagCreatePairsOff[bool] = False
@@ -34,10 +41,32 @@ def train(options: TrainOptions, config: Config) -> None:
             config = settle_inputs(config)
         print(to_toml(config), end="")
         return
+    if options.restarts:
+        _train_again(options, config)
+        return
     limit_threads(config.system.threads)
     from fastmpl.run import trainer
 
-    trainer.train(config, resume=options.resume)
+    trainer.train(config, resume=options.resume, force=options.force)
+
+
+def _train_again(options: TrainOptions, config: Config) -> None:
+    """Trains in a process of its own, which is started again when it fails; ends with its exit code."""
+    from fastmpl.run.restarts import restart_command, supervise
+
+    if options.restarts < 0 or "RANK" in os.environ:
+        raise ConfigError(
+            "--restarts is a number of times, for one process. Several ranks: `python launch/restart.py N deepspeed "
+            "launch/train.py CONFIG`."
+        )
+    with tempfile.TemporaryDirectory() as scratch:
+        file = Path(scratch) / "config.toml"
+        file.write_text(to_toml(config))
+        command = restart_command(file, options.resume, *(["--force"] if options.force else []))
+        folder = Path(config.run.output) / config.run.name
+        code = supervise(command, folder, options.restarts, tell=lambda line: say(line, error=True))
+    if code:
+        raise SystemExit(code)
 
 
 @dataclass(frozen=True)
@@ -56,13 +85,13 @@ def check(options: CheckOptions, config: Config) -> None:
     from fastmpl.commands.check import check as lines
 
     changed = len(difference(config, Config()))
-    print(f"config  {options.config}: {config.method.name}, {changed} keys differ from their defaults")
+    say(f"config  {options.config}: {config.method.name}, {changed} keys differ from their defaults")
     if options.download:
         from fastmpl.data.readers.published import download
 
-        print(f"fetched {download(config.data.source, config.data.root)}")
+        say(f"fetched {download(config.data.source, config.data.root)}")
     for line in lines(config):
-        print(line)
+        say(line)
 
 
 @dataclass(frozen=True)
@@ -97,15 +126,15 @@ def plan(options: PlanOptions, config: Config) -> None:
     measured = None if options.measured is None else planner.pace_of_run(config, options.measured)
     planner.pace_at_share(config, 0, options.gpu, options.share)  # refuses what it cannot use before the counting
     classes = planner.count_classes(config, options.classes)
-    print(f"classes   {classes.number:,}, {classes.source}", flush=True)
+    say(f"classes   {classes.number:,}, {classes.source}")
     found = planner.plan_memory(config, ranks=options.ranks, memory=options.memory * 2**30, classes=classes.number)
     best = planner.recommend(found)
     for line in (*planner.format_plan(found), "", *planner.format_recommendation(found, best)):
-        print(line)
+        say(line)
     if best is not None:
         flops = found.costs[best.fit.schedule].flops
         pace = measured or planner.pace_at_share(config, flops, options.gpu, options.share)
-        print(planner.format_duration(config.run.steps, pace))
+        say(planner.format_duration(config.run.steps, pace))
 
 
 @dataclass(frozen=True)
@@ -134,14 +163,12 @@ def distill(options: DistillOptions, config: Config) -> None:
     from fastmpl.commands.distill import distill as write
 
     source = TeacherSource(options.teacher, options.from_probabilities, options.views)
-    header = write(
-        config, source, output=options.output, top_k=options.top_k, tell=lambda line: print(line, flush=True)
-    )
+    header = write(config, source, output=options.output, top_k=options.top_k, tell=say)
     if header is None:
-        print("Other processes still write their shards; the last of them completes the store.")
+        say("Other processes still write their shards; the last of them completes the store.")
         return
     error, size = header.error, sum(shard.bytes for shard in header.shards)
-    print(
+    say(
         f"Stored {header.rows:,} rows of {header.classes:,} classes ({header.kept:,} kept) of {header.teacher}, "
         f"{size / 1e6:.1f} MB. Rounding moved {error.mean_total_variation:.1e} of a row's probability on average, "
         f"{error.largest_total_variation:.1e} at most, and changed the top class of {error.changed_top:,} rows."
@@ -178,9 +205,9 @@ def probe(options: ProbeOptions, config: Config) -> None:
         steps=options.steps,
         views=options.views,
         features=options.features,
-        tell=lambda line: print(line, flush=True),
+        tell=say,
     )
-    print(format_probe(config, found))
+    say(format_probe(config, found))
 
 
 @dataclass(frozen=True)
@@ -205,4 +232,4 @@ def ablate(options: AblateOptions, config: Config) -> None:
     from fastmpl.study import ablation
 
     folder = options.output or Path(config.run.output) / f"ablate-{config.run.name}"
-    print(f"\nreport: {ablation.run(config, folder, options.seeds, options.jobs or None, options.arms)}")
+    say(f"\nreport: {ablation.run(config, folder, options.seeds, options.jobs or None, options.arms)}")

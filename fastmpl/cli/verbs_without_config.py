@@ -9,6 +9,7 @@ from typing import Literal
 from tyro.conf import FlagCreatePairsOff, Positional
 
 from fastmpl.cli.completion import Shell
+from fastmpl.cli.endings import say
 from fastmpl.config.examples import find_example, list_examples
 from fastmpl.config.load import write_new
 from fastmpl.distributed.threads import limit_threads
@@ -45,20 +46,20 @@ def init(options: InitOptions) -> None:
     from fastmpl.commands.init import format_minutes, write_first_config
 
     path, seconds = write_first_config(options.folder, options.output, quick=options.quick)
-    print(f"{path} is written; training takes {format_minutes(seconds)} on this machine. Look through it, then:")
+    say(f"{path} is written; training takes {format_minutes(seconds)} on this machine. Look through it, then:")
     _print_next(path)
 
 
 def _copy_example(example: Path, output: Path | None) -> None:
     path = output or Path(example.name)
     write_new(path, example.read_text(encoding="utf-8"))
-    print(f"{path} is written. Look through it, then:")
+    say(f"{path} is written. Look through it, then:")
     _print_next(path)
 
 
 def _print_next(path: Path) -> None:
     quoted = shlex.quote(str(path))
-    print(f"  fastmpl check {quoted}\n  fastmpl train {quoted}")
+    say(f"  fastmpl check {quoted}\n  fastmpl train {quoted}")
 
 
 @dataclass(frozen=True)
@@ -80,8 +81,8 @@ def evaluate(options: EvaluateOptions) -> None:
     from fastmpl.commands.evaluate import evaluate, format_scores
 
     found = evaluate(options.run, options.data, options.network)
-    print(f"network: {found.description}\n")
-    print("\n\n".join(format_scores(found.classes, one) for one in found.sets))
+    say(f"network: {found.description}\n")
+    say("\n\n".join(format_scores(found.classes, one) for one in found.sets))
 
 
 @dataclass(frozen=True)
@@ -119,7 +120,7 @@ def predict(options: PredictOptions) -> None:
         except OSError as error:
             raise StorageError(f"{options.output} cannot be written: {error.strerror}.") from error
     for remark in remarks:  # after the table: where there is none, the error alone is said
-        print(remark, file=sys.stderr)
+        say(remark, error=True)
 
 
 @dataclass(frozen=True)
@@ -150,7 +151,7 @@ def export(options: ExportOptions) -> None:
 
     wanted = Wanted(options.to, options.output, options.preprocess, options.softmax, options.verify, options.network)
     found = export(options.run, wanted)
-    print("\n".join([f"{found.path} is written", *found.remarks]))
+    say("\n".join([f"{found.path} is written", *found.remarks]))
 
 
 @dataclass(frozen=True)
@@ -168,7 +169,7 @@ def write_report(options: ReportOptions) -> None:
 
     if not (options.run / "config.toml").is_file():
         raise ConfigError(f"{options.run} is not the folder of a run: it has no config.toml.")
-    print(report.write_report(options.run))
+    say(report.write_report(options.run))
 
 
 @dataclass(frozen=True)
@@ -187,9 +188,9 @@ def compare(options: CompareOptions) -> None:
     from fastmpl.commands.compare import compare_runs, format_comparison, write_page
 
     compared = compare_runs(options.runs)
-    print(format_comparison(compared))
+    say(format_comparison(compared))
     path = options.output or options.runs[0].resolve().parent / "compare.html"
-    print(f"\nreport: {write_page(path, compared)}")
+    say(f"\nreport: {write_page(path, compared)}")
 
 
 @dataclass(frozen=True)
@@ -206,7 +207,7 @@ def print_status(options: StatusOptions) -> None:
     from fastmpl.commands.status import status as lines
 
     for line in lines(options.run):
-        print(line)
+        say(line)
 
 
 @dataclass(frozen=True)
@@ -232,23 +233,21 @@ class PackOptions:
 
 
 def pack(options: PackOptions) -> None:
-    from fastmpl.data.errors import DataError, printable
+    from fastmpl.data.errors import DataError
     from fastmpl.data.packing import pack, pack_shard
 
     if options.verify:
         if damaged := list(pack.verify(options.output)):
             raise DataError("; ".join(damaged) + ". Delete it, and pack again: the rest is kept.")
-        print(f"Every tar in {options.output} is as it was written.")
+        say(f"Every tar in {options.output} is as it was written.")
         return
     if options.size < 0 or not 1 <= options.quality <= 100 or options.shard_images < 1:
         raise ConfigError("fastmpl pack needs --size of 0 or more, --quality of 1 to 100, --shard-images of 1 or more.")
     shrinking = pack_shard.PackSettings(options.size, options.quality, options.shard_images)
-    made = pack.pack(
-        options.folder, options.output, shrinking, processes=options.jobs, tell=lambda line: print(line, flush=True)
-    )
+    made = pack.pack(options.folder, options.output, shrinking, processes=options.jobs, tell=say)
     for one in made.left_out:
-        print(f"skipped {printable(one['file'])}: {printable(one['reason'])}")
-    print(f"{made.images:,} pictures in {made.shards:,} tars, {made.bytes / 1e6:,.1f} MB, in {options.output}")
+        say(f"skipped {one['file']}: {one['reason']}")
+    say(f"{made.images:,} pictures in {made.shards:,} tars, {made.bytes / 1e6:,.1f} MB, in {options.output}")
 
 
 @dataclass(frozen=True)
@@ -266,7 +265,7 @@ def replay(options: ReplayOptions) -> None:
     from fastmpl.commands.replay import describe_step
 
     for line in describe_step(options.checkpoint):
-        print(line)
+        say(line)
 
 
 @dataclass(frozen=True)
@@ -282,7 +281,7 @@ def run_doctor(options: DoctorOptions) -> None:
     from fastmpl.commands.doctor import lines
 
     for line in lines():
-        print(line, flush=True)
+        say(line)
 
 
 @dataclass(frozen=True)
@@ -308,4 +307,4 @@ class DemoOptions:
 def run_demo(options: DemoOptions) -> None:
     from fastmpl.study import demo
 
-    print(f"\nreport: {demo.run(options.output)}")
+    say(f"\nreport: {demo.run(options.output)}")

@@ -22,6 +22,7 @@ from fastmpl.errors import ConfigError
 from fastmpl.run.headline import NetworkName
 from fastmpl.run.scores import score
 from fastmpl.run.student_file import Classifier, load_classifier
+from fastmpl.untrusted import printable
 
 
 class SetScores(NamedTuple):
@@ -92,7 +93,7 @@ def evaluate(run: Path, data: Path | None = None, network: NetworkName | None = 
     """
     student = load_classifier(run, network)
     if student.remark:
-        print(student.remark, file=sys.stderr)
+        print(printable(student.remark), file=sys.stderr)
     found = [_score_set(student, *images) for images in image_sets(student, data)]
     return Evaluation(student.description, student.classes, found)
 

@@ -23,6 +23,7 @@ from fastmpl.errors import ConfigError, StorageError
 from fastmpl.models.attention import set_attention
 from fastmpl.run.headline import NetworkName
 from fastmpl.run.student_file import Classifier, load_classifier
+from fastmpl.untrusted import read_json_object
 
 Form = Literal["onnx", "pt2", "safetensors", "timm"]
 SUFFIXES: Final[dict[Form, str]] = {"onnx": ".onnx", "pt2": ".pt2", "safetensors": ".safetensors", "timm": ""}
@@ -218,14 +219,22 @@ def _timm_arguments(name: str, student: Classifier) -> dict[str, object]:
     return arguments
 
 
+def _mapping(value: object) -> dict[str, Any]:
+    return value if isinstance(value, dict) else {}
+
+
 def write_card(student: Classifier, run: Path, name: str) -> str:
     """The model card: data, method, results and limits, as the run's own files have them."""
     config, found = student.config, run / "results.json"
-    results = json.loads(found.read_text()) if found.is_file() else {}
+    try:
+        results = read_json_object(found)
+    except (OSError, ValueError):
+        results = {}
     scores = [
         f"| {network} | {split} | {accuracy:.4f} |"
-        for network, splits in (results.get("last") or {}).items()
-        for split, accuracy in splits.items()
+        for network, splits in _mapping(results.get("last")).items()
+        for split, accuracy in _mapping(splits).items()
+        if isinstance(accuracy, int | float)
     ]
     lines = [
         "---",

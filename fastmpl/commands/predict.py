@@ -87,7 +87,7 @@ def predict(
     """
     student, files = load_classifier(run, network), list_images(paths, tell)
     if student.remark:
-        print(student.remark, file=sys.stderr)
+        print(printable(student.remark), file=sys.stderr)
     if student.normalisation is None:
         raise ConfigError(f"{run} classifies points or stored features, not images.")
     return predict_files(student, files, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
@@ -122,7 +122,7 @@ def _write_csv(predictions: Iterable[Prediction], out: TextIO) -> Iterator[Predi
     table.writerow(("file", "label", "confidence", "problem"))
     for found in predictions:
         confidence = "" if found.label is None else f"{found.confidence:.6f}"
-        table.writerow((found.file, found.label or "", confidence, found.problem))
+        table.writerow((found.file, printable(found.label or ""), confidence, found.problem))
         yield found
 
 

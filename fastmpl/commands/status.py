@@ -1,16 +1,17 @@
 """How a run is doing, read from its folder alone: whether it is still at it, how far, how well."""
 
 import fcntl
-import json
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from fastmpl.config import load
-from fastmpl.errors import ConfigError
+from fastmpl.errors import ConfigError, StorageError
+from fastmpl.run.checkpoint_files import NAME, read_manifest
 from fastmpl.telemetry.metrics import read_lines
 from fastmpl.telemetry.progress import duration
+from fastmpl.untrusted import read_json_object
 
 PACED_BY = 20  # lines of metrics, the newest, that say how fast a run is
 CONTINUE = "The same command continues it."
@@ -30,19 +31,19 @@ def _is_held(folder: Path) -> bool:
 
 def _read_status(folder: Path) -> dict[str, Any]:
     try:
-        status = json.loads((folder / "STATUS.json").read_text())
+        return read_json_object(folder / "STATUS.json")
     except (OSError, ValueError) as error:
         raise ConfigError(f"{folder} is not the folder of a run: it has no readable STATUS.json.") from error
-    return status if isinstance(status, dict) else {}
 
 
-def _describe_state(folder: Path, status: dict[str, Any], total: int) -> str:
+def _describe_state(folder: Path, status: dict[str, Any], total: int, saved: int) -> str:
+    """saved: the step of the newest checkpoint. STATUS.json is written after it, and a kill may come between the two."""
     state, step = status.get("state"), status.get("step")
     who = f"process {status.get('process')} on {status.get('host')}"
     if state == "running":
         if _is_held(folder):
-            return f"running, saved at step {step} of {total} ({who})"
-        return f"lost, saved at step {step} of {total}: {who} has gone. {CONTINUE}"
+            return f"running, saved at step {saved} of {total} ({who})"
+        return f"lost, saved at step {saved} of {total}: {who} has gone. {CONTINUE}"
     message = str(status.get("message", ""))
     return f"{state} at step {step} of {total}" + (f": {message}" if message else "")
 
@@ -51,12 +52,18 @@ def _format_age(seconds: float) -> str:
     for unit, length in (("days", 86400), ("hours", 3600), ("minutes", 60)):
         if seconds >= 2 * length:
             return f"{seconds / length:.0f} {unit} ago"
-    return f"{seconds:.0f} seconds ago"
+    return f"{seconds:.0f} seconds ago" if seconds >= 0 else "in the future, by this machine's clock"
 
 
-def _newest_checkpoint(folder: Path) -> str:
-    newest = max(folder.glob("checkpoints/step-*/manifest.json"), key=lambda path: path.stat().st_mtime, default=None)
-    return "none" if newest is None else f"{newest.parent.name}, {_format_age(time.time() - newest.stat().st_mtime)}"
+def _newest_checkpoint(folder: Path) -> tuple[int, float]:
+    """The step of the newest complete checkpoint, and the time at which it was written; 0 and 0 if there is none."""
+    for path in sorted(folder.glob("checkpoints/step-*"), key=lambda path: (len(path.name), path.name), reverse=True):
+        try:
+            if NAME.fullmatch(path.name):
+                return int(read_manifest(path)["step"]), path.stat().st_mtime
+        except (StorageError, OSError):
+            continue
+    return 0, 0.0
 
 
 def _has(line: Mapping[str, Any], *names: str) -> bool:
@@ -80,7 +87,7 @@ def _describe_training(trained: Sequence[Mapping[str, Any]], total: int, *, runs
 def _headline_lines(folder: Path) -> Iterator[str]:
     """The network that the run left, and its accuracies; nothing if it has not ended."""
     try:
-        found = json.loads((folder / "results.json").read_text())["headline"]
+        found = read_json_object(folder / "results.json")["headline"]
         shares = [
             f"{100 * found[split]:.1f} % of the {split} images" for split in ("test", "validation") if split in found
         ]
@@ -95,10 +102,12 @@ def status(folder: Path) -> Iterator[str]:
     config = load(folder / "config.toml")
     total = config.run.steps + config.finetune.steps
     yield f"run         {folder}: {config.method.name} on {config.data.source}"
-    yield f"state       {_describe_state(folder, found, total)}"
-    for note in found.get("notes", []):
+    saved, when = _newest_checkpoint(folder)
+    yield f"state       {_describe_state(folder, found, total, saved)}"
+    notes = found.get("notes")
+    for note in notes if isinstance(notes, list) else []:
         yield f"note        {note}"
-    yield f"checkpoint  {_newest_checkpoint(folder)}"
+    yield "checkpoint  " + (f"step-{saved}, {_format_age(time.time() - when)}" if when else "none")
     lines = list(read_lines(folder))
     trained = [line for line in lines if line.get("kind") == "train" and _has(line, "step", "images_per_second")]
     if trained:

@@ -21,6 +21,7 @@ from fastmpl.config.paths import PATHS, expand_path, resolve_paths
 from fastmpl.config.schema import Config
 from fastmpl.config.wording import allowed_by, toml
 from fastmpl.errors import ConfigError, StorageError
+from fastmpl.untrusted import read_bytes
 
 LARGEST: Final = 65_536  # bytes; the longest configuration, with every key and comment, has 8,000
 DEEPEST: Final = 64  # brackets or dots of keys in a line; the parser's time grows with their square
@@ -76,8 +77,7 @@ def _suggest_example(path: Path) -> str:
 
 def _bounded_text(path: Path) -> str:
     try:
-        with path.open("rb") as file:
-            content = file.read(LARGEST + 1)
+        content = read_bytes(path, LARGEST + 1)
     except IsADirectoryError as error:
         raise ConfigError(f"{path} is a folder, and the configuration is a TOML file. {_suggest_file(path)}") from error
     except OSError as error:

@@ -1,9 +1,9 @@
 """The error of this package that a user reads, and how a message writes the name of a file."""
 
-import unicodedata
-from pathlib import Path
-
 from fastmpl.errors import FastMPLError
+from fastmpl.untrusted import printable
+
+__all__ = ["DataError", "printable"]
 
 
 class DataError(FastMPLError):
@@ -11,9 +11,3 @@ class DataError(FastMPLError):
 
     exit_code = 3
     topic = "Data"
-
-
-def printable(path: Path | str) -> str:
-    """A path with its control characters escaped: a terminal must not obey the name of a file."""
-    text = str(path).encode("utf-8", "backslashreplace").decode()
-    return "".join(ascii(letter)[1:-1] if unicodedata.category(letter) == "Cc" else letter for letter in text)

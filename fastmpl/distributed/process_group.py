@@ -25,6 +25,7 @@ from fastmpl.distributed.ranks import ALONE, Ranks
 from fastmpl.distributed.signals import Stopper
 from fastmpl.distributed.stop_agreement import StopAgreement, first_line
 from fastmpl.errors import FastMPLError, PeerLostError
+from fastmpl.untrusted import read_json_object
 
 START: Final = 300  # seconds within which all ranks must have started
 MEETING: Final = ".meeting.json"
@@ -138,10 +139,11 @@ def _read_port(path: Path) -> int:
     until = time.monotonic() + START
     while time.monotonic() < until:
         try:
-            found = json.loads(path.read_text())
+            found = read_json_object(path)
         except (OSError, ValueError):
             found = {}
-        session = _session(found.get("first", 0))
+        first = found.get("first")
+        session = _session(first if type(first) is int else 0)
         if session == {key: found.get(key) for key in session} and all(session.values()):
             return int(found["port"])
         time.sleep(0.05)

@@ -2,6 +2,7 @@
 
 import os
 import signal
+from contextlib import suppress
 from pathlib import Path
 from types import FrameType
 from typing import Any, Final, Self
@@ -15,6 +16,13 @@ class InterruptedByKey(Interrupted):
     """Ctrl-C: saved and resumable, with the exit code that shells expect."""
 
     exit_code = 130
+
+
+def _show_cursor() -> None:
+    """Gives a terminal the cursor back that the live display hides; nothing else of ours runs after `os._exit`."""
+    with suppress(OSError):
+        if os.isatty(1):
+            os.write(1, b"\x1b[?25h\r\n")
 
 
 class Stopper:
@@ -38,6 +46,7 @@ class Stopper:
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         if self.by is signal.SIGINT and number == signal.SIGINT:
+            _show_cursor()
             os._exit(130)
         self.by = self.by or signal.Signals(number)  # a launcher sends TERM after the user's INT
 

@@ -3,7 +3,6 @@
 Nothing here trusts the folder: what is missing or cannot be read becomes a sentence of the report.
 """
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -13,10 +12,12 @@ from fastmpl.config import Config, ConfigError, difference, load
 from fastmpl.step.step_keys import StepMetrics
 from fastmpl.telemetry.metrics import Evaluation, read_lines
 from fastmpl.telemetry.predictions import Record, read_record
+from fastmpl.untrusted import read_bytes, read_json_object
 
 NETWORKS: Final = ("student", "average", "teacher")
 SPLITS: Final = ("validation", "test")
 LARGEST: Final = 1e30
+LARGEST_CONFIG: Final = 1 << 20  # bytes that are shown
 COLUMNS: Final = ("step", "seconds", "images_per_second", *StepMetrics._fields)
 
 
@@ -67,7 +68,7 @@ def _value(config: Config, key: str) -> object:
 
 def _read_config(path: Path) -> tuple[Config | None, str, list[str]]:
     try:
-        text = path.read_text(encoding="utf-8", errors="replace")
+        text = read_bytes(path, LARGEST_CONFIG).decode("utf-8", "replace")
     except OSError as error:
         return None, "", [f"{path.name} cannot be read: {error.strerror}."]
     try:
@@ -84,9 +85,9 @@ def _read_results(path: Path) -> tuple[Mapping[str, Any], list[str]]:
     if not path.exists():
         return {}, [f"The run has not ended: there is no {path.name} yet."]
     try:
-        return _mapping(json.loads(path.read_text(encoding="utf-8"))), []
-    except ValueError as error:  # of encoding, too
-        return {}, [f"{path.name} is not valid JSON: {error}."]
+        return read_json_object(path), []
+    except (OSError, ValueError) as error:
+        return {}, [f"{path.name} cannot be read as JSON: {error}."]
 
 
 def _result(name: str, step: object, accuracies: Mapping[str, Any]) -> Result:
@@ -128,7 +129,7 @@ def _changed_keys(config: Config) -> list[Changed]:
 def _read_notes(path: Path) -> list[str]:
     """How the run was executed otherwise than asked."""
     try:
-        notes = _mapping(json.loads(path.read_text())).get("notes")
+        notes = read_json_object(path).get("notes")
     except (OSError, ValueError):
         return []
     return [str(note) for note in notes] if isinstance(notes, list) else []

@@ -15,11 +15,13 @@ from pathlib import Path
 from typing import Any, Final, Literal
 
 from fastmpl.config import Config, to_toml
-from fastmpl.errors import StorageError
+from fastmpl.errors import UNEXPECTED, FastMPLError, StorageError
 from fastmpl.run.resuming import asked_step, check_settings
+from fastmpl.untrusted import read_json_object
 
 State = Literal["running", "done", "interrupted", "failed"]
 CONFIG, STATUS, LOCK = "config.toml", "STATUS.json", ".lock"
+LONGEST_HOLDER: Final = 300  # bytes
 OWNED: Final = (CONFIG, STATUS)  # files that a start writes
 
 
@@ -28,7 +30,7 @@ def lock_folder(folder: Path) -> Iterator[None]:
     """Locks the run's folder for the block. Raises StorageError with the process and host that hold it already."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        lock = (folder / LOCK).open("a+")
+        lock = (folder / LOCK).open("a+b", buffering=0)
     except OSError as error:
         raise StorageError(
             f"{folder} cannot be written: {error.strerror}. Set run.output to a folder of yours."
@@ -38,32 +40,49 @@ def lock_folder(folder: Path) -> Iterator[None]:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             lock.seek(0)
-            holder = lock.read().strip() or "another process"
+            holder = (lock.read(LONGEST_HOLDER) or b"").decode("utf-8", "replace").strip() or "another process"
             raise StorageError(
                 f"{folder} is in use by {holder}. Wait for it, stop it, or use another run.name."
             ) from error
-        lock.truncate(0)
-        lock.write(f"process {os.getpid()} on {socket.gethostname()}")
-        lock.flush()
+        with suppress(OSError):  # a full disk: the lock holds without its words
+            lock.truncate(0)
+            lock.write(f"process {os.getpid()} on {socket.gethostname()}".encode())
         yield
 
 
 def read_status(folder: Path) -> dict[str, Any]:
     """What STATUS.json holds; empty if there is none that can be read."""
     try:
-        status = json.loads((folder / STATUS).read_text())
+        return read_json_object(folder / STATUS)
     except (OSError, ValueError):
         return {}
-    return status if isinstance(status, dict) else {}
 
 
-def write_status(folder: Path, state: State, step: int, sentence: str = "") -> None:
-    """Replaces STATUS.json as a whole. step: the last one that is saved, or the last one taken if the run ended."""
+def write_status(folder: Path, state: State, step: int, sentence: str = "", code: int = 0) -> None:
+    """Replaces STATUS.json as a whole. step: the last one that is saved, or the last one taken if the run ended.
+
+    code: the exit code of a run that did not end as it should, because launchers return others.
+    """
     status: dict[str, object] = {"state": state, "step": step, "process": os.getpid(), "host": socket.gethostname()}
     status["message"] = sentence
+    if code:
+        status["code"] = code
     if notes := _notes_of_this_process(folder):
         status["notes"] = notes
-    replace_file(folder / STATUS, json.dumps(status, indent=1) + "\n")
+    _write_status_file(folder, json.dumps(status, indent=1) + "\n")
+
+
+def _write_status_file(folder: Path, content: str) -> None:
+    """Replaces STATUS.json. On a full disk it is written in place: its block is there already, and it must not lie."""
+    try:
+        replace_file(folder / STATUS, content)
+    except StorageError:
+        try:
+            with (folder / STATUS).open("r+b") as file:
+                file.write(content.encode())
+                file.truncate()
+        except OSError as error:
+            raise StorageError(f"{folder / STATUS} cannot be written: {error.strerror}.") from error
 
 
 def add_note(folder: Path, sentence: str) -> None:
@@ -92,6 +111,11 @@ def replace_file(path: Path, content: str | bytes) -> None:
         raise StorageError(f"{path} cannot be written: {error.strerror}.") from error
 
 
+def exit_code_of(error: BaseException) -> int:
+    """The exit code that the command line gives an error."""
+    return error.exit_code if isinstance(error, FastMPLError) else UNEXPECTED
+
+
 class Claim:
     """A locked folder in which a run is about to start; until `begin`, the start can be undone."""
 
@@ -107,7 +131,7 @@ class Claim:
 
 
 @contextmanager
-def claim_folder(folder: Path, config: Config, resume: str) -> Iterator[Claim]:
+def claim_folder(folder: Path, config: Config, resume: str, *, force: bool = False) -> Iterator[Claim]:
     """Locks the run's folder, and writes its configuration and status; rank 0 does it for all ranks.
 
     Raises ConfigError if `resume` names no checkpoint, or the folder's run has other settings. If the block raises before
@@ -122,7 +146,7 @@ def claim_folder(folder: Path, config: Config, resume: str) -> Iterator[Claim]:
             if resume == "never" and not missing:  # only once it is locked: a running run is not moved
                 old = folder.rename(_free_name(folder, "old"))
                 held.enter_context(lock_folder(folder))
-            claim = Claim(folder, check_settings(folder, config, step))
+            claim = Claim(folder, check_settings(folder, config, step, force=force))
             kept = {name: (folder / name).read_bytes() for name in OWNED if (folder / name).is_file()}
             _write_config(config, folder)
             write_status(folder, "running", step)
@@ -136,7 +160,7 @@ def claim_folder(folder: Path, config: Config, resume: str) -> Iterator[Claim]:
                 if missing or old is not None:
                     _remove_new(folder, missing, old)
                 else:
-                    _put_back(folder, kept, step, str(error))
+                    _put_back(folder, kept, step, str(error), exit_code_of(error))
             raise
 
 
@@ -155,16 +179,15 @@ def _remove_new(folder: Path, missing: list[Path], old: Path | None) -> None:
             parent.rmdir()
 
 
-def _put_back(folder: Path, kept: dict[str, bytes], step: int, sentence: str) -> None:
+def _put_back(folder: Path, kept: dict[str, bytes], step: int, sentence: str, code: int) -> None:
     """Puts back the files of `kept`; a run that was not finished is marked as failed."""
-    was = json.loads(kept[STATUS])["state"] if STATUS in kept else None
     for name in OWNED:
         if name in kept:
             replace_file(folder / name, kept[name])
         else:
             (folder / name).unlink(missing_ok=True)
-    if was not in (None, "done"):
-        write_status(folder, "failed", step, sentence)
+    if STATUS in kept and read_status(folder).get("state") != "done":
+        write_status(folder, "failed", step, sentence, code)
 
 
 def _free_name(folder: Path, word: str) -> Path:

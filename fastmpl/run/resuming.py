@@ -54,6 +54,20 @@ class Facts(BaseModel, extra="allow"):
     student: dict[str, Any] | None = None
 
 
+# These change the arithmetic and neither the networks nor the data: --force continues with them.
+FORCEABLE: Final = {
+    *(
+        f"{role}.{key}"
+        for role in ("teacher", "student")
+        for key in ("lr", "weight_decay", "clip", "momentum", "dropout")
+    ),
+    *("feedback.weight", "uda.weight", "uda.temperature", "uda.threshold", "uda.ramp", "finetune.lr"),
+    *("method.temperature", "method.threshold", "method.supervised_weight"),
+    *("system.precision", "system.schedule", "system.deferred", "system.recompute", "system.accumulate"),
+    *("system.graph", "system.compile", "system.kernels", "system.channels_last", "system.tf32", "system.benchmark"),
+}
+
+
 def asked_step(folder: Path, resume: str) -> int:
     """The step that a run in `folder` continues from by the names of its checkpoints; 0 if it starts.
 
@@ -73,7 +87,7 @@ def asked_step(folder: Path, resume: str) -> int:
         ) from error
 
 
-def check_settings(folder: Path, config: Config, step: int) -> list[str]:
+def check_settings(folder: Path, config: Config, step: int, *, force: bool = False) -> list[str]:
     """Sentences on settings that differ from those of the folder's run, which continues after `step`.
 
     Raises ConfigError that names the settings in which a run cannot change. run.steps may be raised.
@@ -93,12 +107,26 @@ def check_settings(folder: Path, config: Config, step: int) -> list[str]:
             )
         differing.remove("run.steps")
         remarks.append(_describe_more_steps(old, config, step))
+    forced = [key for key in differing if key in FORCEABLE]
+    if force and len(forced) == len(differing):
+        return [*remarks, *_describe_forced(old, config, forced)]
     if differing:
+        allowed = "" if len(forced) < len(differing) else "--force to continue with them, "
         raise ConfigError(
             f"{folder} holds a run with other settings ({', '.join(differing)}). Set them back, use another run.name, or "
-            "--resume never to start over; run.steps may be raised."
+            f"{allowed}--resume never to start over; run.steps may be raised."
         )
     return remarks
+
+
+def _describe_forced(old: Config, new: Config, keys: list[str]) -> list[str]:
+    def value(config: Config, key: str) -> object:
+        section, name = key.split(".")
+        return getattr(getattr(config, section), name)
+
+    changed = ", ".join(f"{key} from {value(old, key)} to {value(new, key)}" for key in keys)
+    sentence = f"Continuing with other settings ({changed}): the run is not the one that had them from its start."
+    return [sentence] if keys else []
 
 
 def _describe_more_steps(old: Config, new: Config, step: int) -> str:

@@ -32,7 +32,7 @@ from fastmpl.run.closing import Results, closing_lines
 from fastmpl.run.divergence import describe_divergence
 from fastmpl.run.expected_inputs import describe_inputs, normalisation_of, settle_inputs
 from fastmpl.run.fixed_teacher import Target, load_fixed_teacher
-from fastmpl.run.folder import State, add_note, claim_folder, replace_file, write_status
+from fastmpl.run.folder import State, add_note, claim_folder, exit_code_of, replace_file, write_status
 from fastmpl.run.graph_choice import choose_execution, loaded_dtype
 from fastmpl.run.headline import MEASURES, make_headline
 from fastmpl.run.monitor import Monitor
@@ -47,6 +47,7 @@ from fastmpl.run.preconditions import (
 from fastmpl.run.predictions import Shipped, write_predictions
 from fastmpl.run.pretrained import Start, read_start
 from fastmpl.run.resuming import asked_step, require_fitting, set_newer_aside
+from fastmpl.run.room import explain_full_disk, require_room
 from fastmpl.run.scores import Network
 from fastmpl.run.student_file import WEIGHTS, FileFacts, load_classifier, save_network, save_student, student_facts
 from fastmpl.run.trained_networks import TrainedNetworks
@@ -74,6 +75,7 @@ def train(
     config: Config,
     *,
     resume: str = "auto",
+    force: bool = False,
     quiet: bool = False,
     report: bool = True,
     callbacks: Sequence[Callback] = (),
@@ -81,7 +83,8 @@ def train(
     """Trains the run of `config`, or continues it, and returns its results.
 
     resume: "auto" continues the newest valid checkpoint of the run's folder, "never" starts over and keeps the old folder
-    under another name, and a path continues that checkpoint. quiet: shows nothing. report: writes report.html at the end.
+    under another name, and a path continues that checkpoint. force: other settings are accepted where the networks stay
+    the same. quiet: shows nothing. report: writes report.html at the end.
     callbacks: called after steps, evaluations and checkpoints (`fastmpl.run.callbacks`).
     Raises subclasses of FastMPLError, each with one sentence for the user.
     """
@@ -91,7 +94,7 @@ def train(
     with ExitStack() as held:
         claim = None
         if here.is_first:
-            claim = held.enter_context(claim_folder(folder, config, resume))
+            claim = held.enter_context(claim_folder(folder, config, resume, force=force))
             if config.system.engine == "zero":
                 held.enter_context(redirect_logs(folder / "deepspeed.log"))
         held.enter_context(allow_tf32(uses_tf32(config)))
@@ -103,6 +106,7 @@ def train(
                 run = Training(config, folder, quiet, group, here, starts=starts, callbacks=callbacks)
                 with closing(run.networks):
                     run.restore(resume)
+                    require_room(folder, run.make_checkpoint(), config, group.ranks)
                     if claim is not None:
                         run.notes += claim.remarks
                         claim.begin(run.step)
@@ -114,11 +118,14 @@ def train(
 
                 write_report(folder)
         except BaseException as error:
+            told = explain_full_disk(error, folder)
             if claim is not None and claim.has_begun and run is not None:
                 state: State = "interrupted" if run.saved == run.step else "failed"
-                with suppress(StorageError):  # the disk is full, which `error` may say
-                    write_status(folder, state, run.step, str(error))
-            raise
+                with suppress(StorageError):
+                    write_status(folder, state, run.step, str(told), exit_code_of(told))
+            if told is error:
+                raise
+            raise told from error
         if here.is_first:
             write_status(folder, "done", run.step, f"{WEIGHTS} is the {results.headline['description']}.")
             if not quiet:

@@ -4,10 +4,13 @@ TensorBoard is one. Another tracker is another class with the same three methods
 out `metrics.jsonl` (`metrics`).
 """
 
+import errno
+import shutil
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Final, Protocol
 
+ROOM: Final = 1 << 20  # bytes that TensorBoard needs: it writes from a thread of its own
 Line = Mapping[str, Any]  # as in `metrics.jsonl`; a number that is not finite is None
 Warn = Callable[[str], None]
 
@@ -35,6 +38,8 @@ class TensorBoard:
 
     def write(self, line: Line) -> None:
         """Records all numbers of a training line, or accuracy and loss of an evaluation."""
+        if shutil.disk_usage(self.folder.parent).free < ROOM:  # its thread would print a traceback
+            raise OSError(errno.ENOSPC, "the disk is full")
         if self._writer is None:
             from torch.utils.tensorboard import SummaryWriter
 

@@ -9,6 +9,7 @@ A line is `{"kind": "train", "step", "seconds", "images_per_second", "waiting", 
 `waiting` is the share of the time that the host spent waiting for the next batch.
 """
 
+import io
 import json
 import logging
 import math
@@ -25,6 +26,7 @@ from fastmpl.step.step_keys import StepMetrics
 from fastmpl.telemetry.loggers import Line as Written
 from fastmpl.telemetry.loggers import Logger, Loggers, TensorBoard, Warn
 from fastmpl.telemetry.training_analysis import Targets, TrainingAccuracy
+from fastmpl.untrusted import open_regular, read_bytes
 
 FILE: Final = "metrics.jsonl"
 READ_EVERY: Final = 100  # least steps between two reads of a GPU; a read waits for all queued work
@@ -112,18 +114,28 @@ def lines_a_read(device: torch.device, log_every: int) -> int:
 
 
 def read_lines(folder: Path) -> list[dict[str, Any]]:
-    """The lines of a run's `metrics.jsonl`; empty if there is no file. Incomplete lines, left by a crash, are skipped."""
+    """The lines of a run's `metrics.jsonl`; empty if there is no file. Lines that a run does not write are skipped."""
     path = folder / FILE
-    whole = path.read_bytes().rpartition(b"\n")[0] if path.exists() else b""
+    try:
+        whole = read_bytes(path).rpartition(b"\n")[0]
+    except OSError:
+        return []
     lines = []
     for text in whole.split(b"\n"):
         try:
-            line = json.loads(text)
-        except ValueError:
+            line = json.loads(text, parse_constant=_finite, parse_float=_finite)
+        except (ValueError, RecursionError):
             continue
-        if isinstance(line, dict) and "step" in line:
+        if isinstance(line, dict) and type(line.get("step")) is int and isinstance(line.get("kind"), str):
             lines.append(line)
     return lines
+
+
+def _finite(number: str) -> float:
+    """A number of a line; Log writes null for those that are not finite. Raises ValueError."""
+    if not math.isfinite(value := float(number)):
+        raise ValueError(f"{number} is not finite")
+    return value
 
 
 class Log:
@@ -136,7 +148,7 @@ class Log:
         self._loggers = Loggers([TensorBoard(folder / "tensorboard")] if loggers is None else loggers, self._warn)
         self._dropped = 0
         folder.mkdir(parents=True, exist_ok=True)
-        self._file = (folder / FILE).open("ab", buffering=0)
+        self._file = _open_to_append(folder / FILE)
         self._replace(read_lines(folder))
 
     def train(
@@ -161,7 +173,9 @@ class Log:
         self._loggers.resume(step)
 
     def close(self) -> None:
-        """Closes the file and the loggers."""
+        """Closes the file and the loggers, and says how many lines could not be written."""
+        if self._dropped > 1:
+            self._warn(f"{self._dropped:,} lines of {self.folder / FILE} could not be written.")
         self._loggers.close()
         self._file.close()
 
@@ -179,7 +193,7 @@ class Log:
         beside.write_bytes(b"".join(map(_encode, lines)))
         self._file.close()
         os.replace(beside, path)
-        self._file = path.open("ab", buffering=0)
+        self._file = _open_to_append(path)
 
     def _write(self, line: Mapping[str, Any], *, to_loggers: bool = True) -> None:
         line = {name: None if isinstance(v, float) and not math.isfinite(v) else v for name, v in line.items()}
@@ -195,6 +209,11 @@ class Log:
                 self._warn(f"{self.folder / FILE} cannot be written: {error}. Training goes on; lines are missing.")
         if to_loggers:
             self._loggers.write(line)
+
+
+def _open_to_append(path: Path) -> io.FileIO:
+    """Raises OSError at once where a pipe is in the place of the file."""
+    return open(path, "ab", buffering=0, opener=open_regular)
 
 
 def _encode(line: Written) -> bytes:

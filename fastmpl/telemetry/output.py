@@ -9,6 +9,8 @@ from collections.abc import Iterable
 from contextlib import suppress
 from typing import Final, TextIO
 
+from fastmpl.untrusted import printable
+
 FALLBACK: Final = "utf-8"
 
 
@@ -74,5 +76,5 @@ class DisplayStream:
 def show_lines(lines: Iterable[str]) -> None:
     """Prints lines for a person to standard output, if that is possible."""
     stream = DisplayStream(sys.stdout)
-    stream.write("".join(f"{line}\n" for line in lines))
+    stream.write("".join(f"{printable(line)}\n" for line in lines))
     stream.flush()

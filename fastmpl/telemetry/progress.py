@@ -13,6 +13,7 @@ from typing import IO, TYPE_CHECKING, Final, NamedTuple, Self, cast
 
 from fastmpl.telemetry.metrics import Evaluation
 from fastmpl.telemetry.output import DisplayStream
+from fastmpl.untrusted import printable
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
@@ -136,7 +137,7 @@ class Progress:
 
         self._console = console or Console(file=cast("IO[str]", DisplayStream(sys.stdout)))
         self._clock = clock
-        self._state = State(name, steps, start)
+        self._state = State(printable(name), steps, start)
         self._seen = deque([(clock(), start)], maxlen=SPAN)
         self._width = self._console.width  # at which the block was last drawn
         self._live = self._block() if self._console.is_interactive else None  # decides between block and lines
@@ -179,7 +180,7 @@ class Progress:
 
     def show_note(self, sentence: str) -> None:
         """Prints a sentence above the block at once; it stays there."""
-        self._print(sentence)
+        self._print(printable(sentence))
 
     def __enter__(self) -> Self:
         if self._live is not None:

@@ -12,6 +12,7 @@ from typing import Any, Final, Protocol
 from fastmpl.data.errors import printable
 from fastmpl.data.view_stream import Replacement
 from fastmpl.distributed.ranks import Ranks
+from fastmpl.untrusted import read_bytes
 
 FILE: Final = "replaced.jsonl"
 
@@ -45,8 +46,11 @@ class ReplacedImagesFile:
         if self._ranks.rank or not found:
             return
         found.sort(key=lambda line: (line["step"], line["file"]))  # whichever rank read it
-        with self._path.open("a", encoding="utf-8") as file:
-            file.writelines(json.dumps(line) + "\n" for line in found)
+        try:
+            with self._path.open("a", encoding="utf-8") as file:
+                file.writelines(json.dumps(line) + "\n" for line in found)
+        except OSError as error:  # a full disk; the run goes on, and the note names the first image
+            note(f"{self._path} cannot be written: {error.strerror}. Training goes on; its lines are missing.")
         first, others = found[0], len(found) - 1
         more = f", as {'were' if others > 1 else 'was'} {others:,} other{'s' * (others > 1)}" if others else ""
         note(
@@ -56,10 +60,23 @@ class ReplacedImagesFile:
 
     def truncate_after(self, step: int) -> None:
         """Drops the lines of steps after `step`, from which the run continues."""
-        if self._path.exists():
-            lines = self._path.read_text(encoding="utf-8").splitlines()
-            kept = [line for line in lines if line.endswith("}") and json.loads(line)["step"] <= step]
-            self._path.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
+        if not self._path.exists():
+            return
+        lines = read_bytes(self._path).decode("utf-8", "replace").split("\n")
+        kept = [line for line in lines if (found := _step_of(line)) is not None and found <= step]
+        draft = self._path.with_name(f"{FILE}.tmp")
+        draft.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
+        draft.replace(self._path)
+
+
+def _step_of(line: str) -> int | None:
+    """The step of a line; None of one that a run does not write, as a crash leaves it."""
+    try:
+        found = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    step = found.get("step") if isinstance(found, dict) else None
+    return step if isinstance(step, int) else None
 
 
 class NoReplacedImages:

@@ -70,6 +70,12 @@ class Job:
                     os.unlink(self.file)
                 if self.event == "freeze":
                     os.kill(os.getpid(), signal.SIGSTOP)
+                if self.event == "nan":  # of the student's loss, and by the feedback of the teacher's gradient
+                    batch = original(training)
+                    return batch._replace(strong=batch.strong * torch.nan)
+                if self.event == "infinite":  # of the teacher's supervised gradient
+                    batch = original(training)
+                    return batch._replace(labelled=batch.labelled * torch.inf)
                 if self.event == "data":
                     raise DataError("an image vanished.")
             return original(training)

@@ -22,9 +22,18 @@ SECONDS = 150  # for what takes 15 on a quiet machine
 
 
 @contextmanager
-def launch(folder: Path, *options: str, port: int = 29500) -> Iterator[subprocess.Popen[str]]:
+def launch(folder: Path, *options: str, port: int = 29500, restarts: int = 0) -> Iterator[subprocess.Popen[str]]:
     """`deepspeed --num_gpus 2 launch/train.py launch/configs/digits.toml` with a run of `folder`."""
     launcher = [sys.executable, "-m", "deepspeed.launcher.runner", "--num_gpus", "2", "--master_port", str(port)]
+    if restarts:
+        launcher = [
+            sys.executable,
+            "launch/restart.py",
+            str(restarts),
+            str(Path(sys.executable).with_name("deepspeed")),
+            "--num_gpus",
+            "2",
+        ]
     script = ["launch/train.py", "launch/configs/digits.toml", "--run.output", str(folder), "--run.name", "two"]
     environment = os.environ | {
         "DS_ACCELERATOR": "cpu",
@@ -82,7 +91,9 @@ def test_deepspeed_trains_beside_a_run_that_has_its_port(tmp_path: Path) -> None
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("what", "by"), [("launcher", "KILL"), ("command", "KILL"), ("command", "TERM")])
+@pytest.mark.parametrize(
+    ("what", "by"), [("launcher", "KILL"), ("launcher", "TERM"), ("command", "KILL"), ("command", "TERM")]
+)
 def test_ranks_save_and_end_after_what_started_them(what: str, by: str, tmp_path: Path) -> None:
     with launch(tmp_path, "--run.steps", "100000") as process:
         wait_for((tmp_path / "two/metrics.jsonl").is_file)
@@ -111,3 +122,25 @@ def test_a_folder_in_use_is_said_once_and_nobody_waits_for_the_first_rank(tmp_pa
     assert process.returncode == 5, output
     assert output.count(f"in use by process {os.getpid()}") == 1
     assert "Traceback" not in output
+
+
+@pytest.mark.slow
+def test_ranks_that_were_killed_start_again_together_and_end_as_if_they_had_not_been(tmp_path: Path) -> None:
+    """`python launch/restart.py 2 deepspeed ...`: SIGKILL to one rank ends the group, and a new one continues."""
+    small = ["--run.steps", "300", "--run.checkpoint_every", "20", "--run.evaluate_every", "300"]
+    with launch(tmp_path / "killed", *small, restarts=2) as process:
+        wait_for(lambda: bool(checkpoint.steps(tmp_path / "killed/two/checkpoints")))
+        ranks = [
+            pid
+            for pid, line in running(tmp_path / "killed").items()
+            if "launch/train.py" in line and "deepspeed" not in line
+        ]
+        os.kill(max(ranks), signal.SIGKILL)
+        output, _ = process.communicate(timeout=2 * SECONDS)
+    assert process.returncode == 0, output
+    assert "it starts again in" in output
+    with launch(tmp_path / "whole", *small) as process:
+        process.communicate(timeout=SECONDS)
+    found, expected = (checkpoint.read(tmp_path / f / "two/checkpoints/step-300") for f in ("killed", "whole"))
+    assert all((found.tensors[name] == value).all() for name, value in expected.tensors.items())
+    assert not running(tmp_path)

@@ -284,8 +284,9 @@ def test_a_full_disk_costs_lines_and_never_the_run(tmp_path: Path) -> None:
         log._file = there
         log.train(4, {}, 0.0, 0.0, 0.0)
     assert [json.loads(line)["step"] for line in (tmp_path / FILE).read_text().splitlines()] == [1, 4]
-    assert len(warnings) == 1
+    assert len(warnings) == 2
     assert "the disk is full" in warnings[0]
+    assert warnings[1].startswith("2 lines of ")
 
 
 def test_tensorboard_gets_the_curves_and_hides_what_a_resumed_run_repeats(tmp_path: Path) -> None:

@@ -21,6 +21,7 @@ from fastmpl.data.dataset import Arrays, Labels
 from fastmpl.data.files.encoded import Encoded, Subset
 from fastmpl.data.inventory import Problem
 from fastmpl.data.readers.cache import cache_folder
+from fastmpl.untrusted import read_bytes
 
 FORMAT: Final = "fastmpl check 1"
 SetName = Literal["train", "test"]
@@ -90,17 +91,21 @@ def check_all(arrays: Arrays, root: str, on_progress: OnProgress, processes: int
 def _read_list(file: Path) -> list[CheckedImage]:
     """The images of a list; none where the list is missing or damaged."""
     try:
-        head, *rows = (json.loads(line) for line in file.read_text().splitlines())
-        if head["format"] != FORMAT:
-            return []
-        return [CheckedImage(**row) for row in rows]
-    except (OSError, ValueError, KeyError, TypeError):
+        head, *rows = (json.loads(line) for line in read_bytes(file).decode().splitlines())
+        found = [CheckedImage(**row) for row in rows]
+        return found if head["format"] == FORMAT and all(map(_is_sound, found)) else []
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return []
+
+
+def _is_sound(line: CheckedImage) -> bool:
+    texts = isinstance(line.file, str) and isinstance(line.reason, str) and line.set in ("train", "test")
+    return texts and type(line.index) is int and line.index >= 0 and isinstance(line.used, bool)
 
 
 def _good_positions(lines: list[CheckedImage], which: SetName, count: int) -> Labels:
     keep = np.ones(count, dtype=bool)
-    keep[[line.index for line in lines if line.set == which and not line.used]] = False
+    keep[[line.index for line in lines if line.set == which and not line.used and line.index < count]] = False
     return np.flatnonzero(keep)
 
 

@@ -4,10 +4,8 @@ Every storage is read by random access. The order of images is therefore decided
 position and no shuffle of its own. A million images are a million rows of numbers and one string, not a million objects.
 """
 
-import errno
 import hashlib
 import os
-import stat
 from array import array
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -17,9 +15,10 @@ from typing import Final, Protocol, overload
 import numpy as np
 from numpy.typing import NDArray
 
+from fastmpl.untrusted import open_regular
+
 Bytes = NDArray[np.uint8]
 Index = NDArray[np.int64]
-NO_FILE: Final = "it is no regular file (a pipe, a socket or a device)"
 OPEN_FILES: Final = 256  # shards that each process keeps open for each set of images
 
 
@@ -91,15 +90,6 @@ class Encoded(Protocol):
         ...
 
 
-def _open_regular(path: str, flags: int) -> int:
-    """Opens a regular file; a pipe would be waited for, and a device may never end. Raises OSError for another kind."""
-    descriptor = os.open(path, flags | os.O_NONBLOCK | os.O_CLOEXEC)
-    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-        os.close(descriptor)
-        raise OSError(errno.EINVAL, NO_FILE)
-    return descriptor
-
-
 @dataclass(frozen=True)
 class Files:
     """Image i is the file `root`/`names[i]`."""
@@ -118,7 +108,7 @@ class Files:
         return self.names[index]
 
     def read(self, index: int) -> Bytes:
-        with open(os.path.join(self.root, self.names[index]), "rb", opener=_open_regular) as file:
+        with open(os.path.join(self.root, self.names[index]), "rb", opener=open_regular) as file:
             return np.fromfile(file, np.uint8)
 
 
@@ -169,7 +159,7 @@ class _OpenFile:
 
     def __init__(self, path: str) -> None:
         self.number = -1
-        self.number = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        self.number = open_regular(path)
 
     def __del__(self) -> None:
         if self.number >= 0:

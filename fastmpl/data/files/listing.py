@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import Final, NamedTuple
 
 from fastmpl.data.files.decode import SUFFIXES
-from fastmpl.data.files.encoded import NO_FILE, Names
+from fastmpl.data.files.encoded import Names
 from fastmpl.data.inventory import Problem, fold_problems
+from fastmpl.untrusted import NO_FILE
 
 THREADS: Final = 16  # they wait for a disk, not for a core
 _WINDOWS: Final = ("thumbs.db", "ehthumbs.db", "desktop.ini", "$recycle.bin", "system volume information")

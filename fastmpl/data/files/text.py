@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Final
 
 from fastmpl.data.errors import DataError, printable
+from fastmpl.untrusted import read_bytes
 
 _MARKS: Final = (  # byte-order marks; that of UTF-32 begins like that of UTF-16
     (codecs.BOM_UTF8, "utf-8-sig"),
@@ -33,7 +34,7 @@ def decode_text(content: bytes, name: str) -> str:
 def read_text(path: Path) -> str:
     """The text of a file, with lines that end in a line feed. Raises DataError where it is no text."""
     try:
-        text = decode_text(path.read_bytes(), printable(path))
+        text = decode_text(read_bytes(path), printable(path))
     except OSError as error:
         raise DataError(f"{printable(path)} cannot be read: {error.strerror or error}.") from error
     return text.replace("\r\n", "\n").replace("\r", "\n")

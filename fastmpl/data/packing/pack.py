@@ -14,6 +14,7 @@ shard. Images that cannot be decoded are left out, and the manifest names them.
 import hashlib
 import json
 import multiprocessing
+import re
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -28,6 +29,9 @@ from fastmpl.data.readers.class_words import CLASSES, PACK_PLAN
 from fastmpl.data.readers.streamed_sources import read_files
 from fastmpl.distributed.threads import cores
 from fastmpl.errors import StorageError
+from fastmpl.untrusted import read_json_object
+
+_SHARD: Final = re.compile(r"[a-z]{1,20}/[a-z]{1,20}-[0-9]{6,12}\.tar")  # of a part, as a manifest names it
 
 FORMAT: Final = "fastmpl pack 1"
 MANIFEST: Final = "manifest.json"
@@ -67,10 +71,21 @@ def _plan_jobs(arrays: Arrays, out: Path, options: PackSettings) -> list[ShardJo
 def _read_note(job: ShardJob) -> dict[str, Any] | None:
     """The note of a complete shard; None of a shard that is not written yet."""
     try:
-        note: dict[str, Any] = json.loads(job.note.read_text())
+        note = _check_note(read_json_object(job.note))
         return note if job.file.stat().st_size == note["bytes"] and job.file.with_suffix(".idx").exists() else None
-    except (OSError, ValueError, KeyError):
+    except (OSError, ValueError):
         return None
+
+
+def _check_note(note: Any) -> dict[str, Any]:
+    """A shard's note, once it holds what one holds. Raises ValueError."""
+    kinds = {"images": int, "bytes": int, "sha256": str, "left_out": list}
+    if not isinstance(note, dict) or any(type(note.get(key)) is not kind for key, kind in kinds.items()):
+        raise ValueError("the note of a shard lacks its images, bytes, sha256 or left_out")
+    words = ("file", "reason")
+    if not all(isinstance(one, dict) and all(isinstance(one.get(w), str) for w in words) for one in note["left_out"]):
+        raise ValueError("a file that was left out has no name or no reason")
+    return note
 
 
 def _claim_output(out: Path, plan: dict[str, Any]) -> None:
@@ -82,7 +97,7 @@ def _claim_output(out: Path, plan: dict[str, Any]) -> None:
         out.mkdir(parents=True, exist_ok=True)
         write_whole(path, json.dumps(plan, indent=1) + "\n")
     try:
-        held = json.loads(path.read_text())
+        held = read_json_object(path)
     except (OSError, ValueError) as error:
         raise DataError(f"{path} cannot be read ({error}): delete {out} and start again.") from error
     if differing := [key for key in plan if held.get(key) != plan[key]]:
@@ -129,17 +144,28 @@ def pack(folder: str, out: Path, options: PackSettings, *, processes: int = 0, t
     return Packed(sum(s["images"] for s in shards), len(shards), sum(s["bytes"] for s in shards), left_out)
 
 
+def _check_shard(shard: Any) -> dict[str, Any]:
+    """A shard in a manifest, once its file lies in the pack. Raises ValueError."""
+    found = _check_note(shard)
+    if not isinstance(found.get("file"), str) or not _SHARD.fullmatch(found["file"]):
+        raise ValueError(f"{str(found.get('file'))[:80]!r} is no shard of a pack")
+    return found
+
+
 def verify(out: Path) -> Iterator[str]:
     """Compares every shard of a pack with its checksum; yields a sentence for each that differs.
 
     Raises DataError where there is no manifest.
     """
     try:
-        shards = json.loads((out / MANIFEST).read_text())["shards"]
-    except (OSError, ValueError, KeyError) as error:
+        listed = read_json_object(out / MANIFEST).get("shards")
+        shards = [_check_shard(shard) for shard in listed] if isinstance(listed, list) else None
+    except (OSError, ValueError) as error:
         raise DataError(
             f"{out} has no manifest ({error}): `fastmpl pack` again, which writes what is missing."
         ) from error
+    if shards is None:
+        raise DataError(f"{out / MANIFEST} lists no shards: `fastmpl pack` again, which writes what is missing.")
     for shard in shards:
         path = out / shard["file"]
         if not path.is_file():

@@ -13,7 +13,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,6 +22,7 @@ from fastmpl.data.errors import printable
 from fastmpl.data.files.decode import Decoded, decode_all
 from fastmpl.data.inventory import Problem
 from fastmpl.errors import StorageError
+from fastmpl.untrusted import read_json_object
 
 VERSION: Final = 1  # of the decoding rule and of the layout; a new number makes every cache anew
 MANY: Final = 2_000  # images; decoding more of them takes long enough to be announced
@@ -77,14 +78,28 @@ def _collect(
     return kept, problems
 
 
-def _open_cached(folder: Path, key: str, size: int) -> DecodedImages | None:
+def _check_kept(kept: Any, count: int) -> NDArray[np.int64]:
+    """The positions of images in a list of `count` files. Raises ValueError for anything else."""
+    if not isinstance(kept, list) or not all(type(place) is int and 0 <= place < count for place in kept):
+        raise ValueError("positions of files that there are not")
+    return np.array(kept, dtype=np.int64)
+
+
+def _read_problem(file: str, reason: str, used: bool, count: int) -> Problem:
+    """A problem in the facts of a cache. Raises ValueError for anything else."""
+    if not isinstance(file, str) or not isinstance(reason, str) or type(count) is not int:
+        raise ValueError("a problem without a file, a reason or a number")
+    return Problem(file, reason, bool(used), count)
+
+
+def _open_cached(folder: Path, key: str, size: int, count: int) -> DecodedImages | None:
     """The cache in `folder`; None where it is incomplete or was made of other files."""
     try:
-        facts = json.loads((folder / FACTS).read_text())
-        kept = np.array(facts["kept"], dtype=np.int64)
+        facts = read_json_object(folder / FACTS)
+        kept = _check_kept(facts["kept"], count)
         if facts["key"] != key or (folder / PIXELS).stat().st_size != len(kept) * size * size * 3:
             return None
-        problems = tuple(Problem(*problem) for problem in facts["problems"])
+        problems = tuple(_read_problem(*problem) for problem in facts["problems"])
     except (OSError, ValueError, KeyError, TypeError):  # missing or damaged
         return None
     shape = (len(kept), size, size, 3)
@@ -145,10 +160,10 @@ def _load_or_write(cache: Path, root: Path, files: Sequence[str], size: int, int
     name = "".join(letter for letter in printable(root.resolve().name) if letter.isascii() and letter.isalnum())
     folder, key = cache / f"{name[:32] or 'images'}-{place}-{form}", _key(root, files, form)
     with _lock(folder):
-        found = _open_cached(folder, key, size)
+        found = _open_cached(folder, key, size, len(files))
         if found is None:
             _write_cache(folder, key, root, files, size, interpolation)
-            found = _open_cached(folder, key, size)
+            found = _open_cached(folder, key, size, len(files))
     if found is None:
         raise StorageError(f"{folder} was changed by another program while it was written: start again.")
     return found

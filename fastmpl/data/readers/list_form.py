@@ -1,6 +1,7 @@
 """Recognises how the lines of a list of files are written, and splits them."""
 
 import csv
+import os
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -60,8 +61,13 @@ def _take_whole(line: str) -> list[str]:
     return [line]
 
 
+def _is_file(path: Path) -> bool:
+    """Whether there is such a file; a name that is too long for one is no name of a file."""
+    return os.path.isfile(path)
+
+
 def _is_path(root: Path, cell: str) -> bool:
-    return bool(_IMAGE.search(cell)) or (bool(cell) and (root / cell).is_file())
+    return bool(_IMAGE.search(cell)) or (bool(cell) and _is_file(root / cell))
 
 
 def _choose_split(root: Path, line: str, with_class: bool) -> Split:
@@ -69,7 +75,7 @@ def _choose_split(root: Path, line: str, with_class: bool) -> Split:
     if "\t" in line:
         return _split_at("\t")
     path = _split_spaces(line)[0] if with_class else line.strip()
-    if not (root / path).is_file():
+    if not _is_file(root / path):
         for separator in (",", ";"):
             if len(_split_at(separator)(line)) > 1:
                 return _split_at(separator)

@@ -9,6 +9,7 @@ import hashlib
 import json
 import os
 import zipfile
+import zlib
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -22,6 +23,12 @@ from fastmpl.data.files.encoded import Index, Names, Pieces
 from fastmpl.data.inventory import Inventory, Problem, add_inventories, fold_problems
 from fastmpl.data.readers.cache import cache_folder
 from fastmpl.distributed.threads import cores
+
+# what numpy and json raise for a file that was damaged
+_DAMAGED: Final = (
+    *(OSError, ValueError, KeyError, TypeError, RecursionError),
+    *(EOFError, AttributeError, MemoryError, RuntimeError, zlib.error),
+)
 
 VERSION: Final = 2  # of what an index holds
 
@@ -83,16 +90,31 @@ def _key(root: Path, shards: Sequence[str]) -> str:
     return known.hexdigest()
 
 
-def _load_index(file: Path) -> _Index | None:
+def _load_index(file: Path, shards: Sequence[str]) -> _Index | None:
     """The index that an earlier call saved; None where there is none, or a damaged one."""
     try:
         with np.load(file, allow_pickle=False) as stored:
             names, words = (Names(json.loads(stored[key].tobytes())) for key in ("names", "words"))
             facts: dict[str, Any] = json.loads(stored["facts"].tobytes())
             problems = tuple(Problem(*problem) for problem in facts["problems"])
-            return _Index(stored["table"].astype(np.int64), names, words, problems, Inventory(*facts["inventory"]))
-    except (OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile):
+            index = _Index(stored["table"].astype(np.int64), names, words, problems, Inventory(*facts["inventory"]))
+    except (*_DAMAGED, zipfile.BadZipFile):
         return None
+    return index if _is_sound(index, len(shards)) else None
+
+
+def _is_sound(index: _Index, shards: int) -> bool:
+    """Whether an index can be one of so many shards."""
+    if (
+        index.table.ndim != 2
+        or index.table.shape[1] != 4
+        or not len(index.table) == len(index.names) == len(index.words)
+    ):
+        return False
+    texts = all(isinstance(p.file, str) and isinstance(p.reason, str) for p in index.problems)
+    counts = all(isinstance(count, int) for count in index.inventory)
+    inside = not len(index.table) or bool((index.table >= 0).all() and (index.table[:, 0] < shards).all())
+    return texts and counts and inside
 
 
 def _save_index(file: Path, index: _Index) -> None:
@@ -136,7 +158,7 @@ def index_shards(root: Path, shards: Sequence[str], read: ReadShard) -> ShardFil
     cache, index = cache_folder(), None
     file = cache / f"index-{_key(root, shards)}.npz" if cache and shards else None
     if file is not None:
-        index = _load_index(file)
+        index = _load_index(file, shards)
     if index is None:
         index = _read_all(root, shards, read)
         if file is not None:

@@ -14,11 +14,11 @@ from typing import Final, NamedTuple
 
 from fastmpl.data.errors import DataError, printable
 from fastmpl.data.files.decode import SUFFIXES
-from fastmpl.data.files.encoded import NO_FILE
 from fastmpl.data.files.listing import why_hidden
 from fastmpl.data.files.text import decode_text
 from fastmpl.data.inventory import Inventory, Problem, fold_problems
 from fastmpl.data.readers.shards import Entry, ShardContent
+from fastmpl.untrusted import NO_FILE
 
 CLASS: Final = "cls"
 COMPRESSED: Final = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"\x28\xb5\x2f\xfd": "zstd"}

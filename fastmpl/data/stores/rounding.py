@@ -29,7 +29,8 @@ def _largest_rounding(rows: Probabilities) -> NDArray[np.float64]:
     error = np.full(len(rows), SUM_WITHIN)
     for step in (1e-3, 1e-2):
         decimal = rows.astype(np.float64) / step
-        written = (np.abs(decimal - np.rint(decimal)) < 1e-3).all(1)
+        with np.errstate(invalid="ignore"):  # infinity minus infinity, which is no rounded number
+            written = (np.abs(decimal - np.rint(decimal)) < 1e-3).all(1)
         error[written] = np.maximum(SUM_WITHIN, min(rows.shape[1] * step / 2, LARGEST_ROUNDING))
     return error
 

@@ -8,6 +8,8 @@ holds the size and checksum of every shard; they are verified when the store is 
 
 import hashlib
 import json
+import math
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,9 +21,12 @@ from numpy.typing import NDArray
 from fastmpl.data.classes import class_order
 from fastmpl.data.errors import DataError, printable
 from fastmpl.data.stores.distributions import Probabilities, RowFormat, Words
+from fastmpl.untrusted import LARGEST_JSON, read_bytes
 
 HEADER = "header.json"
 FORMAT = "fastmpl distributions 1"
+MOST = 1 << 40  # rows, classes
+_SHARD_NAME = re.compile(r"[A-Za-z0-9_-]{1,64}\.bin")
 TOP_ROWS = 1 << 15  # unpacked at a time, which bounds the memory
 
 
@@ -69,6 +74,8 @@ class StoreHeader(NamedTuple):
         if parts.pop("format") != FORMAT:
             raise ValueError("another format")
         error, shards = PackingChange(**parts.pop("error")), tuple(StoreShard(**shard) for shard in parts.pop("shards"))
+        if not all(type(shard.bytes) is int and isinstance(shard.blake2b, str) for shard in shards):
+            raise ValueError("a shard has no size or checksum")
         names = tuple(map(str, parts.pop("class_names", ())))
         header = cls(**parts, error=error, shards=shards, class_names=names)
         header._check()
@@ -77,14 +84,20 @@ class StoreHeader(NamedTuple):
     def _check(self) -> None:
         """Raises ValueError or TypeError where the numbers do not go together."""
         for name in ("rows", "classes", "kept", "shard_rows"):
-            if not isinstance(value := getattr(self, name), int) or value < 1:
-                raise ValueError(f"{name} is {value}")
+            if type(value := getattr(self, name)) is not int or not 1 <= value <= MOST:
+                raise ValueError(f"{name} is {str(value)[:40]}")
+        if not isinstance(self.images, str) or not isinstance(self.teacher, str):
+            raise ValueError("images or teacher is no text")
+        if not all(isinstance(part, int | float) and math.isfinite(part) for part in self.error):
+            raise ValueError("error holds no numbers")
         if self.kept > self.classes:
             raise ValueError(f"kept is {self.kept} of {self.classes} classes")
         if self.class_names and len(self.class_names) != self.classes:
             raise ValueError(f"{len(self.class_names)} names for {self.classes} classes")
-        if any(Path(shard.file).name != shard.file for shard in self.shards):
+        if not all(_SHARD_NAME.fullmatch(str(shard.file)) for shard in self.shards):
             raise ValueError("a shard lies outside the store")
+        if len(self.shards) != -(-self.rows // self.shard_rows):
+            raise ValueError(f"{len(self.shards)} shards for {self.rows} rows")
 
 
 def checksum(path: Path) -> str:
@@ -180,8 +193,8 @@ def _read_header(folder: Path) -> StoreHeader:
         found = unfinished if folder.is_dir() and any(folder.glob("shard-*")) else "holds no stored distributions"
         raise DataError(f"{folder} {found}: run `fastmpl distill` with data.store set to it.")
     try:
-        header = StoreHeader.from_json(path.read_text())
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        header = StoreHeader.from_json(read_bytes(path, LARGEST_JSON).decode())
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise DataError(f"{path} is not the header of stored distributions ({error}): {_AGAIN}") from error
     if len(header.shards) != -(-header.rows // max(header.shard_rows, 1)):
         raise DataError(f"{path} names {len(header.shards)} shards, too few or too many for its rows: {_AGAIN}")

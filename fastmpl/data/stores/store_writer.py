@@ -6,6 +6,7 @@ process that dies loses only the shard it was writing, and no process waits for 
 """
 
 import json
+import math
 import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -16,6 +17,7 @@ import numpy as np
 from fastmpl.data.errors import DataError
 from fastmpl.data.stores.distributions import Probabilities, RowFormat, total_variation
 from fastmpl.data.stores.store import HEADER, PackingChange, StoreHeader, StoreShard, checksum
+from fastmpl.untrusted import read_json_object
 
 PLAN = "plan.json"
 SHARD_ROWS = 1 << 17
@@ -39,6 +41,16 @@ class StorePlan(NamedTuple):
     def range(self, shard: int) -> tuple[int, int]:
         """The first row of a shard, and the row after its last."""
         return shard * self.shard_rows, min((shard + 1) * self.shard_rows, self.rows)
+
+
+class ShardNote(NamedTuple):
+    """What is written beside a complete shard: its size and checksum, and how far packing changed its rows."""
+
+    bytes: int
+    blake2b: str
+    total: float
+    largest: float
+    changed: int
 
 
 class StoreWriter:
@@ -66,7 +78,8 @@ class StoreWriter:
         """This rank's shards that are not complete yet."""
         for shard in range(self.rank, self.plan.shards, self.world):
             note, path = self._note(shard), self._path(shard)
-            if note.is_file() and path.is_file() and path.stat().st_size == json.loads(note.read_text())["bytes"]:
+            written = _read_note(note)
+            if written is not None and path.is_file() and path.stat().st_size == written.bytes:
                 continue
             yield shard
 
@@ -96,15 +109,15 @@ class StoreWriter:
 
     def finish(self) -> StoreHeader | None:
         """Writes the header if the shards of every rank are complete, and returns it; else None: another rank will."""
-        if any(not self._note(shard).is_file() for shard in range(self.plan.shards)):
+        notes = [note for s in range(self.plan.shards) if (note := _read_note(self._note(s))) is not None]
+        if len(notes) < self.plan.shards:
             return None
-        notes: list[dict[str, Any]] = [json.loads(self._note(s).read_text()) for s in range(self.plan.shards)]
         error = PackingChange(
-            mean_total_variation=float(np.sum([note["total"] for note in notes])) / self.plan.rows,
-            largest_total_variation=max(note["largest"] for note in notes),
-            changed_top=sum(note["changed"] for note in notes),
+            mean_total_variation=float(np.sum([note.total for note in notes])) / self.plan.rows,
+            largest_total_variation=max(note.largest for note in notes),
+            changed_top=sum(note.changed for note in notes),
         )
-        shards = tuple(StoreShard(self._path(s).name, note["bytes"], note["blake2b"]) for s, note in enumerate(notes))
+        shards = tuple(StoreShard(self._path(s).name, note.bytes, note.blake2b) for s, note in enumerate(notes))
         header = StoreHeader(**self.plan._asdict(), error=error, shards=shards)
         _write(self.folder / HEADER, header.to_json())
         return header
@@ -128,9 +141,20 @@ class StoreWriter:
         return self.folder / f"shard-{shard:05d}.json"
 
 
+def _read_note(path: Path) -> ShardNote | None:
+    """The note of a shard; None where there is none, or one that no writer wrote: the shard is then written again."""
+    try:
+        found = ShardNote(**read_json_object(path))
+    except (OSError, ValueError, TypeError):
+        return None
+    whole = type(found.bytes) is int and type(found.changed) is int and isinstance(found.blake2b, str)
+    measured = all(isinstance(part, int | float) and math.isfinite(part) for part in (found.total, found.largest))
+    return found if whole and measured else None
+
+
 def _read_plan(folder: Path) -> dict[str, Any]:
     try:
-        plan: dict[str, Any] = json.loads((folder / PLAN).read_text())
+        plan = read_json_object(folder / PLAN)
     except (ValueError, OSError) as error:
         raise DataError(f"{folder / PLAN} cannot be read ({error}): delete the folder and start again.") from error
     return plan

@@ -7,6 +7,7 @@ array on disk, so that a table need not fit into memory.
 
 import csv
 import importlib
+import tokenize
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -96,8 +97,17 @@ def _read_npy(path: Path, names: Sequence[str], classes: Sequence[str], rows: Im
     count = len(classes)
     try:
         array = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (ValueError, EOFError, OSError) as error:
-        raise DataError(f"{printable(path)} is not an array of numpy ({error}).") from error
+    except (
+        ValueError,
+        EOFError,
+        OSError,
+        TypeError,
+        SyntaxError,
+        tokenize.TokenError,
+        MemoryError,
+    ) as error:
+        reason = next(iter(str(error).splitlines()), "")[:200]
+        raise DataError(f"{printable(path)} is not an array of numpy ({reason}).") from error
     if array.ndim != 2 or array.dtype.kind != "f" or array.shape[1] not in (count, count + 1):
         raise DataError(
             f"{printable(path)} holds {array.dtype} {array.shape}; expected floats [{len(names)}, {count}], one row an "
