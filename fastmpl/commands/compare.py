@@ -13,9 +13,11 @@ from fastmpl.errors import ConfigError, StorageError
 from fastmpl.paired_statistics import mean, standard_error
 from fastmpl.report import ArmResult, Comparison, compared_rows, points, read_run, write_comparison
 from fastmpl.report.reading import Result, RunRecord
+from fastmpl.run.resuming import HARMLESS
 from fastmpl.telemetry.predictions import Predictions
 
-OF_ONE_RUN: Final = ("run.seed", "run.name", "run.output")  # keys in which the runs of one arm may differ
+# Keys in which the runs of one arm may differ: none changes what is learned or which network is kept.
+OF_ONE_RUN: Final = {"run.seed", "run.name"} | HARMLESS - {"run.evaluate_every", "run.patience"}
 WIDTH: Final = 80  # columns of a terminal
 LONGEST: Final = 48  # letters of an arm's name that is made of its settings
 

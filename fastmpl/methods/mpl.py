@@ -15,10 +15,12 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Literal, NamedTuple
 
+import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from fastmpl.methods import feedback, uda
+from fastmpl.methods.gradient_share import feedback_square, supervised_square
 from fastmpl.methods.targets import PseudoLabelLoss, PseudoLabels, Targets, make_pseudo_labels, pseudo_label_loss
 from fastmpl.methods.views import LabelView, Logits
 from fastmpl_kernels.rows import constant
@@ -120,6 +122,30 @@ class MetaPseudoLabels:
             return TeacherLoss(found.loss, found.supervised, found.uda, found.feedback, student.coverage)
         uda = UdaSettings(consistency_weight, self.consistency.temperature, self.consistency.threshold)
         return TeacherLoss(*objective(teacher.of("strong"), teacher.of("weak"), uda=uda, label_view=self.label_view))
+
+    @torch.no_grad()
+    def gradient_squares(
+        self,
+        teacher: Logits,
+        targets: Int[Tensor, "B"],
+        student: PseudoLabelLoss,
+        credit: Float[Tensor, "*shape"] | None,
+    ) -> Float[Tensor, "2"]:
+        """Squared norms, at the teacher's logits, of the gradients of its feedback loss and of its supervised loss.
+
+        Both are zero where the teacher has no supervised loss to compare with.
+        """
+        if self.supervised_weight == 0:
+            return teacher.of("labelled").new_zeros(2)
+        supervised = supervised_square(
+            teacher.of("labelled"), targets, label_smoothing=self.label_smoothing, weight=self.supervised_weight
+        )
+        if credit is None:
+            return torch.stack([torch.zeros_like(supervised), supervised])
+        view = teacher.of(self.label_view)
+        rows = credit if credit.ndim else credit * (self.unlabelled / len(view))
+        found = feedback_square(view, rows, student.drawn, temperature=self.temperature, weight=self.feedback.weight)
+        return torch.stack([found, supervised])
 
     def _feedback(self, credit: Tensor, student: PseudoLabelLoss, rows: int) -> KernelFeedback:
         """The credit for the kernel. A scalar is scaled to the whole step: every rank and micro-batch shares it."""

@@ -58,6 +58,12 @@ QUESTIONS: Final = (
         (Curve("feedback, root mean square", "average", "feedback_size"),),
     ),
     Question(
+        "Feedback beside the supervised loss",
+        "Size of the feedback's gradient over that of the supervised one, at the teacher's logits. At 1 both pull equally.",
+        (Curve("ratio", "average", "feedback_ratio"),),
+        logarithmic=True,
+    ),
+    Question(
         "The teacher's labels",
         "How sure they are, and the share of images whose label is sure enough to count.",
         (Curve("mean confidence", "teacher", "confidence"), Curve("coverage", "extra", "coverage")),

@@ -13,6 +13,8 @@ from fastmpl.report.reading import RunRecord
 WRONG_WAY: Final = 0.5  # share of intervals with a negative feedback from which on its sign is a warning
 LONG_RUN: Final = 5  # intervals in a row with a negative feedback
 FADED: Final = 0.05  # share of its first size below which feedback has ended
+SMALL: Final = 0.01  # gradient over the supervised one, below which it is nothing,
+LARGE: Final = 10.0  # and above which it drowns the true labels
 FEW: Final = 5  # intervals: fewer tell nothing
 
 
@@ -72,6 +74,22 @@ def _alarms(steps: Sequence[float], feedback: Sequence[float], sizes: Sequence[f
     return found
 
 
+def _ratio_alarms(ratios: Sequence[float]) -> list[str]:
+    """Warnings on the size of the feedback's gradient beside the supervised one."""
+    if max(ratios) < SMALL:
+        return [
+            f"The feedback's gradient was never more than {100 * max(ratios):.1g} % of the supervised one, at the "
+            "teacher's logits: it moved the teacher next to nothing. A larger feedback.weight or student.lr makes it count."
+        ]
+    large = sum(ratio > LARGE for ratio in ratios) / len(ratios)
+    if large > 0.5:
+        return [
+            f"The feedback's gradient was more than {LARGE:.0f} times the supervised one in {100 * large:.0f} % of the "
+            "intervals: the true labels hardly count. A smaller feedback.weight keeps them."
+        ]
+    return []
+
+
 def describe_feedback(run: RunRecord) -> Feedback | None:
     """The feedback of a run; None for a run that does not measure any."""
     kind = run.config.feedback.kind if run.config is not None else ""
@@ -99,4 +117,10 @@ def describe_feedback(run: RunRecord) -> Feedback | None:
         ("longest run below zero", f"{longest.intervals} intervals" if longest.intervals else "none"),
         ("size (root mean square of the credit)", f"{math.fsum(sizes) / len(sizes):.3g}"),
     ]
-    return Feedback(facts, _alarms(steps, feedback, sizes) if len(rows) >= FEW else [])
+    ratios = [ratio for ratio in run.train["feedback_ratio"] if math.isfinite(ratio) and ratio > 0]
+    if ratios:
+        middle = sorted(ratios)[len(ratios) // 2]
+        facts.append(("gradient beside the supervised one, median", f"{middle:.2g} times"))
+        facts.append(("gradient beside the supervised one, largest", f"{max(ratios):.2g} times"))
+    alarms = _alarms(steps, feedback, sizes) if len(rows) >= FEW else []
+    return Feedback(facts, alarms + (_ratio_alarms(ratios) if len(ratios) >= FEW else []))

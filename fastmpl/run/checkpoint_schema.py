@@ -1,7 +1,7 @@
 """The schemas of checkpoints, and what a version reads of an older one.
 
 Schema 1 (0.1.0): networks, optimisers, steps, and the unfinished line of metrics. Schema 2 adds `recent_skips`, the skipped
-updates of the last steps, from which divergence is judged.
+updates of the last steps, from which divergence is judged. Schema 3 adds the last column of `meter`, `feedback_ratio`.
 """
 
 from typing import Final
@@ -12,7 +12,7 @@ from torch import Tensor
 from fastmpl.errors import StorageError
 from fastmpl.telemetry.skip_window import STEPS
 
-SCHEMA: Final = 2
+SCHEMA: Final = 3
 OLDEST: Final = 1
 RECENT_SKIPS: Final = "recent_skips"
 
@@ -26,4 +26,8 @@ def require_known(schema: object, where: object) -> int:
 
 def migrate(schema: int, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     """The tensors of a checkpoint of `schema` as this version names them."""
-    return tensors if schema >= 2 else {RECENT_SKIPS: torch.zeros(STEPS)} | tensors
+    if schema < 2:
+        tensors = {RECENT_SKIPS: torch.zeros(STEPS)} | tensors
+    if schema < 3 and "meter" in tensors:
+        tensors = tensors | {"meter": torch.nn.functional.pad(tensors["meter"], (0, 1))}
+    return tensors

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
@@ -31,6 +32,13 @@ class TeacherLogits(NamedTuple):
 
     def all(self) -> Logits:
         return self.with_graph.merge(self.without_graph)
+
+
+class Taught(NamedTuple):
+    """The teacher's losses on one part, and the squares of `MetaPseudoLabels.gradient_squares`."""
+
+    loss: TeacherLoss
+    gradient_squares: Float[Tensor, "2"]
 
 
 @dataclass(frozen=True)
@@ -59,10 +67,12 @@ class MplStep:
 
         credit = phase.compute(parts, contexts, passes, update, before, baseline)
 
-        losses = [
+        taught = [
             self._teach(*each, len(parts))
             for each in zip(parts, contexts, logits, passes, credit.per_part, strict=True)
         ]
+        losses = [each.loss for each in taught]
+        squares = torch.stack([each.gradient_squares for each in taught]).mean(0)
         teacher_update = self.teacher.apply(context.step)
 
         return StepMetrics(
@@ -72,6 +82,7 @@ class MplStep:
             feedback_loss=mean([each.feedback for each in losses]),
             feedback=credit.loss_decrease,
             feedback_size=credit.size,
+            feedback_ratio=(squares[0] / squares[1].clamp(min=1e-30)).sqrt(),
             coverage=mean([each.coverage for each in losses]),
             confidence=mean([each.loss.confidence for each in passes]),
             student_norm=update.norm,
@@ -107,12 +118,14 @@ class MplStep:
         student: StudentPass,
         credit: Tensor | None,
         parts: int,
-    ) -> TeacherLoss:
+    ) -> Taught:
         """The teacher learns from its supervised, consistency and feedback losses."""
         if self.order.deferred:
             part = part.for_teacher()
             rows = self.teacher.forward(images(part, self.order.teacher), context.dropout(TEACHER))
             logits = logits._replace(with_graph=by_view(rows, part, self.order.teacher))
-        loss = self.method.teach(logits.all(), part.targets, student.loss, credit, context.consistency_weight)
+        views = logits.all()
+        loss = self.method.teach(views, part.targets, student.loss, credit, context.consistency_weight)
         self.teacher.accumulate(share(loss.loss, parts))
-        return TeacherLoss(*(value.detach() for value in loss))
+        squares = self.method.gradient_squares(views, part.targets, student.loss, credit)
+        return Taught(TeacherLoss(*(value.detach() for value in loss)), squares)

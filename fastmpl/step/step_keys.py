@@ -70,6 +70,8 @@ class StepMetrics(NamedTuple):
     student_rate: Float[Tensor, ""]
     teacher_rate: Float[Tensor, ""]
     skipped: Float[Tensor, ""]  # updates not taken because their gradient was not finite
+    # norm of the feedback's gradient over that of the supervised one, at the teacher's logits; last: older files lack it
+    feedback_ratio: Float[Tensor, ""]
 
 
 def zero_metrics(like: Tensor) -> StepMetrics:

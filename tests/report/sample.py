@@ -91,6 +91,7 @@ def step_values(step: int, draws: random.Random) -> dict[str, float]:
         "student_rate": rate,
         "teacher_rate": rate,
         "skipped": 0.0,
+        "feedback_ratio": 0.2 * math.exp(-step / 900),
     }
     return values | ({"student_loss": math.nan, "student_norm": math.inf, "skipped": 3.0} if step == 700 else {})
 

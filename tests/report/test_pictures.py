@@ -179,13 +179,15 @@ def test_predictions_are_read_as_they_were_written(tmp_path: Path) -> None:
     assert again.labels is not None and again.labels.threshold == 0.6
 
 
-def feedback_of(folder: Path, values: list[float], sizes: list[float], **method: str) -> list[str]:
+def feedback_of(
+    folder: Path, values: list[float], sizes: list[float], ratio: float | None = None, **method: str
+) -> list[str]:
     """The warnings of a run with these values in its lines."""
     folder.mkdir()
     save(Config.model_validate({"feedback": method} if method else {}), folder / "config.toml")
     with Log(folder, loggers=[]) as log:
         for number, (value, size) in enumerate(zip(values, sizes, strict=True), 1):
-            line = {"feedback": value, "feedback_size": size}
+            line = {"feedback": value, "feedback_size": size} | ({} if ratio is None else {"feedback_ratio": ratio})
             log.train(50 * number, line, seconds=1.0, images_per_second=10.0, waiting=0.0)
     found = describe_feedback(read_run(folder))
     return [] if found is None else list(found.alarms)
@@ -199,6 +201,11 @@ def test_each_alarm_of_the_feedback_speaks_for_its_own_fault(tmp_path: Path) -> 
     assert "wrong way" in wrong
     (run,) = feedback_of(tmp_path / "run", [*[0.1] * 3, *[-0.1] * 5, *[0.1] * 8], [1.0] * 16)
     assert "From step 200 to 400" in run
+    assert feedback_of(tmp_path / "equal", fine, same, 1.0) == []
+    (small,) = feedback_of(tmp_path / "small", fine, same, 0.004)
+    assert "never more than 0.4 %" in small
+    (large,) = feedback_of(tmp_path / "large", fine, same, 30.0)
+    assert "more than 10 times the supervised one in 100 %" in large
     (faded,) = feedback_of(tmp_path / "faded", fine, [1.0, 1.0, 0.5, 0.1, 0.1, 0.1, 0.01, 0.01])
     assert "1 % of what it was" in faded
     (zero,) = feedback_of(tmp_path / "zero", [0.0] * 8, [0.0] * 8)
