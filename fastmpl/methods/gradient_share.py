@@ -9,7 +9,6 @@ sizes at the weights would need a backward pass each. U unlabelled and B labelle
 """
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
@@ -30,7 +29,7 @@ def feedback_square(
         moved = q * (credit - (q * credit).sum(-1, keepdim=True))
     else:
         assert label is not None, "a credit of drawn labels needs the labels"
-        moved = (q - F.one_hot(label, q.shape[-1])) * credit.reshape(-1, 1)
+        moved = _take_off(q, label, 1.0) * credit.reshape(-1, 1)
     return moved.square().sum() * (weight / temperature) ** 2
 
 
@@ -39,6 +38,11 @@ def supervised_square(
 ) -> Float[Tensor, ""]:
     """The squared norm of the supervised gradient."""
     p = torch.softmax(widen(logits), -1)
-    classes = p.shape[-1]
-    target = F.one_hot(targets, classes) * (1 - label_smoothing) + label_smoothing / classes
-    return (p - target).square().sum() * (weight / len(logits)) ** 2
+    left = _take_off(p, targets, 1 - label_smoothing) - label_smoothing / p.shape[-1]
+    return left.square().sum() * (weight / len(logits)) ** 2
+
+
+def _take_off(rows: Float[Tensor, "N K"], label: Int[Tensor, "N"], share: float) -> Float[Tensor, "N K"]:
+    """The rows less `share` at their label; `one_hot` would wait for the device."""
+    there = label.unsqueeze(-1)
+    return rows.scatter_add(-1, there, torch.full_like(there, -share, dtype=rows.dtype))
