@@ -12,6 +12,8 @@ from torch import Tensor
 from fastmpl.config.keys import DataConfig
 from fastmpl.data.build import build
 from fastmpl.distributed.ranks import ALONE
+from fastmpl.report.confusion_chart import confusion
+from fastmpl.report.reading import read_run
 from fastmpl.run.label_sample import SAMPLE
 from fastmpl.run.predictions import predict_split
 from fastmpl.run.student_file import load_classifier
@@ -43,6 +45,25 @@ def test_the_predictions_are_those_of_the_network_in_student_safetensors(tmp_pat
     assert logits.argmax(-1).tolist() == test.predicted[test.shown].tolist()  # pictures belong to their rows
     wrong = np.flatnonzero(~test.right)
     assert test.confidence[wrong].argmax() in np.flatnonzero(np.isin(wrong, test.shown))
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"run__evaluate_every": 4, "student__lr": 0.3},
+        {"data__validation": 0},
+        {"finetune__steps": 4, "finetune__batch": 16, "finetune__lr": 0.01},
+        {"method__name": "uda", "feedback__kind": "off", "student__average": 0.0},
+    ],
+    ids=["selected", "no validation images", "fine-tuned", "uda without an average"],
+)
+def test_the_matrix_of_the_report_has_the_accuracy_of_the_headline(tmp_path: Path, changes: dict[str, Any]) -> None:
+    results, record = train_quietly(short_config(tmp_path, **changes), report=True), record_of(tmp_path)
+    counts = confusion(record.splits["test"], np.arange(10))
+    assert np.trace(counts) / counts.sum() == results.headline["test"]
+    shown = read_run(tmp_path / "small").headline
+    assert shown is not None and shown.test == results.headline["test"]
+    assert record.network == results.headline["description"]
 
 
 @pytest.mark.parametrize(
