@@ -2,6 +2,7 @@
 # make test            the environment if needed, then lint, types and the test suite
 # make test-fast       the tests of mathematics, kernels, configuration and data alone: the inner loop, under 90 seconds
 # make test-slow       the same properties at more sizes and architectures
+# make test-faults     the matrix of faults (tests/faults/matrix.py), launchers and the soak included; writes its outcomes
 # make docs            the documentation as a site, in docs/_site; fails on a warning, a broken link or an unchecked command
 # make test-lowest     the tests of kernels, step, learners and models with the lowest versions promised; left out, with a
 #                      sentence, where these cannot be installed
@@ -19,7 +20,7 @@ LOWEST := .venv-lowest
 LOWEST_TESTS := tests/kernels tests/step tests/learners tests/models
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 
-.PHONY: train test test-fast test-slow test-lowest docs gpu-check lint lock clean
+.PHONY: train test test-fast test-slow test-faults test-lowest docs gpu-check lint lock clean
 
 train: $(BUILD)
 	@$(if $(CONFIG),$(BIN)/fastmpl train $(CONFIG),$(BIN)/fastmpl demo)
@@ -36,6 +37,10 @@ docs: $(BUILD)
 
 test-slow: $(BUILD)
 	$(PYTEST) -n 2 --dist worksteal -m slow
+
+test-faults: $(BUILD)
+	FASTMPL_RECORD_FAULTS=1 $(PYTEST) -n 2 --dist worksteal -m faults --durations=10
+	$(BIN)/python -m tests.faults.matrix
 
 test-lowest: $(BUILD)
 	@$(MAKE) --no-print-directory $(LOWEST)/.installed || \
