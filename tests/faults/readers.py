@@ -123,11 +123,12 @@ def _read_rehashed(folder: Path) -> None:
 def _student(folder: Path) -> Path:
     _run(folder)
     from fastmpl.models import build_network
-    from fastmpl.run.student_file import save_network
+    from fastmpl.run.student_file import FileFacts, save_network
 
     config = load(folder / "config.toml")
     module = build_network(config.student, classes=3, image_shape=(3, 8, 8), seed=0)
-    return save_network(folder, module.state_dict(), classes=("a", "b", "c"), image_shape=(3, 8, 8), normalisation=None)
+    facts = FileFacts(("a", "b", "c"), (3, 8, 8), None)
+    return save_network(folder, module.state_dict(), facts)
 
 
 def _weights(folder: Path) -> Path:

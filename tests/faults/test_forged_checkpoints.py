@@ -35,6 +35,18 @@ def set_tensor(name: str, make: Callable[[torch.Tensor], torch.Tensor]) -> Calla
     return lambda found: found.tensors.update({name: make(found.tensors[name])})
 
 
+class Continued(Exception):
+    """What a run would have continued from, and said."""
+
+    def __init__(self, step: int, notes: list[str]) -> None:
+        super().__init__(step)
+        self.step, self.notes = step, notes
+
+
+def stop_before_the_first_step(run: trainer.Training) -> None:
+    raise Continued(run.step, run.notes)
+
+
 FORGERIES: dict[str, Callable[[Content], object]] = {
     "another shape": set_tensor(WEIGHT, lambda t: t[:1]),
     "another type": set_tensor(WEIGHT, lambda t: t.to(torch.int32)),
@@ -60,17 +72,15 @@ FORGERIES: dict[str, Callable[[Content], object]] = {
 
 @pytest.mark.parametrize("name", FORGERIES)
 def test_a_forged_checkpoint_is_reported_and_the_one_before_is_used(
-    name: str, finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    name: str, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shutil.copytree(finished, tmp_path / "small")
     forge(tmp_path / "small/checkpoints/step-20", FORGERIES[name])
-    continued: list[int] = []
-    monkeypatch.setattr(trainer.Training, "go", lambda run: continued.append(run.step) or run.finish())
-    monkeypatch.setattr(trainer.Training, "finish", lambda run: print(*run.notes))
-    monkeypatch.setattr(trainer, "closing_lines", lambda *_, **__: [])
-    trainer.train(conv(tmp_path), report=False)
-    assert continued == [10]
-    assert "The previous checkpoint is used" in capsys.readouterr().out
+    monkeypatch.setattr(trainer.Training, "go", stop_before_the_first_step)
+    with pytest.raises(Continued) as continued:
+        trainer.train(conv(tmp_path), report=False)
+    assert continued.value.step == 10
+    assert any("The previous checkpoint is used" in note for note in continued.value.notes)
 
 
 def test_where_no_checkpoint_fits_the_run_does_not_start_over(finished: Path, tmp_path: Path) -> None:
