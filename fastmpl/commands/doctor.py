@@ -155,6 +155,9 @@ def _compare_kernel(name: str, run: Callable[[torch.device], Sequence[Tensor]], 
     sizes = [b.abs().max().clamp(min=1e-6) for b in expected]
     worst = max(float((a - b).abs().max() / size) for a, b, size in zip(ours, expected, sizes, strict=True))
     right = worst <= TOLERANCE  # false for NaN too
+    if right and (reason := dispatch.fallbacks().get(name)):
+        said = f"{backend}, slower: its Triton kernel cannot run here ({reason})"
+        return Finding("none", name, said)
     return Finding("ok" if right else "bad", name, f"{backend}: {worst:.0e} from the reference")
 
 

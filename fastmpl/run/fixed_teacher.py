@@ -1,6 +1,6 @@
 """A teacher that does not learn: the student of a run, or a pretrained network of timm, on the data of another run.
 
-The teacher sees images with the normalisation and, for timm, the size that it was trained with. Its classes are brought
+The teacher sees images with the normalisation, the channels and the size that it was trained with. Its classes are brought
 into the data's order by their names. Both are done here, so that distillation, pseudo-labels and `fastmpl distill` agree.
 """
 
@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fastmpl.data.classes import class_order
-from fastmpl.data.normalise import Normalisation
+from fastmpl.data.normalise import LUMINANCE, Normalisation
 from fastmpl.errors import ConfigError
 from fastmpl.models.input_map import differ, map_inputs
 from fastmpl.run.student_file import load_classifier
@@ -66,7 +66,8 @@ class AdaptedNetwork(nn.Module):
 def load_fixed_teacher(model: str, target: Target) -> FixedTeacher:
     """The teacher named `model`, a run's folder or "timm:NAME", for the data `target`; on the CPU, in evaluation mode.
 
-    Raises ConfigError if it cannot be loaded or its images have another shape, and DataError if its classes have other
+    It sees the images at its own size and in its own channels. Raises ConfigError if it cannot be loaded, and DataError
+    if its classes have other
     names than the data's. The same names in another order are mapped, which a remark says.
     """
     return _load_timm(model, target) if model.startswith("timm:") else _load_run(model, target)
@@ -74,12 +75,13 @@ def load_fixed_teacher(model: str, target: Target) -> FixedTeacher:
 
 def _load_run(folder: str, target: Target) -> FixedTeacher:
     held = load_classifier(Path(folder))
-    if held.image_shape != target.image_shape:
+    if (held.normalisation is None or target.normalisation is None) and held.image_shape != target.image_shape:
         raise ConfigError(
-            f"The teacher {folder} was trained on images of shape {held.image_shape}; this run's have shape "
-            f"{target.image_shape}. Set data.image_size and data.channels to the teacher's."
+            f"The teacher {folder} was trained on inputs of shape {held.image_shape}; this run's have shape "
+            f"{target.image_shape}: name a teacher of the same kind of data."
         )
-    adapted = _adapt(held.module, f"The teacher {folder}", held.classes, held.normalisation, None, target)
+    size = _size_if_other(held.image_shape[1:], target)
+    adapted = _adapt(held.module, f"The teacher {folder}", held.classes, held.normalisation, size, target)
     return adapted._replace(remarks=(*adapted.remarks, *([held.remark] if held.remark else [])))
 
 
@@ -97,15 +99,20 @@ def _load_timm(model: str, target: Target) -> FixedTeacher:
     held, wanted = getattr(module, "num_classes", None), len(target.classes)
     if held != wanted:
         raise ConfigError(f'teacher.model = "{model}" has {held} classes; the data has {wanted}.')
-    if channels != target.image_shape[0]:
-        raise ConfigError(
-            f'teacher.model = "{model}" needs images with {channels} channels: set data.channels = {channels}.'
-        )
     own = None
     if "mean" in expects and "std" in expects:
         own = Normalisation(*(tuple(BYTES * value for value in expects[key]) for key in ("mean", "std")))
-    needed = (size[0], size[1]) if tuple(size) != target.image_shape[1:] else None
+    if channels != target.image_shape[0] and (own is None or len(own.mean) != channels or channels not in (1, 3)):
+        raise ConfigError(
+            f'teacher.model = "{model}" needs images with {channels} channels: set data.channels = {channels}.'
+        )
+    needed = _size_if_other(tuple(size), target)
     return _adapt(module, f'The teacher "{model}"', _timm_classes(module), own, needed, target)
+
+
+def _size_if_other(size: tuple[int, ...], target: Target) -> tuple[int, int] | None:
+    """(height, width) that images have to be brought to; None where they have it."""
+    return (size[0], size[1]) if size != target.image_shape[1:] else None
 
 
 def _timm_classes(module: nn.Module) -> tuple[str, ...] | None:
@@ -137,8 +144,10 @@ def _adapt(
         else:
             remarks.append(f"{who} has the data's classes in another order: its scores are mapped by class name.")
     if target.normalisation is not None and own is not None and differ(own, target.normalisation):
+        if len(own.mean) != len(target.normalisation.mean):
+            remarks.append(f"{who} sees the images in {'grey' if len(own.mean) == 1 else 'three equal channels'}.")
         remarks.append(f"{who} sees the images with the normalisation that it was trained with.")
-        map_inputs(module, target.normalisation, own)
+        map_inputs(module, target.normalisation, own, LUMINANCE)
     if size is not None:
         remarks.append(f"{who} sees the images at its own size, {size[0]} x {size[1]} pixels.")
     adapted = AdaptedNetwork(module, size=size, order=order)

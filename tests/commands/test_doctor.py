@@ -55,6 +55,14 @@ def test_a_kernel_that_fails_is_a_finding(monkeypatch: pytest.MonkeyPatch) -> No
     assert findings(doctor.compare_kernels())["sgd_ema"] == ("bad", "sgd_ema", "RuntimeError: no such instruction")
 
 
+def test_a_kernel_that_fell_back_is_named_with_the_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dispatch, "fallbacks", lambda: {"sgd_ema": "CompilationError: no ptxas"})
+    found = findings(doctor.compare_kernels())
+    assert found["sgd_ema"].state == "none" and "slower" in found["sgd_ema"].sentence
+    assert "CompilationError: no ptxas" in found["sgd_ema"].sentence
+    assert found["student_objective"].state == "ok"
+
+
 @pytest.mark.parametrize(
     ("there", "words"),
     [

@@ -11,7 +11,7 @@ from torch import nn
 
 from fastmpl.config import load, save
 from fastmpl.data.errors import DataError
-from fastmpl.data.normalise import Normalisation, centre_view
+from fastmpl.data.normalise import LUMINANCE, Normalisation, centre_view
 from fastmpl.errors import ConfigError
 from fastmpl.models import build_network
 from fastmpl.run.build import single_network_method
@@ -24,13 +24,14 @@ DATA = Normalisation((200.0, 90.0, 10.0), (20.0, 80.0, 60.0))
 SHAPE = (3, 8, 8)
 
 
-def save_run(folder: Path, classes: tuple[str, ...]) -> Path:
-    """The folder of a finished run of a small network, whose normalisation is OWN."""
+def save_run(folder: Path, classes: tuple[str, ...], channels: int = 3, normalisation: Normalisation = OWN) -> Path:
+    """The folder of a finished run of a small network."""
     folder.mkdir()
+    shape = (channels, *SHAPE[1:])
     config = load(CONFIGS / "digits.toml", {"student.model": "conv", "student.width": 8})
     save(config, folder / "config.toml")
-    weights = build_network(config.student, classes=len(classes), image_shape=SHAPE, seed=0).state_dict()
-    save_network(folder, weights, FileFacts(classes, SHAPE, OWN))
+    weights = build_network(config.student, classes=len(classes), image_shape=shape, seed=0).state_dict()
+    save_network(folder, weights, FileFacts(classes, shape, normalisation))
     return folder
 
 
@@ -69,6 +70,33 @@ def test_the_same_classes_in_another_order_are_mapped_by_name(tmp_path: Path) ->
     expected = load_classifier(folder).module(images)[:, [2, 0, 1]]
     assert torch.equal(teacher.module(images), expected)
     assert any("mapped by class name" in remark for remark in teacher.remarks)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("channels", [1, 3])
+def test_a_run_sees_its_own_size_and_channels(channels: int, tmp_path: Path) -> None:
+    """A teacher of grey or coloured images of 8 pixels, on data of the other kind and of 16 pixels."""
+    own, data = Normalisation((100.0,) * channels, (50.0,) * channels), DATA
+    folder = save_run(tmp_path / "teacher", ("cat", "dog"), channels=channels, normalisation=own)
+    if channels == 3:  # grey data
+        data = Normalisation((30.0,), (60.0,))
+    teacher = load_fixed_teacher(str(folder), Target(("cat", "dog"), (4 - channels, 16, 16), data))
+    large = pictures(size=8).repeat(2, axis=1).repeat(2, axis=2)  # so that a resize gives the small ones again
+    if channels == 3:
+        large = large[..., :1].repeat(3, axis=3)
+    small = torch.nn.functional.interpolate(
+        torch.from_numpy(large).permute(0, 3, 1, 2).float(), (8, 8), mode="bilinear", antialias=True
+    )
+    grey = (small * torch.tensor(LUMINANCE)[:, None, None]).sum(1, keepdim=True)
+    expected = load_classifier(folder).module(((grey if channels == 1 else small) - 100) / 50)
+    torch.testing.assert_close(teacher.module(centre_view(large, 16, data)), expected, rtol=2e-2, atol=2e-2)
+    assert any("8 x 8 pixels" in remark for remark in teacher.remarks)
+
+
+def test_a_teacher_of_points_is_refused_on_images(tmp_path: Path) -> None:
+    folder = save_run(tmp_path / "teacher", ("cat", "dog"))
+    with pytest.raises(ConfigError, match="name a teacher of the same kind of data"):
+        load_fixed_teacher(str(folder), Target(("cat", "dog"), (2,), None))
 
 
 def test_other_classes_of_the_same_number_are_refused_by_name(tmp_path: Path) -> None:
@@ -125,7 +153,6 @@ def test_a_network_of_timm_that_names_no_classes_says_so(monkeypatch: pytest.Mon
     ("target", "words"),
     [
         (Target(("a", "b", "c"), SHAPE, DATA), "has 2 classes; the data has 3"),
-        (Target(("ant", "bee"), (1, 8, 8), DATA), "set data.channels = 3"),
         (Target(("ant", "bee"), (2,), None), "the data are points"),
     ],
 )
