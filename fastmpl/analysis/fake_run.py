@@ -13,7 +13,7 @@ from fastmpl.data.normalise import IMAGENET
 from fastmpl.learners.plain import PlainLearner
 from fastmpl.models import build_network
 from fastmpl.run.build import assemble, choose_order
-from fastmpl.run.expected_inputs import normalisation_of
+from fastmpl.run.input_constants import normalisation_of
 from fastmpl.step.mpl_step import MplStep
 
 

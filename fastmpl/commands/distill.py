@@ -25,8 +25,9 @@ from fastmpl.data.stores.store import StoreHeader, checksum
 from fastmpl.data.stores.store_writer import StorePlan, StoreWriter
 from fastmpl.data.stores.tables import read_table
 from fastmpl.errors import ConfigError, FastMPLError
-from fastmpl.run.expected_inputs import normalisation_of, settle_inputs
+from fastmpl.run.expected_inputs import settle_inputs
 from fastmpl.run.fixed_teacher import Target, load_fixed_teacher
+from fastmpl.run.input_constants import normalisation_of
 from fastmpl.run.student_file import WEIGHTS
 
 IMAGES = 256  # a pass

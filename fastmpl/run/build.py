@@ -28,7 +28,7 @@ from fastmpl.models.input_map import differ, map_inputs
 from fastmpl.models.layout import channels_last
 from fastmpl.models.pretrained import Weights
 from fastmpl.models.reduced_teacher import ReducedTeacher, StoredTeacher
-from fastmpl.run.expected_inputs import normalisation_of
+from fastmpl.run.input_constants import normalisation_of
 from fastmpl.step.eager import EagerStep, Ramp, Step
 from fastmpl.step.mpl_step import MplStep
 from fastmpl.step.order import Order, joint, split

@@ -7,16 +7,14 @@ the values, so that training goes on, `predict`, `evaluate` and `export` need th
 
 import json
 from pathlib import Path
-from typing import Any, Final, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from fastmpl.config import Config, NetworkConfig, load, trained_optimisers
-from fastmpl.data.normalise import Normalisation
 from fastmpl.errors import ConfigError
+from fastmpl.run.input_constants import BYTES, UNSET
 from fastmpl.run.student_file import load_classifier
 
-BYTES: Final = 255.0  # keys and timm have constants of pixels in [0, 1]
 SIZE, CROP = 28, 0.875  # where no network says one
-UNSET: Final = (0.0, 0.0, 0.0)
 
 Constants = tuple[float, float, float]
 
@@ -59,17 +57,6 @@ def settle_inputs(config: Config, run: Path | None = None) -> Config:
         changes["data"]["interpolation"] = named.interpolation if named else "bilinear"
     tree = config.model_dump()
     return Config.model_validate({name: section | changes.get(name, {}) for name, section in tree.items()})
-
-
-def normalisation_of(section: NetworkConfig, channels: int) -> Normalisation | None:
-    """The constants that the network's inputs are normalised with, of bytes; None where the configuration leaves them open.
-
-    channels: 3, or 1 for grey images, which have the mean of the three constants.
-    """
-    if section.std == UNSET:
-        return None
-    mean, std = (tuple(BYTES * value for value in part) for part in (section.mean, section.std))
-    return Normalisation(mean, std) if channels == 3 else Normalisation((sum(mean) / 3,), (sum(std) / 3,))
 
 
 def describe_inputs(config: Config) -> list[str]:

@@ -24,7 +24,7 @@ from fastmpl.data.stores.features import FeaturePlan, Rows
 from fastmpl.errors import ConfigError
 from fastmpl.models import build_network
 from fastmpl.models.pretrained import classifier_of
-from fastmpl.run.expected_inputs import normalisation_of
+from fastmpl.run.input_constants import normalisation_of
 from fastmpl.run.pretrained import read_start
 
 IMAGES = 256  # a pass

@@ -29,6 +29,7 @@ from fastmpl.models.layout import channels_last
 from fastmpl.run import checkpoint
 from fastmpl.run.checkpoint import Checkpoint
 from fastmpl.run.headline import NetworkName, default_network, describe_network
+from fastmpl.run.input_constants import normalisation_of
 from fastmpl.run.resuming import CHECKPOINTS
 from fastmpl.run.selection import PREFIX as SELECTED
 from fastmpl_kernels import dispatch
@@ -196,6 +197,8 @@ def _load_newest(folder: Path, network: NetworkName | None) -> Classifier:
         classes, image_shape = tuple(map(str, facts["classes"])), tuple(map(int, facts["image_shape"]))
         constants = facts["normalisation"]
         normalisation = None if constants is None else Normalisation(*(tuple(map(float, part)) for part in constants))
+        if name == "teacher":  # which training shows the student's images by a map
+            normalisation = normalisation_of(config.teacher, image_shape[0]) or normalisation
         module = _build(section, config, classes, image_shape, weights)
         description = describe_network(name, found.step, found.facts.get("best"), config)
     except (TypeError, KeyError, ValueError, RuntimeError) as error:

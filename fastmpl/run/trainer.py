@@ -30,11 +30,12 @@ from fastmpl.run.callbacks import Callback
 from fastmpl.run.checkpoint import Checkpoint
 from fastmpl.run.closing import Results, closing_lines
 from fastmpl.run.divergence import describe_divergence
-from fastmpl.run.expected_inputs import describe_inputs, normalisation_of, settle_inputs
+from fastmpl.run.expected_inputs import describe_inputs, settle_inputs
 from fastmpl.run.fixed_teacher import Target, load_fixed_teacher
 from fastmpl.run.folder import State, add_note, claim_folder, exit_code_of, replace_file, write_status
 from fastmpl.run.graph_choice import choose_execution, loaded_dtype
 from fastmpl.run.headline import MEASURES, make_headline
+from fastmpl.run.input_constants import normalisation_of
 from fastmpl.run.monitor import Monitor
 from fastmpl.run.network_preconditions import require_label_of_each_class, require_networks
 from fastmpl.run.preconditions import (

@@ -16,14 +16,17 @@ from PIL import Image
 from fastmpl.commands.evaluate import evaluate
 from fastmpl.commands.export import Wanted, describe, export
 from fastmpl.commands.predict import predict
-from fastmpl.config import Config, difference, load
-from fastmpl.data.normalise import IMAGENET, Normalisation
+from fastmpl.config import Config, difference, load, save
+from fastmpl.data.normalise import IMAGENET, Normalisation, centre_view
+from fastmpl.distributed.ranks import ALONE
 from fastmpl.errors import ConfigError
 from fastmpl.models.input_map import map_inputs
 from fastmpl.run import checkpoint
 from fastmpl.run.build import Trainee, assemble
-from fastmpl.run.expected_inputs import describe_inputs, normalisation_of, settle_inputs
-from fastmpl.run.student_file import load_classifier
+from fastmpl.run.checkpoint import Checkpoint
+from fastmpl.run.expected_inputs import describe_inputs, settle_inputs
+from fastmpl.run.input_constants import normalisation_of
+from fastmpl.run.student_file import load_classifier, student_facts
 from fastmpl.run.trainer import train
 from tests.pictures import COLOURS
 from tests.run.short_runs import CONFIGS
@@ -164,6 +167,22 @@ def test_the_teacher_sees_its_own_constants_in_batches_of_the_student(tmp_path: 
     assert both.parts().state().keys() == plain.parts().state().keys()  # the constants are not in a checkpoint
 
 
+@torch.no_grad()
+def test_the_teacher_in_a_checkpoint_is_read_with_its_own_constants(tmp_path: Path) -> None:
+    config = two_networks(tmp_path)
+    both, classes, shape = build_both(config), tuple("0123456789"), (3, SIDE, SIDE)
+    assert both.teacher is not None
+    facts = {"student": student_facts(classes, shape, normalisation_of(config.student, 3))}
+    none: frozenset[str] = frozenset()
+    checkpoint.save(tmp_path / "checkpoints", Checkpoint(1, both.parts().state(), facts, none, none), ALONE)
+    save(config, tmp_path / "config.toml")
+    teacher, student = (load_classifier(tmp_path, name) for name in ("teacher", "last"))
+    assert teacher.normalisation == HALF and student.normalisation == normalisation_of(config.student, 3)
+    pixels = np.random.default_rng(0).integers(0, 256, (4, SIDE, SIDE, 3), np.uint8)
+    given, own = (centre_view(pixels, SIDE, held.normalisation) for held in (student, teacher))  # type: ignore[arg-type]
+    torch.testing.assert_close(teacher.infer(own), both.teacher.infer(given), rtol=1e-4, atol=1e-5)
+
+
 def test_the_map_carries_a_tangent_and_keeps_float64() -> None:
     layer = torch.nn.Linear(2, 1).double()
     mapped = map_inputs(torch.nn.Sequential(torch.nn.Flatten(), layer), ((0.0,), (1.0,)), ((2.0,), (4.0,)))
@@ -226,7 +245,7 @@ def test_prediction_evaluation_and_timms_own_preprocessing_of_the_export_agree(r
     folder = Path(load(run / "config.toml").data.root) / "test"
     predicted = list(predict(run, [folder]))
     right = np.mean([found.label == Path(found.file).parent.name for found in predicted])
-    _, scores = evaluate(run)
+    scores = evaluate(run).sets
     assert scores[-1].name == "test" and scores[-1].accuracy == pytest.approx(right)
     exported = export(run, Wanted("timm", tmp_path / "timm")).path
     network = timm.create_model(f"local-dir:{exported}", pretrained=True).eval()
