@@ -73,6 +73,11 @@ class RunConfig(_Section):
         "Whether evaluations also measure training images: accuracies, and the distributions the teacher gives them.",
     )
     keep: int = _rare(2, "Checkpoints kept besides the best.", ge=2, le=10**6)
+    trackers: str = _rare(
+        "auto",
+        "Where curves go besides metrics.jsonl: tensorboard, wandb, mlflow, with commas between; auto: tensorboard.",
+        pattern=r"^(auto|(tensorboard|wandb|mlflow)(,(tensorboard|wandb|mlflow))*|)$",
+    )
 
 
 class DataConfig(_Section):

@@ -20,11 +20,13 @@ from fastmpl.run.scores import Network, Scorer, Split, inferences
 from fastmpl.run.selection import Selection
 from fastmpl.run.training_analysis import TrainingAnalysis
 from fastmpl.step.step_keys import StepMetrics
+from fastmpl.telemetry.loggers import Logger
 from fastmpl.telemetry.metrics import Evaluation, Log, Meter, lines_a_read
 from fastmpl.telemetry.progress import Progress, Silent
 from fastmpl.telemetry.replaced_images import NoReplacedImages, ReplacedImages, ReplacedImagesFile
 from fastmpl.telemetry.skip_window import SkipWindow
 from fastmpl.telemetry.step_timer import StepTimer
+from fastmpl.telemetry.trackers import open_trackers
 
 
 class Monitor:
@@ -62,12 +64,22 @@ class Monitor:
         show = Silent if self._quiet else Progress
         with (
             show(self._config.run.name, total, step) as self._display,
-            Log(self._folder, warn=self.note) if self._ranks.rank == 0 else nullcontext() as self._log,
+            Log(self._folder, self._open_trackers(), warn=self.note)
+            if self._ranks.rank == 0
+            else nullcontext() as self._log,
         ):
             if self._log is not None:
                 self._log.truncate_after(step)
                 self.replaced.truncate_after(step)
             yield
+
+    def _open_trackers(self) -> list[Logger]:
+        facts = {
+            f"{name}.{key}": value
+            for name, section in self._config.model_dump(mode="json").items()
+            for key, value in section.items()
+        }
+        return open_trackers(self._config.run.trackers, self._folder, self._config.run.name, facts)
 
     def add(self, metrics: StepMetrics) -> None:
         """Adds the metrics of a step, inside the step; it never waits for the device."""

@@ -1,7 +1,7 @@
 """Loggers that receive a run's lines besides `metrics.jsonl`. A logger that fails is switched off; the run goes on.
 
-TensorBoard is one. Another tracker is another class with the same three methods, and imports its package itself. Leaves
-out `metrics.jsonl` (`metrics`).
+TensorBoard is one; `trackers` has others. Another tracker is another class with the same three methods, and imports its
+package itself. Leaves out `metrics.jsonl` (`metrics`).
 """
 
 import errno
@@ -87,4 +87,5 @@ class Loggers:
                 action(logger)
             except Exception as error:  # third-party code may raise anything, also for a missing package
                 self._loggers.remove(logger)
-                self._warn(f"{type(logger).__name__} failed and is switched off, training goes on: {error}.")
+                name = getattr(logger, "name", type(logger).__name__)
+                self._warn(f"{name} failed and is switched off, training goes on: {error}.")
