@@ -5,7 +5,9 @@ Nothing here imports torch, so that --help and a mistake in a file are answered 
 
 import difflib
 import os
+import shutil
 import sys
+import textwrap
 import time
 from collections.abc import Callable, Sequence
 from typing import Any, Final
@@ -58,6 +60,7 @@ from fastmpl.config.schema import Config
 from fastmpl.errors import ConfigError, FastMPLError, ToldByPeer
 
 INTERRUPTED: Final = 130  # Ctrl-C, as shells count it
+WIDEST: Final = 100  # columns of the list of verbs
 FIRST_RANK_SPEAKS: Final = 3.0  # seconds: a launcher ends every rank as soon as one has ended
 
 
@@ -92,7 +95,12 @@ VERBS: Final = {name: options for name, (options, _) in (WITH_CONFIG | WITHOUT_C
 
 
 def _format_usage() -> str:
-    verbs = "\n".join(f"  {name:10}{options.__doc__}" for name, options in VERBS.items())
+    width = max(40, min(WIDEST, shutil.get_terminal_size().columns))
+    column = max(map(len, VERBS)) + 4
+    verbs = "\n".join(
+        textwrap.fill(f"  {name:{column - 2}}{options.__doc__}", width, subsequent_indent=" " * column)
+        for name, options in VERBS.items()
+    )
     return (
         f"usage: fastmpl VERB ...\n\n{verbs}\n\nfastmpl VERB --help explains a verb; fastmpl --version is this version."
     )
