@@ -56,6 +56,7 @@ def format_plan(plan: MemoryPlan) -> Iterator[str]:
     yield ""
     shown = " ".join(plan.costs)
     hidden = [word for word in ("joint", "split", "deferred", "recomputed") if word not in shown]
+    hidden += [] if any(found.kept for found in plan.gathered.values()) else ["kept", "gathered"]
     for meant, meaning in WORDS.items():
         if meant not in hidden:
             yield from wrap(f"{meant:13}{meaning}", WIDTH, subsequent_indent=" " * 13)
@@ -81,8 +82,8 @@ def format_duration(steps: int, pace: Pace) -> str:
     """Hours of `steps` steps, and where the speed comes from."""
     if pace.seconds < LAUNCHES:
         return (
-            "time         not by arithmetic: a step this small takes as long as its kernels take to start. Train some\n"
-            f"             steps, and add --measured RUN for the hours of {steps:,} steps."
+            "time         not by arithmetic: a step this small takes as long as its kernels\n"
+            f"             take to start. Train a few, and add --measured RUN for {steps:,} steps."
         )
     hours = steps * pace.seconds / 3600
     amount = f"{hours:,.0f} hours" if hours >= 10 else f"{hours:.1f} hours" if hours >= 0.1 else f"{3600 * hours:.0f} s"
@@ -115,7 +116,9 @@ def _tabulate_state(plan: MemoryPlan) -> Iterator[str]:
     }
     unit, word = _choose_unit([size for row in rows.values() for size in row])
     header = [f"{word} of a rank", "parameters", "gradients", "optimiser", "average", "on the host", "kept", "gathered"]
-    yield from _align(header, [[name, *(f"{count / unit:.2f}" for count in row)] for name, row in rows.items()])
+    body = [[name, *(f"{count / unit:.2f}" for count in row)] for name, row in rows.items()]
+    shown = [0, *(i for i in range(1, len(header)) if any(row[i] != "0.00" for row in body))]
+    yield from _align([header[i] for i in shown], [[row[i] for i in shown] for row in body])
 
 
 def _choose_unit(sizes: Sequence[int]) -> tuple[int, str]:
