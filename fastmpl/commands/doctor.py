@@ -38,7 +38,7 @@ WITHOUT: Final = {
     "DALI": 'no training: pip install "fastmpl[data]"',
     "DeepSpeed": 'one process, or several by torchrun, without ZeRO: pip install "fastmpl[sharded]"',
     "Triton": "the kernels' reference forms serve on a GPU",
-    "tensorboard": "no tensorboard/ in a run's folder",
+    "tensorboard": 'no tensorboard/ in a run\'s folder: pip install "fastmpl[trackers]"',
 }
 APEX: Final = {
     "absent": "not installed; never needed. docs/apex.md says how it is built",
