@@ -129,7 +129,7 @@ def plan(options: PlanOptions, config: Config) -> None:
     say(f"classes   {classes.number:,}, {classes.source}")
     found = planner.plan_memory(config, ranks=options.ranks, memory=options.memory * 2**30, classes=classes.number)
     best = planner.recommend(found)
-    for line in (*planner.format_plan(found), "", *planner.format_recommendation(found, best)):
+    for line in (*planner.format_plan(found), "", *planner.format_recommendation(found, best, config)):
         say(line)
     if best is not None:
         flops = found.costs[best.fit.schedule].flops

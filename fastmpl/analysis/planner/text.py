@@ -6,6 +6,7 @@ from textwrap import wrap
 from fastmpl.analysis.planner.duration import Pace
 from fastmpl.analysis.planner.plan import Fit, MemoryPlan
 from fastmpl.analysis.planner.recommend import ROOM, Recommendation
+from fastmpl.config import Config
 from fastmpl.config.wording import toml
 
 GIB = 2**30
@@ -64,8 +65,8 @@ def format_plan(plan: MemoryPlan) -> Iterator[str]:
     yield from wrap(NOTE, WIDTH)
 
 
-def format_recommendation(plan: MemoryPlan, found: Recommendation | None) -> Iterator[str]:
-    """The setting to take, its keys as options, and what it needs; or what to change where none fits."""
+def format_recommendation(plan: MemoryPlan, found: Recommendation | None, config: Config) -> Iterator[str]:
+    """The setting to take, the keys of it that `config` has otherwise, as options; or what to change where none fits."""
     if found is None:
         least = min(plan.fits, key=lambda fit: fit.peak)
         yield f"recommended  nothing fits: {least.sharding} with {least.schedule} needs least, {least.peak / GIB:.2f} GiB."
@@ -74,8 +75,10 @@ def format_recommendation(plan: MemoryPlan, found: Recommendation | None) -> Ite
     fit = found.fit
     unit, word = _choose_unit([fit.peak])
     yield f"recommended  {fit.sharding}; {fit.schedule}: {fit.peak / unit:.1f} {word} of {plan.memory / GIB:g} GiB"
-    options = " ".join(f"--{key} {_as_option(value)}" for key, value in found.keys.items())
-    yield from wrap(f"set          {options}", WIDTH, subsequent_indent=" " * 13, break_on_hyphens=False)
+    options = [f"--{key}\0{_as_option(value)}" for key, value in found.keys.items() if _value_of(config, key) != value]
+    said = " ".join(options) or "nothing: the configuration is this setting already"
+    for line in wrap(f"set          {said}", WIDTH, subsequent_indent=" " * 13, break_on_hyphens=False):
+        yield line.replace("\0", " ")  # an option and its value stay together
 
 
 def format_duration(steps: int, pace: Pace) -> str:
@@ -88,6 +91,12 @@ def format_duration(steps: int, pace: Pace) -> str:
     hours = steps * pace.seconds / 3600
     amount = f"{hours:,.0f} hours" if hours >= 10 else f"{hours:.1f} hours" if hours >= 0.1 else f"{3600 * hours:.0f} s"
     return f"time         {amount} for {steps:,} steps of {pace.seconds:.3g} s, {pace.source}"
+
+
+def _value_of(config: Config, key: str) -> object:
+    section, _, name = key.partition(".")
+    found: object = getattr(getattr(config, section), name)
+    return found
 
 
 def _as_option(value: object) -> str:

@@ -211,6 +211,17 @@ def test_recommended_keys_are_a_configuration() -> None:
     load(DIGITS, found.keys)
 
 
+def test_keys_that_the_configuration_has_otherwise_are_to_be_set() -> None:
+    found = make_plan({("copies", "split, deferred"): 50}, {"split, deferred": 12})
+    deferred = config(system__deferred=True)
+    said = {
+        name: list(planner.format_recommendation(found, planner.recommend(found), given))[1]
+        for name, given in (("split", config()), ("deferred", deferred))
+    }
+    assert said["split"] == "set          --system.deferred true"
+    assert said["deferred"].endswith("nothing: the configuration is this setting already")
+
+
 def test_hours_come_from_a_peak_and_a_share() -> None:
     """0.3 of 989 TFLOP/s: 296.7 TFLOP take a second, and 7,200 such steps two hours."""
     half = config(system__precision="bf16")
