@@ -90,7 +90,7 @@ def format_duration(steps: int, pace: Pace) -> str:
         )
     hours = steps * pace.seconds / 3600
     amount = f"{hours:,.0f} hours" if hours >= 10 else f"{hours:.1f} hours" if hours >= 0.1 else f"{3600 * hours:.0f} s"
-    return f"time         {amount} for {steps:,} steps of {pace.seconds:.3g} s, {pace.source}"
+    return f"time         {amount} for {steps:,} steps of {pace.seconds:.3g} s,\n             {pace.source}"
 
 
 def _value_of(config: Config, key: str) -> object:
