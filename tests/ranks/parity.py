@@ -124,13 +124,21 @@ FURTHER = {
     "conv sync": Case("conv", "sync"),
     "conv group": Case("conv", "group"),
     "recomputed": Case("conv", "sync", recompute=True),
+    "rates by layer": Case(student={"name": "adamw", "lr": 0.01, "clip": 0.3, "layer_decay": 0.5, "head_lr": 2.0}),
+}
+# Stage 3 refuses frozen layers.
+FROZEN = {
+    "frozen": Case(student={"freeze": 1, "layer_decay": 0.5, "clip": 0.3}),
+    "frozen difference": Case(student={"freeze": 1}, tangent="difference"),
+    "frozen with its norm": Case("conv", "sync", student={"freeze": 1, "head_lr": 2.0}),
+    "frozen at first": Case(student={"freeze": 1, "freeze_steps": 5}),
 }
 OFFLOADED = {
     "offloaded jvp": Case(offload=True, parts=4),
     "offloaded difference": Case(offload=True, tangent="difference"),
     "offloaded adamw": Case(offload=True, kind="per_example", student={"name": "adamw", "lr": 0.01, "clip": 0.3}),
 }
-SHARDED = R5 | FURTHER | OFFLOADED
+SHARDED = R5 | FURTHER | OFFLOADED | FROZEN
 STAGES = (0, 1, 2, 3)
 
 
@@ -218,9 +226,8 @@ def count_traffic(ranks: Ranks) -> dict[str, int]:
 
 def gather_wholes(learner: PlainLearner | ZeroLearner) -> dict[str, Tensor]:
     """The learner's state; of a sharded one its networks, made whole."""
-    if isinstance(learner, PlainLearner):
-        return learner.state()
-    found = {f"module/{name}": value.clone() for name, value in learner.weights()}
+    plain = isinstance(learner, PlainLearner)
+    found = learner.state() if plain else {f"module/{name}": value.clone() for name, value in learner.weights()}
     if learner.has_average:
         with learner.use_average():
             found |= {f"average/{name}": value.clone() for name, value in learner.weights()}

@@ -8,7 +8,18 @@ import numpy as np
 import pytest
 
 from fastmpl.distributed.ranks import ALONE
-from tests.ranks.parity import OFFLOADED, R5, SHARDED, STAGES, Every, Poisoned, count_traffic, sharded, train_case
+from tests.ranks.parity import (
+    FROZEN,
+    OFFLOADED,
+    R5,
+    SHARDED,
+    STAGES,
+    Every,
+    Poisoned,
+    count_traffic,
+    sharded,
+    train_case,
+)
 from tests.ranks.spawned import on_ranks
 
 pytest.importorskip("deepspeed", reason="pip install fastmpl[sharded]")
@@ -17,7 +28,7 @@ SECONDS = 800
 Found = list[dict[str, Any]]  # what each rank ended with, by case
 # what is left of R5 is slow, and adds no path
 FAST = tuple(name for name in R5 if name not in ("accumulated reduced scalar", "accumulated reduced difference"))
-SOME = ("clipped adamw", "fused with average", "last block difference", "recomputed")
+SOME = ("clipped adamw", "fused with average", "last block difference", "recomputed", "rates by layer")
 # the difference form steps 1e-5 of the parameters at most: its float32 rounding is larger than that of one reordered sum
 ROUNDED = 6e-5
 
@@ -67,6 +78,13 @@ def test_what_a_method_may_ask_for_is_the_same_on_shards(name: str, stage: int, 
     assert_equal(name, stage, further)
 
 
+def test_frozen_layers_are_the_same_beside_shards() -> None:
+    found = on_ranks(2, Every(tuple(FROZEN), (0, 1, 2)), seconds=SECONDS)
+    for name in FROZEN:
+        for stage in (0, 1, 2):
+            assert_equal(name, stage, found)
+
+
 def test_a_gradient_that_is_not_finite_on_one_rank_is_skipped_on_all() -> None:
     for rank in on_ranks(2, Poisoned(), seconds=SECONDS):
         for stage in STAGES:
@@ -103,7 +121,7 @@ def test_four_ranks_equal_one_process_at_every_stage() -> None:
 
 @pytest.mark.slow
 def test_everything_else_is_the_same_on_shards_at_every_stage() -> None:
-    names = tuple(name for name in SHARDED if name not in FAST and name not in OFFLOADED)
+    names = tuple(name for name in SHARDED if name not in (*FAST, *OFFLOADED, *FROZEN))
     found = on_ranks(2, Every(names), seconds=SECONDS)
     for name in names:
         for stage in STAGES:
