@@ -23,6 +23,7 @@ from fastmpl.learners.passes import difference_step, dual, tangent_of, to_float3
 from fastmpl.learners.protocol import Forward, Gradient, Loss, Update
 from fastmpl.learners.recompute import recompute_blocks
 from fastmpl.learners.running_statistics import RunningStatistics, mean_over_ranks, per_rank_names
+from fastmpl.learners.shared_prefix import SharedPrefix
 from fastmpl.learners.state import Placement
 from fastmpl.learners.tangent_parts import call_in_parts
 from fastmpl.models.attention import use_math_attention
@@ -50,9 +51,11 @@ class PlainLearner:
         recompute: bool = False,
         compiler: str = "",
         static_gradients: bool | None = None,
+        shares_prefix: bool = False,
         ranks: Ranks = ALONE,
     ) -> None:
-        """tangent_images: most images of one forward-mode pass (`images_at_once`); 0: all in one.
+        """tangent_images: most images of one forward-mode pass (`images_at_once`); 0: all in one. shares_prefix: whether
+        frozen first layers run once for passes of a step that see the same images (`SharedPrefix`).
 
         compiler: the backend of torch.compile for passes without a tangent; none where empty. static_gradients: whether
         each step copies its gradients to addresses that stay, as a CUDA graph needs; None: where the device is a GPU.
@@ -64,6 +67,7 @@ class PlainLearner:
         self.draws = list_draws(module)
         self.recompute = recompute
         self.statistics = RunningStatistics(module)
+        self.prefix = SharedPrefix(module, self.frozen if shares_prefix and not compiler and not recompute else [])
         self.parameters = {name: p for name, p in module.named_parameters() if p.requires_grad}
         self.optimiser = Optimiser(self.parameters, config, steps, rates=layer_rates(module, config))
         self.average = Average(learning_tensors(module), average) if average > 0 else None
@@ -77,7 +81,7 @@ class PlainLearner:
     def forward(self, images: Float[Tensor, "N *image"], draw: Int[Tensor, ""]) -> Float[Tensor, "N K"]:
         write_draws(self.draws, draw)
         recomputed = recompute_blocks(self.module, draw) if self.recompute else nullcontext()
-        with self._autocast(), recomputed, self.statistics.record():
+        with self._autocast(), recomputed, self.statistics.record(), self.prefix.share(images):
             return to_float32(self.call(images))
 
     @torch.no_grad()
@@ -85,8 +89,10 @@ class PlainLearner:
         self, images: Float[Tensor, "N *image"], draw: Int[Tensor, ""], *, precise: bool = False
     ) -> Float[Tensor, "N K"]:
         write_draws(self.draws, draw)
-        with self._autocast(precise), full_precision(precise), use_batch_statistics(self.module):
-            return to_float32(self.call(to_float32(images) if precise else images))  # a loader may give bf16
+        images = to_float32(images) if precise else images  # a loader may give bf16
+        precision, statistics = full_precision(precise), use_batch_statistics(self.module)
+        with self._autocast(precise), precision, statistics, self.prefix.share(images):
+            return to_float32(self.call(images))
 
     @torch.no_grad()
     def infer(self, images: Float[Tensor, "N *image"]) -> Float[Tensor, "N K"]:
@@ -106,6 +112,7 @@ class PlainLearner:
         self.ranks.all_reduce_mean_(list(gradients.values()))
         update = self.optimiser.step(gradients, step, keep=keep, average=self.average)
         self.statistics.settle(update.applied)
+        self.prefix.end_step()
         if self.average is not None:
             done = self.optimiser.averaged_names
             self.average.update(self.module.state_dict(), step, update.applied, done=done)
@@ -127,6 +134,7 @@ class PlainLearner:
         for p in self.parameters.values():
             p.grad = None
         self.statistics.abandon()
+        self.prefix.forget()
 
     def gradient(self, images: Float[Tensor, "N *image"], loss: Loss, draw: Int[Tensor, ""]) -> Gradient:
         write_draws(self.draws, draw)
@@ -152,14 +160,20 @@ class PlainLearner:
         write_draws(self.draws, draw)
         with self._autocast(), use_batch_statistics(self.module):
             if self.tangent_form == "difference":
-                return self._difference(update.old, direction, images, logits)
+                with self.prefix.share(images):
+                    moved = self._difference(update.old, direction, images, logits)
+                self.prefix.forget(images)
+                return moved
             with use_math_attention(self.module), forward_ad.dual_level():
                 duals = {name: dual(p, direction.get(name)) for name, p in update.old.items()}
 
                 def push(part: Tensor) -> Tensor:
-                    return to_float32(tangent_of(functional_call(self.module, duals, (part,))))
+                    with self.prefix.share(part):
+                        return to_float32(tangent_of(functional_call(self.module, duals, (part,))))
 
-                return call_in_parts(self.module, images, self.tangent_images, push)
+                moved = call_in_parts(self.module, images, self.tangent_images, push)
+            self.prefix.forget(images)
+            return moved
 
     def loss_decrease(self, update: Update, gradient: Gradient) -> Float[Tensor, ""]:
         assert update.old is not None
@@ -196,6 +210,7 @@ class PlainLearner:
 
     @torch.no_grad()
     def load(self, tensors: Mapping[str, Tensor]) -> None:
+        self.prefix.forget()
         for name, value in self.state().items():
             value.copy_(tensors[name])
 

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
-from fastmpl.config import Config, NetworkConfig, names_own_model, uses_forward_mode
+from fastmpl.config import Config, NetworkConfig, feeds_back, names_own_model, uses_forward_mode
 from fastmpl.data.normalise import Normalisation
 from fastmpl.distributed.ranks import ALONE, Ranks
 from fastmpl.learners.plain import PlainLearner
@@ -100,6 +100,8 @@ def assemble(
             common["tangent_images"] = images_at_once(module, image_shape)
         if system.engine == "zero":
             return ZeroLearner(module, section, system, **common)
+        # only a student's passes see the same memory twice, and only where each view has a pass of its own
+        common["shares_prefix"] = section is config.student and feeds_back(config) and system.schedule == "split"
         common |= {"recompute": system.recompute, "compiler": "inductor" if system.compile else ""}
         return PlainLearner(module, section, precision=system.precision, **common)
 

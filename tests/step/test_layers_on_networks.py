@@ -85,16 +85,16 @@ class Pair:
         differentiate_twice(self.plain)
         self.config = optimiser("adamw", lr=1e-3, **settings)
         self.factors = rate_factors(self.plain, self.config)
-        self.student = PlainLearner(module, self.config, steps=10, average=0.9)
+        self.student = PlainLearner(module, self.config, steps=10, average=0.9, shares_prefix=True)
 
     def credit(self, q: Tensor, step: int) -> Tensor:
         """A step on the labels q, and its credit by one Jacobian-vector product."""
-        student, key = self.student, KEYS[step]
-        logits = student.forward(images(step), key)
+        student, key, x = self.student, KEYS[step], images(step)
+        logits = student.forward(x, key)
         student.accumulate(loss_of(logits, q))
         update = student.apply(torch.tensor(step), keep=True)
         gradient = student.gradient(images(step + 100), lambda rows: F.cross_entropy(rows, TARGETS), key)
-        tangent = student.tangent(update, images(step), logits.detach(), gradient, key)
+        tangent = student.tangent(update, x, logits.detach(), gradient, key)
         return exact_credit(logits.detach(), tangent, label_smoothing=0.0)
 
     def double_backward(self, q: Tensor, step: int) -> Tensor:
