@@ -1,7 +1,7 @@
 """The layers of a network from the image to the classes: which are frozen, and the rate that each learns at.
 
-A layer is what timm's layer-wise decay calls one: the stem, then each block, then the classifier. Networks that timm does
-not know have their blocks (`fastmpl.learners.blocks`) for layers.
+A layer is what timm's layer-wise decay calls one: the stem, then each block, then the classifier. In networks that timm
+does not know, each module of the network is one, and of a plain container each module inside.
 
 With theta_l the parameters of layer l = 0, ..., L and eta the scheduled rate, layer l learns at eta decay^(L - l), and the
 classifier at `head_lr` times that (Howard and Ruder 2018; Bao et al., "BEiT", 2022, in this form).
@@ -13,7 +13,6 @@ from torch import Tensor, nn
 
 from fastmpl.config import NetworkConfig
 from fastmpl.errors import ConfigError
-from fastmpl.learners.blocks import block_names
 from fastmpl.models.pretrained import classifier_of
 
 
@@ -25,19 +24,22 @@ class LayerRate(NamedTuple):
 
 
 def number_layers(module: nn.Module) -> dict[str, int]:
-    """The layer of each parameter, 0 for the stem; a parameter outside of all blocks belongs to the stem."""
+    """The layer of each parameter, 0 for the stem; the network's own parameters belong to the stem."""
     get_matcher: Any = getattr(module, "group_matcher", None)
     if get_matcher is not None:
         from timm.models import group_parameters  # with all of timm: a network that has it is timm's
 
         found: dict[str, int] = group_parameters(module, get_matcher(coarse=False), reverse=True)
         return found
-    layers = {name: number for number, name in enumerate(block_names(module))}
+    containers = {name for name, child in module.named_children() if isinstance(child, nn.Sequential | nn.ModuleList)}
 
-    def layer_of(parameter: str) -> int:
-        return next((number for name, number in layers.items() if parameter.startswith(f"{name}.")), 0)
+    def layer_of(parameter: str) -> tuple[str, ...]:
+        first, *rest = parameter.split(".")
+        return (first, rest[0]) if first in containers else (first,) if rest else ()
 
-    return {name: layer_of(name) for name, _ in module.named_parameters()}
+    layers = {name: layer_of(name) for name, _ in module.named_parameters()}
+    order = {layer: number for number, layer in enumerate(dict.fromkeys(filter(None, layers.values())))}
+    return {name: order.get(layer, 0) for name, layer in layers.items()}
 
 
 def classifier_names(module: nn.Module) -> set[str]:

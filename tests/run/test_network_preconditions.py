@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from fastmpl import cli
 from fastmpl.config import Config, load
 from fastmpl.errors import ConfigError
-from fastmpl.models import zoo
+from fastmpl.learners.layers import number_layers
+from fastmpl.models import build, zoo
 from fastmpl.models.errors import ModelError
 from fastmpl.run.network_preconditions import require_label_of_each_class, require_networks
 
@@ -186,6 +187,20 @@ def test_a_network_with_forward_mode_is_not_refused(model: str) -> None:
 def test_more_frozen_layers_than_there_are_is_refused_with_their_number() -> None:
     with pytest.raises(ModelError, match=r"student.freeze = 9: this network has 5 layers, .* Use at most 4, or -1"):
         require_networks(config(student__model="perceptron", student__freeze=9), classes=10, image_shape=(1, 8, 8))
+
+
+@pytest.mark.parametrize(
+    ("model", "layers"),
+    [
+        ("conv", ["blocks.0", "blocks.1", "blocks.2", "classifier"]),
+        ("perceptron", ["blocks.0", "blocks.1", "classifier"]),
+        ("wrn_10_1", ["stem", "blocks.0", "blocks.1", "blocks.2", "norm", "classifier"]),
+    ],
+)
+def test_a_block_and_its_norms_are_one_layer(model: str, layers: list[str]) -> None:
+    network = build(model, classes=10, image_shape=(3, 8, 8), dropout=0, norm="batch", width=16, depth=3, seed=0)
+    for name, number in number_layers(network).items():
+        assert name.startswith(f"{layers[number]}."), name
 
 
 def test_what_is_frozen_is_remarked() -> None:
