@@ -2,18 +2,27 @@
 
 import base64
 import io
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Final, NamedTuple
 
 import numpy as np
 from PIL import Image
 
 from fastmpl.telemetry.predictions import LabelSample, Pictures, Predictions
+from fastmpl.telemetry.training_analysis import Targets
 
 SMALL: Final = 48  # pixels of a side, up to which a picture is stored without loss
 QUALITY: Final = 82  # of the JPEG of a larger one
 MOST: Final = 12  # cards of a row of errors
-MOST_LABELS: Final = 24
+
+
+class Moment(NamedTuple):
+    """The likeliest class of an image at one step, and its probability."""
+
+    step: int
+    label: str
+    share: float
 
 
 class Card(NamedTuple):
@@ -26,6 +35,7 @@ class Card(NamedTuple):
     truth: str = ""  # empty where unknown
     second: str = ""
     second_confidence: float = 0.0
+    moments: Sequence[Moment] = ()  # of its label over training, where that was measured
 
     @property
     def wrong(self) -> bool:
@@ -76,13 +86,29 @@ def doubtful_cards(found: Predictions, classes: tuple[str, ...]) -> list[Card]:
     return _cards(found, classes, np.argsort(margins, kind="stable").tolist())
 
 
-def label_cards(sample: LabelSample, classes: tuple[str, ...]) -> list[Card]:
-    """The pseudo labels with both views: wrong ones first, the most confident first."""
+def moments_by_name(targets: Sequence[Targets]) -> dict[str, list[Moment]]:
+    """How the label of each image moved whose distributions were measured over training; what is damaged is left out."""
+    found: dict[str, list[Moment]] = {}
+    for one in targets:
+        try:
+            for name, shares in zip(one.names, one.probabilities, strict=True):
+                best = max(range(len(shares)), key=lambda number, shares=shares: float(shares[number]))  # type: ignore[misc]
+                moment = Moment(int(one.step), str(one.classes[best]), float(shares[best]))
+                found.setdefault(str(name), []).append(moment)
+        except (TypeError, ValueError, IndexError):
+            continue
+    return found
+
+
+def label_cards(
+    sample: LabelSample, classes: tuple[str, ...], moments: Mapping[str, Sequence[Moment]] = MappingProxyType({})
+) -> list[Card]:
+    """The pseudo labels with both views: wrong ones first, the most confident first. moments: by the image's name."""
     cards = []
     for place, row in enumerate(sample.shown.tolist()):
         truth = classes[sample.truth[row]] if sample.truth[row] >= 0 else ""
         views = [(name, data_uri(of[place])) for name, of in (("weak", sample.weak), ("strong", sample.strong))]
-        cards.append(
-            Card(views, str(sample.names[row]), classes[sample.label[row]], float(sample.confidence[row]), truth)
-        )
-    return sorted(cards, key=lambda card: (not card.wrong, -card.confidence, card.file))[:MOST_LABELS]
+        name, label = str(sample.names[row]), classes[sample.label[row]]
+        card = Card(views, name, label, float(sample.confidence[row]), truth, moments=moments.get(name, ()))
+        cards.append(card)
+    return sorted(cards, key=lambda card: (not card.wrong, -card.confidence, card.file))

@@ -20,7 +20,9 @@ from fastmpl.report.errors_file import format_errors
 from fastmpl.report.feedback_alarms import describe_feedback
 from fastmpl.report.pictures import describe_pictures
 from fastmpl.report.reading import RunRecord, read_run
+from fastmpl.telemetry.metrics import read_lines
 from fastmpl.telemetry.progress import duration
+from fastmpl.telemetry.training_analysis import read_targets
 
 PACKAGES: Final = ("torch", "torchvision", "timm", "nvidia-dali-cuda130", "deepspeed")
 NOTHING: Final = "–"
@@ -108,7 +110,7 @@ def write_report(folder: Path) -> Path:
         run=run,
         summary=summary(run),
         accuracy=draw_accuracies(run),
-        pictures=describe_pictures(run.record) if run.record is not None else None,
+        pictures=describe_pictures(run.record, read_targets(read_lines(folder))) if run.record is not None else None,
         feedback=describe_feedback(run),
         curves=draw_questions(run),
         left_out=titles_left_out(run),

@@ -1,16 +1,17 @@
 """The sections of a report that speak of single images, made of `predictions.npz`."""
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 import numpy as np
 
 from fastmpl.report.calibration_chart import draw_reliability, sort_into_bins
-from fastmpl.report.cards import Card, doubtful_cards, error_cards, label_cards
+from fastmpl.report.cards import Card, doubtful_cards, error_cards, label_cards, moments_by_name
 from fastmpl.report.confusion_chart import Pair, draw_confusion, worst_pairs
 from fastmpl.report.drawing import Chart
 from fastmpl.report.label_chart import draw_classes, labelled_classes, never_given
 from fastmpl.telemetry.predictions import LabelSample, Predictions, Record
+from fastmpl.telemetry.training_analysis import Targets
 
 
 class Answers(NamedTuple):
@@ -39,6 +40,10 @@ class Labels(NamedTuple):
     by_class: Chart
     absent: Sequence[str]  # classes that no image was given
     cards: Sequence[Card]
+    moved: Sequence[Card]  # with their labels over training, where these were measured
+
+
+MOST_LABELS: Final = 24  # cards without a history
 
 
 class Pictures(NamedTuple):
@@ -63,8 +68,9 @@ def _answers(split: str, found: Predictions, classes: tuple[str, ...]) -> Answer
     )
 
 
-def _labels(sample: LabelSample, classes: tuple[str, ...]) -> Labels:
+def _labels(sample: LabelSample, classes: tuple[str, ...], targets: Sequence[Targets]) -> Labels:
     known = sample.truth >= 0
+    cards = label_cards(sample, classes, moments_by_name(targets))
     return Labels(
         sample=sample,
         images=len(sample.label),
@@ -74,12 +80,16 @@ def _labels(sample: LabelSample, classes: tuple[str, ...]) -> Labels:
         right=float((sample.label == sample.truth)[known].mean()) if known.any() else float(np.nan),
         by_class=draw_classes(labelled_classes(sample, classes)),
         absent=never_given(sample, classes) if len(sample.label) >= 10 * len(classes) else [],
-        cards=label_cards(sample, classes),
+        cards=[card for card in cards if not card.moments][:MOST_LABELS],
+        moved=[card for card in cards if card.moments],
     )
 
 
-def describe_pictures(record: Record) -> Pictures:
-    """The pictures of a run: of its test images, or of its validation images where it has no others."""
+def describe_pictures(record: Record, targets: Sequence[Targets] = ()) -> Pictures:
+    """The pictures of a run: of its test images, or of its validation images where it has no others.
+
+    targets: what the run measured of its labels over training, if it did.
+    """
     split = next((name for name in ("test", "validation") if name in record.splits), None)
     answers = None
     if split is not None and len(record.splits[split].truth):
@@ -88,5 +98,5 @@ def describe_pictures(record: Record) -> Pictures:
     return Pictures(
         network=record.network,
         answers=answers,
-        labels=_labels(labels, record.classes) if labels is not None and len(labels.label) else None,
+        labels=_labels(labels, record.classes, targets) if labels is not None and len(labels.label) else None,
     )

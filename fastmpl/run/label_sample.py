@@ -14,6 +14,7 @@ from fastmpl.data.build import Data
 from fastmpl.data.view_stream import Views
 from fastmpl.run.build import Trainee
 from fastmpl.run.thumbnails import make_thumbnails
+from fastmpl.run.training_analysis import analysed_images
 from fastmpl.step.single_network_step import SingleNetworkStep
 from fastmpl.telemetry.predictions import Ints, LabelSample
 
@@ -69,14 +70,17 @@ def _label(how: Labelling, data: Data, views: Views, device: torch.device) -> Fl
     return torch.softmax(how.infer(given.to(device).float()).double() / how.temperature, -1).cpu()
 
 
-def _rows_to_show(label: Ints, confidence: NDArray[np.float32], truth: Ints) -> Ints:
-    """A third each: the most confident wrong labels where truths are known, the least confident, and an even choice."""
+def _rows_to_show(label: Ints, confidence: NDArray[np.float32], truth: Ints, besides: Ints) -> Ints:
+    """A third each: the most confident wrong labels where truths are known, the least confident, and an even choice.
+
+    besides: rows that are shown in any case.
+    """
     third, by_confidence = SHOWN // 3, np.argsort(-confidence, kind="stable")
     wrong = by_confidence[(truth[by_confidence] >= 0) & (label != truth)[by_confidence]][:third]
     doubtful = by_confidence[::-1][:third]
     even = np.linspace(0, len(label) - 1, min(SHOWN, len(label))).round().astype(np.int64)
     chosen = list(dict.fromkeys([*wrong, *doubtful, *even]))[:SHOWN]
-    return np.array(chosen, np.int64)
+    return np.array(list(dict.fromkeys([*chosen, *besides])), np.int64)
 
 
 @torch.no_grad()
@@ -88,6 +92,8 @@ def sample_labels(config: Config, trainee: Trainee, data: Data, device: torch.de
     how, members = labelling_of(config, trainee), _sample_members(data.split.unlabelled)
     if how is None or not len(members):
         return None
+    analysed = analysed_images(data, config.run.seed) if config.run.analyse else members[:0]
+    members = np.union1d(members, analysed)
     batch = min(BATCH, len(members))
     stream, rows, indices = data.view_pairs(members, batch), [], []
     weak, strong = [], []
@@ -103,7 +109,11 @@ def sample_labels(config: Config, trainee: Trainee, data: Data, device: torch.de
     index, shares = torch.cat(indices)[:count].numpy(), torch.cat(rows)[:count].nan_to_num(0.0)
     best = shares.max(-1)
     label, confidence, truth = best.indices.numpy(), best.values.float().numpy(), data.truth[index].numpy()
-    shown = _rows_to_show(label, confidence, truth) if weak else np.empty(0, np.int64)
+    shown = (
+        _rows_to_show(label, confidence, truth, np.flatnonzero(np.isin(index, analysed)))
+        if weak
+        else np.empty(0, np.int64)
+    )
     pictures = [np.concatenate(parts)[shown] if parts else np.empty((0, 1, 1, 3), np.uint8) for parts in (weak, strong)]
     names = np.array(data.training_names(index), np.str_)
     return LabelSample(

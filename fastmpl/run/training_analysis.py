@@ -87,3 +87,8 @@ class TrainingAnalysis:
 def _choose(members: NDArray[np.int64], seed: int) -> NDArray[np.int64]:
     """At most MOST of them, by lot."""
     return np.random.default_rng(seed).permutation(np.sort(members))[:MOST]
+
+
+def analysed_images(data: Data, seed: int) -> NDArray[np.int64]:
+    """The unlabelled images whose distributions are kept over training."""
+    return _choose(data.split.unlabelled, seed)[:DOZEN]

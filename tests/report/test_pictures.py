@@ -22,6 +22,7 @@ from fastmpl.report.label_chart import labelled_classes, never_given
 from fastmpl.report.reading import read_run
 from fastmpl.telemetry.metrics import Log
 from fastmpl.telemetry.predictions import FILE, Predictions, Record
+from fastmpl.telemetry.training_analysis import Targets
 from tests.report.sample import answers, predictions, write_sample
 
 RNG = np.random.default_rng(1)
@@ -83,6 +84,24 @@ def test_wrong_labels_come_first_and_an_unknown_truth_is_no_error() -> None:
     assert [card.wrong for card in cards] == sorted((card.wrong for card in cards), reverse=True)
     assert all(not card.wrong for card in cards if not card.truth)
     assert {name for card in cards for name, _ in card.pictures} == {"weak", "strong"}
+
+
+def test_labels_that_were_measured_over_training_show_how_they_moved(tmp_path: Path) -> None:
+    folder = write_sample(tmp_path / "run")
+    names, classes = ["unlabelled/3.jpg", "unlabelled/5.jpg"], ["cat", "dog"]
+    found = [
+        Targets(step, 0.5, 0.9, [0, 1], [[1 - share, share], [share, 1 - share]], names, [0, 1], classes)
+        for step, share in ((0, 0.25), (1500, 0.75), (3000, 0.9375))
+    ]
+    with Log(folder, loggers=[]) as log:
+        for one in [*found, found[0]._replace(step=9, names=[3]), found[0]._replace(step=10, probabilities=[["x"], 3])]:
+            log.analysis(one)
+    page = write_report(folder).read_text()
+    moved = re.findall(r"<li><span>([\d,]+)</span> (cat|dog) ([\d.]+).%</li>", page)
+    one, other = [("0", "cat", "75.0"), ("1,500", "dog", "75.0"), ("3,000", "dog", "93.8")], ["dog", "cat", "cat"]
+    mirrored = [(step, label, share) for (step, _, share), label in zip(one, other, strict=True)]
+    assert moved in ([*one, *mirrored], [*mirrored, *one])
+    assert "How the label of some images moved" in page
 
 
 def test_coverage_by_class_counts_labels_at_or_above_the_threshold() -> None:

@@ -18,7 +18,9 @@ from fastmpl.run.label_sample import SAMPLE
 from fastmpl.run.predictions import predict_split
 from fastmpl.run.student_file import load_classifier
 from fastmpl.run.thumbnails import SIDE, make_thumbnails
+from fastmpl.telemetry.metrics import read_lines
 from fastmpl.telemetry.predictions import Record, read_record
+from fastmpl.telemetry.training_analysis import DOZEN, read_targets
 from tests.ranks.runs import Job
 from tests.ranks.spawned import on_ranks
 from tests.run.short_runs import short_config, train_quietly
@@ -93,6 +95,15 @@ def test_pseudo_labels_are_those_that_the_method_gives(
     assert len(set(labels.names)) == len(labels.label) == SAMPLE
     assert (labels.truth >= 0).all() and (labels.confidence >= 0.1).all()
     assert not np.array_equal(labels.weak, labels.strong)  # cutout
+
+
+def test_an_analysed_run_shows_the_images_whose_labels_it_followed(tmp_path: Path) -> None:
+    train_quietly(short_config(tmp_path, run__analyse=True), report=True)
+    labels = record_of(tmp_path).labels
+    followed = next(found for found in read_targets(read_lines(tmp_path / "small")) if found.names)
+    assert labels is not None and len(followed.names) == DOZEN
+    assert set(followed.names) <= set(labels.names[labels.shown].tolist())
+    assert (tmp_path / "small/report.html").read_text().count('<ol class="moments">') == DOZEN
 
 
 def test_a_run_that_is_asked_for_no_report_keeps_no_predictions(tmp_path: Path) -> None:
