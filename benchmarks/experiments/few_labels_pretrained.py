@@ -5,9 +5,11 @@
 A perceptron learns five of Fashion-MNIST's classes at 14 pixels. The other five then have 2, 5 or 20 labels each: a
 linear probe, low-rank adapters and fine-tuning learn from the labels alone; UDA and Meta Pseudo Labels, with its feedback
 off and exact, use the unlabelled pictures as well. Meta Pseudo Labels is also trained on stored features, with linear
-heads. Each seed of an arm takes the rate that does best on its 100 validation images; test pictures choose nothing.
+heads. Each seed of an arm takes the rate that does best on its 100 validation images; a rate at which the run diverges is
+not taken. Test pictures choose nothing.
 """
 
+import json
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -21,6 +23,7 @@ from benchmarks.experiments.common import CONFIGS, options, record, run_rows, te
 from benchmarks.records import Row
 from fastmpl.config import load
 from fastmpl.data.sources import fashion_mnist
+from fastmpl.errors import DivergedError
 from fastmpl.run.probe import probe
 from fastmpl.run.trainer import train
 from fastmpl.study.arms import Arm, Outcome, run_arms
@@ -122,13 +125,22 @@ def arm_name(labels: int, name: str, rate: float) -> str:
     return f"{labels}-{words}-{rate:g}"
 
 
-def choose_rates(of_rates: Mapping[float, Sequence[Outcome]]) -> list[tuple[float, Outcome]]:
-    """Of each seed, the rate whose last average has the best validation accuracy, and its outcome; the lower of equals."""
+def choose_rates(of_rates: Mapping[float, Sequence[Outcome | None]]) -> list[tuple[float, Outcome]]:
+    """Of each seed, the rate whose last average has the best validation accuracy, and its outcome; the lower of equals.
+
+    None stands for a run that diverged.
+    """
     chosen = []
-    for seed in range(len(next(iter(of_rates.values())))):
-        rate = max(sorted(of_rates), key=lambda rate: (of_rates[rate][seed]["last"]["average"]["validation"], -rate))
-        chosen.append((rate, of_rates[rate][seed]))
+    for of_seed in zip(*of_rates.values(), strict=True):
+        found = [(rate, outcome) for rate, outcome in zip(of_rates, of_seed, strict=True) if outcome is not None]
+        chosen.append(max(found, key=lambda each: (each[1]["last"]["average"]["validation"], -each[0])))
     return chosen
+
+
+def read_outcomes(arm: Arm, seeds: int, folder: Path) -> list[Outcome | None]:
+    """The results of an arm's runs; None for one that did not end."""
+    files = [folder / f"{arm.name}-{seed}" / "results.json" for seed in range(seeds)]
+    return [json.loads(file.read_text()) if file.is_file() else None for file in files]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -142,17 +154,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
     settings |= {"data.validation": 100, "run.output": str(asked.output), "run.name": "features-of-views"}
     probe(load(CONFIG, settings), features=features, views=VIEWS, steps=100, tell=tell)
     arms = [arm for labels in LABELS for arm in arms_of(labels, network, pictures, features, asked.steps)]
-    outcomes = run_arms(arms, asked.seeds, asked.output, tell, asked.jobs)
+    try:
+        run_arms(arms, asked.seeds, asked.output, tell, asked.jobs)
+    except DivergedError as error:  # raised after all other runs have ended
+        tell(str(error))
+    outcomes = {arm.name: read_outcomes(arm, asked.seeds, asked.output) for arm in arms}
     rows: list[Row] = []
     for labels in LABELS:
         case = f"{labels} labels a class"
-        rows += run_rows(case, PROBE, outcomes[f"{labels}-probe"])
+        rows += run_rows(case, PROBE, [outcome for outcome in outcomes[f"{labels}-probe"] if outcome is not None])
         for name in ARMS:
             if name != PROBE:
                 found = choose_rates({rate: outcomes[arm_name(labels, name, rate)] for rate in RATES})
                 made = run_rows(case, name, [outcome for _, outcome in found])
                 rows += [{**each, "rate": rate} for each, (rate, _) in zip(made, found, strict=True)]
-    record(asked, rows, baseline=PROBE, pretraining=asked.pretraining)
+    diverged = sum(outcome is None for of_seeds in outcomes.values() for outcome in of_seeds)
+    record(asked, rows, baseline=PROBE, pretraining=asked.pretraining, diverged=diverged)
     return 0
 
 

@@ -130,8 +130,10 @@ def check_data(config: Config) -> Generator[str, None, "Prepared"]:
 
 
 def _image_shape(config: Config, prepared: "Prepared") -> tuple[int, ...]:
-    size = config.data.image_size
-    return (2,) if prepared.normalisation is None else (config.data.channels, size, size)
+    size, images = config.data.image_size, prepared.arrays.train_images
+    if prepared.normalisation is None and isinstance(images, np.ndarray):
+        return tuple(images.shape[1:])
+    return config.data.channels, size, size
 
 
 def check_networks(config: Config, prepared: "Prepared") -> Iterator[str]:

@@ -133,3 +133,5 @@ def test_the_rate_of_a_seed_is_chosen_on_its_validation_images() -> None:
     of_rates = {0.05: outcomes((0.6, 0.1), (0.5, 0.9)), 0.01: outcomes((0.5, 0.9), (0.5, 0.2))}
     chosen = few_labels_pretrained.choose_rates(of_rates)
     assert [(rate, outcome["last"]["average"]["test"]) for rate, outcome in chosen] == [(0.05, 0.1), (0.01, 0.2)]
+    diverged: list[dict[str, Any] | None] = [None, None]
+    assert [rate for rate, _ in few_labels_pretrained.choose_rates(of_rates | {0.05: diverged})] == [0.01, 0.01]

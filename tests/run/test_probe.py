@@ -9,6 +9,7 @@ import safetensors.torch
 import torch
 import torch.nn.functional as F
 
+from fastmpl.analysis.planner.plan import shape_of
 from fastmpl.commands.evaluate import evaluate
 from fastmpl.config import Config, load
 from fastmpl.data.build import build as build_data
@@ -138,6 +139,7 @@ def test_meta_pseudo_labels_train_heads_on_stored_features(trained: Path, tmp_pa
     batch, again = next(of_features.train), next(of_images.train)
     assert torch.equal(batch.unlabelled_index, again.unlabelled_index) and batch.weak.shape == (32, 16)
     assert torch.equal(batch.weak, batch.strong) == (views == 0)
+    assert shape_of(config).image == (16,)
 
 
 def test_features_of_other_images_and_networks_of_pictures_are_refused(trained: Path, tmp_path: Path) -> None:

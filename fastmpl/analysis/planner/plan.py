@@ -19,6 +19,7 @@ from fastmpl.analysis.planner.state_bytes import FLOAT, Gathered, Stage, StateBy
 from fastmpl.config import Config, NetworkConfig, feeds_back, trained_optimisers, uses_forward_mode
 from fastmpl.config.optimisers import ABILITIES
 from fastmpl.data.sources import list_images
+from fastmpl.data.stores.features import read_header
 from fastmpl.errors import ConfigError
 from fastmpl.learners.layers import freeze_layers
 from fastmpl.learners.tangent_parts import images_at_once
@@ -158,6 +159,8 @@ def shape_of(config: Config, classes: int = 0) -> Shape:
     """Classes and image shape of a configuration. Raises ConfigError for unknown classes."""
     data = config.data
     known = count_classes(config, classes).number
+    if data.features:
+        return Shape(known, (read_header(Path(data.features)).plan.features,))
     return Shape(known, (2,) if data.source == "two_moons" else (data.channels, data.image_size, data.image_size))
 
 

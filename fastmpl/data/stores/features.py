@@ -99,7 +99,8 @@ class FeatureStore(NamedTuple):
         if self.plan.images != images:
             raise DataError(
                 f"data.features = {printable(self.folder)!r} was made for other images ({self.plan.train} of them) than "
-                "this run's: run `fastmpl probe` on this data."
+                "this run's, or for another data.image_size: take [data] from the config.toml of the probe, or run "
+                "`fastmpl probe` on this data."
             )
         return self
 
@@ -127,7 +128,7 @@ def measure_features(centre: Rows) -> Standardisation:
 def open_features(folder: str | Path) -> FeatureStore:
     """Opens the store in `folder` and verifies every shard. Raises DataError, naming what is wrong."""
     folder = Path(folder)
-    header = _read_header(folder)
+    header = read_header(folder)
     tables: dict[str, list[Rows]] = {name: [] for name in TABLES}
     for (table, first, end), shard in zip(header.plan.shards(), header.shards, strict=True):
         path, shape = folder / shard.file, (end - first, *header.plan.row(table))
@@ -146,7 +147,8 @@ def open_features(folder: str | Path) -> FeatureStore:
     return FeatureStore(folder, plan, whole["centre"], whole["test"], whole["views"] if plan.views else None)
 
 
-def _read_header(folder: Path) -> FeatureHeader:
+def read_header(folder: Path) -> FeatureHeader:
+    """The header of the store in `folder`; its shards are not looked at. Raises DataError where there is none."""
     path = folder / HEADER
     if not path.is_file():
         found = "is not finished" if any(folder.glob("centre-*")) else "holds no stored features"
