@@ -9,11 +9,13 @@ from torch import nn
 from fastmpl.config import NetworkConfig
 from fastmpl.data.batch import Batch
 from fastmpl.learners.plain import PlainLearner
+from fastmpl.learners.tangent_parts import images_at_once
 from fastmpl.methods.mpl import Feedback, MetaPseudoLabels
 from fastmpl.methods.supervised import Supervised
 from fastmpl.methods.uda import Consistency
 from fastmpl.methods.views import by_view, images
 from fastmpl.models import build
+from fastmpl.models.attention import Attention, set_attention
 from fastmpl.models.layout import channels_last
 from fastmpl.step.mpl_step import MplStep
 from fastmpl.step.order import Order, joint, split
@@ -58,6 +60,9 @@ class Size:
 
 WRN = Size("wrn_28_2", 32, 8, 56)
 RESNET50 = Size("timm:resnet50", 224, 8, 56, classes=1000)
+VIT_S = Size("timm:vit_small_patch16_224", 224, 8, 56, classes=1000)
+VIT_B = Size("timm:vit_base_patch16_224", 224, 8, 56, classes=1000)
+DINOV2_S = Size("timm:vit_small_patch14_dinov2", 518, 4, 28, classes=1000)
 EFFICIENTNET_B7 = Size("timm:tf_efficientnet_b7", 224, 8, 56, classes=1000)
 
 
@@ -75,6 +80,7 @@ class Step:
     precision: Literal["float32", "bf16"] = "float32"
     channels_last: bool = False
     device: torch.device = CPU
+    attention: Attention = "fused"
     compiler: str = ""  # torch.compile's backend for the networks; none where empty
     prepare: Any = None  # called with each network before it learns
     held: list[object] = field(default_factory=list)
@@ -86,6 +92,7 @@ class Step:
                 module = module.to(self.device)
             if self.channels_last:
                 module = channels_last(module)
+            set_attention(module, self.attention)
             if self.prepare is not None:
                 self.prepare(module)
             return PlainLearner(
@@ -94,12 +101,13 @@ class Step:
                 steps=1000,
                 recompute=self.recompute,
                 tangent=self.tangent,
+                tangent_images=images_at_once(module, self.batch.strong.shape[1:]) if self.kind == "exact" else 0,
                 precision=self.precision,
                 compiler=self.compiler,
             )
 
-        self.student = learner(1)
         self.batch = self.size.batch().to(self.device)
+        self.student = learner(1)
         if self.channels_last:
             last = torch.channels_last
             self.batch = self.batch._replace(

@@ -66,6 +66,7 @@ class MplStep:
         update = self.student.apply(context.step, keep=phase.needs_gradient)
 
         credit = phase.compute(parts, contexts, passes, update, before, baseline)
+        update = update._replace(old=None, gradients=None)  # frees them for the teacher's graph
 
         taught = [
             self._teach(*each, len(parts))

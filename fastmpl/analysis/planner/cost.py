@@ -50,11 +50,10 @@ def divide_batches(config: Config, ranks: int, times: int = 1) -> Config:
     return config.model_copy(update={"data": config.data.model_copy(update=parts)})
 
 
-def count_costs(configs: Mapping[str, Config], shape: Shape, ranks: int, kept: int = 0) -> dict[str, Cost]:
+def count_costs(configs: Mapping[str, Config], shape: Shape, ranks: int) -> dict[str, Cost]:
     """Counts the step of each of `configs`, which differ in their schedule alone, with whole networks on each rank.
 
-    Sharding changes the state alone. kept: bytes of the student that the credit keeps (`gathered_bytes` at stage 0). The
-    plan counts them there, so they are subtracted here.
+    Sharding changes the state alone.
     """
     first = next(iter(configs.values()))
     replaced = _runs_on_real_tensors_alone(first)
@@ -71,8 +70,7 @@ def count_costs(configs: Mapping[str, Config], shape: Shape, ranks: int, kept: i
             if len(configs) > 1:
                 run.follow(config)
             one, two, flops = _count_marked(run) if marked else _count_twice(run, counted, shape, ranks)
-            held = lasting + (0 if replaced else kept)
-            costs[name] = Cost(two - one, max(0, 2 * one - two - held), flops + feedback)
+            costs[name] = Cost(two - one, max(0, 2 * one - two - lasting), flops + feedback)
     return costs
 
 

@@ -1,9 +1,9 @@
 """Plans the memory of a configuration: for each sharding and schedule, what fits, and the largest batch.
 
-    peak = lasting state + kept + overlap + activations        and at least lasting state + kept + what credit gathers
+    peak = lasting state + overlap + activations        and at least lasting state + kept + what credit gathers
 
-`overlap` is counted with whole networks on each rank. At ZeRO 2 and 3 the peak is therefore an upper bound, too large by
-at most the gradients of one network.
+`overlap` is counted with whole networks on each rank. With shards the peak is therefore an upper bound: too large by at
+most the gradients of one network, and, where a step peaks while it credits the labels, by what it keeps for that.
 """
 
 import math
@@ -109,7 +109,7 @@ def plan_memory(
     states = {name: _state(config, sizes, stage, ranks, offload) for name, (stage, offload) in _possible(config)}
     gathered = {name: _count_gathered(config, sizes["student"], stage, ranks) for name, (stage, _) in _possible(config)}
     names = (schedules or schedules_of(config)) if "teacher" in sizes else ("one network",)
-    costs = count_costs({name: _schedule(config, name) for name in names}, shape, ranks, gathered["copies"].kept)
+    costs = count_costs({name: _schedule(config, name) for name in names}, shape, ranks)
     fits = [
         _fit(sharding, schedule, states[sharding], gathered[sharding], costs[schedule], memory)
         for sharding in states
@@ -237,8 +237,8 @@ def _schedule(config: Config, name: str) -> Config:
 
 
 def _fit(sharding: Sharding, schedule: str, state: StateBytes, gathered: Gathered, cost: Cost, memory: float) -> Fit:
-    fixed = state.lasting + gathered.kept
-    peak = fixed + max(cost.overlap + cost.activations, gathered.credit)
-    room = memory - fixed - cost.overlap
-    fits = fixed + gathered.credit <= memory and cost.activations > 0
+    credit = state.lasting + gathered.kept + gathered.credit
+    peak = max(state.lasting + cost.overlap + cost.activations, credit)
+    room = memory - state.lasting - cost.overlap
+    fits = credit <= memory and cost.activations > 0
     return Fit(sharding, schedule, peak, max(0.0, room / cost.activations) if fits else 0.0)

@@ -67,7 +67,7 @@ def state_bytes(
 class Gathered(NamedTuple):
     """Bytes of a rank that exact feedback needs of the student, beside its state."""
 
-    kept: int  # from the student's update to the end of the step: the old parameters, the gradient
+    kept: int  # from the student's update until the labels are credited: the old parameters, the gradient
     gradient: int  # g' while it is computed: whole, except at stage 3
     tangent: int  # the old parameters and their direction, which the forward-mode pass reads
 
