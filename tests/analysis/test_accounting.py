@@ -3,6 +3,7 @@
 import pytest
 import torch
 import torch.autograd.forward_ad as forward_ad
+import torch.nn.functional as F
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.checkpoint import checkpoint
@@ -147,3 +148,14 @@ def test_live_bytes_count_the_arithmetic_of_the_flop_counter() -> None:
         call()
     assert mode.flops == count_arithmetic(call)
     assert mode.flops == 3.5 * (2 * 2 * 8 * 8 * 4) + 3 * (2 * 8 * 4 * 3)
+
+
+def test_fused_attention_counts_as_its_products() -> None:
+    """Forward 2 products, backward 5, each 2 * images * heads * queries * keys * width; and it keeps no scores."""
+    q, k, v = (torch.zeros(2, 3, n, 8, requires_grad=True) for n in (5, 7, 7))
+    product = 2 * 2 * 3 * 5 * 7 * 8
+    assert count_arithmetic(lambda: F.scaled_dot_product_attention(q, k, v)) == 2 * product
+    assert count_arithmetic(lambda: F.scaled_dot_product_attention(q, k, v).sum().backward()) == 7 * product
+    long = torch.zeros(1, 1, 256, 8)
+    found = measure(lambda: F.scaled_dot_product_attention(long, long, long))
+    assert found.peak_bytes == 4 * (256 * 8 + 256)
