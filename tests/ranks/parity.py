@@ -44,6 +44,7 @@ class Case:
     parts: int = 1  # micro-batches of a rank
     tangent: Literal["jvp", "difference"] = "jvp"
     depth: int = 0  # last blocks that the tangent moves
+    at_once: int = 0  # most images of a part of the tangent
     reduced: bool = False  # a reduced teacher over stored distributions
     stage: int | None = None  # of ZeRO
     recompute: bool = False
@@ -119,6 +120,7 @@ FURTHER = {
     "fused with average": Case(student={"name": "fastmpl:sgd_ema"}),
     "shuffled": Case(feedback={"control": "shuffled"}),
     "last block": Case(depth=1),
+    "tangent in parts": Case(at_once=3),
     "last block difference": Case(depth=1, tangent="difference"),
     "trusted": Case(feedback={"images": "trusted"}),
     "conv sync": Case("conv", "sync"),
@@ -289,6 +291,7 @@ def _learner(
     case: Case, module: nn.Module, ranks: Ranks, *, average: float, settings: dict[str, Any]
 ) -> PlainLearner | ZeroLearner:
     common: dict[str, Any] = dict(steps=1000, average=average, tangent=case.tangent, depth=case.depth, ranks=ranks)
+    common["tangent_images"] = case.at_once
     if case.stage is None:
         return PlainLearner(module, optimiser(**settings), **common)
     system = SystemConfig(engine="zero", zero_stage=case.stage, recompute=case.recompute, offload=case.offload)
