@@ -7,14 +7,16 @@ fastmpl.analysis.accounting), and the tangent's math form with all its scores. A
 """
 
 import argparse
-from typing import Any, Final
+from collections import Counter
+from typing import Any, Final, NamedTuple
 
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from benchmarks.records import Record, Row, Scalar, save
 from benchmarks.steps import DINOV2_S, VIT_B, VIT_S, Size, Step
-from fastmpl.analysis.accounting import count_by_operator, measure
+from fastmpl.analysis.accounting import ARITHMETIC, is_bookkeeping, measure, tensors_of
 
 NETWORKS: Final = {"vit_s": VIT_S, "vit_b": VIT_B, "dinov2_s": DINOV2_S}
 ARMS: Final[dict[str, dict[str, Any]]] = {
@@ -31,25 +33,56 @@ def peak_bytes(size: Size, **settings: Any) -> int:
         return measure(step, *step.held).peak_bytes
 
 
-def count_tangent(size: Size) -> tuple[float, float]:
-    """The tangent's share of an exact step's arithmetic, and the share of its products of attention alone."""
+class Traffic(TorchDispatchMode):
+    """Counts operators, their arithmetic, and the bytes of their arguments and results, by operator."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.arithmetic, self.bytes, self.operators = Counter[str](), Counter[str](), Counter[str]()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        if not is_bookkeeping(func):
+            name, rule = str(func.overloadpacket), ARITHMETIC.get(func.overloadpacket)
+            self.operators[name] += 1
+            self.bytes[name] += sum(x.numel() * x.element_size() for x in tensors_of(args, kwargs or {}, out))
+            self.arithmetic[name] += 0 if rule is None else rule(*args, **(kwargs or {}), out_val=out)
+        return out
+
+
+class Shares(NamedTuple):
+    """What of an exact step is the tangent's."""
+
+    arithmetic: float
+    attention: float  # the part of the arithmetic in its products of attention
+    bytes: float  # that operators read and write
+    operators: float
+
+
+def count_tangent(size: Size) -> Shares:
+    """The tangent's shares of an exact, deferred step."""
     with FakeTensorMode():
-        step = Step(size, deferred=True, kind="exact")
-        plain, inside = step.student.tangent, []
+        step, own, total = Step(size, deferred=True, kind="exact"), Traffic(), Traffic()
+        plain = step.student.tangent
 
         def tangent(*arguments: Any) -> Tensor:
-            found: list[Tensor] = []
-            inside.append(count_by_operator(lambda: found.append(plain(*arguments))))
-            return found[0]
+            with own:
+                return plain(*arguments)
 
         step.student.tangent = tangent  # type: ignore[method-assign,assignment]
-        total = count_by_operator(step).total()
-    (own,) = inside
-    return own.total() / total, own["aten.bmm"] / total
+        with total:
+            step()
+    arithmetic = total.arithmetic.total()
+    return Shares(
+        own.arithmetic.total() / arithmetic,
+        own.arithmetic["aten.bmm"] / arithmetic,
+        own.bytes.total() / total.bytes.total(),
+        own.operators.total() / total.operators.total(),
+    )
 
 
 def rows(size: Size) -> list[Row]:
-    tangent, attention = count_tangent(size)
+    shares = count_tangent(size)
     made: list[Row] = []
     for form in ("fused", "math"):
         peaks = {arm: peak_bytes(size, attention=form, **settings) for arm, settings in ARMS.items()}
@@ -64,8 +97,10 @@ def rows(size: Size) -> list[Row]:
                     "peak": f"{peak / 2**30:.2f} GiB",
                     "of supervised": f"{peak / peaks['supervised, one network']:.2f}x",
                     "of scalar": "" if arm.startswith("supervised") else f"{peak / peaks['scalar']:.2f}x",
-                    "tangent, of the arithmetic": f"{tangent:.1%}" if exact else "",
-                    "its products of attention": f"{attention:.1%}" if exact else "",
+                    "tangent, of the arithmetic": f"{shares.arithmetic:.1%}" if exact else "",
+                    "its products of attention": f"{shares.attention:.1%}" if exact else "",
+                    "of the bytes": f"{shares.bytes:.1%}" if exact else "",
+                    "of the operators": f"{shares.operators:.1%}" if exact else "",
                 }
             )
     return made
