@@ -17,6 +17,7 @@ from fastmpl.learners.arithmetic import Precision, autocast, full_precision
 from fastmpl.learners.average import Average
 from fastmpl.learners.blocks import names_in_last_blocks
 from fastmpl.learners.compiled import compile_network
+from fastmpl.learners.forward_rules import use_forward_rules
 from fastmpl.learners.layers import freeze_layers, layer_rates, learning_tensors, set_training
 from fastmpl.learners.optimiser import Optimiser, sum_of_products
 from fastmpl.learners.passes import difference_step, dual, tangent_of, to_float32
@@ -164,7 +165,7 @@ class PlainLearner:
                     moved = self._difference(update.old, direction, images, logits)
                 self.prefix.forget(images)
                 return moved
-            with use_math_attention(self.module), forward_ad.dual_level():
+            with use_math_attention(self.module), use_forward_rules(self.module), forward_ad.dual_level():
                 duals = {name: dual(p, direction.get(name)) for name, p in update.old.items()}
 
                 def push(part: Tensor) -> Tensor:

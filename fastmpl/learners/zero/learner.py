@@ -20,6 +20,7 @@ from fastmpl.distributed.ranks import ALONE, Ranks
 from fastmpl.learners.arithmetic import autocast, full_precision
 from fastmpl.learners.average import Average
 from fastmpl.learners.blocks import names_in_last_blocks
+from fastmpl.learners.forward_rules import use_forward_rules
 from fastmpl.learners.layers import freeze_layers, layer_rates, set_training
 from fastmpl.learners.optimiser import Optimiser, decayed_names, sum_of_products
 from fastmpl.learners.passes import difference_step, dual, tangent_of, to_float32
@@ -176,8 +177,10 @@ class ZeroLearner:
         if self.tangent_form == "difference":
             return self._difference(update.old, direction, images, logits)
         precision, most = self.system.precision, self.tangent_images
-        statistics, attention = use_batch_statistics(self.twin), use_math_attention(self.twin)
-        with autocast(self.device, precision), statistics, attention, forward_ad.dual_level():
+        statistics, attention, rules = (
+            use(self.twin) for use in (use_batch_statistics, use_math_attention, use_forward_rules)
+        )
+        with autocast(self.device, precision), statistics, attention, rules, forward_ad.dual_level():
             if isinstance(self.shards, ParameterShards):  # each part gathers the layers anew
                 with layer_by_layer(self.twin, self._gather_duals(self.shards, update.old, direction)):
                     return call_in_parts(self.twin, images, most, lambda part: to_float32(tangent_of(self.twin(part))))
