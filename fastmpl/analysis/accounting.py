@@ -199,7 +199,13 @@ def _attention_backward(
     return int(sdpa_backward_flop_count(gradient, query, key, value))  # type: ignore[no-untyped-call]
 
 
+def _product_in_place(result: torch.Size, left: torch.Size, right: torch.Size, **options: Any) -> int:
+    """A product that is added to a matrix in place, for which torch has no rule."""
+    return 2 * math.prod(left) * right[1]
+
+
 OWN_ARITHMETIC: Final = {
+    torch.ops.aten.addmm_: _product_in_place,
     torch.ops.aten.convolution_backward: _convolution_backward,
     torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention,
     torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: _attention_backward,

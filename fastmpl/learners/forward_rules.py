@@ -1,13 +1,14 @@
-"""Forward-mode rules of layer norm and of linear layers, in fewer operators than torch's own.
+"""Forward-mode rules of layer norm, softmax and linear layers, in fewer operators than torch's own.
 
 torch pushes a tangent through a layer norm by some twenty element-wise operators on tensors of the size of the activations,
-and adds the two products of a linear layer by two more. But the Jacobian J of x -> (x - mean(x)) / std(x) is symmetric, so
-that J dx is what torch's backward operator gives for the cotangent dx, in one pass:
+and adds the two products of a linear layer by two more. But the Jacobians J of x -> (x - mean(x)) / std(x) and of softmax
+are symmetric, so that J dx is what torch's backward operator gives for the cotangent dx, in one pass:
 
     layer norm   y = w x^ + b, x^ = (x - mean) / std      dy = w J dx + x^ dw + db
+    softmax      y = softmax(x)                           dy = J dx
     linear       y = x w^T + b                            dy = x dw^T + db + dx w^T, the last product added in place
 
-The rules hold for calls of torch.nn.functional inside `use_forward_rules`.
+The rules hold for calls of torch's functions inside `use_forward_rules`.
 """
 
 from collections.abc import Callable, Sequence
@@ -76,7 +77,25 @@ def linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     return dual(y, tangent + F.linear(dx, w))  # under autocast, which casts no operation in place
 
 
-RULES: Final[dict[Callable[..., Any], Callable[..., Tensor]]] = {F.layer_norm: layer_norm, F.linear: linear}
+def softmax(input: Tensor, dim: int, dtype: torch.dtype | None = None) -> Tensor:
+    """As torch.softmax."""
+    x, dx = _unpack(input)
+    y = torch.softmax(x, dim, dtype=dtype)
+    return dual(y, None if dx is None else torch._softmax_backward_data(dx.to(y.dtype), y, dim, y.dtype))
+
+
+def softmax_of_layer(input: Tensor, dim: int, _stacklevel: int = 3, dtype: torch.dtype | None = None) -> Tensor:
+    """As torch.nn.functional.softmax, which torch.nn.Softmax calls."""
+    return softmax(input, dim, dtype)
+
+
+RULES: Final[dict[Callable[..., Any], Callable[..., Tensor]]] = {
+    F.layer_norm: layer_norm,
+    F.linear: linear,
+    F.softmax: softmax_of_layer,
+    torch.softmax: softmax,
+    Tensor.softmax: softmax,
+}
 
 
 class _ForwardRules(TorchFunctionMode):

@@ -150,6 +150,11 @@ def test_live_bytes_count_the_arithmetic_of_the_flop_counter() -> None:
     assert mode.flops == 3.5 * (2 * 2 * 8 * 8 * 4) + 3 * (2 * 8 * 4 * 3)
 
 
+def test_a_product_in_place_counts_as_one_out_of_place() -> None:
+    a, b, c = torch.zeros(3, 4), torch.zeros(4, 5), torch.zeros(3, 5)
+    assert count_arithmetic(lambda: c.addmm_(a, b)) == count_arithmetic(lambda: torch.addmm(c, a, b)) == 2 * 3 * 4 * 5
+
+
 def test_fused_attention_counts_as_its_products() -> None:
     """Forward 2 products, backward 5, each 2 * images * heads * queries * keys * width; and it keeps no scores."""
     q, k, v = (torch.zeros(2, 3, n, 8, requires_grad=True) for n in (5, 7, 7))

@@ -1,4 +1,4 @@
-"""The forward-mode rules of layer norm and linear layers are torch's own, in fewer operators."""
+"""The forward-mode rules of layer norm, softmax and linear layers are torch's own, in fewer operators."""
 
 import itertools
 from collections.abc import Callable
@@ -23,6 +23,9 @@ FUNCTIONS: dict[str, Call] = {
     "linear": lambda x, w, b: F.linear(x, w, b),
     "linear without a bias": lambda x, w, b: F.linear(x, w),
     "linear of rows apart": lambda x, w, b: F.linear(x.transpose(1, 2).contiguous().transpose(1, 2), w, b),
+    "softmax": lambda x, w, b: x.softmax(dim=-1),
+    "softmax over another axis": lambda x, w, b: torch.softmax(x, 1),
+    "softmax of a layer": lambda x, w, b: torch.nn.Softmax(dim=-1)(x),
     "by keywords": lambda x, w, b: F.linear(
         bias=b, weight=w, input=F.layer_norm(x, normalized_shape=(6,), weight=w[0])
     ),
@@ -83,3 +86,9 @@ def test_networks_without_layer_norm_keep_torchs_rules() -> None:
     network = build("conv", classes=3, image_shape=(3, 16, 16), dropout=0.0, norm="group", width=8, depth=3, seed=0)
     assert not isinstance(use_forward_rules(network), _ForwardRules)
     assert isinstance(use_forward_rules(torch.nn.Sequential(torch.nn.LayerNorm(3))), _ForwardRules)
+
+
+@pytest.mark.parametrize("name", ["softmax", "softmax over another axis", "softmax of a layer"])
+def test_each_form_of_softmax_has_the_rule(name: str) -> None:
+    found = measure(lambda: push(FUNCTIONS[name], (True, False, False), _ForwardRules()))
+    assert found.by_operator["aten._softmax_backward_data"] == 1
