@@ -184,12 +184,12 @@ def test_the_identity_fails_under_another_form_of_the_draws(monkeypatch: pytest.
     student = learner("vit", **RANDOM)
     assert any(isinstance(layer, KeyedDropPath) for layer in student.module.modules())
     expected = double_backward(student, optimiser("sgd", lr=0.05))
-    honest = plain.set_draw
+    honest = plain.write_draws
     calls: list[int] = []
 
-    def other(module: nn.Module, key: Tensor) -> None:
+    def other(draws: list[Tensor], key: Tensor) -> None:
         calls.append(0)
-        honest(module, key + 1 if len(calls) == 3 else key)  # forward, gradient, tangent
+        honest(draws, key + 1 if len(calls) == 3 else key)  # forward, gradient, tangent
 
-    monkeypatch.setattr(plain, "set_draw", other)
+    monkeypatch.setattr(plain, "write_draws", other)
     assert relative(credit(student), expected) > 1e-3
