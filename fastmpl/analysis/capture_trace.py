@@ -49,7 +49,8 @@ _ZERO_TANGENT = torch.ops.aten._efficientzerotensor.default
 
 _TORCH = str(Path(torch.__file__).parent)
 _OWN_FILES = ("accounting.py", "capture_lint.py", "capture_trace.py", "module_watch.py")
-_MACHINERY = {str(Path(__file__).with_name(name)) for name in _OWN_FILES}
+_RULES = Path(__file__).parents[1] / "learners" / "forward_rules.py"  # between a network's line and torch, in a tangent
+_MACHINERY = {str(_RULES), *(str(Path(__file__).with_name(name)) for name in _OWN_FILES)}
 
 
 @functools.cache

@@ -10,8 +10,11 @@ import torch.autograd.forward_ad as forward_ad
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from fastmpl.analysis.capture_lint import lint
+from fastmpl.analysis.capture_trace import find_line
+from fastmpl.learners.forward_rules import use_forward_rules
 from fastmpl.models import build, set_draw, use_batch_statistics
 
 CPU = torch.device("cpu")
@@ -250,3 +253,22 @@ def test_a_fault_reads_as_a_line_with_its_place():
     (fault,) = lint(lambda: State("perceptron"), lambda state: learn(state).item(), advance)
     assert str(fault).startswith("analysis/test_capture_lint.py:")
     assert "host read" in str(fault)
+
+
+class Lines(TorchDispatchMode):
+    """Notes the line of each operator."""
+
+    def __init__(self):
+        super().__init__()
+        self.found = set()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.found.add(find_line())
+        return func(*args, **(kwargs or {}))
+
+
+def test_an_operator_of_a_forward_mode_rule_has_the_line_of_its_caller():
+    layers = nn.Sequential(nn.LayerNorm(3))
+    with Lines() as seen, use_forward_rules(layers), torch.no_grad():
+        F.layer_norm(torch.zeros(2, 3), (3,))
+    assert {line.partition(":")[0] for line in seen.found} == {"analysis/test_capture_lint.py"}
