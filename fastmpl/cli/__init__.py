@@ -17,12 +17,14 @@ from fastmpl.cli.completion import format_completion
 from fastmpl.cli.endings import open_terminal, print_error, print_unexpected
 from fastmpl.cli.verbs_with_config import (
     AblateOptions,
+    AnalyseOptions,
     CheckOptions,
     DistillOptions,
     PlanOptions,
     ProbeOptions,
     TrainOptions,
     ablate,
+    analyse,
     check,
     distill,
     plan,
@@ -76,6 +78,7 @@ WITH_CONFIG: Final[dict[str, tuple[type[Any], Callable[[Any, Config], None]]]] =
     "distill": (DistillOptions, distill),
     "probe": (ProbeOptions, probe),
     "ablate": (AblateOptions, ablate),
+    "analyse": (AnalyseOptions, analyse),
 }
 WITHOUT_CONFIG: Final[dict[str, tuple[type[Any], Callable[[Any], None]]]] = {
     "demo": (DemoOptions, run_demo),

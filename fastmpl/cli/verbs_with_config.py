@@ -211,6 +211,31 @@ def probe(options: ProbeOptions, config: Config) -> None:
 
 
 @dataclass(frozen=True)
+class AnalyseOptions:
+    """Measures what training does to the labelled and unlabelled images, and to the teacher's labels, over training."""
+
+    config: Positional[Path]
+    """TOML file; launch/configs holds examples."""
+    seeds: int = 1
+    """Number of seeds; curves and numbers are means over them."""
+    output: Path | None = None
+    """Folder of the runs and the page; runs/analyse-NAME if not given. Finished runs are not trained again."""
+    jobs: int = 0
+    """Runs at a time, each with one thread; 0: one a core."""
+    debug: FlagCreatePairsOff[bool] = False
+    """Show the traceback of an error."""
+
+
+def analyse(options: AnalyseOptions, config: Config) -> None:
+    from fastmpl.study import analyses
+
+    if options.seeds < 1:
+        raise ConfigError(f"fastmpl analyse needs --seeds of at least 1, and got {options.seeds}.")
+    folder = options.output or Path(config.run.output) / f"analyse-{config.run.name}"
+    print(f"\nreport: {analyses.run(config, folder, options.seeds, options.jobs or None)}")
+
+
+@dataclass(frozen=True)
 class AblateOptions:
     """Trains a configuration with feedback off, on, shuffled and flipped, or by other methods, and tests differences."""
 

@@ -6,7 +6,7 @@ No scripts and nothing from elsewhere; every text is escaped. Leaves out what a 
 from fastmpl.paired_statistics import Interval, mean, paired_interval, standard_error
 from fastmpl.report.comparison_chart import ArmResult, Comparison
 from fastmpl.report.comparison_chart import rows as compared_rows
-from fastmpl.report.pages import points, versions, write_comparison, write_report
+from fastmpl.report.pages import points, versions, write_analyses, write_comparison, write_report
 from fastmpl.report.reading import read_run
 
 __all__ = [
@@ -20,6 +20,7 @@ __all__ = [
     "read_run",
     "standard_error",
     "versions",
+    "write_analyses",
     "write_comparison",
     "write_report",
 ]

@@ -13,16 +13,23 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from fastmpl import __version__
 from fastmpl.paired_statistics import Interval
 from fastmpl.report.accuracy_chart import draw_accuracies
+from fastmpl.report.analysis_charts import (
+    Curves,
+    curves_of_run,
+    draw_entropy,
+    draw_targets,
+    draw_training_accuracies,
+)
 from fastmpl.report.comparison_chart import Comparison, baseline, dot_plot, rows
 from fastmpl.report.curve_charts import draw_questions, titles_left_out
+from fastmpl.report.drawing import Chart
 from fastmpl.report.errors_file import FILE as ERRORS
 from fastmpl.report.errors_file import format_errors
 from fastmpl.report.feedback_alarms import describe_feedback
 from fastmpl.report.pictures import describe_pictures
 from fastmpl.report.reading import RunRecord, read_run
-from fastmpl.telemetry.metrics import read_lines
 from fastmpl.telemetry.progress import duration
-from fastmpl.telemetry.training_analysis import read_targets
+from fastmpl.telemetry.training_analysis import Targets, share_flipped
 
 PACKAGES: Final = ("torch", "torchvision", "timm", "nvidia-dali-cuda130", "deepspeed")
 NOTHING: Final = "–"
@@ -110,15 +117,33 @@ def write_report(folder: Path) -> Path:
         run=run,
         summary=summary(run),
         accuracy=draw_accuracies(run),
-        pictures=describe_pictures(run.record, read_targets(read_lines(folder))) if run.record is not None else None,
+        pictures=describe_pictures(run.record, run.targets) if run.record is not None else None,
         feedback=describe_feedback(run),
         curves=draw_questions(run),
+        training=draw_training_accuracies(curves_of_run(run.training)) + _target_charts(run.targets),
+        flipped=share_flipped(run.targets),
         left_out=titles_left_out(run),
         images={split: _images(run, split) for split in ("validation", "test")},
         uncertainty=uncertainty,
         versions=run.versions or versions(),
         recorded=bool(run.versions),
     )
+
+
+def write_analyses(
+    path: Path, summary: str, curves: Curves, targets: Sequence[Targets], findings: Sequence[str]
+) -> Path:
+    """Writes the page of the two analyses of training, and gives its path. Raises OSError if it cannot.
+
+    curves: accuracies on training images by network. targets: of one run. findings: the numbers, a line each.
+    """
+    pictures = {"accuracies": draw_training_accuracies(curves), "targets": _target_charts(targets)}
+    return _write_page(path, "analyses.html", summary=summary, findings=findings, versions=versions(), **pictures)
+
+
+def _target_charts(targets: Sequence[Targets]) -> list[Chart]:
+    steps = max((found.step for found in targets), default=0)
+    return [chart for chart in (draw_targets(targets, steps), draw_entropy(targets)) if chart is not None]
 
 
 def write_comparison(path: Path, title: str, tables: Sequence[Comparison], remarks: Sequence[str] = ()) -> Path:

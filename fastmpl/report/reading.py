@@ -12,6 +12,7 @@ from fastmpl.config import Config, ConfigError, difference, load
 from fastmpl.step.step_keys import StepMetrics
 from fastmpl.telemetry.metrics import Evaluation, read_lines
 from fastmpl.telemetry.predictions import Record, read_record
+from fastmpl.telemetry.training_analysis import Targets, TrainingAccuracy, read_accuracies, read_targets
 from fastmpl.untrusted import read_bytes, read_json_object
 
 NETWORKS: Final = ("student", "average", "teacher")
@@ -50,6 +51,8 @@ class RunRecord(NamedTuple):
     last: Sequence[Result]
     selected: Result | None
     headline: Result | None  # the network in student.safetensors, with its description for a name
+    training: Sequence[TrainingAccuracy]  # of run.analyse, as the next
+    targets: Sequence[Targets]
     seconds: float
     versions: Mapping[str, str]  # as recorded when it trained
     problems: Sequence[str]
@@ -160,6 +163,8 @@ def read_run(folder: Path) -> RunRecord:
         last=last,
         selected=_result(str(selected.get("network")), selected.get("step"), selected) if selected else None,
         headline=_headline(results, last),
+        training=read_accuracies(lines),
+        targets=read_targets(lines),
         seconds=number(results.get("seconds")),
         versions={str(name): str(version) for name, version in _mapping(results.get("versions")).items()},
         problems=unreadable + missing + damaged + _read_notes(folder / "STATUS.json"),
