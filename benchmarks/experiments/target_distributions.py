@@ -30,7 +30,7 @@ def rows_of(method: str, seed: int, run: AnalysedRun, steps: int) -> list[Row]:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = options("target_distributions", __doc__.splitlines()[0], steps=1000)
+    parser = options("target_distributions", __doc__.splitlines()[0], steps=300)
     parser.set_defaults(output=Path("runs/training_analysis"))
     parser.add_argument("--figures", type=Path, default=FIGURES, help="folder of the pictures")
     asked = parser.parse_args(arguments)

@@ -41,7 +41,7 @@ def train(method: str, asked: argparse.Namespace, *, supervised: bool) -> Analys
     common = {
         **changes,
         "run.steps": asked.steps,
-        "run.evaluate_every": max(asked.steps // 20, 1),
+        "run.evaluate_every": max(asked.steps // 12, 1),
         "run.checkpoint_every": asked.steps,
     }
     stores = folder / "stores"
