@@ -47,7 +47,7 @@ def rows_of(method: str, found: Analyses) -> list[Row]:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = options("label_correction", __doc__.splitlines()[0], steps=300)
+    parser = options("label_correction", __doc__.splitlines()[0], steps=1000)
     parser.set_defaults(output=Path("runs/training_analysis"))
     parser.add_argument("--figures", type=Path, default=FIGURES, help="folder of the pictures")
     asked = parser.parse_args(arguments)

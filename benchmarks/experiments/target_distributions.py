@@ -30,7 +30,7 @@ def rows_of(method: str, seed: int, run: AnalysedRun, steps: int) -> list[Row]:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = options("target_distributions", __doc__.splitlines()[0], steps=300)
+    parser = options("target_distributions", __doc__.splitlines()[0], steps=1000)
     parser.set_defaults(output=Path("runs/training_analysis"))
     parser.add_argument("--figures", type=Path, default=FIGURES, help="folder of the pictures")
     asked = parser.parse_args(arguments)
@@ -39,8 +39,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for method in SETTINGS:
         found = train(method, asked, supervised=False)
         for seed, run in enumerate(found.method):
-            rows += rows_of(method, seed, run, asked.steps)
-        chart = draw_targets(found.method[0].targets, asked.steps)
+            rows += rows_of(method, seed, run, found.steps)
+        chart = draw_targets(found.method[0].targets, found.steps)
         assert chart is not None
         write_figure(f"target_distributions_{method}", chart.svg, asked.figures)
     record(asked, rows)
