@@ -44,25 +44,33 @@ def moments(steps: int) -> list[int]:
 
 def read_accuracies(lines: Iterable[Mapping[str, Any]]) -> list[TrainingAccuracy]:
     """The accuracies in the lines of a run, by step; of a step that was measured twice, the later one."""
-    rows = [_from_line(TrainingAccuracy, line) for line in lines if line.get("kind") == "training_accuracy"]
-    return sorted({row[:3]: row for row in rows if row is not None}.values(), key=lambda row: row.step)
+    rows = [_take(line, TrainingAccuracy._fields) for line in lines if line.get("kind") == "training_accuracy"]
+    rows = [row for row in rows if {"network", "images"} <= row.keys()]
+    found = [TrainingAccuracy(**row) for row in rows if _has_numbers(row, "step", "accuracy", "measured")]
+    return sorted({row[:3]: row for row in found}.values(), key=lambda row: row.step)
 
 
 def read_targets(lines: Iterable[Mapping[str, Any]]) -> list[Targets]:
     """The distributions in the lines of a run, by step."""
-    rows = [_from_line(Targets, line) for line in lines if line.get("kind") == "targets"]
-    return sorted({row.step: row for row in rows if row is not None}.values(), key=lambda row: row.step)
+    rows = [_take(line, Targets._fields) for line in lines if line.get("kind") == "targets"]
+    lists = Targets._fields[3:]
+    found = [
+        Targets(**row)
+        for row in rows
+        if _has_numbers(row, "step", "entropy", "confidence")
+        and "top" in row
+        and all(isinstance(row[name], list | tuple) for name in lists if name in row)
+    ]
+    return sorted({row.step: row for row in found}.values(), key=lambda row: row.step)
 
 
-def _from_line(kind: Any, line: Mapping[str, Any]) -> Any:
-    """None for a line that was damaged."""
-    values = {name: line[name] for name in kind._fields if name in line}
-    try:
-        found = kind(**values)
-    except TypeError:
-        return None
-    numbers = [value for value in found[:4] if not isinstance(value, str | list)]
-    return found if all(isinstance(value, int | float) for value in numbers) else None
+def _take(line: Mapping[str, Any], names: Sequence[str]) -> dict[str, Any]:
+    return {name: line[name] for name in names if name in line}
+
+
+def _has_numbers(row: Mapping[str, Any], *names: str) -> bool:
+    """Whether a line holds these numbers; a damaged file may hold anything."""
+    return all(isinstance(row.get(name), int | float) for name in names)
 
 
 def share_flipped(targets: Sequence[Targets], since: int = 0) -> float:

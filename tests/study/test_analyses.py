@@ -103,7 +103,7 @@ def test_curves_are_means_over_seeds() -> None:
 def test_a_damaged_line_is_left_out() -> None:
     good = {"kind": "targets"} | targets(5, 1)._asdict()
     for bad in ({"step": "x"}, {"entropy": None}, {"top": None}):
-        assert read_targets([good, good | {"step": 6} | bad]) in ([targets(5, 1)], [targets(5, 1), targets(6, 1)])
+        assert read_targets([good, good | {"step": 6} | bad]) == [targets(5, 1)]
     assert read_targets([{"kind": "targets", "step": 3}]) == []
 
 
