@@ -11,7 +11,7 @@ from fastmpl.errors import ConfigError, StorageError
 from fastmpl.run.checkpoint_files import NAME, read_manifest
 from fastmpl.telemetry.metrics import read_lines
 from fastmpl.telemetry.progress import duration
-from fastmpl.untrusted import read_json_object
+from fastmpl.untrusted import printable, read_json_object
 
 PACED_BY = 20  # lines of metrics, the newest, that say how fast a run is
 CONTINUE = "The same command continues it."
@@ -91,7 +91,7 @@ def _headline_lines(folder: Path) -> Iterator[str]:
         shares = [
             f"{100 * found[split]:.1f} % of the {split} images" for split in ("test", "validation") if split in found
         ]
-        yield f"student     {found['description']}" + (f": {', '.join(shares)}" if shares else "")
+        yield f"student     {printable(str(found['description']))}" + (f": {', '.join(shares)}" if shares else "")
     except (OSError, ValueError, TypeError, KeyError):
         return
 

@@ -32,6 +32,7 @@ from fastmpl.run.headline import NetworkName, default_network, describe_network
 from fastmpl.run.input_constants import normalisation_of
 from fastmpl.run.resuming import CHECKPOINTS
 from fastmpl.run.selection import PREFIX as SELECTED
+from fastmpl.untrusted import printable
 from fastmpl_kernels import dispatch
 
 WEIGHTS = "student.safetensors"
@@ -166,7 +167,7 @@ def _load_finished(folder: Path) -> Classifier:
         ) from error
     # a version before selection wrote the network of the last step
     steps = config.run.steps + config.finetune.steps
-    description = facts.get("description") or describe_network(
+    description = printable(facts.get("description", "")) or describe_network(
         default_network(config, selected=False), steps, None, config
     )
     normalisation = Normalisation(mean, std) if mean else None

@@ -112,8 +112,9 @@ def test_steps_can_be_raised_and_the_effect_on_the_schedule_is_said(
     assert "run.steps was raised from 20 to 30" in said
     assert "Continuing at step 20 of 30" in said
     rates = [line["student_rate"] for line in untimed_lines(tmp_path / "small") if "student_rate" in line]
+    message = f"student.safetensors is the {results.headline['description']}."
     assert read_status(tmp_path / "small") | {"process": 0, "host": ""} == {
-        "state": "done", "step": 30, "process": 0, "host": "", "message": "",
+        "state": "done", "step": 30, "process": 0, "host": "", "message": message,
     }  # fmt: skip
     assert not rates or rates[-1] < rates[0]
 
