@@ -109,6 +109,7 @@ def normalise(text: str, place: Path) -> str:
         (r"\b\d+(:\d\d)+\b|\b\d+ s\b", "TIME"),
         (r"(━|╸|╺)+", "━━━"),
         (r" \| waits for data #.#%|^waits for data .*\n", ""),  # shown where a machine is busy
+        (r"(averaged )?student of step \d+", "STUDENT of step #"),  # the selected one
         (r" {2,}", "  "),
     ):
         text = re.sub(pattern, mark, text, flags=re.MULTILINE)
