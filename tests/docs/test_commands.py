@@ -77,7 +77,7 @@ def write_weights(file: Path) -> None:
 
 
 def assert_runs(command: list[str], folder: Path) -> None:
-    """A make target is looked up, the shell's own words are left out, and `fastmpl train` is shortened in steps."""
+    """A make target is looked up, the shell's own words are left out, and training is shortened in steps."""
     if command[0] in ("source", "pip", "cd"):
         return
     if command[0] == "make":
@@ -85,7 +85,7 @@ def assert_runs(command: list[str], folder: Path) -> None:
         assert done.returncode == 0, done.stderr
         return
     assert command[0] == "fastmpl", command
-    trains = command[1] in ("train", "ablate") and "--help" not in command
+    trains = command[1] in ("train", "ablate", "analyse") and "--help" not in command
     short = [word for key, value in SHORT.items() for word in (f"--{key}", str(value))] if trains else []
     done = run([sys.executable, "-m", *command, *short], folder)
     assert done.returncode == 0, f"{shlex.join(command)}: {done.stderr}"
