@@ -172,7 +172,7 @@ def test_a_run_with_adapters_leaves_an_ordinary_student(trained: Path, tmp_path:
     sets = evaluate(tmp_path / "new").sets
     assert sets[-1].accuracy == pytest.approx(results.headline["test"], abs=0.003)
     (tmp_path / "new" / "student.safetensors").unlink()
-    _, of_checkpoint = evaluate(tmp_path / "new")
+    of_checkpoint = evaluate(tmp_path / "new").sets
     assert of_checkpoint[-1].accuracy == sets[-1].accuracy
 
 
