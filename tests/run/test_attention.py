@@ -33,7 +33,7 @@ def test_both_networks_and_the_student_of_a_finished_run_have_the_form(form: str
     assert run.trainee.teacher is not None
     assert forms(run.trainee.student.module) == forms(run.trainee.teacher.module) == {fused}
     weights = build_network(asked.student, classes=10, image_shape=SHAPE, seed=0).state_dict()
-    built = _build(asked, tuple(map(str, range(10))), SHAPE, weights)
+    built = _build(asked.student, asked, tuple(map(str, range(10))), SHAPE, weights)
     assert forms(built) == {fused}
 
 
