@@ -60,8 +60,18 @@ def read_targets(lines: Iterable[Mapping[str, Any]]) -> list[Targets]:
         if _has_numbers(row, "step", "entropy", "confidence")
         and "top" in row
         and all(isinstance(row[name], list | tuple) for name in lists if name in row)
+        and _are_distributions(row.get("probabilities", ()))
+        and all(isinstance(name, str) for name in (*row.get("names", ()), *row.get("classes", ())))
+        and all(isinstance(number, int) for number in (*row["top"], *row.get("truth", ())))
     ]
     return sorted({row.step: row for row in found}.values(), key=lambda row: row.step)
+
+
+def _are_distributions(rows: Sequence[Any]) -> bool:
+    """Whether these are rows of numbers, all of one length."""
+    if not all(isinstance(row, list | tuple) and all(isinstance(value, int | float) for value in row) for row in rows):
+        return False
+    return len({len(row) for row in rows}) <= 1
 
 
 def _take(line: Mapping[str, Any], names: Sequence[str]) -> dict[str, Any]:
