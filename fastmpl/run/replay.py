@@ -14,7 +14,7 @@ from fastmpl.distributed.signals import Stopper
 from fastmpl.errors import ConfigError, StorageError
 from fastmpl.run import checkpoint, finetune
 from fastmpl.run.scores import Network
-from fastmpl.run.trainer import Training
+from fastmpl.run.training import Training
 
 
 class Replayed(NamedTuple):

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from fastmpl.errors import ConfigError, FastMPLError
-from fastmpl.run import trainer
+from fastmpl.run import trainer, training
 from tests.faults.forged import Content, forge
 from tests.run.short_runs import short_config, train_quietly
 
@@ -43,7 +43,7 @@ class Continued(Exception):
         self.step, self.notes = step, notes
 
 
-def stop_before_the_first_step(run: trainer.Training) -> None:
+def stop_before_the_first_step(run: training.Training) -> None:
     raise Continued(run.step, run.notes)
 
 
@@ -76,7 +76,7 @@ def test_a_forged_checkpoint_is_reported_and_the_one_before_is_used(
 ) -> None:
     shutil.copytree(finished, tmp_path / "small")
     forge(tmp_path / "small/checkpoints/step-20", FORGERIES[name])
-    monkeypatch.setattr(trainer.Training, "go", stop_before_the_first_step)
+    monkeypatch.setattr(training.Training, "go", stop_before_the_first_step)
     with pytest.raises(Continued) as continued:
         trainer.train(conv(tmp_path), report=False)
     assert continued.value.step == 10

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from fastmpl.errors import StorageError
-from fastmpl.run import checkpoint, trainer
+from fastmpl.run import checkpoint, trainer, training
 from fastmpl.run.folder import read_status
 from tests.faults.full_disk import fill, small_disk
 from tests.run.short_runs import short_config, train_quietly
@@ -40,10 +40,10 @@ def test_a_disk_that_fills_up_while_training(
     """It costs a periodic save, and ends the run at the last one: STATUS then says so, and the run can be continued."""
     with small_disk(tmp_path / "disk", "24m") as disk:
         fills_at = 18 if last else 8
-        original = trainer.Training.take_step
+        original = training.Training.take_step
         filler: list[Path] = []
 
-        def fill_up(run: trainer.Training, phase: Any) -> Any:
+        def fill_up(run: training.Training, phase: Any) -> Any:
             if run.step == fills_at:
                 filler.append(fill(disk))
             if run.step == fills_at + 10:
@@ -52,7 +52,7 @@ def test_a_disk_that_fills_up_while_training(
 
         config = wide(disk, run__checkpoint_every=5 if not last else 10, run__log_every=1)
         with monkeypatch.context() as patch:
-            patch.setattr(trainer.Training, "take_step", fill_up)
+            patch.setattr(training.Training, "take_step", fill_up)
             if last:
                 with pytest.raises(StorageError, match=r"needs .* MB and the disk has"):
                     train_quietly(config)

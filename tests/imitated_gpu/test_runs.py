@@ -10,7 +10,7 @@ import torch
 
 from fastmpl.config import Config
 from fastmpl.report import write_report
-from fastmpl.run import checkpoint, trainer
+from fastmpl.run import checkpoint, training
 from fastmpl.step.step_graph import GraphedStep
 from fastmpl_kernels import dispatch
 from tests.imitated_gpu.dali import imitate_dali
@@ -96,7 +96,7 @@ def test_between_metrics_and_checkpoints_the_host_never_waits_for_the_device(
 
         return call
 
-    monkeypatch.setattr(trainer.Training, "_next_batch", forbid_waits(trainer.Training._next_batch))
+    monkeypatch.setattr(training.Training, "_next_batch", forbid_waits(training.Training._next_batch))
     monkeypatch.setattr(GraphedStep, "__call__", forbid_waits(GraphedStep.__call__))
     train_quietly(small_run(tmp_path))
     assert taken == 2 * 12
@@ -118,7 +118,7 @@ def test_a_kernel_that_does_not_compile_is_said_once_and_its_reference_serves(
 
         return call
 
-    monkeypatch.setattr(trainer.Training, "_next_batch", launch_it(trainer.Training._next_batch))
+    monkeypatch.setattr(training.Training, "_next_batch", launch_it(training.Training._next_batch))
     try:
         train_quietly(small_run(tmp_path, run__steps=3, run__evaluate_every=3, system__graph="off"))
     finally:

@@ -15,7 +15,7 @@ from fastmpl.config import Config
 from fastmpl.data.errors import DataError
 from fastmpl.distributed.ranks import Ranks
 from fastmpl.errors import FastMPLError
-from fastmpl.run import trainer
+from fastmpl.run import trainer, training
 from tests.run.short_runs import short_config
 
 
@@ -46,7 +46,7 @@ class Job:
         os.environ.update(RANK=str(ranks.rank), WORLD_SIZE=str(ranks.size), LOCAL_WORLD_SIZE=str(ranks.size))
         if self.cache:  # ranks have the environment of the first test that had some
             os.environ["XDG_CACHE_HOME"] = self.cache
-        trainer.Training._next_batch = self.disturb(ranks)  # type: ignore[method-assign]
+        training.Training._next_batch = self.disturb(ranks)  # type: ignore[method-assign]
         shown = io.StringIO()
         try:
             with redirect_stdout(shown), redirect_stderr(shown):
@@ -55,10 +55,10 @@ class Job:
             return Ended(error.exit_code, "" if error.told else str(error), None)
         return Ended(0, shown.getvalue(), results._asdict())
 
-    def disturb(self, ranks: Ranks) -> Callable[[trainer.Training], Any]:
-        original, asked = trainer.Training._next_batch, 0
+    def disturb(self, ranks: Ranks) -> Callable[[training.Training], Any]:
+        original, asked = training.Training._next_batch, 0
 
-        def next_batch(training: trainer.Training) -> Any:
+        def next_batch(training: training.Training) -> Any:
             nonlocal asked
             asked += 1
             if ranks.rank == self.rank and asked == self.at:

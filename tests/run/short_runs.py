@@ -9,7 +9,7 @@ import pytest
 
 from fastmpl.config import Config, load
 from fastmpl.errors import FastMPLError
-from fastmpl.run import trainer
+from fastmpl.run import trainer, training
 from fastmpl.run.closing import Results
 from fastmpl.telemetry.metrics import read_lines
 
@@ -41,9 +41,9 @@ def train_quietly(config: Config, **options: Any) -> Results:
 def stop_after(steps: int, config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
     """Trains until SIGTERM arrives in that step."""
     taken = 0
-    original = trainer.Training._next_batch
+    original = training.Training._next_batch
 
-    def count(self: trainer.Training) -> Any:
+    def count(self: training.Training) -> Any:
         nonlocal taken
         taken += 1
         if taken == steps:
@@ -51,7 +51,7 @@ def stop_after(steps: int, config: Config, monkeypatch: pytest.MonkeyPatch) -> N
         return original(self)
 
     with monkeypatch.context() as patch:
-        patch.setattr(trainer.Training, "_next_batch", count)
+        patch.setattr(training.Training, "_next_batch", count)
         with pytest.raises(FastMPLError) as stopped:
             train_quietly(config)
     assert stopped.value.exit_code == 75

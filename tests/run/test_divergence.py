@@ -8,7 +8,7 @@ import torch
 
 from fastmpl.cli import main
 from fastmpl.errors import DivergedError
-from fastmpl.run import checkpoint, trainer
+from fastmpl.run import checkpoint, training
 from fastmpl.run.folder import read_status
 from fastmpl.run.replay import replay
 from fastmpl.telemetry.skip_window import AT_MOST, STEPS, SkipWindow
@@ -29,15 +29,15 @@ def test_skipped_updates_are_counted_over_the_last_hundred_steps() -> None:
 
 def spoil_every(monkeypatch: pytest.MonkeyPatch, nth: int) -> None:
     """Images of every n-th step are not a number: the student's loss is none."""
-    original, asked = trainer.Training._next_batch, 0
+    original, asked = training.Training._next_batch, 0
 
-    def spoilt(run: trainer.Training) -> Any:
+    def spoilt(run: training.Training) -> Any:
         nonlocal asked
         asked += 1
         batch = original(run)
         return batch._replace(strong=batch.strong * torch.nan) if asked % nth == 0 else batch
 
-    monkeypatch.setattr(trainer.Training, "_next_batch", spoilt)
+    monkeypatch.setattr(training.Training, "_next_batch", spoilt)
 
 
 @pytest.mark.parametrize("log_every", [1, 10, 1000])

@@ -11,7 +11,7 @@ from fastmpl.commands.evaluate import evaluate
 from fastmpl.config import Config
 from fastmpl.data.errors import DataError
 from fastmpl.errors import ConfigError, StorageError
-from fastmpl.run import checkpoint, trainer
+from fastmpl.run import checkpoint, trainer, training
 from fastmpl.run.folder import lock_folder, read_status
 from fastmpl.run.student_file import load_classifier
 from tests.run.short_runs import short_config, stop_after, train_quietly, untimed_lines
@@ -89,14 +89,14 @@ def test_the_status_of_a_continued_run_says_the_step_that_is_saved(
 ) -> None:
     stop_after(7, saving_often(tmp_path), monkeypatch)
     seen: list[tuple[str, int]] = []
-    original = trainer.Training._next_batch
+    original = training.Training._next_batch
 
-    def look(self: trainer.Training) -> Any:
+    def look(self: training.Training) -> Any:
         status = read_status(tmp_path / "small")
         seen.append((status["state"], status["step"]))
         return original(self)
 
-    monkeypatch.setattr(trainer.Training, "_next_batch", look)
+    monkeypatch.setattr(training.Training, "_next_batch", look)
     train_quietly(saving_often(tmp_path))
     assert seen[0] == ("running", 7)
     assert seen[-1] == ("running", 15)

@@ -13,7 +13,7 @@ from fastmpl.config import Config, load
 from fastmpl.data.batch import Batch
 from fastmpl.data.streaming.encoded_pipeline import EncodedStream
 from fastmpl.data.view_stream import Views
-from fastmpl.run import trainer
+from fastmpl.run import trainer, training
 from fastmpl.step.step_keys import zero_metrics
 from fastmpl.telemetry.metrics import read_lines
 from fastmpl.telemetry.progress import State, facts
@@ -78,13 +78,13 @@ def test_the_next_batches_are_made_while_a_step_is_running(config: Config, monke
 def test_the_time_waited_is_in_the_record_and_on_the_screen_where_it_matters(
     config: Config, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    honest = trainer.Training._next_batch
+    honest = training.Training._next_batch
 
-    def late(training: trainer.Training) -> Batch:
+    def late(training: training.Training) -> Batch:
         time.sleep(0.1)
         return honest(training)
 
-    monkeypatch.setattr(trainer.Training, "_next_batch", late)
+    monkeypatch.setattr(training.Training, "_next_batch", late)
     steps(monkeypatch, lambda: time.sleep(0.05))
     trainer.train(config, quiet=True, report=False)
     (line,) = read_lines(Path(config.run.output) / "waits")
