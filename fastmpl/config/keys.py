@@ -155,10 +155,10 @@ class NetworkConfig(_Section):
     std: Channels = _rare(
         (0.0, 0.0, 0.0), "Deviation of the inputs' channels; 0: that of the pretrained network, else of the data."
     )
-    layer_decay: Annotated[float, Field(gt=0, le=1)] = _key(
+    layer_decay: Annotated[float, Field(gt=0, le=1)] = _rare(
         1.0, "Factor of the learning rate from each layer to the one before it; 1: one rate for all."
     )
-    freeze: int = _key(0, "First layers that stay as they start; -1: all but the classifier.", ge=-1, le=10**6)
+    freeze: int = _rare(0, "First layers that stay as they start; -1: all but the classifier.", ge=-1, le=10**6)
     freeze_steps: Count = _rare(0, "Steps after which frozen layers learn too; 0: they never do.")
     head_lr: Annotated[float, Field(gt=0, le=1000)] = _rare(1.0, "Factor of the classifier's learning rate.")
     dropout: BelowOne = _rare(0.0, "Share of units dropped.")

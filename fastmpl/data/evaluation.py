@@ -50,5 +50,5 @@ def make_evaluation_set(
 
     assert normalisation is not None
     where = machine(settings, device, threads)
-    crop, form = framing_of(settings)
-    return EncodedEvaluationSet(images, truth, settings.image_size, crop, normalisation, where, form)
+    form = interpolation_of(settings)
+    return EncodedEvaluationSet(images, truth, settings.image_size, settings.centre_crop, normalisation, where, form)

@@ -212,10 +212,10 @@ def test_status_says_what_a_run_reached(here: Path, capsys: pytest.CaptureFixtur
 
 def test_status_tells_a_running_run_from_a_lost_one(here: Path, tmp_path: Path) -> None:
     run = shutil.copytree(here / "runs/my_pictures", tmp_path / "run")
-    write_status(run, "running", 6)
-    assert "lost, saved at step 6 of 12" in list(status(run))[1]
+    write_status(run, "running", 6)  # the newest checkpoint, of step 12, tells what is saved
+    assert "lost, saved at step 12 of 12" in list(status(run))[1]
     with lock_folder(run):
-        assert f"running, saved at step 6 of 12 (process {os.getpid()} on " in list(status(run))[1]
+        assert f"running, saved at step 12 of 12 (process {os.getpid()} on " in list(status(run))[1]
 
 
 def test_status_of_a_running_run_tells_the_time_left(here: Path, tmp_path: Path) -> None:

@@ -29,6 +29,7 @@ DIGITS = {
     "flip": True,
     "rand_augment": (0, 0),
     "cutout": 0.5,
+    "features": "",
     "store": "",
     "minimum_confidence": 0.0,
     "per_class": 0,
