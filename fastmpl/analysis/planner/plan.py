@@ -105,7 +105,8 @@ def plan_memory(
                 f"data.{name} = {getattr(config.data, name)} gives {ranks} ranks less than an image each."
             )
     shape = shape_of(config, classes)
-    sizes = {role: size_of(_network(config, role, shape)) for role in trained_optimisers(config)}
+    networks = _build_networks(config, shape)
+    sizes = {role: size_of(networks[role]) for role in trained_optimisers(config)}
     states = {name: _state(config, sizes, stage, ranks, offload) for name, (stage, offload) in _possible(config)}
     gathered = {name: _count_gathered(config, sizes["student"], stage, ranks) for name, (stage, _) in _possible(config)}
     names = (schedules or schedules_of(config)) if "teacher" in sizes else ("one network",)
@@ -116,7 +117,7 @@ def plan_memory(
         for schedule in costs
     ]
     batches = {name: math.ceil(getattr(config.data, name) / ranks) for name in BATCHES if getattr(config.data, name)}
-    tangent = divide_tangent(config, shape, ranks)
+    tangent = divide_tangent(config, shape, ranks, networks["student"])
     return MemoryPlan(ranks, memory, batches, sizes, states, gathered, costs, fits, tangent)
 
 
@@ -170,18 +171,32 @@ def size_of(module: nn.Module) -> NetworkSize:
     return NetworkSize(sum(p.numel() for p in module.parameters()), max(layers), frozen)
 
 
-def divide_tangent(config: Config, shape: Shape, ranks: int) -> TangentParts | None:
-    """The parts of the forward-mode pass of a rank; None if the feedback has no such pass."""
+def divide_tangent(config: Config, shape: Shape, ranks: int, student: nn.Module | None = None) -> TangentParts | None:
+    """The parts of the forward-mode pass of a rank; None if the feedback has no such pass. student: built if None."""
     if not uses_forward_mode(config):
         return None
-    with FakeTensorMode():
-        student = build_network(config.student, classes=shape.classes, image_shape=shape.image, seed=0)
-        most = images_at_once(student, shape.image)
+    most = images_at_once(student or _network(config, "student", shape), shape.image)
     data = divide_batches(config, ranks).data
     seen = data.batch_unlabelled + (data.batch_labelled if config.system.schedule == "joint" else 0)
     images = seen // config.system.accumulate
     parts = -(-images // most) if most else 1
     return TangentParts(parts, -(-images // parts))
+
+
+def _build_networks(config: Config, shape: Shape) -> dict[str, nn.Module]:
+    """The networks that are trained, by role, on fake tensors; equal ones are built once, for a deep one takes seconds."""
+    built: dict[str, nn.Module] = {}
+    for role in trained_optimisers(config):
+        same = _has_equal_networks(config) and built
+        built[role] = next(iter(built.values())) if same else _network(config, role, shape)
+    return built
+
+
+def _has_equal_networks(config: Config) -> bool:
+    """Whether teacher and student are one network as far as numbers of parameters go."""
+    keys = ("model", "norm", "width", "depth", "adapter", "freeze", "freeze_steps")
+    equal = all(getattr(config.teacher, key) == getattr(config.student, key) for key in keys)
+    return equal and config.method.name != "reduced_mpl"
 
 
 def _network(config: Config, role: str, shape: Shape) -> nn.Module:
