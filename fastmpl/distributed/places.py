@@ -16,7 +16,7 @@ def _main_frame() -> FrameType | None:
 
 
 def describe_place() -> str:
-    """`trainer.py:_train:236 > ranks.py:all_reduce_sum_:61`: functions of fastmpl, the innermost last."""
+    """`training.py:_train:236 > ranks.py:all_reduce_sum_:61`: functions of fastmpl, the innermost last."""
     found: list[str] = []
     frame = _main_frame()
     while frame is not None and len(found) < DEEPEST:

@@ -161,7 +161,7 @@ def test_an_interrupted_run_that_cannot_start_again_has_failed(tmp_path: Path, m
     def fail(*_: object, **__: object) -> None:
         raise DataError("the disk of the images is gone.")
 
-    monkeypatch.setattr(trainer, "build_data", fail)
+    monkeypatch.setattr(training, "build_data", fail)
     with pytest.raises(DataError):
         train_quietly(saving_often(tmp_path))
     status = read_status(tmp_path / "small")

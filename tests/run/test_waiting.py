@@ -48,7 +48,7 @@ def steps(monkeypatch: pytest.MonkeyPatch, step: Callable[[], None]) -> None:
 
         return taken
 
-    monkeypatch.setattr(trainer, "choose_execution", choose_execution)
+    monkeypatch.setattr(training, "choose_execution", choose_execution)
 
 
 def test_the_next_batches_are_made_while_a_step_is_running(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
