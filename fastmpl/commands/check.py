@@ -138,12 +138,13 @@ def _image_shape(config: Config, prepared: "Prepared") -> tuple[int, ...]:
 
 def check_networks(config: Config, prepared: "Prepared") -> Iterator[str]:
     """Remarks on the networks. Raises ConfigError for one that cannot be trained, or a class without a label."""
+    from fastmpl.distributed.process_group import read_place
     from fastmpl.run.network_preconditions import require_networks
     from fastmpl.run.preconditions import require_graph, require_kernels
 
     require_kernels()
     require_graph(config)
-    arrays, world = prepared.arrays, int(os.environ.get("WORLD_SIZE", "1"))
+    arrays, world = prepared.arrays, read_place().size
     shape = _image_shape(config, prepared)
     for remark in require_networks(config, classes=len(arrays.classes), image_shape=shape, world=world):
         yield f"note    {remark}"

@@ -5,7 +5,6 @@ The teacher is the student of a run, a network of timm, or whatever wrote a file
 methods `distillation` and `reduced_mpl`.
 """
 
-import os
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -24,6 +23,7 @@ from fastmpl.data.stores.distributions import Probabilities
 from fastmpl.data.stores.store import StoreHeader, checksum
 from fastmpl.data.stores.store_writer import StorePlan, StoreWriter
 from fastmpl.data.stores.tables import read_table
+from fastmpl.distributed.process_group import read_place
 from fastmpl.errors import ConfigError, FastMPLError
 from fastmpl.run.expected_inputs import settle_inputs
 from fastmpl.run.fixed_teacher import Target, load_fixed_teacher
@@ -82,8 +82,8 @@ def distill(
         teacher=_describe_teacher(source),
         class_names=data.classes,
     )
-    rank, world = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
-    writer = StoreWriter(folder, plan, rank=rank, world=world)
+    here = read_place()
+    writer = StoreWriter(folder, plan, rank=here.rank, world=here.size)
     try:
         _write_missing(writer, source, data, tell)
     except FastMPLError:  # whoever corrects the mistake must not find another store; an interruption keeps its shards

@@ -24,7 +24,7 @@ from fastmpl.distributed.parent_process import ParentProcess, end_with_parent, i
 from fastmpl.distributed.ranks import ALONE, Ranks
 from fastmpl.distributed.signals import Stopper
 from fastmpl.distributed.stop_agreement import StopAgreement, first_line
-from fastmpl.errors import FastMPLError, PeerLostError
+from fastmpl.errors import ConfigError, FastMPLError, PeerLostError
 from fastmpl.untrusted import read_json_object
 
 START: Final = 300  # seconds within which all ranks must have started
@@ -48,12 +48,37 @@ class Place(NamedTuple):
 
 
 def read_place(environment: Mapping[str, str] = os.environ) -> Place:
-    """The place that the launcher wrote into the environment; a single process without a launcher."""
+    """The place that the launcher wrote into the environment; a single process without a launcher.
+
+    Raises ConfigError if a variable is no number, or a rank is not below the number of ranks.
+    """
     if "RANK" not in environment or "WORLD_SIZE" not in environment:
         return Place()
-    size = int(environment["WORLD_SIZE"])
-    local_size = int(environment.get("LOCAL_WORLD_SIZE") or environment.get("LOCAL_SIZE") or size)
-    return Place(int(environment["RANK"]), size, int(environment.get("LOCAL_RANK") or 0), local_size, True)
+    size = _read_number(environment, "WORLD_SIZE", least=1)
+    local = next((name for name in ("LOCAL_WORLD_SIZE", "LOCAL_SIZE") if environment.get(name)), "WORLD_SIZE")
+    local_size = _read_number(environment, local, least=1)
+    local_rank = _read_number(environment, "LOCAL_RANK") if environment.get("LOCAL_RANK") else 0
+    rank = _read_number(environment, "RANK")
+    for name, number, limit, ranks in (
+        ("RANK", rank, size, "WORLD_SIZE"),
+        ("LOCAL_RANK", local_rank, local_size, local),
+    ):
+        if number >= limit:
+            raise ConfigError(
+                f"The environment has {name} = {number} and {ranks} = {limit}, and ranks count from 0. "
+                "Start the ranks by torchrun or deepspeed, which set both, or unset them for a single process."
+            )
+    return Place(rank, size, local_rank, local_size, True)
+
+
+def _read_number(environment: Mapping[str, str], name: str, least: int = 0) -> int:
+    value = environment[name]
+    if not value.strip().isdecimal() or int(value) < least:
+        raise ConfigError(
+            f"The environment has {name} = {value!r}, and a number of {least} or more is needed. "
+            "Start the ranks by torchrun or deepspeed, which set it, or unset it for a single process."
+        )
+    return int(value)
 
 
 class Stops(Protocol):
