@@ -6,10 +6,12 @@ import os
 import sys
 import traceback
 import warnings
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Final
 
 from fastmpl.errors import UNEXPECTED, FastMPLError, StorageError
+from fastmpl.telemetry.output import count_columns, fold_facts
 from fastmpl.untrusted import printable
 
 READER_GONE: Final = 141  # as a shell counts SIGPIPE
@@ -32,6 +34,12 @@ def say(text: object, *, error: bool = False) -> None:
     """Prints the lines of a verb, with what a terminal would obey escaped."""
     lines = "\n".join(map(printable, str(text).split("\n")))
     print(lines, file=sys.stderr if error else sys.stdout, flush=True)
+
+
+def say_facts(lines: Iterable[str]) -> None:
+    """Prints lines of the form `label   text`, each as soon as it is there, folded to the width of a terminal."""
+    for line in lines:
+        print(fold_facts(printable(line), count_columns(sys.stdout)), flush=True)
 
 
 def open_terminal() -> None:

@@ -8,7 +8,7 @@ from typing import Literal
 
 from tyro.conf import FlagCreatePairsOff, Positional
 
-from fastmpl.cli.endings import say
+from fastmpl.cli.endings import say, say_facts
 from fastmpl.config.load import difference, to_toml
 from fastmpl.config.schema import Config
 from fastmpl.distributed.threads import limit_threads
@@ -85,13 +85,12 @@ def check(options: CheckOptions, config: Config) -> None:
     from fastmpl.commands.check import check as lines
 
     changed = len(difference(config, Config()))
-    say(f"config  {options.config}: {config.method.name}, {changed} keys differ from their defaults")
+    say_facts([f"config  {options.config}: {config.method.name}, {changed} keys differ from their defaults"])
     if options.download:
         from fastmpl.data.readers.published import download
 
         say(f"fetched {download(config.data.source, config.data.root)}")
-    for line in lines(config):
-        say(line)
+    say_facts(lines(config))
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from typing import Literal
 from tyro.conf import FlagCreatePairsOff, Positional
 
 from fastmpl.cli.completion import Shell
-from fastmpl.cli.endings import say
+from fastmpl.cli.endings import say, say_facts
 from fastmpl.config.examples import find_example, list_examples
 from fastmpl.config.load import write_new
 from fastmpl.distributed.threads import limit_threads
@@ -204,10 +204,9 @@ class StatusOptions:
 
 
 def print_status(options: StatusOptions) -> None:
-    from fastmpl.commands.status import status as lines
+    from fastmpl.commands.status import status
 
-    for line in lines(options.run):
-        say(line)
+    say_facts(status(options.run))
 
 
 @dataclass(frozen=True)
@@ -264,8 +263,7 @@ def replay(options: ReplayOptions) -> None:
     limit_threads()
     from fastmpl.commands.replay import describe_step
 
-    for line in describe_step(options.checkpoint):
-        say(line)
+    say_facts(describe_step(options.checkpoint))
 
 
 @dataclass(frozen=True)
@@ -280,8 +278,7 @@ def run_doctor(options: DoctorOptions) -> None:
     limit_threads()
     from fastmpl.commands.doctor import lines
 
-    for line in lines():
-        say(line)
+    say_facts(lines())
 
 
 @dataclass(frozen=True)

@@ -44,7 +44,7 @@ def _describe_state(folder: Path, status: dict[str, Any], total: int, saved: int
         if _is_held(folder):
             return f"running, saved at step {saved} of {total} ({who})"
         return f"lost, saved at step {saved} of {total}: {who} has gone. {CONTINUE}"
-    message = str(status.get("message", ""))
+    message = str(status.get("message", "")) if state != "done" else ""  # the line of the student says it
     return f"{state} at step {step} of {total}" + (f": {message}" if message else "")
 
 
@@ -84,16 +84,21 @@ def _describe_training(trained: Sequence[Mapping[str, Any]], total: int, *, runs
     return f"{said}, {duration((total - last['step']) * seconds / steps)} left"
 
 
-def _headline_lines(folder: Path) -> Iterator[str]:
+def _format_shares(shares: Mapping[str, float]) -> str:
+    """Accuracies in [0, 1] by split, as percent."""
+    return ", ".join(f"{100 * share:.1f} % of the {split} images" for split, share in shares.items())
+
+
+def _describe_headline(folder: Path) -> Iterator[str]:
     """The network that the run left, and its accuracies; nothing if it has not ended."""
     try:
         found = read_json_object(folder / "results.json")["headline"]
-        shares = [
-            f"{100 * found[split]:.1f} % of the {split} images" for split in ("test", "validation") if split in found
-        ]
-        yield f"student     {printable(str(found['description']))}" + (f": {', '.join(shares)}" if shares else "")
+        shares = _format_shares({split: found[split] for split in ("test", "validation") if split in found})
+        yield f"student     {found['description']}"
     except (OSError, ValueError, TypeError, KeyError):
         return
+    if shares:
+        yield f"accuracy    student.safetensors: {shares}"
 
 
 def status(folder: Path) -> Iterator[str]:
@@ -112,11 +117,10 @@ def status(folder: Path) -> Iterator[str]:
     trained = [line for line in lines if line.get("kind") == "train" and _has(line, "step", "images_per_second")]
     if trained:
         yield _describe_training(trained, total, runs=found.get("state") == "running" and _is_held(folder))
-    accuracies = {
-        (str(line.get("network")), str(line.get("split"))): line["accuracy"]
-        for line in lines
-        if line.get("kind") == "evaluation" and _has(line, "accuracy")
-    }
-    yield from _headline_lines(folder)
-    for (network, split), accuracy in accuracies.items():
-        yield f"accuracy    {100 * accuracy:.1f} % of the {split} images, {network}"
+    yield from _describe_headline(folder)
+    accuracies: dict[str, dict[str, float]] = {}
+    for line in lines:
+        if line.get("kind") == "evaluation" and _has(line, "accuracy"):
+            accuracies.setdefault(str(line.get("network")), {})[str(line.get("split"))] = line["accuracy"]
+    for network, shares in accuracies.items():
+        yield f"accuracy    {printable(network)}: {_format_shares(shares)}"

@@ -4,7 +4,9 @@ Leaves out verbs whose results are their output (`fastmpl.cli.endings`).
 """
 
 import os
+import re
 import sys
+import textwrap
 from collections.abc import Iterable
 from contextlib import suppress
 from typing import Final, TextIO
@@ -12,6 +14,8 @@ from typing import Final, TextIO
 from fastmpl.untrusted import printable
 
 FALLBACK: Final = "utf-8"
+NARROWEST: Final = 20  # columns beside a label, below which nothing is folded
+COMMAND: Final = "next"  # label of a line that is copied whole
 
 
 def to_encodable(text: str, stream: TextIO | None) -> str:
@@ -73,8 +77,26 @@ class DisplayStream:
         discard(self._stream)
 
 
+def count_columns(stream: TextIO | DisplayStream | None) -> int:
+    """The columns of the terminal that a stream goes to; 0 where it goes elsewhere, and lines stay whole."""
+    try:
+        return os.get_terminal_size(stream.fileno()).columns if stream is not None and stream.isatty() else 0
+    except (OSError, ValueError):
+        return 0
+
+
+def fold_facts(line: str, columns: int) -> str:
+    """`label   text` in lines of at most so many columns, the text below itself. Paths and commands stay whole."""
+    label = re.match(r"\S+ {2,}", line)
+    indent = label.end() if label else 0
+    if len(line) <= columns or columns < indent + NARROWEST or line.startswith(COMMAND):
+        return line
+    return textwrap.fill(line, columns, subsequent_indent=" " * indent, break_long_words=False, break_on_hyphens=False)
+
+
 def show_lines(lines: Iterable[str]) -> None:
     """Prints lines for a person to standard output, if that is possible."""
     stream = DisplayStream(sys.stdout)
-    stream.write("".join(f"{printable(line)}\n" for line in lines))
+    columns = count_columns(stream)
+    stream.write("".join(f"{fold_facts(printable(line), columns)}\n" for line in lines))
     stream.flush()

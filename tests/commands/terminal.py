@@ -101,6 +101,7 @@ def normalise(text: str, place: Path) -> str:
     """`text` with marks for what differs between machines and runs, and without the lines that depend on the time."""
     text = text.replace(str(place), "PLACE").replace("\r", "")
     for pattern, mark in (
+        (r"\n {8,}(?=\S)", " "),  # where a line is folded depends on its numbers and paths
         (r"process \d+ on \S+", "process # on HOST"),
         (r"\d+ (seconds|minutes) ago", "# seconds ago"),
         (r"[\d,.]+ images/s", "# images/s"),

@@ -207,7 +207,7 @@ def test_status_says_what_a_run_reached(here: Path, capsys: pytest.CaptureFixtur
     text = said(capsys, "status", "runs/my_pictures")
     assert "done at step 12 of 12" in text
     assert "step-12" in text
-    assert "% of the validation images, average" in text
+    assert "accuracy    average: " in text and "accuracy    student.safetensors: " in text
 
 
 def test_status_tells_a_running_run_from_a_lost_one(here: Path, tmp_path: Path) -> None:

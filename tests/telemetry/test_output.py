@@ -1,14 +1,18 @@
 """Printing where the encoding lacks a letter, the disk is full, or nobody reads any more."""
 
+import fcntl
 import io
 import os
+import pty
+import struct
 import subprocess
 import sys
+import termios
 from typing import TextIO
 
 import pytest
 
-from fastmpl.telemetry.output import DisplayStream, show_lines
+from fastmpl.telemetry.output import DisplayStream, count_columns, fold_facts, show_lines
 
 
 class Failing(io.StringIO):
@@ -67,3 +71,25 @@ def test_the_interpreter_ends_in_silence_after_a_closed_pipe() -> None:
     )
     os.close(writing)
     assert (ended.returncode, ended.stderr) == (0, "")
+
+
+def test_facts_are_folded_below_themselves_and_commands_stay_whole() -> None:
+    line = "student     averaged student of step 60; without validation images none is selected"
+    assert fold_facts(line, 40) == (
+        "student     averaged student of step 60;\n            without validation images\n            none is selected"
+    )
+    assert fold_facts(line, 0) == line  # a pipe
+    command = "next      fastmpl predict runs/pictures IMAGES"
+    assert fold_facts(command, 40) == command
+    path = "weights   " + "a/b-c" * 12
+    assert fold_facts(path, 40).split() == path.split()
+
+
+def test_columns_are_those_of_the_terminal() -> None:
+    ours, theirs = pty.openpty()
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 50, 61, 0, 0))
+    with os.fdopen(theirs, "w") as stream:
+        assert count_columns(stream) == 61
+    os.close(ours)
+    assert count_columns(None) == 0
+    assert count_columns(io.StringIO()) == 0

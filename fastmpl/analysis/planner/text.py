@@ -17,6 +17,7 @@ WORDS = {
     "gathered": "the most that exact feedback adds at one moment",
     "activations": "bytes that grow with the batch: what the backward passes need, and the images",
     "beside them": "gradients and copies that exist at the same moment",
+    "host": "bytes in the host's memory, in the place of a GPU's",
     "copies": "every GPU holds everything; ZeRO 1 divides optimiser and average among the GPUs, 2 also gradients, 3 also "
     "parameters; offload: the optimiser in host memory",
     "joint": "all views in one pass, as published",
@@ -43,7 +44,7 @@ def format_plan(plan: MemoryPlan) -> Iterator[str]:
     yield ""
     unit, word = _choose_unit([size for cost in plan.costs.values() for size in cost[:2]])
     yield from _align(
-        ["a rank's step", f"activations, {word}", f"beside them, {word}", "TFLOP"],
+        [f"{word} of a rank's step", "activations", "beside them", "TFLOP"],
         [
             [name, f"{cost.activations / unit:.2f}", f"{cost.overlap / unit:.2f}", f"{cost.flops / 1e12:,.3g}"]
             for name, cost in plan.costs.items()
@@ -51,7 +52,7 @@ def format_plan(plan: MemoryPlan) -> Iterator[str]:
     )
     yield ""
     unit, word = _choose_unit([fit.peak for fit in plan.fits])
-    yield f"Peak in {word}, and the largest batch in {plan.memory / GIB:g} GiB, in multiples of the configured one:"
+    yield f"Peak in {word}, and how many times the configured batch {plan.memory / GIB:g} GiB hold:"
     by_sharding = {name: [_format_fit(c, unit) for c in plan.fits if c.sharding == name] for name in plan.states}
     yield from _align(["", *plan.costs], [[name, *row] for name, row in by_sharding.items()])
     yield ""
@@ -124,7 +125,7 @@ def _tabulate_state(plan: MemoryPlan) -> Iterator[str]:
         for name, s in plan.states.items()
     }
     unit, word = _choose_unit([size for row in rows.values() for size in row])
-    header = [f"{word} of a rank", "parameters", "gradients", "optimiser", "average", "on the host", "kept", "gathered"]
+    header = [f"{word} of a rank", "parameters", "gradients", "optimiser", "average", "host", "kept", "gathered"]
     body = [[name, *(f"{count / unit:.2f}" for count in row)] for name, row in rows.items()]
     shown = [0, *(i for i in range(1, len(header)) if any(row[i] != "0.00" for row in body))]
     yield from _align([header[i] for i in shown], [[row[i] for i in shown] for row in body])
@@ -140,6 +141,18 @@ def _format_fit(fit: Fit, unit: int) -> str:
     return f"{fit.peak / unit:.2f} ({largest})"
 
 
+def _join_names(names: Sequence[str]) -> str:
+    """The first of several names and the last, with "=" between two and "..." between more; what both say stands once."""
+    first, last = names[0].split(", "), names[-1].split(", ")
+    if len(names) == 1:
+        return names[0]
+    if len(first) == len(last) and first[1:] == last[1:]:  # "ZeRO 1, offload" and "ZeRO 2, offload"
+        first, last = first[:1], [last[0].removeprefix("ZeRO ") if first[0].startswith("ZeRO ") else last[0], *last[1:]]
+    elif last[: len(first)] == first:  # "split" and "split, deferred"
+        last = last[len(first) :]
+    return f"{', '.join(first)} {'=' if len(names) == 2 else '...'} {', '.join(last)}"
+
+
 def _merge(rows: Sequence[Sequence[str]]) -> list[list[str]]:
     """Neighbouring rows with the same cells become one, under all of their names."""
     merged: list[tuple[list[str], list[str]]] = []
@@ -148,15 +161,20 @@ def _merge(rows: Sequence[Sequence[str]]) -> list[list[str]]:
             merged[-1][0].append(name)
         else:
             merged.append(([name], cells))
-    return [[" = ".join(names) if len(names) < 3 else f"{names[0]} ... {names[-1]}", *cells] for names, cells in merged]
+    return [[_join_names(names), *cells] for names, cells in merged]
 
 
 def _align(header: Sequence[str], body: Sequence[Sequence[str]]) -> Iterator[str]:
-    rows = [list(header), *_merge(body)]
+    """Rows in columns; a heading with commas stands in as many lines."""
+    heads = [head.replace(", ", ",\n").split("\n") for head in header]
+    height = max(map(len, heads))
+    stacked = [[*[""] * (height - len(head)), *head] for head in heads]
+    rows = [*map(list, zip(*stacked, strict=True)), *_merge(body)]
     widths = [max(len(row[i]) for row in rows) for i in range(len(header))]
+    gap = "  " if sum(widths) + 2 * len(widths) <= WIDTH else " "
     for row in rows:
         cells = [
             cell.rjust(width) if i else cell.ljust(width)
             for i, (cell, width) in enumerate(zip(row, widths, strict=True))
         ]
-        yield "  ".join(cells).rstrip()
+        yield gap.join(cells).rstrip()

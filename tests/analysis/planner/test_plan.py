@@ -260,3 +260,12 @@ def test_classes_come_from_the_data_where_it_is_there(tmp_path: Path) -> None:
 def test_rows_that_do_not_differ_are_one() -> None:
     rows = [["a", "1"], ["b", "1"], ["c", "2"], ["d", "1"], ["e", "1"], ["f", "1"]]
     assert text._merge(rows) == [["a = b", "1"], ["c", "2"], ["d ... f", "1"]]
+    assert text._join_names(["ZeRO 1, offload", "ZeRO 2, offload", "ZeRO 3, offload"]) == "ZeRO 1 ... 3, offload"
+    assert text._join_names(["split, deferred", "split, deferred, recomputed"]) == "split, deferred = recomputed"
+    assert text._join_names(["copies", "ZeRO 1"]) == "copies = ZeRO 1"
+
+
+@pytest.mark.parametrize("example", ["digits", "svhn_1k"])
+def test_a_plan_fits_a_terminal_of_80_columns(example: str) -> None:
+    planned = planner.plan_memory(load(DIGITS.with_name(f"{example}.toml"), {}), ranks=8, memory=80 * 2**30, classes=10)
+    assert max(map(len, planner.format_plan(planned))) <= 80
