@@ -42,10 +42,10 @@ def commit() -> str:
 
 
 def _dirty() -> bool | str:
-    """Whether the files differ from the commit; "unknown" without a repository."""
+    """Whether the files differ from the commit, records and figures aside; "unknown" without a repository."""
     if not _git("rev-parse", "HEAD"):
         return "unknown"
-    return bool(_git("status", "--porcelain", "--", ".", ":!benchmarks/results"))
+    return bool(_git("status", "--porcelain", "--", ".", ":!benchmarks/results", ":!docs/figures"))
 
 
 def command() -> str:
