@@ -110,6 +110,14 @@ def test_last_and_selected_results_stand_side_by_side(run: Page) -> None:
     assert re.search(r"student, fine-tuned – 89\.4.% ± 1\.8 88\.2.%", run.text)
 
 
+def test_nothing_is_said_of_a_selection_that_was_not_made(run: Page, tmp_path: Path) -> None:
+    assert "chosen on the validation images" in run.text
+    folder = write_sample(tmp_path / "digits")
+    results = json.loads((folder / "results.json").read_text())
+    (folder / "results.json").write_text(json.dumps(results | {"selected": None}))
+    assert "chosen on the validation images" not in Page(write_report(folder)).text
+
+
 def test_what_differs_from_the_defaults_is_listed_and_nothing_else(run: Page) -> None:
     listed = re.findall(r'<tr><th scope="row"><code>(.*?)</code>', run.source)
     assert listed == ["run.name", "data.source", "data.root", "data.labels"]
