@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fastmpl.config import Config, is_capturable
-from fastmpl.config.rules import NOT_CAPTURABLE
+from fastmpl.config.meaning import NOT_CAPTURABLE
 from fastmpl.errors import StorageError
 
 if TYPE_CHECKING:
@@ -46,7 +46,7 @@ def _hash_images(images: NDArray[np.generic]) -> NDArray[np.uint64]:
 
 def _read_and_check(config: Config) -> "tuple[Prepared, list[str], NDArray[np.uint64], NDArray[np.uint64]]":
     """The data, what is to be told of its checking, and hashes of its training and its test images."""
-    from fastmpl.config.rules import decodes_always
+    from fastmpl.config.meaning import decodes_always
     from fastmpl.data.checks.checked import check_all
     from fastmpl.data.prepare import prepare
     from fastmpl.data.sources import list_images

@@ -1,4 +1,4 @@
-"""A run's configuration: `keys` (every key), `rules` (what goes together), `load` (TOML), `options` (--help)."""
+"""A run's configuration: every key (`keys`), what goes together (`rules`), what follows (`meaning`), TOML (`load`)."""
 
 from fastmpl.config.keys import (
     CleanImages,
@@ -21,7 +21,7 @@ from fastmpl.config.keys import (
     UdaConfig,
 )
 from fastmpl.config.load import difference, load, save, to_toml
-from fastmpl.config.rules import (
+from fastmpl.config.meaning import (
     feeds_back,
     is_capturable,
     names_own_model,

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
-from fastmpl.config.rules import names_run
+from fastmpl.config.meaning import names_run
 from fastmpl.errors import ConfigError
 
 READ: Final = (  # there before the run starts

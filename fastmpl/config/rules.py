@@ -1,21 +1,26 @@
 """Which keys go together. What cannot work is refused when the file is read, not at step 1,000.
 
-A rule is a function from the configuration to the sentences that refuse it. What only the machine can tell (a GPU, free
-memory, the number of images) is not asked here.
+A rule is a function from the configuration to the sentences that refuse it; those of the networks are in `network_rules`.
+What only the machine can tell (a GPU, free memory, the number of images) is not asked here.
 """
 
-import re
 from collections.abc import Iterable, Iterator
-from typing import TYPE_CHECKING, Final, Protocol
+from typing import TYPE_CHECKING, Final
 
-from fastmpl.config.optimisers import ABILITIES
+from fastmpl.config import network_rules
+from fastmpl.config.meaning import (
+    GREY,
+    STREAMED,
+    decodes_always,
+    feeds_back,
+    may_have_trusted,
+    trained_optimisers,
+)
 from fastmpl.config.wording import one_of, toml
 from fastmpl.errors import ConfigError
 
 if TYPE_CHECKING:
     from fastmpl.config.schema import Config
-
-STREAMED: Final = ("file_list", "webdataset", "tfrecord")  # sources whose images are decoded at every step
 
 # The pairs of method.targets and feedback.kind that cannot work: why, and what to use. All others can.
 IMPOSSIBLE: Final = {
@@ -34,68 +39,6 @@ IMPOSSIBLE: Final = {
 }
 
 
-HEADS: Final = ("linear", "perceptron", "perceptron_tanh")  # networks of a vector, such as points and stored features
-GREY: Final = ("digits", "fashion_mnist")  # sources of images with one channel
-
-
-def names_own_model(model: str) -> bool:
-    """Whether `model` is a network of fastmpl: conv, linear, a perceptron, or wrn_DEPTH_WIDTH with DEPTH = 6 n + 4."""
-    wide = re.fullmatch(r"wrn_(\d{1,4})_(\d{1,3})", model)
-    if wide:
-        return int(wide[1]) >= 10 and int(wide[1]) % 6 == 4 and int(wide[2]) >= 1
-    return model in ("conv", *HEADS)
-
-
-def names_run(model: str) -> bool:
-    """Whether `model` is the folder of a run: neither a network of fastmpl nor one of timm."""
-    return not names_own_model(model) and not model.startswith("timm:")
-
-
-def feeds_back(config: "Config") -> bool:
-    """Whether the teacher learns from the student's validation loss."""
-    return config.method.name in ("mpl", "reduced_mpl") and config.feedback.kind != "off"
-
-
-def uses_forward_mode(config: "Config") -> bool:
-    """Whether the feedback has a forward-mode pass through the student."""
-    feedback = config.feedback
-    return feeds_back(config) and feedback.kind != "scalar" and feedback.tangent == "jvp"
-
-
-def trained_optimisers(config: "Config") -> dict[str, str]:
-    """The optimiser of each network that the method trains, by its role."""
-    names: dict[str, str] = {"student": config.student.optimiser}
-    if config.method.name in ("mpl", "reduced_mpl"):
-        names["teacher"] = config.teacher.optimiser
-    return names
-
-
-def uses_tf32(config: "Config") -> bool:
-    """Whether training passes may use TF32. The difference form forbids it: it compares the logits of such a pass."""
-    compares = feeds_back(config) and config.feedback.tangent == "difference"
-    return config.system.tf32 == "training" and not compares
-
-
-NOT_CAPTURABLE: Final = (
-    "networks in shards, images that grow or an optimiser that takes its rate from the host forbid it"
-)
-
-
-def is_capturable(config: "Config") -> bool:
-    """Whether a step can be one CUDA graph: its images have one size, and the optimisers allow it."""
-    plain = config.system.engine == "plain"
-    return (
-        plain
-        and not config.data.start_size
-        and all(ABILITIES[name].captured for name in trained_optimisers(config).values())
-    )
-
-
-def _may_have_trusted(config: "Config") -> bool:
-    """Whether there can be trusted images: a user's folder may have some of its own."""
-    return config.data.trusted > 0 or config.data.source in ("folder", *STREAMED)
-
-
 def _run(config: "Config") -> Iterator[str]:
     if not config.run.name.strip("."):
         yield f'run.name = "{config.run.name}" is not the name of a folder of its own.'
@@ -106,125 +49,6 @@ def _run(config: "Config") -> Iterator[str]:
         yield f"run.patience = {run.patience} needs data.validation above 0: without such images no student is better."
     if run.patience and config.finetune.steps:
         yield f"run.patience = {run.patience} with finetune.steps: fine-tuning starts after run.steps. Leave one out."
-
-
-def _models(config: "Config") -> Iterator[str]:
-    method, teacher, student = config.method.name, config.teacher.model, config.student.model
-    known = 'Use wrn_DEPTH_WIDTH with DEPTH = 6 n + 4 (wrn_28_2), conv, perceptron, linear, or "timm:NAME"'
-    if names_run(student):
-        yield f'student.model = "{student}" is no network; the folder of a run can only be a teacher. {known}.'
-    if method == "distillation" and names_own_model(teacher) and not config.data.store:
-        yield (
-            f'method.name = "distillation" with teacher.model = "{teacher}" has nothing to learn from. '
-            'Name the folder of a run (runs/NAME) or "timm:NAME".'
-        )
-    if names_run(teacher) and method not in ("distillation", "pseudo_label"):
-        yield f'teacher.model = "{teacher}" is no network that method.name = "{method}" can train. {known}.'
-    if config.data.store and not names_own_model(teacher):
-        yield (
-            f'data.store takes the place of a teacher, and teacher.model = "{teacher}" names another. '
-            "Leave one of the two out."
-        )
-    vectors = 'data.source = "two_moons"' if config.data.source == "two_moons" else ""
-    vectors = f'data.features = "{config.data.features}"' if config.data.features else vectors
-    if vectors:
-        trained = {"student": student, "teacher": teacher} if method == "mpl" else {"student": student}
-        for role, model in trained.items():
-            if model not in HEADS:
-                yield f'{vectors} with {role}.model = "{model}": use "linear" or "perceptron".'
-
-
-def _weights(config: "Config") -> Iterator[str]:
-    """A name of timm that asks for trained weights gets them by `pretrained`, or is refused."""
-    trains = trained_optimisers(config)
-    for role, network in (("student", config.student), ("teacher", config.teacher)):
-        name, _, tag = network.model.partition(".")
-        if role in trains and network.model.startswith("timm:") and tag and not network.pretrained:
-            yield (
-                f'{role}.model = "{network.model}" names the weights "{tag}", and {role}.pretrained is empty, which means '
-                f'random ones. Set {role}.pretrained = "hub" or a file of weights, or {role}.model = "{name}".'
-            )
-        if network.pretrained and role not in trains:
-            yield f'{role}.pretrained is for a network that learns; method.name = "{config.method.name}" has none there.'
-        if network.pretrained and role == "teacher" and config.method.name == "reduced_mpl":
-            yield 'teacher.pretrained with method.name = "reduced_mpl": its teacher is a small perceptron that starts new.'
-        if network.adapter and (role not in trains or (role, config.method.name) == ("teacher", "reduced_mpl")):
-            yield f'{role}.adapter is for a network that learns; method.name = "{config.method.name}" has none there.'
-        if network.adapter and not network.pretrained:
-            yield (
-                f'{role}.adapter = "{network.adapter}" freezes the weights that {role}.pretrained names, and it is empty. '
-                f'Name weights, or set {role}.adapter = "".'
-            )
-        if network.adapter and config.system.engine == "zero":
-            yield f'{role}.adapter with system.engine = "zero": shards of a frozen network. Use engine = "plain".'
-        if network.pretrained == "hub" and not network.model.startswith("timm:"):
-            yield f'{role}.pretrained = "hub" with {role}.model = "{network.model}", which timm does not know. Name a file.'
-
-
-def _inputs(config: "Config") -> Iterator[str]:
-    """The constants that a network's inputs are normalised with."""
-    for role, network in (("student", config.student), ("teacher", config.teacher)):
-        if not any((*network.mean, *network.std)):
-            continue
-        if not all(network.std):
-            yield (
-                f"{role}.mean = {toml(network.mean)} with {role}.std = {toml(network.std)}: set three deviations above 0, "
-                "or leave both out."
-            )
-        if role not in trained_optimisers(config) or (role == "teacher" and config.method.name == "reduced_mpl"):
-            yield f'{role}.std is for a network that learns from images; "{config.method.name}" has none there.'
-        if config.data.source == "two_moons":
-            yield f'{role}.std is for images, and data.source = "two_moons" has points.'
-
-
-def _layers(config: "Config") -> Iterator[str]:
-    """Frozen layers and layers with rates of their own."""
-    trains = trained_optimisers(config)
-    for role, network in (("student", config.student), ("teacher", config.teacher)):
-        given = {key: getattr(network, key) for key in ("layer_decay", "freeze", "freeze_steps", "head_lr")}
-        changed = [key for key, value in given.items() if value != type(network).model_fields[key].default]
-        if changed and role not in trains:
-            yield (
-                f"{role}.{changed[0]} is for a network that learns; method.name = "
-                f'"{config.method.name}" has none there. Leave it out.'
-            )
-        if network.freeze_steps and not network.freeze:
-            yield (
-                f"{role}.freeze_steps = {network.freeze_steps} with {role}.freeze = 0 freezes nothing. "
-                f"Set {role}.freeze to the number of first layers, or -1 for all but the classifier."
-            )
-        if network.freeze == -1 and network.adapter:
-            yield (
-                f'{role}.freeze = -1 with {role}.adapter = "{network.adapter}" freezes the adapters too. '
-                f"Use {role}.freeze = 0: an adapter freezes all else but the classifier."
-            )
-        if network.freeze and not network.freeze_steps and config.system.zero_stage == 3 and _shards(config):
-            yield (
-                f"{role}.freeze = {network.freeze} with system.zero_stage = 3, which shards frozen parameters too and "
-                'steps none of them. Use zero_stage = 2, or engine = "plain".'
-            )
-
-
-def _shards(config: "Config") -> bool:
-    return config.system.engine == "zero"
-
-
-def _optimisers(config: "Config") -> Iterator[str]:
-    for role, network in (("teacher", config.teacher), ("student", config.student)):
-        if network.optimiser == "nesterov" and network.momentum == 0:
-            yield f'{role}.optimiser = "nesterov" needs {role}.momentum above 0. Use "sgd" for none.'
-    for role, name in trained_optimisers(config).items():
-        able = ABILITIES[name]
-        if config.system.graph == "on" and not able.captured:
-            yield (
-                f'system.graph = "on" with {role}.optimiser = "{name}": it takes its rate as a number of the host. '
-                f'Use graph = "auto", or {role}.optimiser = "{able.instead}".'
-            )
-        if config.system.engine == "zero" and not able.sharded:
-            yield (
-                f'system.engine = "zero" with {role}.optimiser = "{name}": its trust ratio needs whole parameters, and '
-                f'ZeRO steps slices of them. Use engine = "plain", or {role}.optimiser = "adamw".'
-            )
 
 
 def _method(config: "Config") -> Iterator[str]:
@@ -261,7 +85,7 @@ def _feedback(config: "Config") -> Iterator[str]:
     reason = IMPOSSIBLE.get((method.targets, feedback.kind))
     if reason:
         yield f'method.targets = "{method.targets}" with feedback.kind = "{feedback.kind}" {reason}.'
-    if feedback.images == "trusted" and not _may_have_trusted(config):
+    if feedback.images == "trusted" and not may_have_trusted(config):
         yield 'feedback.images = "trusted" needs data.trusted above 0, the number of clean images to set aside.'
     if feedback.kind == "scalar":
         if feedback.tangent != "jvp":
@@ -276,20 +100,6 @@ def _feedback(config: "Config") -> Iterator[str]:
             f'feedback.tangent = "difference" with system.precision = "{config.system.precision}" loses the '
             'difference to rounding. Use tangent = "jvp", or precision = "float32".'
         )
-
-
-class _Source(Protocol):
-    """The keys of [data] that say where images come from."""
-
-    @property
-    def source(self) -> str: ...
-    @property
-    def decode(self) -> str: ...
-
-
-def decodes_always(data: _Source) -> bool:
-    """Whether images are decoded at every step, rather than once before training."""
-    return data.source in STREAMED or (data.source == "folder" and data.decode == "always")
 
 
 def _growth(config: "Config") -> Iterator[str]:
@@ -332,9 +142,9 @@ def _data(config: "Config") -> Iterator[str]:
     kind, share = data.noise
     if kind == "none" and share > 0:
         yield f'data.noise = ["none", {share}] has no kind of wrong label. Use "pair", "symmetric" or "brightness".'
-    if data.batch_trusted > 0 and not _may_have_trusted(config):
+    if data.batch_trusted > 0 and not may_have_trusted(config):
         yield f"data.batch_trusted = {data.batch_trusted} needs data.trusted above 0."
-    if config.finetune.steps > 0 and config.finetune.images == "trusted" and not _may_have_trusted(config):
+    if config.finetune.steps > 0 and config.finetune.images == "trusted" and not may_have_trusted(config):
         yield 'finetune.images = "trusted" needs data.trusted above 0.'
     if data.source in ("folder", *STREAMED) and not data.root:
         yield f'data.source = "{data.source}" needs data.root, the folder of your data.'
@@ -373,8 +183,22 @@ def _system(config: "Config") -> Iterator[str]:
             yield f"system.compile = true with system.{key} = {toml(value)}: choose one of the two."
 
 
+RULES: Final = (
+    _run,
+    network_rules.refuse_models,
+    network_rules.refuse_weights,
+    network_rules.refuse_inputs,
+    network_rules.refuse_layers,
+    network_rules.refuse_optimisers,
+    _method,
+    _feedback,
+    _data,
+    _system,
+)  # the first sentence is the one that is said
+
+
 def _refusals(config: "Config") -> Iterable[str]:
-    for rule in (_run, _models, _weights, _inputs, _layers, _optimisers, _method, _feedback, _data, _system):
+    for rule in RULES:
         yield from rule(config)
 
 

@@ -5,7 +5,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from fastmpl.config.rules import decodes_always
+from fastmpl.config.meaning import decodes_always
 from fastmpl.data.dataset import Images, Labels
 from fastmpl.data.memory.evaluation_set import DecodedEvaluationSet, EvaluationSet
 from fastmpl.data.normalise import Normalisation

@@ -11,8 +11,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from fastmpl.config.meaning import decodes_always
 from fastmpl.config.paths import expand_path
-from fastmpl.config.rules import decodes_always
 from fastmpl.data import draws
 from fastmpl.data.checks.checked import drop_bad_images
 from fastmpl.data.dataset import Arrays, Labels

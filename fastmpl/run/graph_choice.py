@@ -6,7 +6,7 @@ from functools import partial
 import torch
 
 from fastmpl.config import Config, is_capturable
-from fastmpl.config.rules import NOT_CAPTURABLE
+from fastmpl.config.meaning import NOT_CAPTURABLE
 from fastmpl.learners.plain import PlainLearner
 from fastmpl.run.build import Trainee
 from fastmpl.step.eager import EagerStep

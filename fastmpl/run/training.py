@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from fastmpl.config import Config
-from fastmpl.config.rules import trained_optimisers
+from fastmpl.config.meaning import trained_optimisers
 from fastmpl.data.batch import Batch
 from fastmpl.data.build import Data
 from fastmpl.data.build import build as build_data
