@@ -24,6 +24,7 @@ from fastmpl.errors import ConfigError, StorageError
 from fastmpl.models.attention import set_attention
 from fastmpl.run.headline import NetworkName
 from fastmpl.run.student_file import Classifier, load_classifier
+from fastmpl.run.tensor_file import encode_tensors
 from fastmpl.untrusted import read_json_object
 
 Form = Literal["onnx", "pt2", "safetensors", "timm"]
@@ -174,8 +175,8 @@ def _write_pt2(network: nn.Module, student: Classifier, facts: dict[str, str], p
 
 
 def _write_safetensors(student: Classifier, facts: dict[str, str], path: Path) -> Run:
-    tensors = {name: value.contiguous() for name, value in student.module.state_dict().items()}
-    path.write_bytes(safetensors.torch.save(tensors, facts))
+    with path.open("wb") as file:
+        file.writelines(encode_tensors(student.module.state_dict(), facts))
     student.module.load_state_dict(safetensors.torch.load_file(path))
     return _run_with(student.module)
 
@@ -191,8 +192,8 @@ def _write_timm(student: Classifier, run: Path, facts: dict[str, str], path: Pat
 
     assert student.normalisation is not None
     path.mkdir(parents=True, exist_ok=True)
-    tensors = {key: value.contiguous() for key, value in student.module.state_dict().items()}
-    (path / "model.safetensors").write_bytes(safetensors.torch.save(tensors, {"format": "pt"}))
+    with (path / "model.safetensors").open("wb") as file:
+        file.writelines(encode_tensors(student.module.state_dict(), {"format": "pt"}))
     framing = framing_of(student.config.data)
     constants = {key: [v / BYTES for v in values] for key, values in student.normalisation._asdict().items()}
     config = {

@@ -90,10 +90,11 @@ class Stops(Protocol):
 
 
 class Group(NamedTuple):
-    """The ranks, and what decides when they stop."""
+    """The ranks, and what decides when they stop. `saving` has the same ranks, and is used by the thread that saves."""
 
     ranks: Ranks
     stops: Stops
+    saving: Ranks = ALONE
 
 
 @contextmanager
@@ -118,7 +119,9 @@ def join_group(here: Place, folder: Path, stopper: Callable[[], Stopper], timeou
         with StopAgreement(
             stopper(), here.rank, here.size, store, ParentProcess(), timeout=timeout, stacks=folder / STACKS
         ) as guard:
-            yield Group(Ranks(here.rank, here.size), guard)
+            saving = dist.new_group(backend="gloo", timeout=timedelta(seconds=timeout))
+            assert isinstance(saving, dist.ProcessGroup)  # every rank is one of it
+            yield Group(Ranks(here.rank, here.size), guard, Ranks(here.rank, here.size, saving))
     finally:
         dist.destroy_process_group()
 

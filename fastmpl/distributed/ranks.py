@@ -28,6 +28,7 @@ class Ranks:
 
     rank: int = 0
     size: int = 1
+    group: dist.ProcessGroup | None = None  # None: the one that steps use
 
     def all_reduce_mean_(self, tensors: Sequence[Tensor]) -> None:
         """Replaces each tensor by its mean over ranks, bit-equal on all of them."""
@@ -42,7 +43,7 @@ class Ranks:
         sent = []
         for part in _split_messages(tensors):
             flat = torch.cat([tensor.reshape(-1) for tensor in part])
-            sent.append((part, flat, dist.all_reduce(flat, async_op=True)))
+            sent.append((part, flat, dist.all_reduce(flat, group=self.group, async_op=True)))
         for part, flat, work in sent:
             assert work is not None
             work.wait()
@@ -54,7 +55,7 @@ class Ranks:
         if self.size == 1:
             return mine
         gathered = mine.new_empty(self.size, *mine.shape)
-        dist.all_gather(list(gathered.unbind()), mine.contiguous())
+        dist.all_gather(list(gathered.unbind()), mine.contiguous(), group=self.group)
         return gathered.flatten(0, 1)
 
     def reduce_scatter_mean(self, whole: Float[Tensor, "ranks*n"]) -> Float[Tensor, "n"]:
@@ -62,7 +63,7 @@ class Ranks:
         if self.size == 1:
             return whole
         part = torch.empty_like(whole.chunk(self.size)[0])
-        dist.reduce_scatter(part, list(whole.chunk(self.size)))
+        dist.reduce_scatter(part, list(whole.chunk(self.size)), group=self.group)
         return part.div_(self.size)
 
     def take_own_rows(self, gathered: Float[Tensor, "ranks*n *rest"]) -> Float[Tensor, "n *rest"]:
@@ -74,7 +75,7 @@ class Ranks:
         if self.size == 1:
             return [mine]
         gathered: list[Any] = [None] * self.size
-        dist.all_gather_object(gathered, mine)
+        dist.all_gather_object(gathered, mine, group=self.group)
         return gathered
 
 

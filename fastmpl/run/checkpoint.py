@@ -11,14 +11,14 @@ and sums over steps; of the latter, every rank reads the concatenated shards and
 
 import contextlib
 import errno
+import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import safetensors.torch
 import torch
 from torch import Tensor
 
@@ -29,7 +29,6 @@ from fastmpl.run.checkpoint_files import (
     MANIFEST,
     NAME,
     TENSORS,
-    fingerprint,
     read_json,
     read_manifest,
     read_tensors,
@@ -37,6 +36,7 @@ from fastmpl.run.checkpoint_files import (
     verify,
 )
 from fastmpl.run.checkpoint_schema import SCHEMA, migrate
+from fastmpl.run.tensor_file import encode_tensors
 
 
 class Checkpoint(NamedTuple):
@@ -49,29 +49,38 @@ class Checkpoint(NamedTuple):
     sharded: Collection[str] = ()  # names of the tensors that are shards; a rank may hold no part of some
     ranks: int = 1  # number of ranks that wrote it
 
+    def tensors_on(self, rank: int) -> dict[str, Tensor]:
+        """Those that `rank` writes."""
+        if rank == 0:
+            return self.tensors
+        shared = {name for name in self.sharded if name in self.tensors}
+        return {name: self.tensors[name] for name in {*self.own, *shared}}
+
 
 def save(folder: Path, checkpoint: Checkpoint, ranks: Ranks = ALONE) -> Path:
     """Writes `checkpoint` under `folder`. A kill at any moment leaves the previous checkpoint valid.
 
     Every rank calls it. Raises StorageError on all ranks if the disk is full or the folder cannot be written on any of
-    them; incomplete files are removed.
+    them; incomplete files are removed. Beyond the tensors' own memory it takes that of one tensor.
     """
     final = folder / f"step-{checkpoint.step}"
     draft = folder / f"{final.name}.tmp-{ranks.all_gather_object(os.getpid())[0]}"
     first = ranks.rank == 0
-    contents = {tensors_of(ranks.rank): _encode(checkpoint, first)}
+    mine = checkpoint.tensors_on(ranks.rank)
+    contents: dict[str, Iterable[bytes | memoryview]] = {tensors_of(ranks.rank): encode_tensors(mine)}
     if first:
-        contents[FACTS] = json.dumps(checkpoint.facts, indent=1).encode()
-    size = sum(map(len, contents.values()))
+        contents[FACTS] = [json.dumps(checkpoint.facts, indent=1).encode()]
+    size = sum(tensor.nbytes for tensor in mine.values())
+    written = {}
     try:
         with _fail_together(ranks, final, size):
             if first:
                 folder.mkdir(parents=True, exist_ok=True)
                 draft.mkdir()
         with _fail_together(ranks, final, size):
-            for name, data in contents.items():
-                _write(draft / name, data)
-        every = ranks.all_gather_object({name: fingerprint(data) for name, data in contents.items()})
+            for name, pieces in contents.items():
+                written[name] = _write(draft / name, pieces)
+        every = ranks.all_gather_object(written)
         files = {name: found for part in every for name, found in part.items()}
         manifest = {"schema": SCHEMA, "step": checkpoint.step, "ranks": ranks.size, "files": files}
         manifest |= {"sharded": sorted(checkpoint.sharded)}
@@ -85,19 +94,12 @@ def save(folder: Path, checkpoint: Checkpoint, ranks: Ranks = ALONE) -> Path:
     return final
 
 
-def _encode(checkpoint: Checkpoint, first: bool) -> bytes:
-    shared = {name for name in checkpoint.sharded if name in checkpoint.tensors}
-    names = checkpoint.tensors if first else {*checkpoint.own, *shared}
-    # the format stores dense tensors only, and channels-last weights are strided
-    return safetensors.torch.save({name: checkpoint.tensors[name].detach().cpu().contiguous() for name in names})
-
-
 def _finish(draft: Path, final: Path, manifest: Mapping[str, Any]) -> None:
     """Writes the manifest over the files of all ranks and renames the directory."""
     missing = [name for name in manifest["files"] if not (draft / name).is_file()]
     if missing:
         raise StorageError(f"{draft} has no {missing[0]}: put run.output on a disk that all machines share.")
-    _write(draft / MANIFEST, json.dumps(manifest, indent=1).encode())
+    _write(draft / MANIFEST, [json.dumps(manifest, indent=1).encode()])
     _sync(draft)
     if final.exists():  # the same step was saved before a resume; the two are equal
         shutil.rmtree(final)
@@ -203,11 +205,17 @@ def prune(folder: Path, keep: int, best: int | None) -> None:
         shutil.rmtree(draft, ignore_errors=True)
 
 
-def _write(path: Path, data: bytes) -> None:
+def _write(path: Path, pieces: Iterable[bytes | memoryview]) -> dict[str, Any]:
+    """Writes a file and gives its size and SHA-256. Hashing and writing let other threads run."""
+    digest, size = hashlib.sha256(), 0
     with path.open("wb") as file:
-        file.write(data)
+        for piece in pieces:
+            digest.update(piece)
+            file.write(piece)
+            size += len(piece)
         file.flush()
         os.fsync(file.fileno())
+    return {"size": size, "sha256": digest.hexdigest()}
 
 
 def _sync(folder: Path) -> None:

@@ -26,10 +26,6 @@ def tensors_of(rank: int) -> str:
     return f"rank-{rank}.safetensors"
 
 
-def fingerprint(data: bytes) -> dict[str, Any]:
-    return {"size": len(data), "sha256": hashlib.sha256(data).hexdigest()}
-
-
 def verify(path: Path) -> Mapping[str, Any]:
     """The manifest of a checkpoint, after comparing every file with it.
 
@@ -96,5 +92,7 @@ def _verify(path: Path, expected: object) -> None:
         raise StorageError(f"{path} is missing.")
     if not isinstance(expected, Mapping) or path.stat().st_size != expected.get("size"):
         raise StorageError(f"{path} has {path.stat().st_size} bytes; its manifest says another number.")
-    if hashlib.sha256(path.read_bytes()).hexdigest() != expected.get("sha256"):
+    with path.open("rb") as file:
+        found = hashlib.file_digest(file, "sha256").hexdigest()
+    if found != expected.get("sha256"):
         raise StorageError(f"{path} was altered: its checksum differs from its manifest.")

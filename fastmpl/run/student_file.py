@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any, Final, Literal, NamedTuple
 
 import safetensors
-import safetensors.torch
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -32,6 +31,7 @@ from fastmpl.run.headline import NetworkName, default_network, describe_network
 from fastmpl.run.input_constants import normalisation_of
 from fastmpl.run.resuming import CHECKPOINTS
 from fastmpl.run.selection import PREFIX as SELECTED
+from fastmpl.run.tensor_file import encode_tensors
 from fastmpl.untrusted import printable
 from fastmpl_kernels import dispatch
 
@@ -88,7 +88,7 @@ class FileFacts(NamedTuple):
 
 def save_network(folder: Path, weights: Mapping[str, Tensor], facts: FileFacts) -> Path:
     """Writes the weights, adapters merged; the metadata holds the facts."""
-    tensors = {name: value.detach().cpu().contiguous() for name, value in merge_adapters(weights).items()}
+    tensors = merge_adapters(weights)
     said = {"class_names": json.dumps(facts.classes), "image_shape": " ".join(map(str, facts.image_shape))}
     if facts.normalisation is not None:
         said |= {name: " ".join(map(repr, values)) for name, values in facts.normalisation._asdict().items()}
@@ -96,7 +96,8 @@ def save_network(folder: Path, weights: Mapping[str, Tensor], facts: FileFacts) 
         said |= {name: str(value) for name, value in facts.framing._asdict().items()}
     said |= {"network": facts.network, "description": facts.description}
     draft = folder / f"{WEIGHTS}.tmp"
-    draft.write_bytes(safetensors.torch.save(tensors, said))
+    with draft.open("wb") as file:
+        file.writelines(encode_tensors(tensors, said))
     return draft.replace(folder / WEIGHTS)
 
 

@@ -44,6 +44,7 @@ from fastmpl.run.preconditions import (
 from fastmpl.run.predictions import Shipped, write_predictions
 from fastmpl.run.pretrained import Start, read_start
 from fastmpl.run.resuming import require_fitting, set_newer_aside
+from fastmpl.run.saver import Saver
 from fastmpl.run.scores import Network
 from fastmpl.run.student_file import FileFacts, load_classifier, save_network, save_student, student_facts
 from fastmpl.run.trained_networks import TrainedNetworks
@@ -82,7 +83,7 @@ class Training:
     ) -> None:
         """starts: False for a run that continues, and does not read pretrained weights again."""
         self.config, self.folder, self.starts = config, folder, starts
-        self.ranks, self.stops = group
+        self.ranks, self.stops = group.ranks, group.stops
         require_kernels()
         dispatch.set_backend(config.system.kernels)
         if config.system.threads:
@@ -123,6 +124,7 @@ class Training:
         self.networks = TrainedNetworks(trainee, config, self.device, self.monitor.add)
         self.total = config.run.steps + config.finetune.steps
         self.step, self.saved = 0, -1
+        self._saver = Saver(folder / "checkpoints", group.saving, here.local_size, config.run.keep, self.monitor.note)
 
     def _read_pretrained(self) -> dict[str, Start]:
         sections = {role: getattr(self.config, role).pretrained for role in trained_optimisers(self.config)}
@@ -192,6 +194,7 @@ class Training:
         """Trains to the last step, through all phases that are left."""
         with self.monitor.watch(self.step, self.total), ExitStack() as held:
             held.callback(dispatch.on_fallback(self._note_fallback))
+            held.callback(self._saver.close)
             for note in self.notes:
                 self.monitor.note(note)
             self.stops.begin(self.step + 1)
@@ -292,6 +295,7 @@ class Training:
             batch = self.take_step(phase)
             images = (len(batch.labelled) + len(batch.weak)) * self.ranks.size
             self.monitor.show_step(self.step, images)
+            self._take_saved()
             ends = self.step == phase.last
             evaluates = self.step % run.evaluate_every == 0 or ends
             # after the very last step there is nothing to stop
@@ -311,7 +315,7 @@ class Training:
                     self._stop_early(images)
                     return
             if saves:
-                self._save(last=self.step == self.total)
+                self._save(last=stops or self.step == self.total)
             if stops:
                 raise self.stops.reason(self.folder, self.step)
 
@@ -350,25 +354,30 @@ class Training:
         )
 
     def _save(self, *, last: bool) -> None:
-        """Saves a checkpoint. If the disk is full, training goes on, except after the last step."""
-        monitor, folder = self.monitor, self.folder / "checkpoints"
-        monitor.replaced.write(monitor.note)
-        try:
-            checkpoint.save(folder, self.make_checkpoint(), self.ranks)
-        except StorageError as error:
-            if last:
-                raise
-            monitor.note(f"{error} Training goes on without this checkpoint.")
+        """Saves a checkpoint, beside training unless it is the last one. The one before is finished first."""
+        self.monitor.replaced.write(self.monitor.note)
+        self._take_saved(wait=True)
+        best = self.monitor.selection.best
+        self._saver.begin(self.make_checkpoint(), None if best is None else best["step"])
+        self._take_saved(wait=last, last=last)
+
+    def _take_saved(self, *, wait: bool = False, last: bool = False) -> None:
+        """Says what came of a save, once it is known. If the disk is full, training goes on, except after the last one."""
+        saved = self._saver.take(wait=wait)
+        if saved is None:
             return
-        self.saved = self.step
-        monitor.show_saved(self.step)
+        if saved.error is not None:
+            if last:
+                raise saved.error
+            self.monitor.note(f"{saved.error} Training goes on without this checkpoint.")
+            return
+        self.saved = saved.step
+        self.monitor.show_saved(saved.step)
         if self.ranks.rank == 0:
-            best = monitor.selection.best
-            checkpoint.prune(folder, self.config.run.keep, None if best is None else best["step"])
             try:
-                write_status(self.folder, "running", self.step)
+                write_status(self.folder, "running", saved.step)
             except StorageError as error:
-                monitor.note(f"{error} Training goes on.")
+                self.monitor.note(f"{error} Training goes on.")
 
     def _facts(self) -> dict[str, Any]:
         """What a checkpoint keeps besides the states of its parts."""

@@ -30,13 +30,14 @@ from fastmpl.distributed.ranks import ALONE
 from fastmpl.report.reading import read_run
 from fastmpl.run import checkpoint
 from fastmpl.run.checkpoint import Checkpoint
-from fastmpl.run.checkpoint_files import FACTS, MANIFEST, TENSORS, fingerprint
+from fastmpl.run.checkpoint_files import FACTS, MANIFEST, TENSORS
 from fastmpl.run.folder import read_status
 from fastmpl.run.pretrained import read_start
 from fastmpl.run.student_file import load_classifier
 from fastmpl.telemetry.metrics import Log
 from fastmpl.telemetry.replaced_images import ReplacedImagesFile
 from tests import mini_imagenet
+from tests.faults.forged import fingerprint
 from tests.faults.mutations import mutate, mutate_json
 from tests.mini_imagenet import Picture
 from tests.run.short_runs import CONFIGS

@@ -113,7 +113,7 @@ def test_a_manifest_that_names_other_files_is_refused(name: str, tmp_path: Path)
 def test_a_full_disk_says_how_much_is_missing_and_leaves_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def full(path: Path, data: bytes) -> None:
+    def full(path: Path, pieces: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(checkpoint, "_write", full)
