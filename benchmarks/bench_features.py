@@ -24,6 +24,7 @@ from fastmpl.data.sources import digits
 from fastmpl.data.stores.feature_writer import FeatureWriter
 from fastmpl.data.stores.features import FeaturePlan
 from fastmpl.run.build import assemble
+from fastmpl.run.graph_choice import choose_execution
 
 CONFIG = ROOT / "launch" / "configs" / "digits.toml"
 FEATURES, VIEWS = 384, 2
@@ -58,7 +59,8 @@ def make_run(folder: Path, kind: str) -> Callable[[], object]:
     trainee = assemble(
         config, classes=10, image_shape=data.image_shape, device=CPU, fixed_teacher=lambda: torch.nn.Identity()
     )
-    return lambda: trainee.step(data.train.next())
+    step = choose_execution(trainee, config, CPU, print, decodes=False)
+    return lambda: step(data.train.next())
 
 
 def main() -> None:

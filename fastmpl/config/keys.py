@@ -251,7 +251,7 @@ class SystemConfig(_Section):
     recompute: bool = _rare(False, "Whether blocks are computed again in the backward pass, to save memory.")
     accumulate: Positive = _rare(1, "Micro-batches a step.")
     graph: Literal["auto", "on", "off"] = _rare(
-        "auto", "Whether a step is one CUDA graph; of shards, its passes if on."
+        "auto", "Whether a step is one CUDA graph, on a CPU a tape of its operators; of shards, its passes if on."
     )
     compile: bool = _rare(False, "Whether networks are compiled.")
     kernels: Literal["auto", "triton", "native", "reference"] = _rare("auto", "Implementation of the fused operations.")

@@ -102,6 +102,7 @@ class Optimiser:
         if self.row.skips == "device":
             self.inner.found_inf = skipped  # type: ignore[attr-defined]  # read by the kernels
             self.inner.step()
+            self.inner.found_inf = None  # type: ignore[attr-defined]  # no tensor of this step is kept
             return
         held = [*self.parameters.values(), *self.state().values()]
         before = [tensor.detach().clone() for tensor in held]

@@ -1,4 +1,4 @@
-"""Chooses how the steps of a run are executed: eagerly, as one CUDA graph, or with one graph a sharded pass."""
+"""Chooses how the steps of a run are executed: eagerly, as one CUDA graph, with a graph for each pass, or from a tape."""
 
 from collections.abc import Callable
 from functools import partial
@@ -12,6 +12,7 @@ from fastmpl.run.build import Trainee
 from fastmpl.step.eager import EagerStep
 from fastmpl.step.pass_graphs import replay_passes
 from fastmpl.step.step_graph import GraphedStep
+from fastmpl.step.taped_step import TapedStep
 
 
 def is_graphed(config: Config, device: torch.device) -> bool:
@@ -31,17 +32,23 @@ def loaded_dtype(config: Config, device: torch.device) -> torch.dtype:
 
 def choose_execution(
     trainee: Trainee, config: Config, device: torch.device, note: Callable[[str], None], *, decodes: bool
-) -> EagerStep | GraphedStep:
+) -> EagerStep | GraphedStep | TapedStep:
     """Returns the step of `trainee` as the run will call it.
 
     On a GPU it is one CUDA graph, unless graphs are switched off. A sharded step is eager, or has one graph a pass if
     graphs are "on". `note` is told a sentence if the step is not one graph although there is a GPU: now, or at the step
     whose capture fails, which is then taken eagerly like all that follow. With graph = "on" a capture that fails raises
     CaptureError. decodes: whether pictures are decoded at every step.
+
+    On a CPU it is run from a tape where a GPU would have one graph; by one process and uncompiled, as a tape sees neither
+    collectives nor compiled code.
     """
     system = config.system
     if device.type != "cuda":
-        return trainee.step
+        tapes = system.graph != "off" and is_capturable(config) and not system.compile
+        if not tapes or trainee.student.ranks.size > 1:
+            return trainee.step
+        return TapedStep(trainee.step, give_up=partial(_go_on_without_tape, note))
     if system.engine == "zero" and system.graph == "on":
         both = [trainee.student, *([trainee.teacher] if trainee.teacher else [])]
         replay_passes(both, device, never_open_together=system.deferred)
@@ -61,4 +68,10 @@ def _go_on_eagerly(trainee: Trainee, note: Callable[[str], None], reason: str) -
     note(
         f"The step cannot be captured as a CUDA graph ({reason}). Steps are taken one by one: slower, with the same "
         "numbers."
+    )
+
+
+def _go_on_without_tape(note: Callable[[str], None], reason: str) -> None:
+    note(
+        f"The operators of the step cannot be run again from a tape ({reason}). Steps are slower, with the same numbers."
     )

@@ -50,6 +50,7 @@ from fastmpl.run.student_file import FileFacts, load_classifier, save_network, s
 from fastmpl.run.trained_networks import TrainedNetworks
 from fastmpl.step.eager import EagerStep
 from fastmpl.step.step_graph import GraphedStep
+from fastmpl.step.taped_step import TapedStep
 from fastmpl.telemetry.skip_window import AT_MOST
 from fastmpl_kernels import dispatch
 
@@ -62,7 +63,7 @@ class Phase(NamedTuple):
 
     name: Literal["train", "finetune"]
     last: int
-    step: EagerStep | GraphedStep
+    step: EagerStep | GraphedStep | TapedStep
     batches: Callable[[], Batch]
     networks: dict[Network, RunLearner]  # those that are evaluated
 

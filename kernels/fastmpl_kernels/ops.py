@@ -149,6 +149,14 @@ class Op(NamedTuple):
         return self.op(*args) if is_functorch_active() or _is_seen() else self.run(*args)
 
 
+_RUNS: dict[Callable[..., Any], Callable[..., Any]] = {}  # by library op
+
+
+def run_of(op: Callable[..., Any]) -> Callable[..., Any]:
+    """The Python function that computes an operator of this library; another's operator itself."""
+    return _RUNS.get(op, op)
+
+
 def define(schema: str, run: Callable[..., Any], fake: Callable[..., Any]) -> Op:
     """Defines `fastmpl::<schema>`. `run` computes it on every device, `fake` where only shapes are known.
 
@@ -172,4 +180,5 @@ def define(schema: str, run: Callable[..., Any], fake: Callable[..., Any]) -> Op
 
     LIBRARY.impl(name, guard, "Autograd")  # type: ignore[no-untyped-call]
 
+    _RUNS[op] = run
     return Op(op, run)

@@ -42,4 +42,4 @@ class SgdEma(torch.optim.Optimizer):
                 found_inf=self.found_inf,
                 decay=self._decay,
             )
-        self._averages = None
+        self._averages, self._decay = None, 0.0
