@@ -133,7 +133,6 @@ X, TABLE, SUMS = "*x", "*fp32", "*fp64"  # "*x" stands for a pointer to the acti
 CONSTANTS = {"ACT": 2, "RESIDUAL": True}
 # The parameters of batch norm's kernels by phase, without their sizes.
 PHASES: dict[str, tuple[Any, dict[str, Any]]] = {
-    "sums": (batch_norm._sums_kernel, {"x_at": X, "out": SUMS, "M": "i32", "rows_per_part": "i32"}),
     "moments": (
         batch_norm._moments_kernel,
         {
@@ -184,7 +183,12 @@ PHASES: dict[str, tuple[Any, dict[str, Any]]] = {
         },
     ),
 }
-for _phase in ("gradient", "tangent"):
+for _phase in ("sums", "add_sums"):
+    PHASES[_phase] = (
+        batch_norm._sums_kernel,
+        {"x_at": X, "addend_at": X, "out": SUMS, "M": "i32", "rows_per_part": "i32", "ADD": _phase == "add_sums"},
+    )
+for _phase in ("gradient", "joined_gradient", "tangent"):
     _views = ("in_at", "x_at", "residual_at", "residual_in_at", "out_at", "residual_out_at")
     PHASES[_phase] = (
         batch_norm._derivative_kernel,
@@ -196,6 +200,7 @@ for _phase in ("gradient", "tangent"):
             "slope": "fp32",
             **CONSTANTS,
             "TANGENT": _phase == "tangent",
+            "JOINED": _phase == "joined_gradient",
         },
     )
 FINALISERS = ("moments", "constants")

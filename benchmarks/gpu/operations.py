@@ -14,6 +14,7 @@ from torch.autograd import forward_ad
 
 from fastmpl_kernels import dispatch
 from fastmpl_kernels.batch_norm_act import batch_norm_act
+from fastmpl_kernels.batch_norm_act.add import add_batch_norm_act
 from fastmpl_kernels.library import available
 from fastmpl_kernels.sgd_ema import global_norm, inner_product, sgd_ema
 from fastmpl_kernels.soft_cross_entropy import soft_cross_entropy
@@ -80,6 +81,14 @@ def _norm_backward(x: Tensor, weight: Tensor, bias: Tensor, upstream: Tensor) ->
 
 def _norm_residual(x: Tensor, weight: Tensor, bias: Tensor, residual: Tensor) -> list[Tensor]:
     return _with_gradients(lambda x, r: _norm(x, weight, bias, r), (x, residual), 2)
+
+
+def _norm_of_sum(x: Tensor, weight: Tensor, bias: Tensor, addend: Tensor, elsewhere: Tensor) -> list[Tensor]:
+    def both(x: Tensor, addend: Tensor) -> Tensor:
+        total, y = add_batch_norm_act(x * 1, addend, weight, bias, activation="leaky_relu", slope=0.1)
+        return torch.cat([y, total * elsewhere])
+
+    return _with_gradients(both, (x, addend), 2)
 
 
 @torch.no_grad()
@@ -152,6 +161,7 @@ def _update(parameter: Tensor, gradient: Tensor, momentum: Tensor, average: Tens
 OPERATIONS: Final = (
     Operation("batch_norm_act", "maps", 2, _norm_backward, 8),
     Operation("batch_norm_act with a residual", "maps", 2, _norm_residual, 11),
+    Operation("batch_norm_act of a sum", "maps", 3, _norm_of_sum, 11),
     Operation("batch_norm_act, forward mode", "maps", 2, _norm_tangent, 6),
     Operation("student_objective, soft", "rows", 2, partial(_student, "soft"), 3),
     Operation("student_objective, sampled", "rows", 2, partial(_student, "sampled"), 3),

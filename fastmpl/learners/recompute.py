@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from fastmpl.learners.blocks import block_names
-from fastmpl.models.norms import repeat_statistics
+from fastmpl.models.norms import PendingSum, repeat_statistics
 from fastmpl.models.stochastic import set_draw
 
 
@@ -41,7 +41,9 @@ def recompute_blocks(module: nn.Module, draw: Int[Tensor, ""]) -> Iterator[None]
 
 
 def _forward(block: nn.Module, plain: Any, draw: Int[Tensor, ""], *inputs: Any, **options: Any) -> Any:
-    """The forward of a block that keeps its inputs alone."""
+    """The forward of a block that keeps its inputs alone. A pending sum is taken first: it is one tensor to keep, and its
+    terms are gone when the block runs again."""
+    inputs = tuple(value.take() if isinstance(value, PendingSum) else value for value in inputs)
 
     def contexts() -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
         return nullcontext(), _repeat(block, draw)

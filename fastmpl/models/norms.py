@@ -7,7 +7,7 @@ the statistics of their own batch, and must not move the running ones: those are
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -15,6 +15,7 @@ from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from fastmpl.models.sync_norm import SumOverRanks
+from fastmpl_kernels.batch_norm_act.add import add_in_place
 from fastmpl_kernels.batch_norm_act.module import BatchNormAct2d
 
 Norm = Literal["batch", "group", "sync"]
@@ -45,6 +46,29 @@ def norm_act(channels: int, norm: Norm, *, slope: float = 0.1, eps: float = 1e-5
         return GroupNormAct(channels, slope, eps)
     reduce = SumOverRanks() if norm == "sync" else None
     return BatchNormAct2d(channels, eps, momentum, activation="leaky_relu", slope=slope, reduce=reduce)
+
+
+class PendingSum(NamedTuple):
+    """The output of a residual block before its sum is taken: the norm that reads the sum takes it in its own pass.
+
+    Whoever takes the sum writes it into `branch`, so it is taken once.
+    """
+
+    branch: Float[Tensor, "N C H W"]
+    shortcut: Float[Tensor, "N C H W"]
+
+    def take(self) -> Float[Tensor, "N C H W"]:
+        return add_in_place(self.branch, self.shortcut)
+
+
+def norm_of_sum(norm: nn.Module, x: Tensor | PendingSum) -> tuple[Float[Tensor, "N C H W"], Float[Tensor, "N C H W"]]:
+    """x, or the sum that it stands for, and the norm of it; a fused batch norm takes both in one pass."""
+    # a forward that was replaced (recomputed, or kept from another pass) must not write into what it is given
+    if isinstance(x, PendingSum) and isinstance(norm, BatchNormAct2d) and "forward" not in norm.__dict__:
+        total, normalised = norm(x.branch, addend=x.shortcut)
+        return total, normalised
+    total = x.take() if isinstance(x, PendingSum) else x
+    return total, norm(total)
 
 
 @contextmanager

@@ -7,7 +7,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from fastmpl.models.errors import ModelError
-from fastmpl.models.norms import Norm, norm_act
+from fastmpl.models.norms import Norm, PendingSum, norm_act, norm_of_sum
 from fastmpl.models.stochastic import KeyedDropout
 
 SLOPE = 0.1
@@ -29,11 +29,12 @@ class Block(nn.Module):
         reshapes = inputs != outputs or stride != 1
         self.shortcut = nn.Conv2d(inputs, outputs, 1, stride, bias=False) if reshapes else None
 
-    def forward(self, x: Float[Tensor, "N C H W"]) -> Float[Tensor, "N C2 H2 W2"]:
-        activated = self.norm1(x)
-        residual: Tensor = self.conv2(self.norm2(self.conv1(activated)))
-        # in place: no backward needs a convolution's result, and a sum beside it is a third more traffic
-        return residual.add_(x if self.shortcut is None else self.shortcut(activated))
+    def forward(self, x: Tensor | PendingSum) -> Tensor | PendingSum:
+        """[N, C, H, W] -> [N, C2, H2, W2]; in training the next norm takes the block's sum."""
+        x, activated = norm_of_sum(self.norm1, x)
+        branch: Tensor = self.conv2(self.norm2(self.conv1(activated)))
+        pending = PendingSum(branch, x if self.shortcut is None else self.shortcut(activated))
+        return pending if self.training else pending.take()
 
 
 class WideResNet(nn.Module):
@@ -64,6 +65,7 @@ class WideResNet(nn.Module):
         nn.init.zeros_(self.classifier.bias)
 
     def forward(self, images: Float[Tensor, "N C H W"]) -> Float[Tensor, "N K"]:
-        features: Tensor = self.norm(self.blocks(self.stem(images))).mean((2, 3))
+        _, activated = norm_of_sum(self.norm, self.blocks(self.stem(images)))
+        features = activated.mean((2, 3))
         logits: Tensor = self.classifier(self.dropout(features))
         return logits

@@ -1,5 +1,8 @@
 // Batch norm over all rows of a channels-last activation, an optional residual, and an activation: the C interface.
 //
+// The forward direction may begin with a sum: x becomes x + addend in the pass that sums over rows. The backward direction
+// then takes the gradient that the sum has from elsewhere.
+//
 // Forward, backward and forward-mode derivative are each one pass that sums over rows (`sums`, `gradient_sums`) and one
 // that writes (`forward`, `gradient`, `tangent`); between the two the caller may add the sums of other ranks.
 //
@@ -77,31 +80,47 @@ Tables tables(const Columns& m, const float* moments, const float* weight, const
 
 using namespace fastmpl;
 
+namespace fastmpl {
+namespace {
+
+template <bool T, bool S, class X>
+void sum_all(const Columns& m, const Summed<X>& data, const float* origin, double* out) {
+  column_sums(
+      m, T ? 4 : 2, out,
+      [&](int64_t first, int64_t count, double* s) { sum_lines<T, S>(m, data, origin, first, count, s); },
+      [&](double* s) { sum_left<T, S>(m, data, origin, s); });
+}
+
+}  // namespace
+}  // namespace fastmpl
+
 // out [2 channels + 1]: the sums of x and of (x - mean)^2, and the number of rows. With a tangent t of x,
-// out [4 channels + 1]: the sums of t and of t (x - mean) come before the number.
-FASTMPL_EXPORT void fastmpl_batch_norm_sums(const void* data, const void* tangents, bool is_bfloat16, int64_t rows,
-                                            int64_t channels, double* out) {
+// out [4 channels + 1]: the sums of t and of t (x - mean) come before the number. Where `addend` is not null, x becomes
+// x + addend first, and t becomes t + addend_tangent.
+FASTMPL_EXPORT void fastmpl_batch_norm_sums(void* x, void* tangent, const void* addend, const void* addend_tangent,
+                                            bool is_bfloat16, int64_t rows, int64_t channels, double* out) {
   const Columns m(rows, channels);
-  const int64_t kinds = tangents == nullptr ? 2 : 4;
+  const bool with_tangent = tangent != nullptr, adds = addend != nullptr;
+  const int64_t kinds = with_tangent ? 4 : 2;
   with_type(is_bfloat16, [&](auto* type) {
     using X = std::remove_pointer_t<decltype(type)>;
-    const X *x = static_cast<const X*>(data), *t = static_cast<const X*>(tangents);
+    const Summed<X> data{static_cast<X*>(x), static_cast<X*>(tangent), static_cast<const X*>(addend),
+                         static_cast<const X*>(addend_tangent)};
     std::vector<float> origin;
-    for (int64_t c = 0; c < channels; ++c) origin.push_back(load(x + c));
+    for (int64_t c = 0; c < channels; ++c) origin.push_back(adds ? added(data.x + c, data.addend + c) : load(data.x + c));
     repeat(origin, m);
     const float* k = origin.data();
-    column_sums(
-        m, kinds, out,
-        [&](int64_t first, int64_t count, double* s) {
-          t == nullptr ? sum_lines<false>(m, x, t, k, first, count, s) : sum_lines<true>(m, x, t, k, first, count, s);
-        },
-        [&](double* s) { t == nullptr ? sum_left<false>(m, x, t, k, s) : sum_left<true>(m, x, t, k, s); });
+    if (with_tangent) {
+      adds ? sum_all<true, true>(m, data, k, out) : sum_all<true, false>(m, data, k, out);
+    } else {
+      adds ? sum_all<false, true>(m, data, k, out) : sum_all<false, false>(m, data, k, out);
+    }
     const double n = static_cast<double>(rows);
     for (int64_t c = 0; c < channels; ++c) {  // the sum from the first row as origin to 0, the others to the mean
       const double s = out[c], moved = s / n, squares = out[channels + c] - s * moved;
       out[c] = s + n * k[c];
       out[channels + c] = squares < 0.0 ? 0.0 : squares;  // a NaN stays one
-      if (t != nullptr) out[3 * channels + c] -= moved * out[2 * channels + c];
+      if (with_tangent) out[3 * channels + c] -= moved * out[2 * channels + c];
     }
     out[kinds * channels] = n;
   });
@@ -182,9 +201,10 @@ FASTMPL_EXPORT void fastmpl_batch_norm_gradient_sums(const void* dy, const void*
 }
 
 // dx = w rstd (dz - mean(dz) - xhat mean(dz xhat)) and, with a residual, its gradient dz; the gradients of weight and
-// bias from `local`, the sums of this rank alone.
-FASTMPL_EXPORT void fastmpl_batch_norm_gradient(const void* dy, const void* x, const void* residual, bool is_bfloat16,
-                                                int64_t rows, int64_t channels, const float* moments,
+// bias from `local`, the sums of this rank alone. `elsewhere` (unless null) is a gradient of x that is added to dx.
+FASTMPL_EXPORT void fastmpl_batch_norm_gradient(const void* dy, const void* elsewhere, const void* x,
+                                                const void* residual, bool is_bfloat16, int64_t rows,
+                                                int64_t channels, const float* moments,
                                                 const double* sums, const double* local, const float* weight,
                                                 const float* bias, int32_t activation, float slope, void* dx,
                                                 void* dresidual, float* dweight, float* dbias) {
@@ -202,33 +222,35 @@ FASTMPL_EXPORT void fastmpl_batch_norm_gradient(const void* dy, const void* x, c
   finish(t.level, m);
   with_type(is_bfloat16, [&](auto* type) {
     using X = std::remove_pointer_t<decltype(type)>;
-    const Views<X> v{static_cast<const X*>(x), static_cast<const X*>(dy), static_cast<const X*>(residual), nullptr,
-                     static_cast<X*>(dx), static_cast<X*>(dresidual)};
-    write_any<kGradient>(activation, m, t, v, slope, Activations());
+    const Views<X> v{static_cast<const X*>(x), static_cast<const X*>(dy), static_cast<const X*>(residual),
+                     static_cast<const X*>(elsewhere), static_cast<X*>(dx), static_cast<X*>(dresidual)};
+    elsewhere == nullptr ? write_any<kGradient>(activation, m, t, v, slope, Activations())
+                         : write_any<kJoined>(activation, m, t, v, slope, Activations());
   });
 }
 
-// Both passes of the forward direction, for statistics of this rank alone.
-FASTMPL_EXPORT void fastmpl_batch_norm_train(const void* x, const void* residual, bool is_bfloat16, int64_t rows,
-                                             int64_t channels, const float* weight, const float* bias, double eps,
-                                             double momentum, float* running_mean, float* running_var,
+// Both passes of the forward direction, for statistics of this rank alone; x becomes x + addend unless that is null.
+FASTMPL_EXPORT void fastmpl_batch_norm_train(void* x, const void* addend, const void* residual, bool is_bfloat16,
+                                             int64_t rows, int64_t channels, const float* weight, const float* bias,
+                                             double eps, double momentum, float* running_mean, float* running_var,
                                              int32_t activation, float slope, float* moments, void* y) {
   std::vector<double> sums(static_cast<size_t>(2 * channels + 1));
-  fastmpl_batch_norm_sums(x, nullptr, is_bfloat16, rows, channels, sums.data());
+  fastmpl_batch_norm_sums(x, nullptr, addend, nullptr, is_bfloat16, rows, channels, sums.data());
   fastmpl_batch_norm_forward(x, residual, is_bfloat16, rows, channels, sums.data(), weight, bias, eps, momentum,
                              running_mean, running_var, activation, slope, moments, y);
 }
 
 // Both passes of the backward direction.
-FASTMPL_EXPORT void fastmpl_batch_norm_backward(const void* dy, const void* x, const void* residual, bool is_bfloat16,
-                                                int64_t rows, int64_t channels, const float* moments,
-                                                const float* weight, const float* bias, int32_t activation, float slope,
-                                                void* dx, void* dresidual, float* dweight, float* dbias) {
+FASTMPL_EXPORT void fastmpl_batch_norm_backward(const void* dy, const void* elsewhere, const void* x,
+                                                const void* residual, bool is_bfloat16, int64_t rows,
+                                                int64_t channels, const float* moments, const float* weight,
+                                                const float* bias, int32_t activation, float slope, void* dx,
+                                                void* dresidual, float* dweight, float* dbias) {
   std::vector<double> sums(static_cast<size_t>(2 * channels));
   fastmpl_batch_norm_gradient_sums(dy, x, residual, is_bfloat16, rows, channels, moments, weight, bias, activation,
                                    slope, sums.data());
-  fastmpl_batch_norm_gradient(dy, x, residual, is_bfloat16, rows, channels, moments, sums.data(), sums.data(), weight,
-                              bias, activation, slope, dx, dresidual, dweight, dbias);
+  fastmpl_batch_norm_gradient(dy, elsewhere, x, residual, is_bfloat16, rows, channels, moments, sums.data(), sums.data(),
+                              weight, bias, activation, slope, dx, dresidual, dweight, dbias);
 }
 
 // The tangent of y along the tangents of x, weight, bias and residual; `sums` are those of the tangent t of x and of
@@ -270,15 +292,16 @@ FASTMPL_EXPORT void fastmpl_batch_norm_dual(const void* x, const void* x_tangent
   });
 }
 
-// Both passes of the dual.
-FASTMPL_EXPORT void fastmpl_batch_norm_dual_train(const void* x, const void* x_tangent, const void* residual,
+// Both passes of the dual; x becomes x + addend, and its tangent likewise, unless `addend` is null.
+FASTMPL_EXPORT void fastmpl_batch_norm_dual_train(void* x, void* x_tangent, const void* addend,
+                                                  const void* addend_tangent, const void* residual,
                                                   const void* residual_tangent, bool is_bfloat16, int64_t rows,
                                                   int64_t channels, const float* weight, const float* bias,
                                                   const float* weight_tangent, const float* bias_tangent, double eps,
                                                   double momentum, float* running_mean, float* running_var,
                                                   int32_t activation, float slope, void* y, void* y_tangent) {
   std::vector<double> sums(static_cast<size_t>(4 * channels + 1));
-  fastmpl_batch_norm_sums(x, x_tangent, is_bfloat16, rows, channels, sums.data());
+  fastmpl_batch_norm_sums(x, x_tangent, addend, addend_tangent, is_bfloat16, rows, channels, sums.data());
   fastmpl_batch_norm_dual(x, x_tangent, residual, residual_tangent, is_bfloat16, rows, channels, sums.data(), weight,
                           bias, weight_tangent, bias_tangent, eps, momentum, running_mean, running_var, activation,
                           slope, y, y_tangent);

@@ -20,7 +20,8 @@ struct Tables {
   std::vector<float> mean, scale, offset, slant, level;
 };
 
-// What the passes read and write. `in` is dy or the tangent of x, `residual_in` the residual's tangent.
+// What the passes read and write. `in` is dy or the tangent of x; `residual_in` is the residual's tangent, or in kJoined the
+// gradient of x from elsewhere.
 template <class X>
 struct Views {
   const X *x, *in, *residual, *residual_in;
@@ -31,7 +32,8 @@ struct Views {
   }
 };
 
-enum Pass : int32_t { kForward, kGradient, kTangent, kDual };  // kDual: y to `out`, its tangent to `residual_out`
+// kJoined: kGradient, to which the gradient of x from elsewhere is added. kDual: y to `out`, its tangent to `residual_out`.
+enum Pass : int32_t { kForward, kGradient, kJoined, kTangent, kDual };
 
 // A tile is taken in words (see load_word): lane (way, word) of its accumulators and tables is column
 // word * kWays + way.
@@ -45,16 +47,47 @@ FASTMPL_INLINE void load_table(const std::vector<float>& table, int64_t column, 
       lanes[way * kWords<X> + word] = table[column + word * kWays<X> + way];
 }
 
-// The sums of x and x^2 about `origin`; with T also those of the tangent t of x, and of t x about `origin`.
-template <bool T, class X>
-FASTMPL_CLONES void sum_lines(const Columns& m, const X* data, const X* tangents, const float* origin, int64_t first,
-                              int64_t count, double* s) {
+// What a summing pass of the forward direction reads; where there is an addend, it first adds it to x in place, and the
+// addend's tangent to the tangent of x.
+template <class X>
+struct Summed {
+  X *x, *tangent;
+  const X *addend, *addend_tangent;
+};
+
+// x += addend, rounded to the type, over `count` elements: whole tiles.
+template <class X>
+FASTMPL_INLINE void add_tiles(X* x, const X* addend, int64_t count) {
+  for (const X* end = x + count; x < end; x += kTile, addend += kTile) {
+#pragma GCC ivdep
+    for (int word = 0; word < kWords<X>; ++word) {
+      const float low = load_word(x, word, 0) + load_word(addend, word, 0);
+      store_word(x, word, low, kWays<X> == 1 ? low : load_word(x, word, 1) + load_word(addend, word, 1));
+    }
+  }
+}
+
+// The value of x + addend as it is stored.
+template <class X>
+FASTMPL_INLINE float added(const X* x, const X* addend) {
+  X sum;
+  store(&sum, load(x) + load(addend));
+  return load(&sum);
+}
+
+// The sums of x and x^2 about `origin`; with T also those of the tangent t of x, and of t x about `origin`. With S the
+// addends are added first, a block that fits the cache at a time.
+template <bool T, bool S, class X>
+FASTMPL_CLONES void sum_lines(const Columns& m, const Summed<X>& data, const float* origin, int64_t first, int64_t count,
+                              double* s) {
   constexpr int W = kWays<X>, N = kWords<X>;
   for (int64_t end = first + count; end > first; end -= std::min(m.block(), end - first)) {
-    const int64_t lines = std::min(m.block(), end - first), begin = end - lines;
+    const int64_t lines = std::min(m.block(), end - first), begin = end - lines, at = begin * m.width;
+    if constexpr (S) add_tiles(data.x + at, data.addend + at, lines * m.width);
+    if constexpr (S && T) add_tiles(data.tangent + at, data.addend_tangent + at, lines * m.width);
     for (int64_t column = 0; column < m.width; column += kTile) {
-      const X* x = data + begin * m.width + column;
-      const X* t = T ? tangents + begin * m.width + column : x;
+      const X* x = data.x + at + column;
+      const X* t = T ? data.tangent + at + column : x;
       // Sums are taken around the mean of the block's first four lines, so that nothing cancels. A single line would be far
       // off in some channel, and the variance would lose a factor of that distance in standard deviations, squared.
       float shift[kTile] = {}, a1[kTile] = {}, a2[kTile] = {}, a3[kTile] = {}, a4[kTile] = {};
@@ -89,16 +122,18 @@ FASTMPL_CLONES void sum_lines(const Columns& m, const X* data, const X* tangents
   }
 }
 
-template <bool T, class X>
-void sum_left(const Columns& m, const X* data, const X* tangents, const float* origin, double* s) {
+template <bool T, bool S, class X>
+void sum_left(const Columns& m, const Summed<X>& data, const float* origin, double* s) {
   for (int64_t r = 0; r < m.left; ++r)
     for (int64_t c = 0; c < m.channels; ++c) {
       const int64_t i = m.lines * m.width + r * m.channels + c;
-      const double d = static_cast<double>(load(data + i)) - static_cast<double>(origin[c]);
+      if constexpr (S) store(data.x + i, added(data.x + i, data.addend + i));
+      if constexpr (S && T) store(data.tangent + i, added(data.tangent + i, data.addend_tangent + i));
+      const double d = static_cast<double>(load(data.x + i)) - static_cast<double>(origin[c]);
       s[c] += d;
       s[m.width + c] += d * d;
-      if constexpr (T) s[2 * m.width + c] += load(tangents + i);
-      if constexpr (T) s[3 * m.width + c] += load(tangents + i) * d;
+      if constexpr (T) s[2 * m.width + c] += load(data.tangent + i);
+      if constexpr (T) s[3 * m.width + c] += load(data.tangent + i) * d;
     }
 }
 
@@ -162,7 +197,7 @@ void gradient_left(const Columns& m, const Tables& t, const Views<X>& all, float
   }
 }
 
-// What a writing pass computes for an element: `out`, and the residual's gradient (kGradient) or y's tangent (kDual).
+// What a writing pass computes for an element: `out`, and the residual's gradient (kGradient, kJoined) or y's tangent (kDual).
 struct Made {
   float out, second;
 };
@@ -170,9 +205,10 @@ struct Made {
 template <Pass P, int32_t A, bool R>
 FASTMPL_INLINE Made make(const Element& e, float slope) {
   const float centred = e.x - e.mean;
-  if constexpr (P == kGradient) {
+  if constexpr (P == kGradient || P == kJoined) {
     const float dz = pre_activation_gradient<A, R>(e, centred, slope);
-    return {dz * e.scale + (centred * e.slant + e.level), dz};
+    const float dx = dz * e.scale + (centred * e.slant + e.level);
+    return {P == kJoined ? dx + e.residual_in : dx, dz};
   }
   float z = centred * e.scale + e.offset;
   if constexpr (R) z += e.residual;
@@ -185,11 +221,11 @@ FASTMPL_INLINE Made make(const Element& e, float slope) {
 }
 
 template <Pass P, bool R>
-constexpr bool kSecond = P == kDual || (P == kGradient && R);  // whether `residual_out` is written
+constexpr bool kSecond = P == kDual || (R && (P == kGradient || P == kJoined));  // whether `residual_out` is written
 template <Pass P>
 constexpr bool kIn = P != kForward;  // whether `in` is read
 template <Pass P, bool R>
-constexpr bool kResidualIn = R && (P == kTangent || P == kDual);
+constexpr bool kResidualIn = P == kJoined || (R && (P == kTangent || P == kDual));  // whether `residual_in` is read
 
 template <Pass P, int32_t A, bool R, class X>
 FASTMPL_CLONES void write_lines(const Columns& m, const Tables& t, const Views<X>& all, float slope, int64_t first,

@@ -9,7 +9,7 @@ from torch.autograd import forward_ad
 
 from fastmpl.analysis.accounting import LiveBytes
 from fastmpl_kernels import dispatch
-from fastmpl_kernels.batch_norm_act import batch_norm_act, library_ops, native
+from fastmpl_kernels.batch_norm_act import batch_norm_act, library_ops, native, sum_ops
 from fastmpl_kernels.batch_norm_act.settings import NUMBER
 from tests.kernels.batch_norm_inputs import inputs
 
@@ -48,6 +48,23 @@ def bare_calls() -> dict[str, tuple[Any, ...]]:
         ),
         "bn_dual_train": (x, x, weight, bias, weight, bias, residual, x, *running, 0.1, 1e-5, LEAKY, 0.1),
         "bn_tangent": (x, x, moments, gradient_sums, weight, bias, weight, bias, residual, x, LEAKY, 0.1),
+        "bn_add_train": (x, residual, weight, bias, *running, 0.1, 1e-5, LEAKY, 0.1),
+        "bn_add_backward": (x, residual, x, moments, weight, bias, LEAKY, 0.1),
+        "bn_add_dual_train": (
+            x,
+            x.clone(),
+            residual,
+            residual,
+            weight,
+            bias,
+            weight,
+            bias,
+            *running,
+            0.1,
+            1e-5,
+            LEAKY,
+            0.1,
+        ),
     }
 
 
@@ -62,13 +79,16 @@ OPS = [
     "bn_dual_sums",
     "bn_dual",
     "bn_dual_train",
+    "bn_add_train",
+    "bn_add_backward",
+    "bn_add_dual_train",
 ]
 
 
 @pytest.mark.parametrize("name", OPS)
 def test_bare_op_raises_where_a_tangent_would_be_lost(name: str) -> None:
     x, *rest = bare_calls()[name]
-    op = getattr(library_ops, name)
+    op = getattr(sum_ops if name.startswith("bn_add") else library_ops, name)
     with pytest.raises(NotImplementedError, match="tangent would be lost"):
         torch.func.jvp(lambda v: op(v, *rest), (x,), (x,))
     with forward_ad.dual_level():

@@ -23,9 +23,9 @@ def compile_phase(phase: str, dtype: str, capability: int) -> MachineCode:
 
 
 # Loads and stores of 128 bits a thread: two for each tensor that the phase reads or writes.
-WIDE = {"forward": (4, 2), "gradient": (6, 4), "tangent": (8, 2)}
+WIDE = {"forward": (4, 2), "gradient": (6, 4), "joined_gradient": (8, 4), "tangent": (8, 2)}
 # Tensors that a summing pass reads, each by two copies of 128 bits a tile.
-READ = {"sums": 1, "gradient_sums": 3}
+READ = {"sums": 1, "add_sums": 2, "gradient_sums": 3}
 
 
 @each_pass

@@ -13,6 +13,7 @@ import pytest
 HERE = Path(__file__).parent
 SLOW = pytest.mark.slow
 FILES = [
+    "test_add_batch_norm_act.py",
     "test_batch_norm_act.py",
     "test_sgd_ema.py",
     pytest.param("test_student_objective.py", marks=SLOW),

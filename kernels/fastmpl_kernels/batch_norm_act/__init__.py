@@ -30,7 +30,8 @@ from fastmpl_kernels.ops import is_functorch_active, is_plain, is_transformed
 __all__ = ["Activation", "Reduce", "batch_norm_act"]
 
 
-def _check(x: Tensor, activation: str, residual: Tensor | None, reduce: Reduce | None) -> None:
+def check(x: Tensor, activation: str, residual: Tensor | None, reduce: Reduce | None) -> None:
+    """Raises ValueError for what batch_norm_act cannot do."""
     if activation not in NUMBER:
         raise ValueError(f"activation = {activation!r}: choose one of {', '.join(NUMBER)}.")
     if x.dim() < 2:
@@ -41,7 +42,8 @@ def _check(x: Tensor, activation: str, residual: Tensor | None, reduce: Reduce |
         raise ValueError(f"the residual's shape {tuple(residual.shape)} is not the input's, {tuple(x.shape)}.")
 
 
-def _as(x: Tensor, dtype: torch.dtype) -> Tensor:
+def convert(x: Tensor, dtype: torch.dtype) -> Tensor:
+    """x in that type."""
     return x if x.dtype == dtype else x.to(dtype)  # a conversion that does nothing still costs a microsecond
 
 
@@ -69,11 +71,11 @@ def batch_norm_act(
     those of the whole batch, parameter gradients those of this rank. Raises ValueError for an unknown activation, for
     one value per channel, and for a residual of another shape.
     """
-    _check(x, activation, residual, reduce)
+    check(x, activation, residual, reduce)
     parameters = torch.float64 if x.dtype == torch.float64 else torch.float32
-    w = x.new_ones(x.shape[1], dtype=parameters) if weight is None else _as(weight, parameters)
-    b = x.new_zeros(x.shape[1], dtype=parameters) if bias is None else _as(bias, parameters)
-    r = None if residual is None else _as(residual, x.dtype)
+    w = x.new_ones(x.shape[1], dtype=parameters) if weight is None else convert(weight, parameters)
+    b = x.new_zeros(x.shape[1], dtype=parameters) if bias is None else convert(bias, parameters)
+    r = None if residual is None else convert(residual, x.dtype)
     running = (running_mean, running_var) if update_running else (None, None)
     if torch.compiler.is_compiling():
         if reduce is not None:

@@ -71,7 +71,7 @@ def _dual_moments_over_ranks(partial: Tensor, reduce: Reduce) -> Tensor:
     return torch.cat([total, *centred, count]).unsqueeze(0)
 
 
-def _records(
+def make_records(
     weight: Tensor,
     bias: Tensor,
     residual: Tensor | None,
@@ -137,7 +137,7 @@ class RecordedBatchNorm(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, *arguments: Any) -> Tensor:
         ctx.kernels, x, weight, bias, residual, running_mean, running_var, ctx.settings = arguments
-        norm, running = _records(weight, bias, residual, running_mean, running_var, ctx.settings)
+        norm, running = make_records(weight, bias, residual, running_mean, running_var, ctx.settings)
         y, moments = train(ctx.kernels, x, norm, running, ctx.settings.reduce)
         ctx.save_for_backward(x, weight, bias, residual, moments)
         return y
@@ -167,7 +167,7 @@ class BatchNormAct(torch.autograd.Function):
         running_var: Tensor | None,
         settings: Settings,
     ) -> tuple[Tensor, Tensor]:
-        norm, running = _records(weight, bias, residual, running_mean, running_var, settings)
+        norm, running = make_records(weight, bias, residual, running_mean, running_var, settings)
         return train(None, x, norm, running, settings.reduce)
 
     @staticmethod
@@ -243,7 +243,7 @@ def compute_dual(
     assert of_x is not None and of_weight is not None and of_bias is not None  # zeros where there was none
     of_residual = None if of_residual is None else as_dense(of_residual)
     tangents = Tangents(as_dense(of_x), of_weight, of_bias, of_residual)
-    norm, running = _records(weight, bias, residual, running_mean, running_var, settings)
+    norm, running = make_records(weight, bias, residual, running_mean, running_var, settings)
     rest = flatten_dual(tangents, norm, running)
     if settings.reduce is None:
         y, tangent = bn_dual_train.call_on_parts(x, tangents.x, *rest)

@@ -49,8 +49,8 @@ class TritonPhases:
     def forward(self, x: Tensor, partial: Tensor, norm: Norm, running: Running) -> Any:
         return self._call_that_moves("forward", x, norm, running, partial)
 
-    def train(self, x: Tensor, norm: Norm, running: Running) -> Any:
-        return self._call_that_moves("train", x, norm, running)
+    def train(self, x: Tensor, norm: Norm, running: Running, addend: Tensor | None = None) -> Any:
+        return self._call_that_moves("train", x, norm, running, addend=addend)
 
     def gradient_sums(self, dy: Tensor, *rest: Any) -> Any:
         return self._call("gradient_sums", dy, *rest)
@@ -78,19 +78,24 @@ class TritonPhases:
                 pass
         return getattr(phases, phase)(*arguments)
 
-    def _call_that_moves(self, phase: str, x: Tensor, norm: Norm, running: Running, *partial: Tensor) -> Any:
-        """Of its kernels the second moves the running statistics. If the third then fails, the phase starts again, and must
-        not move them twice; so a first call keeps a copy."""
-        key = (phase, x.device, x.dtype, x.shape[1], norm.activation, norm.residual is None, running.mean is None)
-        if key in self._known or running.mean is None or running.var is None or OP in dispatch.fallbacks():
-            return self._call(phase, x, *partial, norm, running)
-        mean, var = running.mean.clone(), running.var.clone()
+    def _call_that_moves(
+        self, phase: str, x: Tensor, norm: Norm, running: Running, *partial: Tensor, addend: Tensor | None = None
+    ) -> Any:
+        """Of its kernels the first adds an addend to x, and the second moves the running statistics. If a later one then
+        fails, the phase starts again, and must not do so twice; so a first call keeps copies."""
+        arguments = (x, *partial, norm, running) if addend is None else (x, *partial, norm, running, addend)
+        written = [t for t in (running.mean, running.var, None if addend is None else x) if t is not None]
+        kind = (norm.activation, norm.residual is None, running.mean is None, addend is None)
+        key = (phase, x.device, x.dtype, x.shape[1], *kind)
+        if key in self._known or not written or OP in dispatch.fallbacks():
+            return self._call(phase, *arguments)
+        before = [t.clone() for t in written]
         try:
-            results = dispatch.launch(OP, x, _launch, phase, x, *partial, norm, running)
+            results = dispatch.launch(OP, x, _launch, phase, *arguments)
         except dispatch.KernelFailure:
-            running.mean.copy_(mean)
-            running.var.copy_(var)
-            return getattr(phases, phase)(x, *partial, norm, running)
+            for tensor, value in zip(written, before, strict=True):
+                tensor.copy_(value)
+            return getattr(phases, phase)(*arguments)
         self._known.add(key)
         return results
 
@@ -126,7 +131,7 @@ def flatten_dual(tangents: Tangents, norm: Norm, running: Running) -> tuple[Any,
     return weight, bias, tangents.weight, tangents.bias, rest[0], tangents.residual, *rest[1:]
 
 
-def _unflatten(
+def unflatten(
     weight: Tensor,
     bias: Tensor,
     residual: Tensor | None,
@@ -152,7 +157,7 @@ def _unflatten_dual(
     *rest: Any,
 ) -> tuple[Tangents, Norm, Running]:
     tangents = Tangents(x_tangent, weight_tangent, bias_tangent, residual_tangent)
-    return tangents, *_unflatten(weight, bias, residual, *rest)
+    return tangents, *unflatten(weight, bias, residual, *rest)
 
 
 def _sums(x: Tensor) -> Any:
@@ -164,11 +169,11 @@ def _dual_sums(x: Tensor, x_tangent: Tensor) -> Any:
 
 
 def _train(x: Tensor, *rest: Any) -> Any:
-    return kernels_for(x).train(x, *_unflatten(*rest))
+    return kernels_for(x).train(x, *unflatten(*rest))
 
 
 def _forward(x: Tensor, sums: Tensor, *rest: Any) -> Any:
-    return kernels_for(x).forward(x, sums, *_unflatten(*rest))
+    return kernels_for(x).forward(x, sums, *unflatten(*rest))
 
 
 def _backward(dy: Tensor, x: Tensor, moments: Tensor, *norm: Any) -> Any:
@@ -219,7 +224,7 @@ def _sums_like(x: Tensor) -> Tensor:
     return x.new_empty((_part_count(x), 2 * x.shape[1] + 1), dtype=torch.float64)
 
 
-def _forward_like(x: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
+def forward_like(x: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
     return torch.empty_like(x), x.new_empty((4, x.shape[1]), dtype=phases.wide_dtype(x))
 
 
@@ -241,7 +246,7 @@ def _tangent_like(x: Tensor, *_: Any) -> Tensor:
     return torch.empty_like(x)
 
 
-def _dual_like(x: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
+def dual_like(x: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
     return torch.empty_like(x), torch.empty_like(x)
 
 
@@ -253,7 +258,7 @@ bn_train = define(
     "bn_train(Tensor x, Tensor weight, Tensor bias, Tensor? residual, Tensor(a!)? running_mean, "
     "Tensor(b!)? running_var, float momentum, float eps, int activation, float slope) -> (Tensor, Tensor)",
     _train,
-    _forward_like,
+    forward_like,
 )
 bn_backward = define(
     "bn_backward(Tensor dy, Tensor x, Tensor moments, Tensor weight, Tensor bias, Tensor? residual, "
@@ -266,7 +271,7 @@ bn_forward = define(
     "bn_forward(Tensor x, Tensor sums, Tensor weight, Tensor bias, Tensor? residual, Tensor(a!)? running_mean, "
     "Tensor(b!)? running_var, float momentum, float eps, int activation, float slope) -> (Tensor, Tensor)",
     _forward,
-    _forward_like,
+    forward_like,
 )
 bn_gradient_sums = define(
     "bn_gradient_sums(Tensor dy, Tensor x, Tensor moments, Tensor weight, Tensor bias, Tensor? residual, "
@@ -297,12 +302,12 @@ bn_dual = define(
     "Tensor bias_tangent, Tensor? residual, Tensor? residual_tangent, Tensor(a!)? running_mean, "
     "Tensor(b!)? running_var, float momentum, float eps, int activation, float slope) -> (Tensor, Tensor)",
     _dual,
-    _dual_like,
+    dual_like,
 )
 bn_dual_train = define(
     "bn_dual_train(Tensor x, Tensor x_tangent, Tensor weight, Tensor bias, Tensor weight_tangent, Tensor bias_tangent, "
     "Tensor? residual, Tensor? residual_tangent, Tensor(a!)? running_mean, Tensor(b!)? running_var, float momentum, "
     "float eps, int activation, float slope) -> (Tensor, Tensor)",
     _dual_train,
-    _dual_like,
+    dual_like,
 )

@@ -13,6 +13,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from fastmpl_kernels.batch_norm_act import batch_norm_act
+from fastmpl_kernels.batch_norm_act.add import add_batch_norm_act, add_in_place
 from fastmpl_kernels.batch_norm_act.reference import activate
 from fastmpl_kernels.batch_norm_act.settings import Activation, Reduce
 
@@ -23,7 +24,7 @@ class BatchNormAct2d(nn.BatchNorm2d):
     In training mode it uses the statistics of the batch and moves the running ones; with `track_running_stats` set to
     False it uses those of the batch and leaves the running ones alone. In evaluation it uses the running ones. `reduce`
     (see Reduce) makes the batch's statistics those of all ranks. `forward` takes a residual that is added before the
-    activation.
+    activation, or an addend that is added before the norm.
     """
 
     def __init__(
@@ -46,31 +47,41 @@ class BatchNormAct2d(nn.BatchNorm2d):
         self.reduce = reduce
 
     def forward(
-        self, input: Float[Tensor, "N C H W"], residual: Float[Tensor, "N C H W"] | None = None
-    ) -> Float[Tensor, "N C H W"]:
+        self,
+        input: Float[Tensor, "N C H W"],
+        residual: Float[Tensor, "N C H W"] | None = None,
+        *,
+        addend: Float[Tensor, "N C H W"] | None = None,
+    ) -> Any:
+        """y; with an addend (x + addend, y), where y is of the sum (see add_batch_norm_act)."""
+        assert residual is None or addend is None, "a residual is added behind the norm, an addend before it"
         if not self.training and self.running_mean is not None:
-            z = F.batch_norm(input, self.running_mean, self.running_var, self.weight, self.bias, False, 0.0, self.eps)
-            return activate(z if residual is None else z + residual, self.activation, self.slope)
+            total = input if addend is None else add_in_place(input, addend)
+            z = F.batch_norm(total, self.running_mean, self.running_var, self.weight, self.bias, False, 0.0, self.eps)
+            y = activate(z if residual is None else z + residual, self.activation, self.slope)
+            return y if addend is None else (total, y)
+        if addend is None:
+            return batch_norm_act(input, self.weight, self.bias, residual=residual, **self._settings())
+        return add_batch_norm_act(input, addend, self.weight, self.bias, **self._settings())
+
+    def _settings(self) -> dict[str, Any]:
+        """The arguments that the norm itself holds; counts the batch."""
         update = self.training and self.track_running_stats and self.running_mean is not None
         momentum = 0.0 if self.momentum is None else self.momentum
         if update and self.num_batches_tracked is not None:
             self.num_batches_tracked.add_(1)
             if self.momentum is None:  # a cumulative average reads the count on the host, as torch's does
                 momentum = 1.0 / float(self.num_batches_tracked)
-        return batch_norm_act(
-            input,
-            self.weight,
-            self.bias,
-            running_mean=self.running_mean,
-            running_var=self.running_var,
-            update_running=update,
-            momentum=momentum,
-            eps=self.eps,
-            activation=self.activation,
-            slope=self.slope,
-            residual=residual,
-            reduce=self.reduce,
-        )
+        return {
+            "running_mean": self.running_mean,
+            "running_var": self.running_var,
+            "update_running": update,
+            "momentum": momentum,
+            "eps": self.eps,
+            "activation": self.activation,
+            "slope": self.slope,
+            "reduce": self.reduce,
+        }
 
     def extra_repr(self) -> str:
         slope = f", slope={self.slope}" if self.activation == "leaky_relu" else ""

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from fastmpl_kernels.batch_norm_act import phases
-from fastmpl_kernels.batch_norm_act.settings import Norm, Running, Tangents
+from fastmpl_kernels.batch_norm_act.settings import Addend, Norm, Running, Tangents
 from fastmpl_kernels.library import library, pointer
 
 DTYPES = (torch.float32, torch.bfloat16)
@@ -22,14 +22,14 @@ _P, _B, _N, _I, _F, _D = (
     ctypes.c_void_p, ctypes.c_bool, ctypes.c_int64, ctypes.c_int32, ctypes.c_float, ctypes.c_double,
 )  # fmt: skip
 _ARGUMENTS: dict[str, list[Any]] = {
-    "sums": [_P, _P, _B, _N, _N, _P],
+    "sums": [_P, _P, _P, _P, _B, _N, _N, _P],
     "forward": [_P, _P, _B, _N, _N, _P, _P, _P, _D, _D, _P, _P, _I, _F, _P, _P],
     "gradient_sums": [_P, _P, _P, _B, _N, _N, _P, _P, _P, _I, _F, _P],
-    "gradient": [_P, _P, _P, _B, _N, _N, _P, _P, _P, _P, _P, _I, _F, _P, _P, _P, _P],
+    "gradient": [_P, _P, _P, _P, _B, _N, _N, _P, _P, _P, _P, _P, _I, _F, _P, _P, _P, _P],
     "dual": [_P, _P, _P, _P, _B, _N, _N, _P, _P, _P, _P, _P, _D, _D, _P, _P, _I, _F, _P, _P],
-    "dual_train": [_P, _P, _P, _P, _B, _N, _N, _P, _P, _P, _P, _D, _D, _P, _P, _I, _F, _P, _P],
-    "train": [_P, _P, _B, _N, _N, _P, _P, _D, _D, _P, _P, _I, _F, _P, _P],
-    "backward": [_P, _P, _P, _B, _N, _N, _P, _P, _P, _I, _F, _P, _P, _P, _P],
+    "dual_train": [_P, _P, _P, _P, _P, _P, _B, _N, _N, _P, _P, _P, _P, _D, _D, _P, _P, _I, _F, _P, _P],
+    "train": [_P, _P, _P, _B, _N, _N, _P, _P, _D, _D, _P, _P, _I, _F, _P, _P],
+    "backward": [_P, _P, _P, _P, _B, _N, _N, _P, _P, _P, _I, _F, _P, _P, _P, _P],
     "tangent": [_P, _P, _P, _P, _B, _N, _N, _P, _P, _P, _P, _P, _P, _I, _F, _P],
 }
 
@@ -60,13 +60,13 @@ def _add_parts(partial: Tensor) -> Tensor:
 
 def sums(x: Tensor) -> Tensor:
     out = torch.empty((1, 2 * x.shape[1] + 1), dtype=torch.float64)
-    _function("sums")(pointer(x), None, *_shape(x), pointer(out))
+    _function("sums")(pointer(x), None, None, None, *_shape(x), pointer(out))
     return out
 
 
 def dual_sums(x: Tensor, x_tangent: Tensor) -> Tensor:
     out = torch.empty((1, 4 * x.shape[1] + 1), dtype=torch.float64)
-    _function("sums")(pointer(x), pointer(x_tangent), *_shape(x), pointer(out))
+    _function("sums")(pointer(x), pointer(x_tangent), None, None, *_shape(x), pointer(out))
     return out
 
 
@@ -97,9 +97,9 @@ def gradient(
     dweight, dbias = torch.empty_like(norm.weight), torch.empty_like(norm.bias)
     total, own = _add_parts(partial), _add_parts(local)
     _function("gradient")(
-        pointer(dy), pointer(x), pointer(norm.residual), *_shape(x), pointer(moments), pointer(total), pointer(own),
-        pointer(norm.weight), pointer(norm.bias), norm.activation, norm.slope, pointer(dx), pointer(dresidual),
-        pointer(dweight), pointer(dbias),
+        pointer(dy), None, pointer(x), pointer(norm.residual), *_shape(x), pointer(moments), pointer(total),
+        pointer(own), pointer(norm.weight), pointer(norm.bias), norm.activation, norm.slope, pointer(dx),
+        pointer(dresidual), pointer(dweight), pointer(dbias),
     )  # fmt: skip
     return dx, dresidual, dweight, dbias
 
@@ -125,31 +125,36 @@ def dual(x: Tensor, tangents: Tangents, partial: Tensor, norm: Norm, running: Ru
     return y, y_tangent
 
 
-def train(x: Tensor, norm: Norm, running: Running) -> tuple[Tensor, Tensor]:
+def train(x: Tensor, norm: Norm, running: Running, addend: Tensor | None = None) -> tuple[Tensor, Tensor]:
     y, moments = torch.empty_like(x), torch.empty((4, x.shape[1]), dtype=torch.float32)
     _function("train")(
-        x.data_ptr(), pointer(norm.residual), *_shape(x), norm.weight.data_ptr(), norm.bias.data_ptr(),
+        x.data_ptr(), pointer(addend), pointer(norm.residual), *_shape(x), norm.weight.data_ptr(), norm.bias.data_ptr(),
         *_running(running), norm.activation, norm.slope, moments.data_ptr(), y.data_ptr(),
     )  # fmt: skip
     return y, moments
 
 
-def backward(dy: Tensor, x: Tensor, moments: Tensor, norm: Norm) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def backward(
+    dy: Tensor, x: Tensor, moments: Tensor, norm: Norm, elsewhere: Tensor | None = None
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     dx = torch.empty_like(x)
     dresidual = x.new_empty(0) if norm.residual is None else torch.empty_like(norm.residual)
     dweight, dbias = torch.empty_like(norm.weight), torch.empty_like(norm.bias)
     _function("backward")(
-        dy.data_ptr(), x.data_ptr(), pointer(norm.residual), *_shape(x), moments.data_ptr(), norm.weight.data_ptr(),
-        norm.bias.data_ptr(), norm.activation, norm.slope, dx.data_ptr(), dresidual.data_ptr(), dweight.data_ptr(),
-        dbias.data_ptr(),
+        dy.data_ptr(), pointer(elsewhere), x.data_ptr(), pointer(norm.residual), *_shape(x), moments.data_ptr(),
+        norm.weight.data_ptr(), norm.bias.data_ptr(), norm.activation, norm.slope, dx.data_ptr(), dresidual.data_ptr(),
+        dweight.data_ptr(), dbias.data_ptr(),
     )  # fmt: skip
     return dx, dresidual, dweight, dbias
 
 
-def dual_train(x: Tensor, tangents: Tangents, norm: Norm, running: Running) -> tuple[Tensor, Tensor]:
+def dual_train(
+    x: Tensor, tangents: Tangents, norm: Norm, running: Running, addend: Addend | None = None
+) -> tuple[Tensor, Tensor]:
     y, y_tangent = torch.empty_like(x), torch.empty_like(x)
     _function("dual_train")(
-        x.data_ptr(), tangents.x.data_ptr(), pointer(norm.residual), pointer(tangents.residual), *_shape(x),
+        x.data_ptr(), tangents.x.data_ptr(), pointer(addend and addend.value), pointer(addend and addend.tangent),
+        pointer(norm.residual), pointer(tangents.residual), *_shape(x),
         norm.weight.data_ptr(), norm.bias.data_ptr(), tangents.weight.data_ptr(), tangents.bias.data_ptr(),
         *_running(running), norm.activation, norm.slope, y.data_ptr(), y_tangent.data_ptr(),
     )  # fmt: skip

@@ -10,6 +10,9 @@
     backward        gradient_sums and gradient, the same
     dual_train      dual_sums and dual, the same
 
+train and dual_train may begin with a sum: x becomes x + addend, in place. The gradient that the sum has from elsewhere is
+then an argument of backward, which adds it to that of x before it rounds.
+
 Sums are [parts, columns] in float64, one row a part, which the reader merges. Those of squares and products with x are
 about the mean of their own part: E[x^2] - mean^2 would lose the variance of a channel with a large mean. `moments` is
 [4, C]: the mean rounded to its type, the remainder of that rounding, 1 / sqrt(var + eps), 1 / count.
@@ -20,7 +23,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from fastmpl_kernels.batch_norm_act.reference import activate, move_running
-from fastmpl_kernels.batch_norm_act.settings import NUMBER, Activation, Norm, Running, Tangents
+from fastmpl_kernels.batch_norm_act.settings import NUMBER, Activation, Addend, Norm, Running, Tangents
 
 NAMES: dict[int, Activation] = {number: name for name, number in NUMBER.items()}  # type: ignore[misc]
 
@@ -116,14 +119,22 @@ def project(d: Tensor, centred: Tensor, moments: Tensor, partial: Tensor) -> Ten
 
 
 def gradient(
-    dy: Tensor, x: Tensor, moments: Tensor, partial: Tensor, local: Tensor, norm: Norm
+    dy: Tensor,
+    x: Tensor,
+    moments: Tensor,
+    partial: Tensor,
+    local: Tensor,
+    norm: Norm,
+    elsewhere: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     z, centred = pre_activation(x, moments, norm)
     dz = as_rows(dy) * derivative(z, norm.activation, norm.slope)
-    dx = from_rows(norm.weight * project(dz, centred, moments, partial), x)
+    dx = norm.weight * project(dz, centred, moments, partial)
+    if elsewhere is not None:
+        dx = dx + as_rows(elsewhere)
     dresidual = x.new_empty(0) if norm.residual is None else from_rows(dz, norm.residual)
     dbias, dweight = parameter_gradients(moments, local)
-    return dx, dresidual, dweight, dbias
+    return from_rows(dx, x), dresidual, dweight, dbias
 
 
 def parameter_gradients(moments: Tensor, local: Tensor) -> tuple[Tensor, Tensor]:
@@ -155,14 +166,24 @@ def dual(x: Tensor, tangents: Tangents, partial: Tensor, norm: Norm, running: Ru
     return y, tangent(x, tangents, moments, partial[:, 2 * channels : -1], norm)
 
 
-def train(x: Tensor, norm: Norm, running: Running) -> tuple[Tensor, Tensor]:
+def train(x: Tensor, norm: Norm, running: Running, addend: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    if addend is not None:
+        x.add_(addend)
     return forward(x, sums(x), norm, running)
 
 
-def backward(dy: Tensor, x: Tensor, moments: Tensor, norm: Norm) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def backward(
+    dy: Tensor, x: Tensor, moments: Tensor, norm: Norm, elsewhere: Tensor | None = None
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     total = gradient_sums(dy, x, moments, norm)
-    return gradient(dy, x, moments, total, total, norm)
+    return gradient(dy, x, moments, total, total, norm, elsewhere)
 
 
-def dual_train(x: Tensor, tangents: Tangents, norm: Norm, running: Running) -> tuple[Tensor, Tensor]:
+def dual_train(
+    x: Tensor, tangents: Tangents, norm: Norm, running: Running, addend: Addend | None = None
+) -> tuple[Tensor, Tensor]:
+    if addend is not None:
+        assert addend.tangent is not None, "forward mode adds tangents too"
+        x.add_(addend.value)
+        tangents.x.add_(addend.tangent)
     return dual(x, tangents, dual_sums(x, tangents.x), norm, running)

@@ -49,3 +49,11 @@ class Tangents(NamedTuple):
     weight: Tensor
     bias: Tensor
     residual: Tensor | None
+
+
+class Addend(NamedTuple):
+    """What the forward direction first adds to its input, in place, and what it adds to the input's tangent (None without
+    forward mode)."""
+
+    value: Tensor
+    tangent: Tensor | None = None

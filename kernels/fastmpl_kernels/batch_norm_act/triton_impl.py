@@ -95,23 +95,46 @@ def _add_moments(x, rows, shift, s1, s2, SOME: tl.constexpr):
 
 
 @triton.jit
-def _sums_kernel(x_at, out, M, rows_per_part, C: tl.constexpr, R: tl.constexpr, K: tl.constexpr):
-    """out [parts, 2 C + 1]: sum, sum of squares about the part's own mean, and rows of each part."""
+def _load_sum(
+    x_at, addend_at, start, last, SOME: tl.constexpr, ADD: tl.constexpr, C: tl.constexpr, R: tl.constexpr, K: tl.constexpr
+):  # fmt: skip
+    """A tile of x; with ADD of x + addend, as its type rounds it."""
+    x = _load_tile(x_at, start, last, SOME, C, R, K)
+    if ADD:
+        x = (x + _load_tile(addend_at, start, last, SOME, C, R, K)).to(x_at.dtype.element_ty).to(tl.float32)
+    return x
+
+
+@triton.jit
+def _store_sum(x_at, x, start, last, ADD: tl.constexpr, C: tl.constexpr, R: tl.constexpr, K: tl.constexpr):
+    if ADD:
+        at, mask = _places(start, last, C, R, K)
+        tl.store(x_at + at, x.to(x_at.dtype.element_ty), mask=mask)
+
+
+@triton.jit
+def _sums_kernel(
+    x_at, addend_at, out, M, rows_per_part, ADD: tl.constexpr, C: tl.constexpr, R: tl.constexpr, K: tl.constexpr
+):  # fmt: skip
+    """out [parts, 2 C + 1]: sum, sum of squares about the part's own mean, and rows of each part. With ADD x becomes
+    x + addend first."""
     part = tl.program_id(0).to(tl.int64)
     columns = tl.program_id(1) * K + tl.arange(0, K)
     first = part * rows_per_part
     last = tl.minimum(first + rows_per_part, M)
     # float32 sums are taken around the mean of the part's first tile, so that a large mean does not cancel the variance.
-    x = _load_tile(x_at, first, last, True, C, R, K)
+    x = _load_sum(x_at, addend_at, first, last, True, ADD, C, R, K)
     shift = tl.sum(x, axis=0) / tl.minimum(last - first, R).to(tl.float32)
     s1 = tl.zeros([R, K], tl.float32)
     s2 = tl.zeros([R, K], tl.float32)
     whole = first + (last - first) // R * R
     for start in tl.range(first, whole, R, num_stages=STAGES):
-        x = _load_tile(x_at, start, last, False, C, R, K)
+        x = _load_sum(x_at, addend_at, start, last, False, ADD, C, R, K)
+        _store_sum(x_at, x, start, last, ADD, C, R, K)
         s1, s2 = _add_moments(x, None, shift, s1, s2, False)
     if whole < last:
-        x = _load_tile(x_at, whole, last, True, C, R, K)
+        x = _load_sum(x_at, addend_at, whole, last, True, ADD, C, R, K)
+        _store_sum(x_at, x, whole, last, ADD, C, R, K)
         s1, s2 = _add_moments(x, whole + tl.arange(0, R) < last, shift, s1, s2, True)
     n = (last - first).to(tl.float64)
     t1 = tl.sum(s1.to(tl.float64), axis=0)
@@ -336,9 +359,11 @@ def _constants_kernel(
 @triton.jit
 def _derivative_kernel(
     in_at, x_at, residual_at, residual_in_at, out_at, residual_out_at, moments, table, M, slope,
-    TANGENT: tl.constexpr, ACT: tl.constexpr, RESIDUAL: tl.constexpr, C: tl.constexpr, R: tl.constexpr, K: tl.constexpr,
+    TANGENT: tl.constexpr, JOINED: tl.constexpr, ACT: tl.constexpr, RESIDUAL: tl.constexpr, C: tl.constexpr,
+    R: tl.constexpr, K: tl.constexpr,
 ):  # fmt: skip
-    """dx (and the residual's gradient) from dy, or with TANGENT the tangent of y from that of x (and the residual's)."""
+    """dx (and the residual's gradient) from dy, or with TANGENT the tangent of y from that of x (and the residual's). With
+    JOINED `residual_in` is a gradient of x from elsewhere, and dx is their sum."""
     at, mask = _places(tl.program_id(0).to(tl.int64) * R, M, C, R, K)
     columns = tl.program_id(1) * K + tl.arange(0, K)
     inside = columns < C
@@ -362,6 +387,8 @@ def _derivative_kernel(
         if RESIDUAL:
             tl.store(residual_out_at + at, dz.to(residual_out_at.dtype.element_ty), mask=mask)
         out = dz * scale[None, :] + (centred * slant[None, :] + level[None, :])
+        if JOINED:
+            out += tl.load(residual_in_at + at, mask=mask, other=0.0).to(tl.float32)
     tl.store(out_at + at, out.to(out_at.dtype.element_ty), mask=mask)
 
 
@@ -373,10 +400,12 @@ def _shape(x: Tensor) -> tuple[int, int, int, int, int, int]:
     return rows, channels, count, triton.cdiv(rows, count), tile_rows, columns
 
 
-def sums(x: Tensor) -> Tensor:
+def sums(x: Tensor, addend: Tensor | None = None) -> Tensor:
     M, C, P, per_part, R, K = _shape(x)
     out = torch.empty((P, 2 * C + 1), dtype=torch.float64, device=x.device)
-    _sums_kernel[(P, triton.cdiv(C, K))](x, out, M, per_part, C=C, R=R, K=K)
+    _sums_kernel[(P, triton.cdiv(C, K))](
+        x, x if addend is None else addend, out, M, per_part, ADD=addend is not None, C=C, R=R, K=K
+    )
     return out
 
 
@@ -408,7 +437,13 @@ def gradient_sums(dy: Tensor, x: Tensor, moments: Tensor, norm: Norm) -> Tensor:
 
 
 def gradient(
-    dy: Tensor, x: Tensor, moments: Tensor, partial: Tensor, local: Tensor, norm: Norm
+    dy: Tensor,
+    x: Tensor,
+    moments: Tensor,
+    partial: Tensor,
+    local: Tensor,
+    norm: Norm,
+    elsewhere: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     M, C, _, _, R, K = _shape(x)
     dx = torch.empty_like(x)
@@ -421,8 +456,9 @@ def gradient(
         TANGENT=False, RANKS=local is not partial, C=C, **FINALISER,
     )  # fmt: skip
     _derivative_kernel[(triton.cdiv(M, R), triton.cdiv(C, K))](
-        dy, x, x if norm.residual is None else norm.residual, x, dx, x if norm.residual is None else dresidual,
-        moments, table, M, norm.slope, TANGENT=False, ACT=norm.activation,
+        dy, x, x if norm.residual is None else norm.residual, x if elsewhere is None else elsewhere, dx,
+        x if norm.residual is None else dresidual, moments, table, M, norm.slope, TANGENT=False,
+        JOINED=elsewhere is not None, ACT=norm.activation,
         RESIDUAL=norm.residual is not None, C=C, R=R, K=K,
     )  # fmt: skip
     return dx, dresidual, dweight, dbias
@@ -439,15 +475,17 @@ def tangent(x: Tensor, tangents: Tangents, moments: Tensor, partial: Tensor, nor
     _derivative_kernel[(triton.cdiv(M, R), triton.cdiv(C, K))](
         tangents.x, x, x if norm.residual is None else norm.residual,
         x if tangents.residual is None else tangents.residual, out, out, moments, table, M, norm.slope, TANGENT=True,
-        ACT=norm.activation, RESIDUAL=norm.residual is not None, C=C, R=R, K=K,
+        JOINED=False, ACT=norm.activation, RESIDUAL=norm.residual is not None, C=C, R=R, K=K,
     )  # fmt: skip
     return out
 
 
-def train(x: Tensor, norm: Norm, running: Running) -> tuple[Tensor, Tensor]:
-    return forward(x, sums(x), norm, running)
+def train(x: Tensor, norm: Norm, running: Running, addend: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    return forward(x, sums(x, addend), norm, running)
 
 
-def backward(dy: Tensor, x: Tensor, moments: Tensor, norm: Norm) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def backward(
+    dy: Tensor, x: Tensor, moments: Tensor, norm: Norm, elsewhere: Tensor | None = None
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     total = gradient_sums(dy, x, moments, norm)
-    return gradient(dy, x, moments, total, total, norm)
+    return gradient(dy, x, moments, total, total, norm, elsewhere)
