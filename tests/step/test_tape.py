@@ -2,12 +2,15 @@
 
 import gc
 import weakref
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves, tree_map
 
 from fastmpl.step.tape import record
-from fastmpl.step.tape_program import compile_tape
+from fastmpl.step.tape_program import FUNCTIONS, compile_tape
 
 
 def test_results_follow_the_inputs_and_outer_tensors() -> None:
@@ -78,3 +81,48 @@ def test_recording_frees_what_the_call_frees() -> None:
 def test_operators_whose_results_nobody_needs_are_left_out() -> None:
     _, tape = record(lambda x: (x + 1, (x * 2).relu())[0].detach(), torch.ones(3))
     assert [str(call.operator) for call in tape.calls] == ["aten.add.Tensor"]
+
+
+def test_the_function_of_an_operator_calls_that_operator_alone() -> None:
+    a, b = torch.rand(3, 3), torch.rand(3, 3)
+    given: dict[str, tuple[object, ...]] = {
+        "where.self": (a > b, a, b),
+        "clamp.default": (a, None, 0.5),
+        "__rshift__.Scalar": (torch.arange(9), 1),
+        "bitwise_and.Scalar": (torch.arange(9), 3),
+        "bitwise_xor.Tensor": (torch.arange(9), torch.arange(9)),
+        "bitwise_not.default": (torch.arange(9),),
+        "select.int": (a, 0, 1),
+        "unbind.int": (a, 1),
+        "stack.default": ([a, b], 1),
+        "cat.default": ([a, b], 1),
+        "view.default": (a, [9]),
+        "addmm.default": (a, a, b),
+        "sum.dim_IntList": (a, [0], True),
+        "mean.dim": (a, [0], True),
+    }
+    for operator, function in FUNCTIONS.items():
+        name = f"{operator.overloadpacket.__name__}.{operator._overloadname}"
+        unary = len(operator._schema.arguments) == 1 or name in ("sum.default", "mean.default")
+        numbers = name.endswith("Scalar")
+        args = given.get(name, (a,) if unary else (a, 0.5) if numbers else (a, b))
+        expected, copies = operator(*_copied(args)), _copied(args)
+        with _Names() as seen, torch.no_grad(), torch._C._AutoDispatchBelowAutograd():
+            found = function(*copies)
+        assert seen.operators == [operator], name
+        assert all(map(torch.equal, tree_leaves(expected), tree_leaves(found))), name
+
+
+def _copied(args: tuple[object, ...]) -> tuple[object, ...]:
+    copies: tuple[object, ...] = tree_map(lambda leaf: leaf.clone() if isinstance(leaf, Tensor) else leaf, args)
+    return copies
+
+
+class _Names(TorchDispatchMode):
+    def __init__(self) -> None:
+        super().__init__()
+        self.operators: list[object] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.operators.append(func)
+        return func(*args, **(kwargs or {}))
