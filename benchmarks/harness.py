@@ -8,7 +8,7 @@ beside it. Bytes and operators are counted, not timed (`fastmpl.analysis.account
 
 import gc
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Container, Mapping
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -82,12 +82,14 @@ def compare(
     repeats: int = 1,
     clock: Clock = "cpu",
     watch: Mapping[str, tuple[object, ...]] | None = None,
+    uncounted: Container[str] = (),
 ) -> Record:
     """A timing record with one row per variant.
 
     variants: name -> a call that does the whole computation once. Use clock = "wall" for work on a GPU.
     repeats: calls per sample, for variants of microseconds. watch: name -> what that variant uses and exists before
-    (networks, optimisers, batches), so that its peak includes them. Rows: seconds per call (`cpu_*`, `wall_*`), and
+    (networks, optimisers, batches), so that its peak includes them. uncounted: variants whose bytes and operators are
+    None: compiled code refuses a mode that counts. Rows: seconds per call (`cpu_*`, `wall_*`), and
     `speedup_*`, the baseline's time over the variant's in the same round: above 1 is faster than the baseline; each as
     median and quartiles of `n` samples. `peak_bytes`, `base_bytes`, `operations`: see accounting.Account.
     """
@@ -99,7 +101,7 @@ def compare(
     times = {variant: [getattr(s, clock) for s in samples[variant]] for variant in variants}
     rows: list[Row] = []
     for variant, call in variants.items():
-        account = measure(call, *(watch or {}).get(variant, ()))
+        account = None if variant in uncounted else measure(call, *(watch or {}).get(variant, ()))
         rows.append(
             {
                 "variant": variant,
@@ -107,9 +109,9 @@ def compare(
                 **_quartiles("cpu", [s.cpu for s in samples[variant]]),
                 **_quartiles("wall", [s.wall for s in samples[variant]]),
                 **_quartiles("speedup", [b / t for b, t in zip(times[baseline], times[variant], strict=True)]),
-                "base_bytes": account.base_bytes,
-                "peak_bytes": account.peak_bytes,
-                "operations": account.operations,
+                "base_bytes": account and account.base_bytes,
+                "peak_bytes": account and account.peak_bytes,
+                "operations": account and account.operations,
                 "samples": times[variant],
             }
         )

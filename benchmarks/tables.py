@@ -13,7 +13,7 @@ does too.
 import argparse
 import re
 import sys
-from collections.abc import Container, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
@@ -46,8 +46,17 @@ def _seconds(value: float) -> str:
     return f"{value * scale:.3g} {unit}"
 
 
+# Columns that some timings have beside the usual ones, and how their values are shown.
+EXTRA: dict[str, Callable[[float], str]] = {"convolutions": "{:.0%}".format, "error": "{:.2g}".format}
+
+
+def _if_known(row: Row, key: str, show: Callable[[float], str]) -> str:
+    return "" if row[key] is None else show(_number(row, key))
+
+
 def _timing(record: Record) -> str:
     clock = record.config["clock"]
+    extra = {key: show for key, show in EXTRA.items() if key in record.rows[0]}
     body = []
     for row in record.rows:
         low, middle, high = (_number(row, f"{clock}_{q}") for q in ("q1", "median", "q3"))
@@ -58,12 +67,13 @@ def _timing(record: Record) -> str:
                 str(row["variant"]),
                 f"{_seconds(middle)} ({_seconds(low)} to {_seconds(high)})",
                 "baseline" if is_baseline else f"{ratio:.2f}x ({ratio_low:.2f} to {ratio_high:.2f})",
-                f"{_number(row, 'peak_bytes') / 2**20:.1f} MiB",
-                f"{_number(row, 'operations'):.0f}",
+                _if_known(row, "peak_bytes", lambda value: f"{value / 2**20:.1f} MiB"),
+                _if_known(row, "operations", "{:.0f}".format),
+                *(_if_known(row, key, show) for key, show in extra.items()),
             ]
         )
     unit = "CPU time" if clock == "cpu" else "time"
-    return markdown(("variant", f"{unit} a call", "speed", "peak bytes", "operators"), body)
+    return markdown(("variant", f"{unit} a call", "speed", "peak bytes", "operators", *extra), body)
 
 
 class View(NamedTuple):

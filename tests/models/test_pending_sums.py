@@ -35,7 +35,7 @@ def take_sums_at_once(net: WideResNet) -> WideResNet:
 
 def learn(net: WideResNet, run: Callable[[Tensor], Tensor] | None = None) -> list[Tensor]:
     """The logits, all gradients and all statistics of a pass."""
-    logits = (run or net)(images())
+    logits = (net if run is None else run)(images())
     logits.square().sum().backward()
     return [logits.detach(), *(p.grad for p in net.parameters() if p.grad is not None), *net.buffers()]
 
@@ -66,6 +66,12 @@ def test_no_sum_is_an_operator_of_its_own() -> None:
     assert seen.by_operator["fastmpl.bn_add_train"] == len(net.blocks) == 6
     assert seen.by_operator["fastmpl.bn_add_backward"] == 3  # identities of a sum: where a block reshapes there is none
     assert seen.by_operator["aten.add"] == 3  # of gradients: at the stem's output, and at the two blocks that reshape
+
+
+def test_a_compiler_traces_the_sums_too() -> None:
+    net = network()
+    compiled = torch.compile(net, backend="eager", fullgraph=True)
+    torch.testing.assert_close(learn(net, compiled), learn(network()), rtol=1e-4, atol=1e-5)
 
 
 def test_a_block_in_evaluation_gives_its_sum() -> None:

@@ -46,7 +46,11 @@ def add_in_place(x: Tensor, addend: Tensor) -> Tensor:
 
     Elsewhere where x is a view, which a hook of an engine may have made of it and autograd then refuses to write into.
     """
-    return x + addend if x._is_view() else x.add_(addend)
+    if (
+        not torch.compiler.is_compiling() and x._is_view()
+    ):  # a compiler cannot ask, and decides by itself what is in place
+        return x + addend
+    return x.add_(addend)
 
 
 def add_batch_norm_act(

@@ -1,0 +1,40 @@
+"""The feedback of other libraries' steps, and of this project's, against double backward in float64."""
+
+import pytest
+
+from benchmarks.bench_peers import BETTY, DIFFERENCE, DOUBLE, JVP, errors
+from benchmarks.bench_step import unfuse
+from benchmarks.peers import DoubleBackwardStep
+from benchmarks.records import Record
+from benchmarks.steps import Size
+from benchmarks.tables import render
+
+TINY = Size("wrn_10_1", 16, 4, 12)
+
+
+def test_exact_feedback_has_the_direction_of_double_backward() -> None:
+    found = errors(TINY)
+    assert {JVP, DIFFERENCE, DOUBLE} <= found.keys() <= {JVP, DIFFERENCE, DOUBLE, BETTY}
+    assert found[JVP] < 1e-4
+    assert found[DOUBLE] < 1e-4
+    assert 0 < found[DIFFERENCE] < 0.1
+
+
+def test_a_step_by_double_backward_moves_both_networks() -> None:
+    step = DoubleBackwardStep(TINY, unfuse)
+    before = [p.detach().clone() for module in (step.student, step.teacher) for p in module.parameters()]
+    step()
+    after = [p for module in (step.student, step.teacher) for p in module.parameters()]
+    assert all((a - b).abs().max() > 0 for a, b in zip(after, before, strict=True))
+
+
+@pytest.mark.parametrize("counted", [True, False])
+def test_a_timing_shows_what_is_known(counted: bool) -> None:
+    times = {f"{kind}_{q}": 1.0 for kind in ("cpu", "wall", "speedup") for q in ("q1", "median", "q3")}
+    row = {"variant": "x", **times, "peak_bytes": 2**20 if counted else None, "operations": 7 if counted else None}
+    rows = [{**row, "convolutions": 0.781, "error": None if counted else 0.00123}]
+    config = {"clock": "cpu", "baseline": "y", "rounds": 1}
+    there = {"gpu": "", "cpu": "c", "threads": 1, "cores": 1, "torch": "2", "dirty": False}
+    table = render(Record("peers", "timing", rows, config, "cmd", "2026-01-01", "abc", there)).splitlines()
+    assert table[0].endswith("| convolutions | error |")
+    assert table[2].endswith("| 1.0 MiB | 7 | 78% |  |" if counted else "|  |  | 78% | 0.0012 |")
