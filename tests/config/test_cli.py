@@ -196,6 +196,16 @@ def test_a_closed_stdout_and_a_poor_locale_are_no_errors() -> None:
         assert (done.returncode, done.stderr) == (0, "")
 
 
+def test_a_name_that_the_encoding_lacks_is_escaped() -> None:
+    words = "from fastmpl.cli.endings import open_terminal, say; open_terminal(); say('Größe, \u732b')"
+    environment = os.environ | {"PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'kernels'}", "PYTHONIOENCODING": "ascii"}
+    done = subprocess.run(
+        [sys.executable, "-c", words], env=environment, capture_output=True, text=True, timeout=60, check=False
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout == "Gr\\xf6\\xdfe, \\u732b\n"
+
+
 def test_version_is_that_of_the_package(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["--version"]) == 0
     assert capsys.readouterr().out == f"fastmpl {__version__}\n"
