@@ -1,6 +1,6 @@
 """Any classifier of timm, made fit for feedback: keyed dropout, also of attention, group and synchronised norms.
 
-The only module that knows timm. What cannot be made fit (a network that draws random numbers in its own code) is
+This module and resnet_blocks.py know timm. What cannot be made fit (a network that draws random numbers in its own code) is
 refused here, when it is built, and not at step 1,000.
 """
 
@@ -23,6 +23,7 @@ from fastmpl.models.attention import unfuse_random_attention
 from fastmpl.models.errors import ModelError
 from fastmpl.models.norms import Norm, groups_of
 from fastmpl.models.pretrained import Loaded, Weights, check_loaded, classifier_of, record_load, select_head
+from fastmpl.models.resnet_blocks import fuse_residual_blocks
 from fastmpl.models.stochastic import KeyedDropout, replace_dropout
 from fastmpl.models.sync_norm import SumOverRanks, SyncBatchNorm
 from fastmpl_kernels.batch_norm_act.module import BatchNormAct2d as FusedBatchNormAct2d
@@ -190,6 +191,7 @@ def _fit(model: nn.Module, name: str, image_shape: tuple[int, ...], dropout: flo
         _replace_norms(model, _group_norm)
     elif norm == "sync":
         fuse_batch_norm_act(model, SumOverRanks())
+        fuse_residual_blocks(model)
         _replace_norms(model, _sync_norm)  # those that could not be fused
     found = other_draws(model, image_shape)
     if found and _key_functional_dropout(model, dropout):
@@ -201,6 +203,7 @@ def _fit(model: nn.Module, name: str, image_shape: tuple[int, ...], dropout: flo
         )
     if norm == "batch":
         fuse_batch_norm_act(model)
+        fuse_residual_blocks(model)
     return model
 
 
