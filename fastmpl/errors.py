@@ -44,6 +44,10 @@ class StorageError(FastMPLError):
     topic = "Storage"
 
 
+class FolderLostError(StorageError):
+    """The run's folder was removed or given to another run: no later save can succeed either."""
+
+
 class PeerLostError(FastMPLError):
     """Another rank has died or hangs."""
 

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from fastmpl.distributed.ranks import ALONE, Ranks
-from fastmpl.errors import FastMPLError, StorageError
+from fastmpl.errors import FastMPLError, FolderLostError, StorageError
 from fastmpl.run.checkpoint_files import (
     FACTS,
     MANIFEST,
@@ -57,11 +57,14 @@ class Checkpoint(NamedTuple):
         return {name: self.tensors[name] for name in {*self.own, *shared}}
 
 
-def save(folder: Path, checkpoint: Checkpoint, ranks: Ranks = ALONE) -> Path:
+def save(
+    folder: Path, checkpoint: Checkpoint, ranks: Ranks = ALONE, require: Callable[[], None] = lambda: None
+) -> Path:
     """Writes `checkpoint` under `folder`. A kill at any moment leaves the previous checkpoint valid.
 
-    Every rank calls it. Raises StorageError on all ranks if the disk is full or the folder cannot be written on any of
-    them; incomplete files are removed. Beyond the tensors' own memory it takes that of one tensor.
+    Every rank calls it. require: raises FolderLostError on the first rank if the run has lost its folder; then nothing is
+    written, and all ranks raise it. Raises StorageError on all ranks if the disk is full or the folder cannot be written
+    on any of them; incomplete files are removed. Beyond the tensors' own memory it takes that of one tensor.
     """
     final = folder / f"step-{checkpoint.step}"
     draft = folder / f"{final.name}.tmp-{ranks.all_gather_object(os.getpid())[0]}"
@@ -75,6 +78,7 @@ def save(folder: Path, checkpoint: Checkpoint, ranks: Ranks = ALONE) -> Path:
     try:
         with _fail_together(ranks, final, size):
             if first:
+                require()
                 folder.mkdir(parents=True, exist_ok=True)
                 draft.mkdir()
         with _fail_together(ranks, final, size):
@@ -117,11 +121,11 @@ def _fail_together(ranks: Ranks, path: Path, size: int) -> Iterator[None]:
         fault = error
     except OSError as error:
         fault = _explain(error, path, size)
-    sentences = [
-        sentence for sentence in ranks.all_gather_object(None if fault is None else str(fault.args[0])) if sentence
-    ]
-    if sentences:
-        raise StorageError(sentences[0]) from fault
+    mine = None if fault is None else (isinstance(fault, FolderLostError), str(fault.args[0]))
+    found = [each for each in ranks.all_gather_object(mine) if each is not None]
+    if found:
+        is_lost, sentence = found[0]
+        raise (FolderLostError if is_lost else StorageError)(sentence) from fault
 
 
 def steps(folder: Path) -> list[int]:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Final, Literal
 
 from fastmpl.config import Config, to_toml
-from fastmpl.errors import UNEXPECTED, FastMPLError, StorageError
+from fastmpl.errors import UNEXPECTED, FastMPLError, FolderLostError, StorageError
 from fastmpl.run.resuming import asked_step, check_settings
 from fastmpl.untrusted import read_json_object
 
@@ -46,8 +46,24 @@ def lock_folder(folder: Path) -> Iterator[None]:
             ) from error
         with suppress(OSError):  # a full disk: the lock holds without its words
             lock.truncate(0)
-            lock.write(f"process {os.getpid()} on {socket.gethostname()}".encode())
+            lock.write(_this_process().encode())
         yield
+
+
+def require_own(folder: Path) -> None:
+    """Raises FolderLostError if the folder that this process locked was removed, moved, or given to another run since."""
+    try:
+        holder = (folder / LOCK).read_bytes()[:LONGEST_HOLDER].decode("utf-8", "replace").strip()
+    except FileNotFoundError as error:
+        raise FolderLostError(
+            f"{folder} was removed or moved while its run was training, which has no place to save. Start it again."
+        ) from error
+    if holder not in ("", _this_process()):
+        raise FolderLostError(f"{folder} was removed while its run was training, and is in use by {holder} now.")
+
+
+def _this_process() -> str:
+    return f"process {os.getpid()} on {socket.gethostname()}"
 
 
 def read_status(folder: Path) -> dict[str, Any]:

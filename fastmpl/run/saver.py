@@ -69,8 +69,20 @@ def _like(tensor: Tensor) -> Tensor:
 class Saver:
     """Writes the checkpoints of a run, one at a time. Every rank calls it alike."""
 
-    def __init__(self, folder: Path, ranks: Ranks, local_size: int, keep: int, note: Callable[[str], None]) -> None:
-        """ranks: with a process group that nothing else uses. local_size: ranks of this machine. keep: checkpoints kept."""
+    def __init__(
+        self,
+        folder: Path,
+        ranks: Ranks,
+        local_size: int,
+        keep: int,
+        note: Callable[[str], None],
+        require: Callable[[], None] = lambda: None,
+    ) -> None:
+        """ranks: with a process group that nothing else uses. local_size: ranks of this machine. keep: checkpoints kept.
+
+        require: raises FolderLostError if the run has lost its folder.
+        """
+        self._require = require
         self._folder, self._ranks, self._local_size, self._keep, self._note = folder, ranks, local_size, keep, note
         self._snapshot = Snapshot()
         self._thread: threading.Thread | None = None
@@ -123,7 +135,7 @@ class Saver:
         try:
             if copied is not None:
                 copied.synchronize()
-            checkpoint.save(self._folder, made, self._ranks)
+            checkpoint.save(self._folder, made, self._ranks, self._require)
             if self._ranks.rank == 0:
                 checkpoint.prune(self._folder, self._keep, best)
             self._saved = Saved(made.step, None)

@@ -7,7 +7,7 @@ from pathlib import Path
 from fastmpl.config import Config, uses_tf32
 from fastmpl.distributed.process_group import join_group, read_place
 from fastmpl.distributed.signals import Stopper
-from fastmpl.errors import StorageError
+from fastmpl.errors import FolderLostError, StorageError
 from fastmpl.learners.arithmetic import allow_tf32, search_convolutions
 from fastmpl.learners.zero.engine import redirect_logs
 from fastmpl.run.callbacks import Callback
@@ -70,7 +70,8 @@ def train(
                 write_report(folder)
         except BaseException as error:
             told = explain_full_disk(error, folder)
-            if claim is not None and claim.has_begun and run is not None:
+            is_ours = not isinstance(told, FolderLostError)
+            if is_ours and claim is not None and claim.has_begun and run is not None:
                 state: State = "interrupted" if run.saved == run.step else "failed"
                 with suppress(StorageError):
                     write_status(folder, state, run.step, str(told), exit_code_of(told))

@@ -19,7 +19,7 @@ from fastmpl.data.build import build as build_data
 from fastmpl.data.evaluation import Framing, framing_of
 from fastmpl.data.view_stream import Replacement
 from fastmpl.distributed.process_group import Group, Place
-from fastmpl.errors import StorageError
+from fastmpl.errors import FolderLostError, StorageError
 from fastmpl.learners.protocol import RunLearner
 from fastmpl.run import checkpoint, finetune
 from fastmpl.run.build import assemble
@@ -29,7 +29,7 @@ from fastmpl.run.closing import Results
 from fastmpl.run.divergence import describe_divergence
 from fastmpl.run.expected_inputs import describe_inputs
 from fastmpl.run.fixed_teacher import Target, load_fixed_teacher
-from fastmpl.run.folder import add_note, replace_file, write_status
+from fastmpl.run.folder import add_note, replace_file, require_own, write_status
 from fastmpl.run.graph_choice import choose_execution, loaded_dtype
 from fastmpl.run.headline import MEASURES, make_headline
 from fastmpl.run.input_constants import normalisation_of
@@ -125,7 +125,14 @@ class Training:
         self.networks = TrainedNetworks(trainee, config, self.device, self.monitor.add)
         self.total = config.run.steps + config.finetune.steps
         self.step, self.saved = 0, -1
-        self._saver = Saver(folder / "checkpoints", group.saving, here.local_size, config.run.keep, self.monitor.note)
+        self._saver = Saver(
+            folder / "checkpoints",
+            group.saving,
+            here.local_size,
+            config.run.keep,
+            self.monitor.note,
+            partial(require_own, folder),
+        )
 
     def _read_pretrained(self) -> dict[str, Start]:
         sections = {role: getattr(self.config, role).pretrained for role in trained_optimisers(self.config)}
@@ -368,7 +375,7 @@ class Training:
         if saved is None:
             return
         if saved.error is not None:
-            if last:
+            if last or isinstance(saved.error, FolderLostError):
                 raise saved.error
             self.monitor.note(f"{saved.error} Training goes on without this checkpoint.")
             return

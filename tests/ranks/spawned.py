@@ -14,7 +14,14 @@ import torch.distributed as dist
 
 from fastmpl.distributed.ranks import Ranks
 
-SLOW_IMPORTS = ("torch", "torch._decomp.decompositions_for_jvp", "sklearn.datasets", "fastmpl.data.memory.pipeline")
+SLOW_IMPORTS = (
+    "torch",
+    "torch._dynamo",  # which the first optimiser imports, in 3 s
+    "torch._decomp.decompositions_for_jvp",
+    "torch.utils.tensorboard",
+    "sklearn.datasets",
+    "fastmpl.data.memory.pipeline",
+)
 SECONDS = 60  # until a rank that does not answer is given up
 
 
