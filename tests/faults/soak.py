@@ -183,7 +183,9 @@ class Soak:
         """An attempt with one fault at a random moment of `seconds`; whether the run has ended before it."""
         run = self.folder / name / "small"
         processes = self.start(name)
-        time.sleep(self.draw.uniform(0, seconds))
+        until = time.monotonic() + self.draw.uniform(0, seconds)
+        while time.monotonic() < until and any(process.is_alive() for process in processes):
+            time.sleep(0.02)
         if not any(process.is_alive() for process in processes):
             codes = self.end(processes, kind)
             if any(codes):
@@ -216,8 +218,10 @@ def soak(count: int, seed: int, ranks: int, kinds: Sequence[str], folder: Path) 
     draw = random.Random(seed)
     soaked = Soak(folder, ranks, draw)
     began = time.monotonic()
+    soaked.end(soaked.start("warm"), "the first attempt")  # whose processes import torch
+    warm = time.monotonic()
     expected = soaked.uninterrupted()
-    seconds = time.monotonic() - began
+    seconds = time.monotonic() - warm
     run = 0
     while sum(soaked.counts.values()) < count and len(soaked.failures) < 5:
         run += 1
