@@ -3,6 +3,7 @@
 # make test-fast       the tests of mathematics, kernels, configuration and data alone: the inner loop, under 90 seconds
 # make test-slow       the same properties at more sizes and architectures
 # make test-faults     the matrix of faults (tests/faults/matrix.py), launchers and the soak included; writes its outcomes
+# make audit           the locked versions against the lists of known weaknesses; needs a network that reaches PyPI
 # make docs            the documentation as a site, in docs/_site; fails on a warning, a broken link or an unchecked command
 # make test-lowest     the tests of kernels, step, learners and models with the lowest versions promised; left out, with a
 #                      sentence, where these cannot be installed
@@ -17,10 +18,11 @@ BUILD  := $(VENV)/.built
 FAST   := tests/test_imports.py tests/config tests/step/test_identities.py tests/learners/test_optimisers.py \
           tests/kernels/test_student_objective.py tests/kernels/test_batch_norm_act.py tests/data/test_split.py
 LOWEST := .venv-lowest
+AUDIT  := .venv-audit
 LOWEST_TESTS := tests/kernels tests/step tests/learners tests/models
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 
-.PHONY: train test test-fast test-slow test-faults test-lowest docs gpu-check lint lock clean
+.PHONY: train test test-fast test-slow test-faults test-lowest audit docs gpu-check lint lock clean
 
 train: $(BUILD)
 	@$(if $(CONFIG),$(BIN)/fastmpl train $(CONFIG),$(BIN)/fastmpl demo)
@@ -41,6 +43,14 @@ test-slow: $(BUILD)
 test-faults: $(BUILD)
 	FASTMPL_RECORD_FAULTS=1 $(PYTEST) -n 2 --dist worksteal -m faults --durations=10
 	$(BIN)/python -m tests.faults.matrix
+
+# --strict: a version that could not be looked up is a failure too
+audit: $(AUDIT)/bin/pip-audit
+	$(AUDIT)/bin/pip-audit --strict --no-deps --disable-pip --requirement requirements.lock
+
+$(AUDIT)/bin/pip-audit:
+	$(PYTHON) -m venv $(AUDIT)
+	$(AUDIT)/bin/python -m pip install --quiet --disable-pip-version-check pip-audit
 
 test-lowest: $(BUILD)
 	@$(MAKE) --no-print-directory $(LOWEST)/.installed || \
@@ -84,4 +94,4 @@ lock: $(ENV)
 	mv requirements.new requirements.lock
 
 clean:
-	rm -rf $(VENV) $(LOWEST) build dist .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) $(LOWEST) $(AUDIT) build dist .pytest_cache .mypy_cache .ruff_cache

@@ -33,7 +33,7 @@ from tests.ranks.runs import Job
 from tests.ranks.spawned import SLOW_IMPORTS
 from tests.run.short_runs import short_config
 
-STEPS, EVERY, KEEP = 60, 5, 4
+STEPS, EVERY, KEEP = 30, 3, 4
 SECONDS = 120  # until an attempt that does not end counts as a hang
 
 

@@ -90,9 +90,14 @@ def test_deepspeed_trains_beside_a_run_that_has_its_port(tmp_path: Path) -> None
     assert not running(tmp_path)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
-    ("what", "by"), [("launcher", "KILL"), ("launcher", "TERM"), ("command", "KILL"), ("command", "TERM")]
+    ("what", "by"),
+    [
+        ("launcher", "KILL"),
+        pytest.param("launcher", "TERM", marks=pytest.mark.slow),
+        pytest.param("command", "KILL", marks=pytest.mark.slow),
+        ("command", "TERM"),
+    ],
 )
 def test_ranks_save_and_end_after_what_started_them(what: str, by: str, tmp_path: Path) -> None:
     with launch(tmp_path, "--run.steps", "100000") as process:
