@@ -1,6 +1,8 @@
 """What each package of fastmpl may import of the others: a package sees those of lower rows, and no file is exempt."""
 
 import ast
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -46,9 +48,13 @@ WITHOUT_TORCH = (
     "cli",
     "config",
     "commands/__init__.py",
+    "commands/status.py",
     "distributed/__init__.py",
     "distributed/threads.py",
     "run/__init__.py",
+    "run/checkpoint_files.py",
+    "telemetry/metrics_file.py",
+    "telemetry/progress.py",
 )
 
 
@@ -162,6 +168,11 @@ def test_the_command_line_imports_no_torch(name: str) -> None:
     place = ROOT / "fastmpl" / name
     for path in place.rglob("*.py") if place.is_dir() else [place]:
         assert "torch" not in packages_imported(path, everywhere=False), path.relative_to(ROOT)
+
+
+def test_status_is_imported_without_torch() -> None:
+    seen = "import sys, fastmpl.commands.status; raise SystemExit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", seen], check=False).returncode == 0
 
 
 def test_the_mpl_step_is_one_file_of_less_than_150_lines() -> None:

@@ -9,7 +9,7 @@ from typing import Any
 from fastmpl.config import load
 from fastmpl.errors import ConfigError, StorageError
 from fastmpl.run.checkpoint_files import NAME, read_manifest
-from fastmpl.telemetry.metrics import read_lines
+from fastmpl.telemetry.metrics_file import read_lines
 from fastmpl.telemetry.progress import duration
 from fastmpl.untrusted import printable, read_json_object
 

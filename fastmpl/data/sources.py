@@ -6,6 +6,7 @@ which images keep their labels. To add a source, write a function and add a row 
 
 from collections.abc import Callable
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -27,13 +28,27 @@ _CLOTHES = ("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Sh
 _FIXED = 0  # the seed of test images and drawn points, which are the same for every seed of a run
 
 
-def digits(root: str) -> Arrays:
-    """scikit-learn's 1,797 handwritten digits of 8 x 8 pixels; 50 of each class are the test set."""
-    from sklearn.datasets import load_digits
+def _read_digits() -> NDArray[np.float64]:
+    """The table of scikit-learn's digits [1797, 65]: pixels of 0 to 16, and the label.
+
+    It is read without its library, whose import takes as long as hundreds of steps.
+    """
+    library = find_spec("sklearn")
+    for folder in library.submodule_search_locations or () if library else ():
+        path = Path(folder) / "datasets" / "data" / "digits.csv.gz"
+        if path.exists():
+            return np.loadtxt(path, delimiter=",")
+    from sklearn.datasets import load_digits  # a version that keeps its file elsewhere
 
     loaded = load_digits()
-    images = np.rint(loaded.images * (255 / 16)).astype(np.uint8)[..., None]
-    labels = loaded.target.astype(np.int64)
+    return np.column_stack([loaded.data, loaded.target])
+
+
+def digits(root: str) -> Arrays:
+    """scikit-learn's 1,797 handwritten digits of 8 x 8 pixels; 50 of each class are the test set."""
+    table = _read_digits()
+    images = np.rint(table[:, :-1].reshape(-1, 8, 8) * (255 / 16)).astype(np.uint8)[..., None]
+    labels = table[:, -1].astype(np.int64)
     order = draws.permutation(draws.key(_FIXED, draws.Purpose.TEST), len(labels))
     test = np.sort(np.concatenate([order[labels[order] == c][:50] for c in range(10)]))
     train = np.setdiff1d(np.arange(len(labels)), test)

@@ -7,7 +7,7 @@ from matplotlib.axes import Axes
 
 from fastmpl.report.drawing import COLOUR, DASHES, Chart, Key, draw, percent_axis, step_axis
 from fastmpl.report.reading import NETWORKS, SPLITS, RunRecord
-from fastmpl.telemetry.metrics import Evaluation
+from fastmpl.telemetry.metrics_file import Evaluation
 
 
 def spread(heights: Sequence[float], gap: float) -> list[float]:

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import torch
 
 from fastmpl.errors import FastMPLError
-from fastmpl.telemetry.metrics import Evaluation
+from fastmpl.telemetry.metrics_file import Evaluation
 
 
 class StepDone(NamedTuple):

@@ -5,14 +5,13 @@ import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
-
-import safetensors
-import safetensors.torch
-from torch import Tensor
+from typing import TYPE_CHECKING, Any
 
 from fastmpl.errors import StorageError
 from fastmpl.run.checkpoint_schema import require_known
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 TENSORS, FACTS, MANIFEST = "rank-0.safetensors", "facts.json", "manifest.json"
 NAME = re.compile(r"step-(\d{1,12})")
@@ -56,7 +55,9 @@ def read_manifest(path: Path) -> dict[str, Any]:
     return manifest
 
 
-def read_tensors(path: Path) -> dict[str, Tensor]:
+def read_tensors(path: Path) -> "dict[str, Tensor]":
+    import safetensors.torch  # imports torch, which takes seconds: manifests are read without it
+
     if not _is_regular(path):
         raise StorageError(f"{path} is missing.")
     try:

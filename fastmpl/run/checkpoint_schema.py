@@ -4,13 +4,12 @@ Schema 1 (0.1.0): networks, optimisers, steps, and the unfinished line of metric
 updates of the last steps, from which divergence is judged. Schema 3 adds the last column of `meter`, `feedback_ratio`.
 """
 
-from typing import Final
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, Final
 
 from fastmpl.errors import StorageError
-from fastmpl.telemetry.skip_window import STEPS
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 SCHEMA: Final = 3
 OLDEST: Final = 1
@@ -24,8 +23,12 @@ def require_known(schema: object, where: object) -> int:
     return schema
 
 
-def migrate(schema: int, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+def migrate(schema: int, tensors: "dict[str, Tensor]") -> "dict[str, Tensor]":
     """The tensors of a checkpoint of `schema` as this version names them."""
+    import torch  # takes seconds: manifests are read without it
+
+    from fastmpl.telemetry.skip_window import STEPS
+
     if schema < 2:
         tensors = {RECENT_SKIPS: torch.zeros(STEPS)} | tensors
     if schema < 3 and "meter" in tensors:

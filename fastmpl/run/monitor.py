@@ -21,7 +21,8 @@ from fastmpl.run.selection import Selection
 from fastmpl.run.training_analysis import TrainingAnalysis
 from fastmpl.step.step_keys import StepMetrics
 from fastmpl.telemetry.loggers import Logger
-from fastmpl.telemetry.metrics import Evaluation, Log, Meter, lines_a_read
+from fastmpl.telemetry.metrics import Log, Meter, lines_a_read
+from fastmpl.telemetry.metrics_file import Evaluation
 from fastmpl.telemetry.progress import Progress, Silent
 from fastmpl.telemetry.replaced_images import NoReplacedImages, ReplacedImages, ReplacedImagesFile
 from fastmpl.telemetry.skip_window import SkipWindow

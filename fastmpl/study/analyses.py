@@ -13,7 +13,7 @@ from typing import Any, Final, NamedTuple
 from fastmpl.config import Config, save
 from fastmpl.paired_statistics import mean
 from fastmpl.study.arms import Arm, run_arms
-from fastmpl.telemetry.metrics import read_lines
+from fastmpl.telemetry.metrics_file import read_lines
 from fastmpl.telemetry.training_analysis import (
     Targets,
     TrainingAccuracy,

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from fastmpl.config import Config, difference, load
-from fastmpl.telemetry.metrics import read_lines
+from fastmpl.telemetry.metrics_file import read_lines
 from fastmpl.telemetry.progress import duration
 
 Outcome = dict[str, Any]  # a run's results.json

@@ -1,12 +1,8 @@
 """The metrics of a run: summed on the device, read every `run.log_every` steps, written to `metrics.jsonl`.
 
-`metrics.jsonl` holds one JSON object a line. A resumed run has the same lines as an uninterrupted one, except for timings.
-Leaves out when to log and to evaluate (the trainer), other loggers (`loggers`), and the display (`progress`, `report`).
-
-A line is `{"kind": "train", "step", "seconds", "images_per_second", "waiting", <fields of StepMetrics>}` or
-`{"kind": "evaluation", <fields of Evaluation>}`, or, under run.analyse, `{"kind": "training_accuracy", ...}` or
-`{"kind": "targets", ...}` with the fields of `fastmpl.telemetry.training_analysis`. A number that is not finite is null.
-`waiting` is the share of the time that the host spent waiting for the next batch.
+A resumed run has the same lines as an uninterrupted one, except for timings. Leaves out what a line holds and how it is
+read (`metrics_file`), when to log and to evaluate (the trainer), other loggers (`loggers`), and the display (`progress`,
+`report`).
 """
 
 import io
@@ -17,7 +13,7 @@ import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Final, Literal, NamedTuple, Self
+from typing import Any, Final, NamedTuple, Self
 
 import torch
 
@@ -25,25 +21,11 @@ from fastmpl.distributed.ranks import ALONE, Ranks
 from fastmpl.step.step_keys import StepMetrics
 from fastmpl.telemetry.loggers import Line as Written
 from fastmpl.telemetry.loggers import Logger, Loggers, TensorBoard, Warn
+from fastmpl.telemetry.metrics_file import FILE, Evaluation, read_lines
 from fastmpl.telemetry.training_analysis import Targets, TrainingAccuracy
-from fastmpl.untrusted import open_regular, read_bytes
+from fastmpl.untrusted import open_regular
 
-FILE: Final = "metrics.jsonl"
 READ_EVERY: Final = 100  # least steps between two reads of a GPU; a read waits for all queued work
-
-
-class Evaluation(NamedTuple):
-    """The score of one network on one split; `step` counts through all phases."""
-
-    step: int
-    phase: Literal["train", "finetune"]
-    network: Literal["student", "average", "teacher"]
-    split: Literal["validation", "test"]
-    accuracy: float  # share in [0, 1]
-    loss: float  # mean cross entropy, nats
-    images: int
-    macro_recall: float | None = None  # means over the classes that there are images of; absent in old files
-    macro_f1: float | None = None
 
 
 class Line(NamedTuple):
@@ -111,31 +93,6 @@ def _means(sums: list[float], counts: list[float]) -> dict[str, float]:
 def lines_a_read(device: torch.device, log_every: int) -> int:
     """The number of lines that are read at once: those of `READ_EVERY` steps on a GPU, one on a CPU."""
     return -(-READ_EVERY // log_every) if device.type == "cuda" else 1
-
-
-def read_lines(folder: Path) -> list[dict[str, Any]]:
-    """The lines of a run's `metrics.jsonl`; empty if there is no file. Lines that a run does not write are skipped."""
-    path = folder / FILE
-    try:
-        whole = read_bytes(path).rpartition(b"\n")[0]
-    except OSError:
-        return []
-    lines = []
-    for text in whole.split(b"\n"):
-        try:
-            line = json.loads(text, parse_constant=_finite, parse_float=_finite)
-        except (ValueError, RecursionError):
-            continue
-        if isinstance(line, dict) and type(line.get("step")) is int and isinstance(line.get("kind"), str):
-            lines.append(line)
-    return lines
-
-
-def _finite(number: str) -> float:
-    """A number of a line; Log writes null for those that are not finite. Raises ValueError."""
-    if not math.isfinite(value := float(number)):
-        raise ValueError(f"{number} is not finite")
-    return value
 
 
 class Log:

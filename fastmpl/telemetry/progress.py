@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from types import TracebackType
 from typing import IO, TYPE_CHECKING, Final, NamedTuple, Self, cast
 
-from fastmpl.telemetry.metrics import Evaluation
+from fastmpl.telemetry.metrics_file import Evaluation
 from fastmpl.telemetry.output import DisplayStream
 from fastmpl.untrusted import printable
 

@@ -8,6 +8,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from sklearn.datasets import load_digits
 
 from fastmpl.data import sources
 from fastmpl.data.errors import DataError
@@ -38,6 +39,16 @@ def test_digits_are_bytes_with_a_balanced_test_set_fixed_for_ever(settings: Make
     assert (arrays.train_images.min(), arrays.train_images.max()) == (0, 255)
     np.testing.assert_array_equal(np.bincount(arrays.test_labels), [50] * 10)
     assert int(arrays.test_images.sum(dtype=np.int64)) == int(sources.load(settings()).test_images.sum(dtype=np.int64))
+
+
+def test_digits_are_those_of_scikit_learn() -> None:
+    loaded = load_digits()
+    arrays = sources.digits("")
+    theirs = np.rint(loaded.images * (255 / 16)).astype(np.uint8).reshape(-1, 64)
+    ours = np.concatenate([arrays.train_images, arrays.test_images]).reshape(-1, 64)
+    labels = np.concatenate([arrays.train_labels, arrays.test_labels])
+    pairs = [np.column_stack([pixels, marks]) for pixels, marks in ((theirs, loaded.target), (ours, labels))]
+    np.testing.assert_array_equal(*(each[np.lexsort(each.T)] for each in pairs))
 
 
 def test_no_test_digit_is_a_training_digit(settings: Make) -> None:

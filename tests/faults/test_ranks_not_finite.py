@@ -7,7 +7,7 @@ import torch
 
 from fastmpl.distributed.ranks import Ranks
 from fastmpl.run import checkpoint
-from fastmpl.telemetry.metrics import read_lines
+from fastmpl.telemetry.metrics_file import read_lines
 from tests.ranks.runs import Job, conv
 from tests.ranks.spawned import on_ranks
 

@@ -19,7 +19,6 @@ SLOW_IMPORTS = (
     "torch._dynamo",  # which the first optimiser imports, in 3 s
     "torch._decomp.decompositions_for_jvp",
     "torch.utils.tensorboard",
-    "sklearn.datasets",
     "fastmpl.data.memory.pipeline",
 )
 SECONDS = 60  # until a rank that does not answer is given up

@@ -13,7 +13,7 @@ from fastmpl.distributed.process_group import MEETING
 from fastmpl.distributed.ranks import ALONE, Ranks
 from fastmpl.run import checkpoint, checkpoint_files
 from fastmpl.run.student_file import load_classifier
-from fastmpl.telemetry.metrics import read_lines
+from fastmpl.telemetry.metrics_file import read_lines
 from tests.ranks.runs import Ended, Job, conv
 from tests.ranks.spawned import on_ranks
 from tests.run.short_runs import short_config, train_quietly, untimed_lines

@@ -9,7 +9,8 @@ import numpy as np
 
 from fastmpl.config import Config, save
 from fastmpl.report import ArmResult, Comparison
-from fastmpl.telemetry.metrics import Evaluation, Log
+from fastmpl.telemetry.metrics import Log
+from fastmpl.telemetry.metrics_file import Evaluation
 from fastmpl.telemetry.predictions import FILE, LabelSample, Predictions, Record
 
 HOSTILE = "<script>alert(1)</script>"

@@ -14,7 +14,8 @@ from fastmpl.report import ArmResult, Comparison, write_comparison, write_report
 from fastmpl.report.accuracy_chart import spread
 from fastmpl.report.curve_charts import average_in_bins
 from fastmpl.report.drawing import COLOUR, ROLES, draw, percent_axis
-from fastmpl.telemetry.metrics import FILE, Evaluation, Log
+from fastmpl.telemetry.metrics import Log
+from fastmpl.telemetry.metrics_file import FILE, Evaluation
 from tests.report.sample import FEW, FOLDER, HOSTILE, NOISY, write_sample
 
 STYLE = (Path(__file__).parents[2] / "fastmpl/report/templates/style.css").read_text()

@@ -11,7 +11,7 @@ from fastmpl.config import Config, load
 from fastmpl.errors import FastMPLError
 from fastmpl.run import trainer, training
 from fastmpl.run.closing import Results
-from fastmpl.telemetry.metrics import read_lines
+from fastmpl.telemetry.metrics_file import read_lines
 
 CONFIGS = Path(__file__).parents[2] / "launch" / "configs"
 TIMINGS = ("seconds", "images_per_second", "waiting")

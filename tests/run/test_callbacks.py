@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 
 import fastmpl
 from fastmpl.run.callbacks import Callback, CallbackError, CheckpointSaved, StepDone
-from fastmpl.telemetry.metrics import Evaluation
+from fastmpl.telemetry.metrics_file import Evaluation
 from tests.run.short_runs import short_config, untimed_lines
 
 STEPS = 4

@@ -18,7 +18,7 @@ from fastmpl.run.label_sample import SAMPLE
 from fastmpl.run.predictions import predict_split
 from fastmpl.run.student_file import load_classifier
 from fastmpl.run.thumbnails import SIDE, make_thumbnails
-from fastmpl.telemetry.metrics import read_lines
+from fastmpl.telemetry.metrics_file import read_lines
 from fastmpl.telemetry.predictions import Record, read_record
 from fastmpl.telemetry.training_analysis import DOZEN, read_targets
 from tests.ranks.runs import Job

@@ -16,7 +16,7 @@ from fastmpl.data.build import build
 from fastmpl.report.analysis_charts import draw_targets, standalone
 from fastmpl.run.student_file import load_classifier
 from fastmpl.study.analyses import AnalysedRun, Analyses, average_curves, numbers_of, read_run
-from fastmpl.telemetry.metrics import read_lines
+from fastmpl.telemetry.metrics_file import read_lines
 from fastmpl.telemetry.training_analysis import Targets, TrainingAccuracy, moments, read_targets, share_flipped
 from tests.run.short_runs import CONFIGS, short_config, stop_after, train_quietly, untimed_lines
 

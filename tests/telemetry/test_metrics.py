@@ -12,7 +12,8 @@ import torch
 from fastmpl.distributed.ranks import Ranks
 from fastmpl.step.step_keys import StepMetrics, zero_metrics
 from fastmpl.telemetry.loggers import Line, Loggers, TensorBoard
-from fastmpl.telemetry.metrics import FILE, Evaluation, Log, Meter, lines_a_read, read_lines
+from fastmpl.telemetry.metrics import Log, Meter, lines_a_read
+from fastmpl.telemetry.metrics_file import FILE, Evaluation, read_lines
 
 
 def report(value: float, **fields: float) -> StepMetrics:
@@ -156,7 +157,9 @@ def test_ranks_are_averaged_in_one_message(monkeypatch: pytest.MonkeyPatch) -> N
         def wait(self) -> None:
             """The message has arrived already."""
 
-    def all_reduce(flat: torch.Tensor, *, async_op: bool) -> Done:  # the other rank saw 3.0 where this one saw 1.0
+    def all_reduce(
+        flat: torch.Tensor, *, group: object, async_op: bool
+    ) -> Done:  # the other rank saw 3.0 where this one saw 1.0
         assert async_op
         messages.append(flat.numel())
         flat += torch.cat([torch.full((flat.numel() // 2,), 3.0), torch.ones(flat.numel() // 2)])

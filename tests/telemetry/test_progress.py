@@ -6,7 +6,7 @@ import re
 import pytest
 from rich.console import Console
 
-from fastmpl.telemetry.metrics import Evaluation
+from fastmpl.telemetry.metrics_file import Evaluation
 from fastmpl.telemetry.progress import Progress, duration
 
 VALUES = {

@@ -10,7 +10,7 @@ from typing import Final, NamedTuple
 
 from fastmpl.config import Config, difference, load, uses_tf32
 from fastmpl.errors import ConfigError
-from fastmpl.telemetry.metrics import read_lines
+from fastmpl.telemetry.metrics_file import read_lines
 
 TERA: Final = 1e12
 PACED_BY: Final = 20  # lines of metrics, the newest, that say how fast a run was
