@@ -4,6 +4,7 @@
 # make test-slow       the same properties at more sizes and architectures
 # make test-faults     the matrix of faults (tests/faults/matrix.py), launchers and the soak included; writes its outcomes
 # make audit           the locked versions against the lists of known weaknesses; needs a network that reaches PyPI
+# make bench-check     a few ratios of the benchmarks beside those of the records, in wide bounds: half a minute
 # make docs            the documentation as a site, in docs/_site; fails on a warning, a broken link or an unchecked command
 # make test-lowest     the tests of kernels, step, learners and models with the lowest versions promised; left out, with a
 #                      sentence, where these cannot be installed
@@ -22,7 +23,7 @@ AUDIT  := .venv-audit
 LOWEST_TESTS := tests/kernels tests/step tests/learners tests/models
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 
-.PHONY: train test test-fast test-slow test-faults test-lowest audit docs gpu-check lint lock clean
+.PHONY: train test test-fast test-slow test-faults test-lowest audit bench-check docs gpu-check lint lock clean
 
 train: $(BUILD)
 	@$(if $(CONFIG),$(BIN)/fastmpl train $(CONFIG),$(BIN)/fastmpl demo)
@@ -39,6 +40,9 @@ docs: $(BUILD)
 
 test-slow: $(BUILD)
 	$(PYTEST) -n 2 --dist worksteal -m slow
+
+bench-check: $(BUILD)
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.bench_check
 
 test-faults: $(BUILD)
 	FASTMPL_RECORD_FAULTS=1 $(PYTEST) -n 2 --dist worksteal -m faults --durations=10
