@@ -1,11 +1,13 @@
 """The step beside what people use: `python -m benchmarks.bench_peers`.
 
-WRN-28-2 at 32 px, B = 16, U = 112, one thread, all variants interleaved in one process. The public PyTorch implementation's
-step as published (float32, NCHW); the same granted channels-last and, where the CPU computes in bf16, bf16; that under
-torch.compile; this project's step by schedule and feedback; and exact feedback by double backward and by betty
-(benchmarks/peers.py). betty is left out where it is not installed. A variant's share of convolutions is that of the
-profiler's CPU time. The error is the sine of the angle between the feedback's gradient by the teacher's weights and that
-of double backward in float64; betty's has another length too, as it leaves the learning rate out.
+WRN-28-2 at 32 px, B = 16, U = 112 (`--size half`: half of both), one thread, all variants interleaved in one process. The
+public PyTorch implementation's step as published (float32, NCHW); the same granted channels-last and, where the CPU
+computes in bf16, bf16; that under torch.compile (`--compiled`, minutes more); this project's step by schedule and feedback;
+and exact feedback by double backward and by betty (benchmarks/peers.py). betty is left out where it is not installed.
+
+A variant's share of convolutions is that of the profiler's CPU time. The error is the sine of the angle between the
+feedback's gradient by the teacher's weights and that of double backward in float64; betty's has another length too, as it
+leaves the learning rate out.
 """
 
 import argparse
@@ -23,11 +25,12 @@ from benchmarks.environment import keep_memory
 from benchmarks.harness import compare
 from benchmarks.peers import DoubleBackwardStep, betty_gradient, make_betty_engine
 from benchmarks.records import save
-from benchmarks.steps import Size, Step
+from benchmarks.steps import WRN, Size, Step
 from fastmpl.learners.arithmetic import Precision
 from fastmpl.methods.mpl import MetaPseudoLabels, TeacherLoss
 
 SMALL = Size("wrn_28_2", 32, 4, 12)  # of the errors: double backward in float64 takes a minute at the full size
+SIZES = {"small": SMALL, "half": WRN, "full": LARGE}
 PUBLISHED = "published, as it is"
 GRANTED = "published, granted layout and precision"
 COMPILED = "the same, compiled"
@@ -126,16 +129,19 @@ def main() -> None:
     parser.add_argument("variants", nargs="*", help="those alone; the first is the baseline")
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--precision", choices=("float32", "bf16"), default="bf16" if has_bf16() else "float32")
-    parser.add_argument("--small", action="store_true", help="B = 4, U = 12: to try the command itself; saves nothing")
+    parser.add_argument("--size", choices=SIZES, default="full")
+    parser.add_argument(
+        "--compiled", action="store_true", help="with torch.compile's variant, which takes minutes more"
+    )
     asked = parser.parse_args()
     torch.set_num_threads(1)
-    size = SMALL if asked.small else LARGE
+    size = SIZES[asked.size]
     calls = make_calls(size, asked.precision)
-    calls = {name: calls[name] for name in asked.variants or calls}
+    calls = {name: calls[name] for name in asked.variants or calls if name != COMPILED or asked.compiled}
     record = compare(
         {name: call for name, (call, _) in calls.items()},
         rounds=asked.rounds,
-        warmup=2,
+        warmup=1,
         baseline=next(iter(calls)),
         name="peers",
         config={"B": size.labelled, "U": size.unlabelled, "pixels": size.pixels, "precision": asked.precision},
@@ -148,7 +154,7 @@ def main() -> None:
         row["convolutions"] = share_of_convolutions(calls[name][0])
         row["error"] = wrong.get(name)
         print({key: value for key, value in row.items() if key != "samples"}, flush=True)
-    if not asked.small and not asked.variants:
+    if asked.size != "small" and not asked.variants:
         print(save(record))
 
 
