@@ -8,6 +8,8 @@
 # make docs            the documentation as a site, in docs/_site; fails on a warning, a broken link or an unchecked command
 # make test-lowest     the tests of kernels, step, learners and models with the lowest versions promised; left out, with a
 #                      sentence, where these cannot be installed
+# make bench           what a step costs on this CPU, by itself and beside what people use; writes records, and every table of
+#                      README.md and docs from the records. Half an hour on a quiet machine
 # make gpu-check       what a GPU is asked: is every kernel, graph and stream right, and how fast; writes records (docs/gpu.md).
 #                      Any python3 with torch will do: no environment is built then. ARGS="--part correct --seconds 560"
 
@@ -23,7 +25,7 @@ AUDIT  := .venv-audit
 LOWEST_TESTS := tests/kernels tests/step tests/learners tests/models
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 
-.PHONY: train test test-fast test-slow test-faults test-lowest audit bench-check docs gpu-check lint lock clean
+.PHONY: train test test-fast test-slow test-faults test-lowest audit bench bench-check docs gpu-check lint lock clean
 
 train: $(BUILD)
 	@$(if $(CONFIG),$(BIN)/fastmpl train $(CONFIG),$(BIN)/fastmpl demo)
@@ -68,6 +70,12 @@ $(LOWEST)/.installed: requirements-lowest.txt
 	$(PYTHON) -m venv $(LOWEST)
 	$(LOWEST)/bin/python -m pip install --quiet --disable-pip-version-check -r requirements-lowest.txt
 	@touch $@
+
+bench: $(BUILD)
+	$(BIN)/python -m benchmarks.bench_step
+	$(BIN)/python -m benchmarks.bench_batch_norm
+	$(BIN)/python -m benchmarks.bench_peers --compiled
+	$(BIN)/python -m benchmarks.tables
 
 gpu-check:
 	@if test -e $(BUILD); then python=$(BIN)/python; \

@@ -25,8 +25,8 @@ from benchmarks.environment import keep_memory
 from benchmarks.harness import compare
 from benchmarks.peers import DoubleBackwardStep, betty_gradient, make_betty_engine
 from benchmarks.records import save
-from benchmarks.steps import WRN, Size, Step
-from fastmpl.learners.arithmetic import Precision
+from benchmarks.steps import CPU, WRN, Size, Step
+from fastmpl.learners.arithmetic import Precision, computes_bf16
 from fastmpl.methods.mpl import MetaPseudoLabels, TeacherLoss
 
 SMALL = Size("wrn_28_2", 32, 4, 12)  # of the errors: double backward in float64 takes a minute at the full size
@@ -37,11 +37,6 @@ COMPILED = "the same, compiled"
 JVP, DIFFERENCE = "exact, jvp", "exact, difference"
 DOUBLE, BETTY = "exact by double backward", "feedback by betty"
 Call = Callable[[], object]
-
-
-def has_bf16() -> bool:
-    """Whether the CPU has instructions for bf16; without them a bf16 convolution takes ten times one of float32."""
-    return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
 def make_calls(size: Size, precision: Precision) -> dict[str, tuple[Call, tuple[object, ...]]]:
@@ -128,7 +123,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("variants", nargs="*", help="those alone; the first is the baseline")
     parser.add_argument("--rounds", type=int, default=9)
-    parser.add_argument("--precision", choices=("float32", "bf16"), default="bf16" if has_bf16() else "float32")
+    parser.add_argument("--precision", choices=("float32", "bf16"), default="bf16" if computes_bf16(CPU) else "float32")
     parser.add_argument("--size", choices=SIZES, default="full")
     parser.add_argument(
         "--compiled", action="store_true", help="with torch.compile's variant, which takes minutes more"

@@ -21,6 +21,21 @@ def autocast(device: torch.device, precision: Precision) -> AbstractContextManag
     return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16", cache_enabled=False)
 
 
+def computes_bf16(device: torch.device) -> bool:
+    """Whether the device has instructions for bf16. Without them a CPU's bf16 convolutions take some ten times those of
+    float32."""
+    return device.type != "cpu" or bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+
+
+def describe_precision(device: torch.device, precision: Precision) -> list[str]:
+    """What a user should know of that precision on that device; empty as a rule."""
+    if precision == "float32" or computes_bf16(device):
+        return []
+    return [
+        'This CPU has no instructions for bf16, which is much slower on it than float32: set system.precision = "float32".'
+    ]
+
+
 @contextmanager
 def allow_tf32(allowed: bool) -> Iterator[None]:
     """Whether products and convolutions of float32 may use TF32 within the block; restored after it."""

@@ -20,6 +20,7 @@ from fastmpl.data.evaluation import Framing, framing_of
 from fastmpl.data.view_stream import Replacement
 from fastmpl.distributed.process_group import Group, Place
 from fastmpl.errors import FolderLostError, StorageError
+from fastmpl.learners.arithmetic import describe_precision
 from fastmpl.learners.protocol import RunLearner
 from fastmpl.run import checkpoint, finetune
 from fastmpl.run.build import assemble
@@ -102,6 +103,7 @@ class Training:
             normalisation=normalisation_of(config.student, config.data.channels),
         )
         self.notes = self.data.remarks()  # shown when training begins
+        self.notes += describe_precision(self.device, config.system.precision)
         require_trusted(config, self.data.trusted_count)
         require_label_of_each_class(config, self.data.classes, self.data.truth[self.data.split.labelled].numpy())
         require_full_batches(config, self.data.split)

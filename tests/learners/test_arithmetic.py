@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from fastmpl.config import Config, load, uses_tf32
-from fastmpl.learners.arithmetic import allow_tf32, search_convolutions
+from fastmpl.learners import arithmetic
+from fastmpl.learners.arithmetic import allow_tf32, describe_precision, search_convolutions
 from fastmpl.learners.plain import PlainLearner
 from fastmpl.run.trainer import train
 from tests.step.worlds import FEATURES, network, optimiser
@@ -95,3 +96,13 @@ def test_a_run_trains_by_the_policy_of_its_configuration(
     train(config, quiet=True, report=False)
     assert set(seen) == {(tf32 == "training", tf32 == "training", True)}
     assert switches() == before
+
+
+def test_a_cpu_without_bf16_says_so_where_bf16_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    cpu, gpu = torch.device("cpu"), torch.device("cuda")
+    monkeypatch.setattr(arithmetic.torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: False)
+    (sentence,) = describe_precision(cpu, "bf16")
+    assert 'set system.precision = "float32"' in sentence
+    assert describe_precision(cpu, "float32") == describe_precision(gpu, "bf16") == []
+    monkeypatch.setattr(arithmetic.torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: True)
+    assert describe_precision(cpu, "bf16") == []
