@@ -26,9 +26,9 @@ import torch
 
 from fastmpl.config import Config
 from fastmpl.distributed.ranks import Ranks
-from fastmpl.errors import FastMPLError
+from fastmpl.errors import FastMPLError, StorageError
 from fastmpl.run import checkpoint, trainer
-from fastmpl.run.checkpoint_files import TENSORS
+from fastmpl.run.checkpoint_files import TENSORS, verify
 from tests.ranks.runs import Job
 from tests.ranks.spawned import SLOW_IMPORTS
 from tests.run.short_runs import short_config
@@ -78,17 +78,26 @@ def _send(number: int) -> Callable[[Sequence[BaseProcess], Path, random.Random],
 def _damage(
     change: Callable[[Path, random.Random], None],
 ) -> Callable[[Sequence[BaseProcess], Path, random.Random], None]:
-    """Kills all ranks, then damages the newest checkpoint: the one before is used."""
+    """Kills all ranks, then damages the newest checkpoint that is not damaged yet: the one before is used."""
 
     def act(processes: Sequence[BaseProcess], folder: Path, draw: random.Random) -> None:
         for process in processes:
             process.kill()
             process.join()
-        found = checkpoint.steps(folder / "checkpoints")
-        if len(found) > 1:  # a run with one damaged checkpoint starts over
-            change(folder / f"checkpoints/step-{found[0]}", draw)
+        paths = [folder / f"checkpoints/step-{step}" for step in checkpoint.steps(folder / "checkpoints")]
+        whole = [path for path in paths if _is_whole(path)]
+        if len(whole) > 1:  # a run whose only checkpoint is damaged starts over
+            change(whole[0], draw)
 
     return act
+
+
+def _is_whole(path: Path) -> bool:
+    try:
+        verify(path)
+    except StorageError:
+        return False
+    return True
 
 
 def _truncate(path: Path, draw: random.Random) -> None:
