@@ -123,8 +123,10 @@ def main() -> None:
         print(row["beside"], row["state_bytes"], row["grown"])
         return
     torch.set_num_threads(1)
-    rows = [measure_loop(asked.steps)]
-    print(rows[0])
+    loop = measure_loop(asked.steps)
+    print(loop)
+    save(Record("saving_time", "table", [loop], {"steps": asked.steps}))
+    rows = list[Row]()
     for how in ("in place", "saver") if asked.parameters else ():
         with tempfile.TemporaryDirectory(dir=asked.folder) as folder:
             command = [sys.executable, "-m", "benchmarks.bench_saving", "--measure", how, "--folder", folder]
@@ -133,7 +135,8 @@ def main() -> None:
             ).stdout.split()
         rows.append({"how": how, "beside": found[0] == "True", "state_bytes": int(found[1]), "grown": float(found[2])})
         print(rows[-1])
-    save(Record("saving", "table", rows, {"steps": asked.steps, "parameters": asked.parameters}))
+    if rows:
+        save(Record("saving_memory", "table", rows, {"parameters": asked.parameters}))
 
 
 if __name__ == "__main__":
