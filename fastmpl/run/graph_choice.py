@@ -14,6 +14,8 @@ from fastmpl.step.pass_graphs import replay_passes
 from fastmpl.step.step_graph import GraphedStep
 from fastmpl.step.taped_step import TapedStep
 
+LARGEST_TAPED = 256 << 20  # bytes of state, which is copied twice to try a tape out; steps of more gain nothing
+
 
 def is_graphed(config: Config, device: torch.device) -> bool:
     """Whether the step is to be one CUDA graph."""
@@ -46,7 +48,8 @@ def choose_execution(
     system = config.system
     if device.type != "cuda":
         tapes = system.graph != "off" and is_capturable(config) and not system.compile
-        if not tapes or trainee.student.ranks.size > 1:
+        size = sum(tensor.nbytes for tensor in trainee.parts().state().values())
+        if not tapes or trainee.student.ranks.size > 1 or size > LARGEST_TAPED:
             return trainee.step
         return TapedStep(trainee.step, give_up=partial(_go_on_without_tape, note))
     if system.engine == "zero" and system.graph == "on":

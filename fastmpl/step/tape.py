@@ -5,13 +5,16 @@ graph: the same operators on the same numbers in the same order, and so bit for 
 during the call stays what it was, so everything that changes from call to call is an input of the call, or a tensor that
 it writes in place. `find_difference` compares the tapes of two calls and names what does not keep to that.
 
-Unlike a CUDA graph a tape owns no memory: a result is freed after its last use, and recording takes no more memory than
-the call itself. It cannot see what runs outside of torch's operators, such as a compiled network.
+A recorded call changes no number: what it wrote is put back. That is more than tidiness, as some of torch's derivatives
+take other operators, with other rounding, while they are watched. `try_out` therefore compares a tape with the call itself.
+
+Unlike a CUDA graph a tape owns no memory: a result is freed after its last use. It cannot see what runs outside of torch's
+operators, such as a compiled network.
 """
 
 import gc
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from itertools import zip_longest
 from typing import Any, Final, NamedTuple
@@ -56,20 +59,62 @@ class Tape(NamedTuple):
     inputs: tuple[Slot, ...]
     calls: list[Call]
     returned: list[Any]  # the leaves of what the call returned: slots, and outer tensors
+    written: list[torch.UntypedStorage]  # memory from before the call that it writes
     refusal: str  # why they cannot be run again; empty where they can
 
 
-def record(call: Callable[..., Any], *inputs: Tensor) -> tuple[Any, Tape]:
-    """Makes the call on copies of the inputs. Returns its result, and the tape of its operators."""
+def record(call: Callable[..., Any], *inputs: Tensor) -> Tape:
+    """Makes the call on copies of the inputs, notes its operators, and puts back what it wrote and drew."""
     recorder = _Recorder()
     copies = [each.clone() for each in inputs]
     given = tuple(recorder.name(each) for each in copies)
-    with recorder:
-        result = call(*copies)
+    drawn = torch.get_rng_state()
+    try:
+        with recorder:
+            result = call(*copies)
+    finally:
+        restore(recorder.before)
+        torch.set_rng_state(drawn)
     returned = [recorder.resolve(leaf) for leaf in tree_leaves(result)]
     assert all(given), "copies are new tensors"
     recorder.require_nothing_kept([*copies, *tree_leaves(result)])
-    return result, Tape(given, _drop_unused(recorder.calls, returned), returned, recorder.refusal)  # type: ignore[arg-type]
+    calls, written = _drop_unused(recorder.calls, returned), [storage for storage, _ in recorder.before]
+    return Tape(given, calls, returned, written, recorder.refusal)  # type: ignore[arg-type]
+
+
+def try_out(
+    tape: Tape, program: Callable[..., list[Any]], call: Callable[..., Any], *inputs: Tensor
+) -> tuple[Any, bool]:
+    """Makes the call. Returns its result, and whether the tape's program returns and writes the same, bit for bit."""
+    before, drawn = copies_of(tape.written), torch.get_rng_state()
+    returned = program(*inputs)
+    after = copies_of(tape.written)
+    restore(before)
+    torch.set_rng_state(drawn)
+    result = call(*inputs)
+    pairs = [*zip(returned, tree_leaves(result), strict=True), *((_bytes(a), _bytes(b)) for a, b in after)]
+    return result, all(torch.equal(_bits(a), _bits(b)) for a, b in pairs)
+
+
+_Copies = list[tuple[torch.UntypedStorage, torch.UntypedStorage]]
+
+
+def copies_of(storages: list[torch.UntypedStorage]) -> _Copies:
+    return [(storage, storage.clone()) for storage in storages]  # type: ignore[no-untyped-call]
+
+
+def restore(before: _Copies) -> None:
+    """Puts the second of each pair into the first."""
+    for storage, copy in before:
+        storage.copy_(copy)
+
+
+def _bytes(storage: torch.UntypedStorage) -> Tensor:
+    return torch.empty(0, dtype=torch.uint8).set_(storage)
+
+
+def _bits(value: Tensor) -> Tensor:
+    return value.detach().contiguous().reshape(-1).view(torch.uint8)
 
 
 def slots_in(*trees: object) -> set[Slot]:
@@ -104,14 +149,18 @@ class _Recorder(TorchDispatchMode):
         super().__init__()  # type: ignore[no-untyped-call]
         self.calls: list[Call] = []
         self.refusal = ""
+        self.before: _Copies = []  # outer memory that was written, as it was
+        self._saved: set[int] = set()
         self._outer: dict[int, Tensor] = {}  # by storage; held, so that its address stays its own
         self._made: dict[int, dict[_View, Slot]] = {}  # by a storage that lives: its views that have slots
         self._slots = 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         given = tree_map(self.resolve, args), tree_map(self.resolve, kwargs or {})
+        if func._schema.is_mutable:
+            self._save(leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor))
         out = func(*args, **(kwargs or {}))
-        if any(tag in func.tags for tag in READS):
+        if any(tag in func.tags for tag in READS) and not _looks_up(func, args):
             self._refuse(f"{func} reads what was computed")
         results = out if isinstance(out, list | tuple) else [out]
         named = tuple(self.name(each) if isinstance(each, Tensor) else None for each in results)
@@ -151,6 +200,14 @@ class _Recorder(TorchDispatchMode):
         slots[view] = self._new_slot(next(iter(slots.values())).storage if slots else self._slots)
         return slots[view]
 
+    def _save(self, tensors: Iterable[Tensor]) -> None:
+        """Keeps outer memory as it is before it is written for the first time."""
+        for tensor in tensors:
+            storage = tensor.untyped_storage()
+            if storage._cdata in self._outer and storage._cdata not in self._saved:
+                self._saved.add(storage._cdata)
+                self.before += copies_of([storage])
+
     def require_nothing_kept(self, known: list[Any]) -> None:
         """A tensor that the call made and that outlives it would be stale after the next run."""
         expected = {leaf.untyped_storage()._cdata for leaf in known if isinstance(leaf, Tensor)}
@@ -171,6 +228,13 @@ class _Recorder(TorchDispatchMode):
 
     def _refuse(self, reason: str) -> None:
         self.refusal = self.refusal or reason
+
+
+def _looks_up(func: Any, args: tuple[Any, ...]) -> bool:
+    """Whether it takes rows by their numbers: only the shape of what a mask chooses depends on values."""
+    if func is not torch.ops.aten.index.Tensor:
+        return False
+    return all(index is None or index.dtype == torch.int64 for index in args[1])
 
 
 def _view_of(leaf: Tensor) -> _View:

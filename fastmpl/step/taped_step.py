@@ -1,4 +1,4 @@
-"""Executes the step on a CPU from a tape: its operators are noted twice, compared, and run again from then on.
+"""Executes the step on a CPU from a tape: its operators are noted, tried out, and run again from then on.
 
 Everything that varies from step to step (rates, ramps, keys, the number of the step) is a tensor, as a CUDA graph needs
 too. The tape and eager execution share the state, so each step may be of either kind: a batch of another shape is eager.
@@ -12,7 +12,7 @@ from fastmpl.data.batch import Batch
 from fastmpl.step.eager import EagerStep
 from fastmpl.step.step_graph import WARMUP, GiveUp
 from fastmpl.step.step_keys import StepMetrics
-from fastmpl.step.tape import Tape, find_difference, record
+from fastmpl.step.tape import find_difference, record, try_out
 from fastmpl.step.tape_program import Program, compile_tape
 
 _Form = tuple[object, ...]
@@ -21,7 +21,8 @@ _Form = tuple[object, ...]
 class TapedStep:
     """A drop-in for the EagerStep `eager`, whose state it shares. The first WARMUP steps are eager, as before a capture.
 
-    A step that cannot be repeated stays eager; `give_up` is called once with the reason.
+    The next step is noted twice without effect, and then taken eagerly: both tapes must be the same, and running one must
+    give what the step gives. A step that cannot be repeated so stays eager; `give_up` is called once with the reason.
     """
 
     def __init__(self, eager: EagerStep, *, give_up: GiveUp) -> None:
@@ -29,7 +30,6 @@ class TapedStep:
         self._taken = 0
         self._tries = True
         self._form: _Form = ()  # of the batches that the tape is for
-        self._first: Tape | None = None
         self._program: Program | None = None
 
     def __call__(self, batch: Batch) -> StepMetrics:
@@ -37,29 +37,32 @@ class TapedStep:
         form = _form_of(batch)
         if self._program is not None and form == self._form:
             return StepMetrics(*self._program(*(part for part in batch if part is not None)))
-        if self._program is None and self._tries and self._taken > WARMUP:
+        if self._tries and self._taken > WARMUP:
             return self._record(batch, form)
         return self.eager(batch)
 
     def _record(self, batch: Batch, form: _Form) -> StepMetrics:
-        """One eager step that is noted; after the second of them the tape serves, if both did the same."""
+        """One eager step, for which a tape is made and compared; the tape serves from the next step on."""
         present = [name for name, part in batch._asdict().items() if part is not None]
         empty = Batch(*(None,) * len(Batch._fields))  # type: ignore[arg-type]
 
         def take(*parts: Tensor) -> StepMetrics:
             return self.eager(empty._replace(**dict(zip(present, parts, strict=True))))
 
-        metrics, tape = record(take, *(part for part in batch if part is not None))
-        found: StepMetrics = metrics
-        first = self._first if form == self._form else None
-        self._first, self._form = tape, form
-        reason = tape.refusal or (find_difference(first, tape) if first else "")
-        if reason:
-            self._tries, self._first = False, None
+        parts = [part for part in batch if part is not None]
+        first, second = (record(take, *parts) for _ in range(2))
+        self._tries = False
+        if reason := first.refusal or second.refusal or find_difference(first, second):
             self._give_up(reason)
-        elif first:
-            self._program, self._first = compile_tape(tape), None
-        return found
+            return self.eager(batch)
+        program = compile_tape(second)
+        metrics: StepMetrics
+        metrics, is_equal = try_out(second, program, take, *parts)
+        if is_equal:
+            self._program, self._form = program, form
+        else:
+            self._give_up("torch computes otherwise while its operators are noted")
+        return metrics
 
     @property
     def step(self) -> Tensor:
