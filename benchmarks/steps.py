@@ -23,6 +23,7 @@ from fastmpl.step.single_network_step import SingleNetworkStep
 from fastmpl.step.step_keys import LABEL, STUDENT, TEACHER, VALIDATION, make_context
 
 CPU = torch.device("cpu")
+STUDENT_SEED = 1
 NESTEROV = NetworkConfig(optimiser="nesterov", lr=0.05, warmup=0, schedule="constant")
 
 
@@ -104,10 +105,11 @@ class Step:
                 tangent_images=images_at_once(module, self.batch.strong.shape[1:]) if self.kind == "exact" else 0,
                 precision=self.precision,
                 compiler=self.compiler,
+                keeps_inputs=seed == STUDENT_SEED and self.kind == "exact" and self.tangent == "jvp",
             )
 
         self.batch = self.size.batch().to(self.device)
-        self.student = learner(1)
+        self.student = learner(STUDENT_SEED)
         if self.channels_last:
             last = torch.channels_last
             self.batch = self.batch._replace(

@@ -18,6 +18,7 @@ from fastmpl.learners.average import Average
 from fastmpl.learners.blocks import names_in_last_blocks
 from fastmpl.learners.compiled import compile_network
 from fastmpl.learners.forward_rules import use_forward_rules
+from fastmpl.learners.kept_inputs import KeptInputs, can_keep_inputs
 from fastmpl.learners.layers import freeze_layers, layer_rates, learning_tensors, set_training
 from fastmpl.learners.optimiser import Optimiser, sum_of_products
 from fastmpl.learners.passes import difference_step, dual, tangent_of, to_float32
@@ -53,10 +54,12 @@ class PlainLearner:
         compiler: str = "",
         static_gradients: bool | None = None,
         shares_prefix: bool = False,
+        keeps_inputs: bool = False,
         ranks: Ranks = ALONE,
     ) -> None:
         """tangent_images: most images of one forward-mode pass (`images_at_once`); 0: all in one. shares_prefix: whether
-        frozen first layers run once for passes of a step that see the same images (`SharedPrefix`).
+        frozen first layers run once for passes of a step that see the same images (`SharedPrefix`). keeps_inputs: whether
+        the tangent takes from the pass that learned what both compute (`KeptInputs`), where the network's form allows it.
 
         compiler: the backend of torch.compile for passes without a tangent; none where empty. static_gradients: whether
         each step copies its gradients to addresses that stay, as a CUDA graph needs; None: where the device is a GPU.
@@ -69,6 +72,8 @@ class PlainLearner:
         self.recompute = recompute
         self.statistics = RunningStatistics(module)
         self.prefix = SharedPrefix(module, self.frozen if shares_prefix and not compiler and not recompute else [])
+        keeps = keeps_inputs and not (compiler or recompute or self.frozen) and can_keep_inputs(module)
+        self.kept = KeptInputs(module) if keeps else None
         self.parameters = {name: p for name, p in module.named_parameters() if p.requires_grad}
         self.optimiser = Optimiser(self.parameters, config, steps, rates=layer_rates(module, config))
         self.average = Average(learning_tensors(module), average) if average > 0 else None
@@ -82,7 +87,8 @@ class PlainLearner:
     def forward(self, images: Float[Tensor, "N *image"], draw: Int[Tensor, ""]) -> Float[Tensor, "N K"]:
         write_draws(self.draws, draw)
         recomputed = recompute_blocks(self.module, draw) if self.recompute else nullcontext()
-        with self._autocast(), recomputed, self.statistics.record(), self.prefix.share(images):
+        kept = nullcontext() if self.kept is None else self.kept.keep(images)
+        with self._autocast(), recomputed, self.statistics.record(), self.prefix.share(images), kept:
             return to_float32(self.call(images))
 
     @torch.no_grad()
@@ -136,6 +142,8 @@ class PlainLearner:
             p.grad = None
         self.statistics.abandon()
         self.prefix.forget()
+        if self.kept is not None:
+            self.kept.forget()
 
     def gradient(self, images: Float[Tensor, "N *image"], loss: Loss, draw: Int[Tensor, ""]) -> Gradient:
         write_draws(self.draws, draw)
@@ -172,6 +180,11 @@ class PlainLearner:
                     with self.prefix.share(part):
                         return to_float32(tangent_of(functional_call(self.module, duals, (part,))))
 
+                if self.kept is not None and self.kept.are_of(images):
+                    with self.kept.use():
+                        return push(images)
+                if self.kept is not None:
+                    self.kept.forget()
                 moved = call_in_parts(self.module, images, self.tangent_images, push)
             self.prefix.forget(images)
             return moved
@@ -235,7 +248,7 @@ class PlainLearner:
         return PlainLearner(module, config, steps=steps, precision=self.precision, ranks=self.ranks)
 
     def replace_call(self, wrap: Callable[[Forward], Forward]) -> None:
-        self.call = wrap(self.call)
+        self.call, self.kept = wrap(self.call), None  # what it replays runs no module
 
     def close(self) -> None:
         """Nothing to free."""

@@ -4,6 +4,8 @@ It stands where a test, a demonstration or an ablation over many seeds needs con
 accuracy. Strides instead of pooling: fewer operations, and smooth enough for forward mode.
 """
 
+from typing import Final
+
 from jaxtyping import Float
 from torch import Tensor, nn
 
@@ -13,6 +15,8 @@ from fastmpl.models.stochastic import KeyedDropout
 
 class ConvNet(nn.Module):
     """Three of (3x3 convolution, norm, leaky ReLU): width/4, width/2, width channels, strides 1, 2, 2; mean; linear."""
+
+    norms_read_convolutions: Final = True  # see fastmpl.learners.kept_inputs
 
     def __init__(self, width: int, classes: int, channels: int, dropout: float, norm: Norm) -> None:
         super().__init__()

@@ -63,8 +63,9 @@ class PendingSum(NamedTuple):
 
 def norm_of_sum(norm: nn.Module, x: Tensor | PendingSum) -> tuple[Float[Tensor, "N C H W"], Float[Tensor, "N C H W"]]:
     """x, or the sum that it stands for, and the norm of it; a fused batch norm takes both in one pass."""
-    # a forward that was replaced (recomputed, or kept from another pass) must not write into what it is given
-    if isinstance(x, PendingSum) and isinstance(norm, BatchNormAct2d) and "forward" not in norm.__dict__:
+    replaced = norm.__dict__.get("forward")  # one that is recomputed must not write into what it is given
+    takes_sums = replaced is None or getattr(replaced, "takes_sums", False)
+    if isinstance(x, PendingSum) and isinstance(norm, BatchNormAct2d) and takes_sums:
         total, normalised = norm(x.branch, addend=x.shortcut)
         return total, normalised
     total = x.take() if isinstance(x, PendingSum) else x

@@ -3,6 +3,8 @@ uses them: pre-activation blocks, leaky ReLU of slope 0.1, dropout before the cl
 inside blocks is left out). Strides 1, 2, 2 and a global average: any image of 8 to 64 pixels.
 """
 
+from typing import Final
+
 from jaxtyping import Float
 from torch import Tensor, nn
 
@@ -39,6 +41,8 @@ class Block(nn.Module):
 
 class WideResNet(nn.Module):
     """WRN-`depth`-`factor`: a stem of 16 channels and three groups of (depth - 4) / 6 blocks, 16k, 32k, 64k wide."""
+
+    norms_read_convolutions: Final = True  # alone, or in a sum: see fastmpl.learners.kept_inputs
 
     def __init__(self, depth: int, factor: int, classes: int, channels: int, dropout: float, norm: Norm) -> None:
         super().__init__()

@@ -102,6 +102,7 @@ def assemble(
             return ZeroLearner(module, section, system, **common)
         # only a student's passes see the same memory twice, and only where each view has a pass of its own
         common["shares_prefix"] = section is config.student and feeds_back(config) and system.schedule == "split"
+        common["keeps_inputs"] = "tangent_images" in common and common["shares_prefix"] and system.accumulate == 1
         common |= {"recompute": system.recompute, "compiler": "inductor" if system.compile else ""}
         return PlainLearner(module, section, precision=system.precision, **common)
 
