@@ -12,6 +12,7 @@ from fastmpl.learners.arithmetic import allow_tf32, search_convolutions
 from fastmpl.learners.zero.engine import redirect_logs
 from fastmpl.run.callbacks import Callback
 from fastmpl.run.closing import Results, closing_lines
+from fastmpl.run.ending import store_predictions, write_results
 from fastmpl.run.expected_inputs import settle_inputs
 from fastmpl.run.folder import State, claim_folder, exit_code_of, write_status
 from fastmpl.run.preconditions import require_graph
@@ -61,9 +62,11 @@ def train(
                     if claim is not None:
                         run.notes += claim.remarks
                         claim.begin(run.step)
-                    results = run.finish() if run.is_finished else run.go()
+                    if not run.is_finished:
+                        run.go()
+                    results = write_results(run)
                     if report:
-                        run.store_predictions(results.headline)
+                        store_predictions(run, results.headline)
             if report and here.is_first:
                 from fastmpl.report import write_report  # matplotlib takes a second to import
 

@@ -1,8 +1,7 @@
 """A run between its start and its end: it is built, takes its steps, logs, evaluates, saves and resumes; no mathematics."""
 
-import json
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
@@ -26,13 +25,12 @@ from fastmpl.run import checkpoint, finetune
 from fastmpl.run.build import assemble
 from fastmpl.run.callbacks import Callback
 from fastmpl.run.checkpoint import Checkpoint
-from fastmpl.run.closing import Results
 from fastmpl.run.divergence import describe_divergence
 from fastmpl.run.expected_inputs import describe_inputs
 from fastmpl.run.fixed_teacher import Target, load_fixed_teacher
-from fastmpl.run.folder import add_note, replace_file, require_own, write_status
+from fastmpl.run.folder import add_note, require_own, write_status
 from fastmpl.run.graph_choice import choose_execution, loaded_dtype
-from fastmpl.run.headline import MEASURES, make_headline
+from fastmpl.run.headline import MEASURES
 from fastmpl.run.input_constants import normalisation_of
 from fastmpl.run.monitor import Monitor
 from fastmpl.run.network_preconditions import require_label_of_each_class, require_networks
@@ -42,12 +40,11 @@ from fastmpl.run.preconditions import (
     require_same_data,
     require_trusted,
 )
-from fastmpl.run.predictions import Shipped, write_predictions
 from fastmpl.run.pretrained import Start, read_start
 from fastmpl.run.resuming import require_fitting, set_newer_aside
 from fastmpl.run.saver import Saver
 from fastmpl.run.scores import Network
-from fastmpl.run.student_file import FileFacts, load_classifier, save_network, save_student, student_facts
+from fastmpl.run.student_file import student_facts
 from fastmpl.run.trained_networks import TrainedNetworks
 from fastmpl.step.eager import EagerStep
 from fastmpl.step.step_graph import GraphedStep
@@ -200,7 +197,7 @@ class Training:
                 "running statistics of batch norm are averaged, and results are equal up to rounding and dropout."
             )
 
-    def go(self) -> Results:
+    def go(self) -> None:
         """Trains to the last step, through all phases that are left."""
         with self.monitor.watch(self.step, self.total), ExitStack() as held:
             held.callback(dispatch.on_fallback(self._note_fallback))
@@ -210,61 +207,14 @@ class Training:
             self.stops.begin(self.step + 1)
             for phase in self._phases():
                 self._train(phase)
-        return self.finish()
 
     @property
     def is_finished(self) -> bool:
         """Whether no step is left, or run.patience ended the run before its last one."""
         return self.step == self.total or self.monitor.is_exhausted
 
-    def finish(self) -> Results:
-        """Writes the weights and the results of the finished run."""
-        monitor, networks = self.monitor, self.networks.to_evaluate()
-        last = monitor.accuracies(networks)
-        student, finetuned = self.networks.final_student(), None
-        if self.config.finetune.steps:
-            networks = {"student": student}
-            finetuned = monitor.accuracies(networks)["student"]
-        if monitor.selection.best is None:  # no validation images; or a checkpoint that kept no best student
-            monitor.select(self.step, networks)
-        best = monitor.selection.best
-        headline = make_headline(self.config, self.step, best, last, finetuned)
-        results = Results(self.step, last, best, finetuned, monitor.seconds, headline)
-        if self.ranks.rank == 0:
-            replace_file(self.folder / "results.json", json.dumps(results._asdict(), indent=1) + "\n")
-        self._save_weights(student, headline)
-        return results
-
-    def _save_weights(self, student: RunLearner, headline: Mapping[str, Any]) -> None:
-        """Writes student.safetensors: the selected network, or that of the last step."""
-        facts = FileFacts(
-            self.data.classes,
-            self.data.image_shape,
-            self.data.normalisation,
-            headline["network"],
-            headline["description"],
-            self._framing(),
-        )
-        selected = self.monitor.selection
-        if selected.best is None:
-            save_student(self.folder, student, facts)
-        elif self.ranks.rank == 0:
-            save_network(self.folder, selected.weights, facts)
-
-    def store_predictions(self, headline: Mapping[str, Any]) -> None:
-        """Writes what the network of student.safetensors says of single images, from which a report draws its pictures."""
-        self.ranks.all_gather_object(None)  # the first rank has written the file
-        student = load_classifier(self.folder)
-        student.module.to(self.device)
-        shipped = Shipped(student.infer, student.description, headline["step"])
-        try:
-            write_predictions(
-                self.folder, shipped, self.config, self.networks.trainee, self.data, self.device, self.ranks
-            )
-        except StorageError as error:
-            self.monitor.note(f"{error} The report has no pictures.")
-
-    def _framing(self) -> Framing | None:
+    @property
+    def framing(self) -> Framing | None:
         """How the student is shown pictures; None for points."""
         return None if self.data.normalisation is None else framing_of(self.config.data)
 
@@ -391,7 +341,7 @@ class Training:
 
     def _facts(self) -> dict[str, Any]:
         """What a checkpoint keeps besides the states of its parts."""
-        student = student_facts(self.data.classes, self.data.image_shape, self.data.normalisation, self._framing())
+        student = student_facts(self.data.classes, self.data.image_shape, self.data.normalisation, self.framing)
         return {"student": student, "pretrained": self.weights}
 
     def _next_batch(self) -> Batch:
