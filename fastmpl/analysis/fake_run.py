@@ -12,7 +12,7 @@ from fastmpl.data.batch import Batch
 from fastmpl.data.normalise import IMAGENET
 from fastmpl.learners.plain import PlainLearner
 from fastmpl.models import build_network
-from fastmpl.run.build import assemble, choose_order
+from fastmpl.run.build import assemble, choose_order, sees_images_again
 from fastmpl.run.input_constants import normalisation_of
 from fastmpl.step.mpl_step import MplStep
 
@@ -47,6 +47,7 @@ class FakeRun:
         for learner in self.trainee.learners().values():
             assert isinstance(learner, PlainLearner)
             learner.recompute = config.system.recompute
+            learner.keep_inputs(learner is self.trainee.student and sees_images_again(config))
 
     def list_held(self) -> list[Tensor]:
         """The tensors that exist before a step: the state of networks and step, and the batch."""

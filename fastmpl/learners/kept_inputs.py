@@ -23,10 +23,15 @@ from fastmpl_kernels.batch_norm_act.module import BatchNormAct2d
 
 
 def can_keep_inputs(module: nn.Module) -> bool:
-    """Whether the network is of the form, and all of its norms are fused batch norms of this rank's images alone."""
+    """Whether the network is of the form, and all of its norms are fused batch norms of this rank's images alone.
+
+    A layer that was put in a convolution's place, such as one with an adapter, is not of the form.
+    """
     norms = [m for m in module.modules() if isinstance(m, nn.modules.batchnorm._NormBase | nn.GroupNorm)]
     fused = all(isinstance(norm, BatchNormAct2d) and norm.reduce is None for norm in norms)
-    return getattr(module, "norms_read_convolutions", False) and fused
+    convolutions = [m for m in module.modules() if isinstance(m, nn.modules.conv._ConvNd)]
+    plain = all(type(m) is nn.Conv2d and m.bias is None for m in convolutions)  # an adapter adds to its result
+    return getattr(module, "norms_read_convolutions", False) and fused and plain
 
 
 class KeptInputs:

@@ -72,8 +72,8 @@ class PlainLearner:
         self.recompute = recompute
         self.statistics = RunningStatistics(module)
         self.prefix = SharedPrefix(module, self.frozen if shares_prefix and not compiler and not recompute else [])
-        keeps = keeps_inputs and not (compiler or recompute or self.frozen) and can_keep_inputs(module)
-        self.kept = KeptInputs(module) if keeps else None
+        self.kept: KeptInputs | None = None
+        self.keep_inputs(keeps_inputs and not compiler)
         self.parameters = {name: p for name, p in module.named_parameters() if p.requires_grad}
         self.optimiser = Optimiser(self.parameters, config, steps, rates=layer_rates(module, config))
         self.average = Average(learning_tensors(module), average) if average > 0 else None
@@ -83,6 +83,11 @@ class PlainLearner:
         self.device = next(iter(self.parameters.values())).device
         static = self.device.type == "cuda" if static_gradients is None else static_gradients
         self.buffers = {name: torch.zeros_like(p) for name, p in self.parameters.items()} if static else None
+
+    def keep_inputs(self, wanted: bool) -> None:
+        """Whether the tangent takes from the pass that learned what both compute, where the network's form allows it."""
+        keeps = wanted and not (self.recompute or self.frozen) and can_keep_inputs(self.module)
+        self.kept = KeptInputs(self.module) if keeps else None
 
     def forward(self, images: Float[Tensor, "N *image"], draw: Int[Tensor, ""]) -> Float[Tensor, "N K"]:
         write_draws(self.draws, draw)

@@ -53,6 +53,12 @@ class Trainee(NamedTuple):
         return Parts({**self.learners(), "step": self.step})
 
 
+def sees_images_again(config: Config) -> bool:
+    """Whether the tangent goes through the very images of one pass that learned."""
+    system = config.system
+    return uses_forward_mode(config) and system.schedule == "split" and system.accumulate == 1
+
+
 def assemble(
     config: Config,
     *,
@@ -102,7 +108,7 @@ def assemble(
             return ZeroLearner(module, section, system, **common)
         # only a student's passes see the same memory twice, and only where each view has a pass of its own
         common["shares_prefix"] = section is config.student and feeds_back(config) and system.schedule == "split"
-        common["keeps_inputs"] = "tangent_images" in common and common["shares_prefix"] and system.accumulate == 1
+        common["keeps_inputs"] = section is config.student and sees_images_again(config)
         common |= {"recompute": system.recompute, "compiler": "inductor" if system.compile else ""}
         return PlainLearner(module, section, precision=system.precision, **common)
 

@@ -12,6 +12,7 @@ from benchmarks.steps import NESTEROV, Size, Step
 from fastmpl.analysis.accounting import LiveBytes, measure
 from fastmpl.learners.plain import PlainLearner
 from fastmpl.models import build
+from fastmpl.models.adapters import add_adapters
 from fastmpl.models.layout import channels_last
 from fastmpl_kernels.soft_cross_entropy import soft_cross_entropy
 
@@ -90,6 +91,15 @@ def test_images_that_were_written_into_are_other_images() -> None:
 @pytest.mark.parametrize("options", [{"norm": "group"}, {"norm": "sync"}, {"recompute": True}], ids=str)
 def test_networks_of_another_form_keep_nothing(options: dict[str, Any]) -> None:
     assert learner(keeps_inputs=True, **options).kept is None or options == {"norm": "sync"}  # one rank has no sums
+
+
+@pytest.mark.parametrize("model", ["wrn_16_1", "conv"])
+def test_a_network_with_adapters_keeps_nothing(model: str) -> None:
+    net = build(model, classes=CLASSES, image_shape=(3, SIDE, SIDE), dropout=0, norm="batch", width=16, depth=2, seed=0)
+    add_adapters(net, 2, seed=0)
+    adapted = PlainLearner(channels_last(net), NESTEROV, steps=10, keeps_inputs=True)
+    assert adapted.kept is None  # a convolution's result is not all that its norm reads
+    assert take_tangent(adapted)[0].isfinite().all()
 
 
 @pytest.mark.parametrize("deferred", [False, True])

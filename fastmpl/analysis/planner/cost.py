@@ -15,6 +15,8 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from fastmpl.analysis.accounting import GrowingBytes, LiveBytes, count_arithmetic, measure
 from fastmpl.analysis.fake_run import FakeRun, make_fake_batch
 from fastmpl.config import Config, uses_forward_mode
+from fastmpl.learners.plain import PlainLearner
+from fastmpl.run.build import sees_images_again
 
 BATCHES = ("batch_labelled", "batch_unlabelled", "batch_trusted")
 MARK: Final = 10_007  # a prime above every number of channels, pixels and classes
@@ -64,13 +66,14 @@ def count_costs(configs: Mapping[str, Config], shape: Shape, ranks: int) -> dict
         for learner in run.trainee.learners().values():  # creates the optimiser's state, which later steps find
             learner.apply(run.trainee.step.step)
         lasting = measure(lambda: None, run.trainee.parts().state()).base_bytes
-        feedback = _count_feedback(first, run, ranks) if replaced else 0
+        forward = _count_forward(run) if replaced else 0
         costs = {}
         for name, config in configs.items():
             if len(configs) > 1:
                 run.follow(config)
             one, two, flops = _count_marked(run) if marked else _count_twice(run, counted, shape, ranks)
-            costs[name] = Cost(two - one, max(0, 2 * one - two - lasting), flops + feedback)
+            feedback = _estimate_feedback(config, run, ranks) * forward if replaced else 0
+            costs[name] = Cost(two - one, max(0, 2 * one - two - lasting), flops + round(feedback))
     return costs
 
 
@@ -110,17 +113,26 @@ def _runs_on_real_tensors_alone(config: Config) -> bool:
     return _has_tangent(config) and config.system.precision == "bf16"
 
 
-def _count_feedback(config: Config, run: FakeRun, ranks: int) -> int:
-    """The arithmetic of exact feedback, from that of one forward pass: its passes cost 3 forward passes an image.
+def _count_forward(run: FakeRun) -> float:
+    """The arithmetic of one forward pass of the student, an image."""
+    return count_arithmetic(lambda: run.trainee.student.observe(run.batch.strong, run.trainee.step.step)) / len(
+        run.batch.strong
+    )
 
-    A backward pass costs two forward ones, and so does the tangent of a product, of which both factors have one. The
-    images are those that give the feedback, and those of the student's step.
+
+def _estimate_feedback(config: Config, run: FakeRun, ranks: int) -> int:
+    """The arithmetic of exact feedback, in forward passes of one image.
+
+    A backward pass costs two forward ones, and so does the tangent of a product, of which both factors have one; the
+    forward pass beside a tangent is left out where its inputs are kept. The images are those that give the feedback, and
+    those of the student's step.
     """
-    data, images = divide_batches(config, ranks).data, run.batch.strong
-    forward = count_arithmetic(lambda: run.trainee.student.observe(images, run.trainee.step.step))
+    student, data = run.trainee.student, divide_batches(config, ranks).data
+    assert isinstance(student, PlainLearner)
+    student.keep_inputs(sees_images_again(config))
     given = (data.batch_trusted or data.batch_labelled) if config.feedback.images == "trusted" else data.batch_labelled
     learnt = data.batch_unlabelled + (data.batch_labelled if config.system.schedule == "joint" else 0)
-    return 3 * forward * (given + learnt) // len(images)
+    return 3 * given + (3 if student.kept is None else 2) * learnt
 
 
 def _change(config: Config, section: str, **values: object) -> Config:
