@@ -36,8 +36,9 @@ LAYOUTS: Final[tuple[Layout, ...]] = ("plain", "odd stride", "misaligned")
 class Operation(NamedTuple):
     """`call` of float tensors gives every float result that it has, gradients included.
 
-    inputs: how many tensors `call` takes. kind: their shapes, rows [N, K], maps [N, C, H, W] with [C] scales, or lists
-    of parameters. moved: how often a whole input, or a result of its size, must at least travel through memory.
+    inputs: how many tensors `call` takes; beside maps, two scales more. kind: their shapes, rows [N, K], maps [N, C, H, W]
+    with [C] scales, or lists of parameters. moved: how often a whole input, or a result of its size, must at least travel
+    through memory.
     """
 
     name: str
@@ -200,8 +201,8 @@ def make_inputs(
     layout: Layout = "plain",
     side: int = 8,
 ) -> list[Tensor]:
-    """Random inputs: rows [rows, width], maps [rows, width, side, side] channels-last with two [width], or parameters
-    [rows, width, 3, 3]."""
+    """Random inputs: rows [rows, width], maps [rows, width, side, side] channels-last with two [width] after the first, or
+    parameters [rows, width, 3, 3]."""
     generator = torch.Generator(device).manual_seed(rows * 100_003 + width)
 
     def normal(*shape: int) -> Tensor:
@@ -211,8 +212,11 @@ def make_inputs(
         return [_laid(normal(rows, width), layout) for _ in range(operation.inputs)]
     if operation.kind == "parameters":
         return [_laid(normal(rows, width, 3, 3), layout) for _ in range(operation.inputs)]
-    x, other = (normal(rows, width, side, side).contiguous(memory_format=torch.channels_last) for _ in range(2))
-    return [_laid(x, layout), normal(width), normal(width), _laid(other, layout)]
+    maps = [
+        normal(rows, width, side, side).contiguous(memory_format=torch.channels_last) for _ in range(operation.inputs)
+    ]
+    x, *others = (_laid(values, layout) for values in maps)
+    return [x, normal(width), normal(width), *others]
 
 
 def run_on(operation: Operation, backend: dispatch.Choice, inputs: list[Tensor]) -> list[Tensor]:

@@ -158,3 +158,12 @@ def test_the_cases_of_a_kernel_fail_where_a_kernel_is_wrong(monkeypatch: pytest.
 def test_devices_are_those_of_the_command_line() -> None:
     assert Setting("imitated", Path()).device == torch.device("cpu")
     assert set(Device.__args__) == {"cuda", "imitated"}  # type: ignore[attr-defined]
+
+
+def test_every_operation_takes_the_inputs_that_are_made_for_it() -> None:
+    from benchmarks.gpu import operations
+
+    for operation in operations.OPERATIONS:
+        inputs = operations.make_inputs(operation, 2, 5, torch.float32, torch.device("cpu"))
+        found = operations.run_on(operation, "reference", inputs)
+        assert found and all(value.isfinite().all() for value in found), operation.name
