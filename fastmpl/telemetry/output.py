@@ -91,7 +91,8 @@ def fold_facts(line: str, columns: int) -> str:
     indent = label.end() if label else 0
     if len(line) <= columns or columns < indent + NARROWEST or line.startswith(COMMAND):
         return line
-    return textwrap.fill(line, columns, subsequent_indent=" " * indent, break_long_words=False, break_on_hyphens=False)
+    parts = textwrap.wrap(line[indent:], columns - indent, break_long_words=False, break_on_hyphens=False)
+    return line[:indent] + ("\n" + " " * indent).join(parts)
 
 
 def show_lines(lines: Iterable[str]) -> None:
