@@ -16,6 +16,11 @@ from fastmpl.run.build import assemble, choose_order, sees_images_again
 from fastmpl.run.input_constants import normalisation_of
 from fastmpl.step.mpl_step import MplStep
 
+# torch has no form of its fused SGD for tensors without data, and runs it on real zeros: gigabytes of a large network
+_WITHOUT_DATA = torch.library.Library("aten", "IMPL", "Meta")  # type: ignore[no-untyped-call]
+for _overload in ("", ".tensor_lr"):
+    _WITHOUT_DATA.impl(f"_fused_sgd_{_overload}", lambda *tensors, **options: None)  # type: ignore[no-untyped-call]
+
 
 class FakeRun:
     """Networks, optimisers and a batch of the sizes of a run. Made under a FakeTensorMode, it holds no data."""
