@@ -86,8 +86,11 @@ class PlainLearner:
 
     def keep_inputs(self, wanted: bool) -> None:
         """Whether the tangent takes from the pass that learned what both compute, where the network's form allows it."""
-        keeps = wanted and not (self.recompute or self.frozen) and can_keep_inputs(self.module)
-        self.kept = KeptInputs(self.module) if keeps else None
+        self.kept = KeptInputs(self.module) if wanted and self.can_keep_inputs(self.recompute) else None
+
+    def can_keep_inputs(self, recompute: bool) -> bool:
+        """Whether `KeptInputs` serves this network, with or without its blocks recomputed."""
+        return not (recompute or self.frozen) and can_keep_inputs(self.module)
 
     def forward(self, images: Float[Tensor, "N *image"], draw: Int[Tensor, ""]) -> Float[Tensor, "N K"]:
         write_draws(self.draws, draw)

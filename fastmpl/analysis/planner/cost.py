@@ -129,10 +129,10 @@ def _estimate_feedback(config: Config, run: FakeRun, ranks: int) -> int:
     """
     student, data = run.trainee.student, divide_batches(config, ranks).data
     assert isinstance(student, PlainLearner)
-    student.keep_inputs(sees_images_again(config))
+    keeps = sees_images_again(config) and student.can_keep_inputs(config.system.recompute)
     given = (data.batch_trusted or data.batch_labelled) if config.feedback.images == "trusted" else data.batch_labelled
     learnt = data.batch_unlabelled + (data.batch_labelled if config.system.schedule == "joint" else 0)
-    return 3 * given + (3 if student.kept is None else 2) * learnt
+    return 3 * given + (2 if keeps else 3) * learnt
 
 
 def _change(config: Config, section: str, **values: object) -> Config:

@@ -46,9 +46,8 @@ def add_in_place(x: Tensor, addend: Tensor) -> Tensor:
 
     Elsewhere where x is a view, which a hook of an engine may have made of it and autograd then refuses to write into.
     """
-    if (
-        not torch.compiler.is_compiling() and x._is_view()
-    ):  # a compiler cannot ask, and decides by itself what is in place
+    # a compiler cannot ask, and decides by itself what is in place
+    if not torch.compiler.is_compiling() and x._is_view():
         return x + addend
     return x.add_(addend)
 
