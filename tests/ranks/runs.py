@@ -33,11 +33,11 @@ class Job:
     """A run of every rank, and what happens to one of them when it asks for its batch `at`."""
 
     config: Config
-    event: str = ""  # stop, data, kill, vanish
+    event: str = ""  # stop, data, kill, vanish, lose
     rank: int = 0
     at: int = 7
     resume: str = "auto"
-    file: str = ""  # that vanishes
+    file: str = ""  # that vanishes, or the run's folder, which is lost
     cache: str = ""  # of the user
     report: bool = False
 
@@ -68,6 +68,8 @@ class Job:
                     os.kill(os.getpid(), signal.SIGKILL)
                 if self.event == "vanish":
                     os.unlink(self.file)
+                if self.event == "lose":
+                    os.rename(self.file, f"{self.file}-elsewhere")
                 if self.event == "freeze":
                     os.kill(os.getpid(), signal.SIGSTOP)
                 if self.event == "nan":  # of the student's loss, and by the feedback of the teacher's gradient

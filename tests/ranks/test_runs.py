@@ -127,6 +127,17 @@ def test_an_error_of_one_rank_ends_all_with_its_sentence_and_code(tmp_path: Path
     assert (status["state"], status["message"]) == ("failed", "Data: an image vanished.")
 
 
+@pytest.mark.parametrize("noticing", [0, 1])
+def test_ranks_that_lose_their_folder_end_with_one_sentence(noticing: int, tmp_path: Path) -> None:
+    """Whichever of them takes the failed save first: the other may already wait in the next step."""
+    settings = short_config(tmp_path, run__checkpoint_every=10, run__steps=400)
+    ended = run(Job(settings, event="lose", rank=noticing, file=str(tmp_path / "small")))
+    assert [e.code for e in ended] == [5, 5]
+    assert sum(bool(e.told) for e in ended) == 1
+    assert "was removed or moved while its run was training" in ended[0].told + ended[1].told
+    assert not (tmp_path / "small").exists()
+
+
 @pytest.mark.parametrize("killed", [0, 1])
 def test_the_ranks_that_are_left_say_which_one_was_lost(killed: int, tmp_path: Path) -> None:
     settings = short_config(tmp_path, run__checkpoint_every=5)
