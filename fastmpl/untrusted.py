@@ -8,12 +8,22 @@ import errno
 import json
 import os
 import stat
+import tokenize
 import unicodedata
+import zipfile
+import zlib
 from pathlib import Path
 from typing import Any, Final
 
 NO_FILE: Final = "it is no regular file (a pipe, a socket or a device)"
 LARGEST_JSON: Final = 64 << 20  # bytes
+# what numpy raises, besides OSError, for a .npy or .npz file that is damaged or was never one
+DAMAGED_ARRAY: Final = (
+    *(ValueError, TypeError, KeyError, IndexError, AttributeError, EOFError, RuntimeError),  # RecursionError included
+    *(SyntaxError, tokenize.TokenError),  # of a header
+    *(ArithmeticError, MemoryError),  # of a shape
+    *(zlib.error, zipfile.BadZipFile, zipfile.LargeZipFile),
+)
 _HIDDEN: Final = frozenset({"Cc", "Cf", "Cs", "Zl", "Zp"})  # control, format, surrogates, U+2028, U+2029
 
 

@@ -14,6 +14,8 @@ from typing import Any, Final, NamedTuple, Self
 import numpy as np
 from numpy.typing import NDArray
 
+from fastmpl.untrusted import DAMAGED_ARRAY
+
 FILE: Final = "predictions.npz"
 SPLITS: Final = ("validation", "test")
 LARGEST: Final = 1 << 30  # bytes of one array: a damaged or hostile file must not fill the memory
@@ -90,15 +92,7 @@ class Record(NamedTuple):
                 raise ValueError(f"an array has {largest:,} bytes")
             with np.load(path, allow_pickle=False) as file:
                 return cls._of({str(name): file[name] for name in file.files})
-        except (
-            ValueError,
-            KeyError,
-            EOFError,
-            MemoryError,
-            IndexError,
-            zipfile.BadZipFile,
-            zipfile.LargeZipFile,
-        ) as error:
+        except DAMAGED_ARRAY as error:
             raise ValueError(f"{path.name} is damaged: {error}.") from error
 
     @classmethod

@@ -184,7 +184,16 @@ WRONG = [
     (lambda p: p.with_suffix(".npy"), "does not exist"),
     (lambda p: _text(p, "", ".txt"), "not .txt"),
     (lambda p: _text(p, "abc", ".npy"), "is not an array of numpy"),
+    (lambda p: _npy_of_shape(p, (2**70, 10)), "is not an array of numpy"),
+    (lambda p: _npy_of_shape(p, (2**40, 10)), "is not an array of numpy"),
 ]
+
+
+def _npy_of_shape(path: Path, shape: tuple[int, ...]) -> Path:
+    """A file whose header alone claims that shape."""
+    with path.with_suffix(".npy").open("wb") as file:
+        np.lib.format.write_array_header_1_0(file, {"shape": shape, "fortran_order": False, "descr": "<f4"})
+    return path.with_suffix(".npy")
 
 
 def _text(path: Path, text: str, kind: str = ".csv") -> Path:

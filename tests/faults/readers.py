@@ -240,7 +240,8 @@ def _pack(name: str) -> Callable[[Path], Path]:
 
 def _read_pack(folder: Path) -> None:
     for sentence in pack.verify(folder):
-        assert str(folder / "train") in sentence  # nothing outside the pack is looked at
+        assert sentence.startswith(f"{folder}/")  # nothing outside the pack is looked at
+        assert "/.." not in sentence
     _ = [one["reason"] for one in (pack._read_note(_job(folder)) or {"left_out": []})["left_out"]]
     pack._claim_output(folder, {"format": "a", "size": 3})
 

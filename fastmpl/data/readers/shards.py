@@ -8,8 +8,6 @@ version of the shard. `tar_index` and `tfrecord_index` read one shard each.
 import hashlib
 import json
 import os
-import zipfile
-import zlib
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -23,12 +21,7 @@ from fastmpl.data.files.encoded import Index, Names, Pieces
 from fastmpl.data.inventory import Inventory, Problem, add_inventories, fold_problems
 from fastmpl.data.readers.cache import cache_folder
 from fastmpl.distributed.threads import cores
-
-# what numpy and json raise for a file that was damaged
-_DAMAGED: Final = (
-    *(OSError, ValueError, KeyError, TypeError, RecursionError),
-    *(EOFError, AttributeError, MemoryError, RuntimeError, zlib.error),
-)
+from fastmpl.untrusted import DAMAGED_ARRAY
 
 VERSION: Final = 2  # of what an index holds
 
@@ -98,7 +91,7 @@ def _load_index(file: Path, shards: Sequence[str]) -> _Index | None:
             facts: dict[str, Any] = json.loads(stored["facts"].tobytes())
             problems = tuple(Problem(*problem) for problem in facts["problems"])
             index = _Index(stored["table"].astype(np.int64), names, words, problems, Inventory(*facts["inventory"]))
-    except (*_DAMAGED, zipfile.BadZipFile):
+    except (OSError, *DAMAGED_ARRAY):
         return None
     return index if _is_sound(index, len(shards)) else None
 

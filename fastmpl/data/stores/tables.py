@@ -7,7 +7,6 @@ array on disk, so that a table need not fit into memory.
 
 import csv
 import importlib
-import tokenize
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -21,6 +20,7 @@ from fastmpl.data.stores.columns import Columns, find_columns, looks_like_header
 from fastmpl.data.stores.distributions import Probabilities
 from fastmpl.data.stores.image_rows import ImageRows
 from fastmpl.data.stores.rounding import PERCENT, find_scale, normalise_rows
+from fastmpl.untrusted import DAMAGED_ARRAY
 
 PART: Final = 8192  # rows at a time
 SHOWN: Final = 10  # classes in a remark
@@ -97,15 +97,7 @@ def _read_npy(path: Path, names: Sequence[str], classes: Sequence[str], rows: Im
     count = len(classes)
     try:
         array = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (
-        ValueError,
-        EOFError,
-        OSError,
-        TypeError,
-        SyntaxError,
-        tokenize.TokenError,
-        MemoryError,
-    ) as error:
+    except (OSError, *DAMAGED_ARRAY) as error:
         reason = next(iter(str(error).splitlines()), "")[:200]
         raise DataError(f"{printable(path)} is not an array of numpy ({reason}).") from error
     if array.ndim != 2 or array.dtype.kind != "f" or array.shape[1] not in (count, count + 1):
