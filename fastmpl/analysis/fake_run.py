@@ -7,7 +7,7 @@ from torch import Tensor
 
 from fastmpl.analysis.capture_lint import STEPS, lint
 from fastmpl.analysis.capture_trace import Fault
-from fastmpl.config import Config
+from fastmpl.config import Config, without_feedback
 from fastmpl.data.batch import Batch
 from fastmpl.data.normalise import IMAGENET
 from fastmpl.learners.plain import PlainLearner
@@ -23,12 +23,16 @@ for _overload in ("", ".tensor_lr"):
 
 
 class FakeRun:
-    """Networks, optimisers and a batch of the sizes of a run. Made under a FakeTensorMode, it holds no data."""
+    """Networks, optimisers and a batch of the sizes of a run. Made under a FakeTensorMode, it holds no data.
+
+    Each of its steps credits the labels, if any does: the steps between them are those of `without_feedback(config)`.
+    """
 
     def __init__(self, config: Config, classes: int, image_shape: tuple[int, ...]) -> None:
         # a compiler would trace the code of the fake tensors, and shards need ranks; neither changes what can be captured
         simple = {"compile": False, "engine": "plain"}
-        config = config.model_copy(update={"system": config.system.model_copy(update=simple)})
+        system, feedback = config.system.model_copy(update=simple), config.feedback.model_copy(update={"every": 1})
+        config = config.model_copy(update={"system": system, "feedback": feedback})
 
         def build_stand_in() -> torch.nn.Module:
             return build_network(config.student, classes=classes, image_shape=image_shape, seed=0)
@@ -99,7 +103,8 @@ def find_capture_faults(config: Config, *, classes: int, image_shape: tuple[int,
     def find(config: Config, steps: int) -> list[Fault]:
         return lint(lambda: FakeRun(config, classes, image_shape), FakeRun.step, lambda run: None, steps=steps)
 
-    found = [*find(config, 2), *find(_replace_networks(config), STEPS)]
+    kinds = [config] if config.feedback.every == 1 else [config, without_feedback(config)]
+    found = [fault for kind in kinds for fault in (*find(kind, 2), *find(_replace_networks(kind), STEPS))]
     firsts = {(fault.kind, fault.where): fault for fault in reversed(found)}  # the words hold sizes, which differ
     return [fault for fault in found if firsts[fault.kind, fault.where] is fault]
 

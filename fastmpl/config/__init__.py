@@ -29,6 +29,7 @@ from fastmpl.config.meaning import (
     trained_optimisers,
     uses_forward_mode,
     uses_tf32,
+    without_feedback,
 )
 from fastmpl.config.schema import Config
 from fastmpl.errors import ConfigError
@@ -65,4 +66,5 @@ __all__ = [
     "trained_optimisers",
     "uses_forward_mode",
     "uses_tf32",
+    "without_feedback",
 ]

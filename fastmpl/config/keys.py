@@ -206,6 +206,7 @@ class FeedbackConfig(_Section):
     kind: FeedbackKind = _key("exact", "How the student's loss reaches the teacher.")
     images: CleanImages = _key("labelled", "Images that the student's loss is measured on.")
     weight: Rate = _key(1.0, "Weight of the feedback; 1: the true gradient, for every kind.")
+    every: Positive = _rare(1, "One step in so many credits the labels, with so many times the weight; 1: all.")
     control: Literal["none", "shuffled", "flipped"] = _rare("none", "Control experiment: spoil the feedback.")
     baseline: BelowOne = _rare(0.0, "Decay of the moving average taken off the scalar feedback; 0: off.")
     tangent: Literal["jvp", "difference"] = _rare("jvp", "Directional derivative: forward mode, or a difference.")

@@ -34,6 +34,12 @@ def feeds_back(config: "Config") -> bool:
     return config.method.name in ("mpl", "reduced_mpl") and config.feedback.kind != "off"
 
 
+def without_feedback(config: "Config") -> "Config":
+    """The configuration of the steps between two that credit the labels, which `feedback.every` spaces."""
+    feedback = config.feedback.model_copy(update={"kind": "off", "every": 1})
+    return config.model_copy(update={"feedback": feedback})
+
+
 def uses_forward_mode(config: "Config") -> bool:
     """Whether the feedback has a forward-mode pass through the student."""
     feedback = config.feedback

@@ -74,6 +74,8 @@ def _feedback(config: "Config") -> Iterator[str]:
     if feedback.kind == "off":  # one option switches the feedback off; the rest of the section then waits
         if feedback.control != "none":
             yield f'feedback.control = "{feedback.control}" with feedback.kind = "off" has nothing to spoil.'
+        if feedback.every > 1:
+            yield f'feedback.every = {feedback.every} with feedback.kind = "off" has no step to credit. Leave it out.'
         return
     if not feeds_back(config):
         if feedback != type(feedback)():

@@ -92,11 +92,14 @@ class PlainLearner:
         """Whether `KeptInputs` serves this network, with or without its blocks recomputed."""
         return not (recompute or self.frozen) and can_keep_inputs(self.module)
 
-    def forward(self, images: Float[Tensor, "N *image"], draw: Int[Tensor, ""]) -> Float[Tensor, "N K"]:
+    def forward(
+        self, images: Float[Tensor, "N *image"], draw: Int[Tensor, ""], *, keep: bool = True
+    ) -> Float[Tensor, "N K"]:
         write_draws(self.draws, draw)
         recomputed = recompute_blocks(self.module, draw) if self.recompute else nullcontext()
-        kept = nullcontext() if self.kept is None else self.kept.keep(images)
-        with self._autocast(), recomputed, self.statistics.record(), self.prefix.share(images), kept:
+        shared = self.prefix.share(images) if keep else nullcontext()
+        kept = self.kept.keep(images) if keep and self.kept is not None else nullcontext()
+        with self._autocast(), recomputed, self.statistics.record(), shared, kept:
             return to_float32(self.call(images))
 
     @torch.no_grad()

@@ -34,8 +34,12 @@ class Update(NamedTuple):
 class Learner(Protocol):
     """A network that learns by one optimiser step per training step."""
 
-    def forward(self, images: Float[Tensor, "N *image"], draw: Int[Tensor, ""]) -> Float[Tensor, "N K"]:
-        """Logits with a graph; updates running statistics, so once per network and step."""
+    def forward(
+        self, images: Float[Tensor, "N *image"], draw: Int[Tensor, ""], *, keep: bool = True
+    ) -> Float[Tensor, "N K"]:
+        """Logits with a graph; updates running statistics, so once per network and step. `keep` what later passes of the
+        step on the same images can use again; without it nothing outlives the graph.
+        """
         ...
 
     def observe(

@@ -11,7 +11,7 @@ fastmpl.step.mpl_step runs the passes in between and calls these phases.
 B labelled, U unlabelled images, K classes.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Literal, NamedTuple
 
@@ -42,6 +42,7 @@ class Feedback:
     kind: feedback.Kind = "exact"
     images: Literal["labelled", "trusted"] = "labelled"  # whose loss the student is judged by
     weight: float = 1.0  # 1: the true gradient
+    every: int = 1  # one step in so many credits, and its credit counts so many times: the same mean over the steps
     control: feedback.Control = "none"
     baseline: float = 0.0  # decay of a moving average that is subtracted from the scalar
 
@@ -74,6 +75,10 @@ class MetaPseudoLabels:
     student_label_smoothing: float = 0.0
     feedback: Feedback = field(default_factory=Feedback)
     consistency: uda.Consistency | None = None
+
+    def without_feedback(self) -> "MetaPseudoLabels":
+        """The method of the steps between two that credit the labels."""
+        return replace(self, feedback=replace(self.feedback, kind="off"))
 
     def label(self, teacher: Logits, key: Int[Tensor, ""], item: Int[Tensor, "U"]) -> PseudoLabels:
         """The labels that the student learns, from the teacher's logits of the labelling view."""
@@ -133,6 +138,7 @@ class MetaPseudoLabels:
     ) -> Float[Tensor, "2"]:
         """Squared norms, at the teacher's logits, of the gradients of its feedback loss and of its supervised loss.
 
+        The feedback's is the mean over the steps of a period: at the step that credits it is `feedback.every` times larger.
         Both are zero where the teacher has no supervised loss to compare with.
         """
         if self.supervised_weight == 0:
@@ -149,7 +155,7 @@ class MetaPseudoLabels:
 
     def _feedback(self, credit: Tensor, student: PseudoLabelLoss, rows: int) -> KernelFeedback:
         """The credit for the kernel. A scalar is scaled to the whole step: every rank and micro-batch shares it."""
-        weight = constant(self.feedback.weight, credit)
+        weight = constant(self.feedback.weight * self.feedback.every, credit)
         if self.feedback.kind == "exact":
             return ExactFeedback(credit, constant(1.0, credit), weight)
         assert student.drawn is not None, "only sampled or arg max labels have a label to credit"

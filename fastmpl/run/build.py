@@ -33,6 +33,7 @@ from fastmpl.step.eager import EagerStep, Ramp, Step
 from fastmpl.step.mpl_step import MplStep
 from fastmpl.step.order import Order, joint, split
 from fastmpl.step.single_network_step import SingleNetworkStep
+from fastmpl.step.uncredited_step import leave_out_credit
 
 STUDENT_SEED, TEACHER_SEED = 1, 2  # the two networks start apart, and as in every run of this seed
 
@@ -115,11 +116,13 @@ def assemble(
     student = make_learner(config.student, STUDENT_SEED, config.student.average)
     consistency_ramp = Ramp(config.uda.weight, config.uda.ramp)
     take: Step
+    between: Step | None = None
     teacher = None
     if config.method.name in ("mpl", "reduced_mpl"):
         method = mpl_of(config)
         teacher = make_learner(config.teacher, TEACHER_SEED, 0.0)
         take = MplStep(method, choose_order(config, method), teacher, student)
+        between = leave_out_credit(take, device) if config.feedback.every > 1 else None
     else:
         single = single_network_method(config)
         labels = None
@@ -133,6 +136,8 @@ def assemble(
         device=device,
         rank=ranks.rank,
         accumulate=config.system.accumulate,
+        between=between,
+        every=config.feedback.every,
     )
     return Trainee(student, teacher, step)
 
@@ -158,6 +163,7 @@ def mpl_of(config: Config) -> MetaPseudoLabels:
             kind=feedback.kind,
             images=feedback.images,
             weight=feedback.weight,
+            every=feedback.every,
             control=feedback.control,
             baseline=feedback.baseline,
         ),

@@ -30,24 +30,51 @@ class Ramp(NamedTuple):
 class EagerStep:
     """Calls `take` with the context of each step. Its state is the number of the next step and the baseline.
 
+    `take` is called at each `every`-th step, counted from 1, and `between` at the others. The two kinds of steps are two
+    programs to whoever notes them. The host chooses by a count of its own (`taken`): to read `step` would be to wait.
+
     `watch` gets the metrics of each step inside the step, and so inside its CUDA graph: it must not read them on the
     host.
     """
 
     def __init__(
-        self, take: Step, *, seed: int, ramp: Ramp, device: torch.device, rank: int = 0, accumulate: int = 1
+        self,
+        take: Step,
+        *,
+        seed: int,
+        ramp: Ramp,
+        device: torch.device,
+        rank: int = 0,
+        accumulate: int = 1,
+        between: Step | None = None,
+        every: int = 1,
     ) -> None:
+        """between: needed where `every` is above 1."""
         self.take, self.ramp, self.rank, self.accumulate = take, ramp, rank, accumulate
+        self.between, self.every, self.taken = between, every, 0
         self.watch: Watch = _ignore
         self.step: Int[Tensor, ""] = torch.zeros((), dtype=torch.int64, device=device)
         self.baseline: Float[Tensor, ""] = torch.zeros((), device=device)
         # hashed: the keys are functions of seed + step, and neighbouring seeds would share their draws
         self.seed: Int[Tensor, ""] = keyed.splitmix64(torch.full((), seed, dtype=torch.int64, device=device))
 
+    @property
+    def is_between(self) -> bool:
+        """Whether the next step is one between two that `take` takes."""
+        return (self.taken + 1) % self.every != 0
+
     def __call__(self, batch: Batch) -> StepMetrics:
+        metrics = self.execute(batch)
+        self.taken += 1
+        return metrics
+
+    def execute(self, batch: Batch) -> StepMetrics:
+        """The operators of the next step, which a graph or a tape can note. Whoever has run them counts it in `taken`."""
+        take = self.between if self.is_between else self.take
+        assert take is not None, "a step between two others was not given"
         weight = ramp(self.step, peak=self.ramp.weight, over=self.ramp.steps)
         context = make_context(self.seed, self.step, weight, rank=self.rank, parts=self.accumulate)
-        metrics = self.take(batch.parts(self.accumulate), context, self.baseline)
+        metrics = take(batch.parts(self.accumulate), context, self.baseline)
         self.watch(metrics)
         self.step += 1
         return metrics
@@ -60,5 +87,6 @@ class EagerStep:
 
     def load(self, tensors: Mapping[str, Tensor]) -> None:
         self.step.copy_(tensors["step"])
+        self.taken = int(tensors["step"])
         # versions up to 0.1.0 could save a baseline that one validation loss had made NaN for good
         self.baseline.copy_(tensors["baseline"].nan_to_num(0.0, 0.0, 0.0))

@@ -106,7 +106,8 @@ class MplStep:
 
     def _learn(self, part: Batch, context: StepContext, labels: PseudoLabels, parts: int) -> StudentPass:
         """The student learns from the pseudo labels, and from nothing else."""
-        logits = self.student.forward(images(part, self.order.student), context.dropout(STUDENT))
+        credits = self.method.feedback.kind != "off"
+        logits = self.student.forward(images(part, self.order.student), context.dropout(STUDENT), keep=credits)
         loss = self.method.learn(by_view(logits, part, self.order.student), labels)
         self.student.accumulate(share(loss.loss, parts))
         return StudentPass(loss._replace(loss=loss.loss.detach()), logits.detach())

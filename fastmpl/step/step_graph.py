@@ -9,8 +9,9 @@ step before. The capture stream runs the warm-up steps and the capture, which CU
 The stream of the caller fills the static inputs and replays.
 """
 
+from collections import Counter
 from collections.abc import Callable, Mapping
-from typing import Final
+from typing import Final, NamedTuple
 
 import torch
 from torch import Tensor
@@ -43,8 +44,16 @@ class CaptureError(ConfigError):
         return made
 
 
+class _Captured(NamedTuple):
+    graph: torch.cuda.CUDAGraph
+    report: StepMetrics  # what a replay writes
+
+
 class GraphedStep:
     """A drop-in for the EagerStep `eager`, whose state it shares. The first WARMUP steps are eager.
+
+    Steps between two others (`EagerStep.is_between`) have a graph of their own, after WARMUP eager ones of their own. The
+    two graphs share their memory, since one of them runs at a time and neither reads what the other made.
 
     The next step overwrites the tensors of a report. All ranks capture at the same step. A step that cannot be captured
     leaves the state as it was before that step, and raises CaptureError or goes on eagerly (`give_up`).
@@ -66,10 +75,9 @@ class GraphedStep:
         self._captures = True
         self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
         self._loading = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
-        self._taken = 0
+        self._taken: Counter[bool] = Counter()  # eager steps, by `is_between`
         self._inputs: Batch | None = None
-        self._graph: torch.cuda.CUDAGraph | None = None
-        self._report: StepMetrics | None = None
+        self._captured: dict[bool, _Captured] = {}  # by `is_between`
 
     def load_next(self, following: Callable[[], Batch]) -> Batch:
         """Prepares the next batch on the device, on the loading stream, while the step before is still running."""
@@ -79,42 +87,48 @@ class GraphedStep:
     def __call__(self, batch: Batch) -> StepMetrics:
         """Takes one step on a batch from `load_next`, or on a batch in host memory."""
         inputs = self._fill_inputs(self.load_next(lambda: batch))
-        if self._taken >= WARMUP and self._captures and self._graph is None:
-            self._captures = self._try_to_capture(inputs)
-        if self._graph is None or self._report is None:
-            return self._take_eagerly(inputs)
-        self._graph.replay()
-        return self._report
+        between = self.eager.is_between
+        if self._captures and between not in self._captured and self._taken[between] >= WARMUP:
+            self._try_to_capture(inputs)
+        captured = self._captured.get(between)
+        if captured is None:
+            report = self._take_eagerly(inputs)
+        else:
+            captured.graph.replay()
+            report = captured.report
+        self.eager.taken += 1
+        return report
 
     def _take_eagerly(self, inputs: Batch) -> StepMetrics:
         """One step without a graph, on the stream of the capture."""
-        self._taken += 1
+        self._taken[self.eager.is_between] += 1
         current = torch.cuda.current_stream()
         self._stream.wait_stream(current)
         with torch.cuda.stream(self._stream):
-            report = self.eager(inputs)
+            report = self.eager.execute(inputs)
         current.wait_stream(self._stream)
         return report
 
-    def _try_to_capture(self, inputs: Batch) -> bool:
-        """Whether the step is captured now. Raises CaptureError if it is not and nobody wants to go on without."""
+    def _try_to_capture(self, inputs: Batch) -> None:
+        """Captures the step, or gives up for good. Raises CaptureError if nobody wants to go on without."""
         try:
-            self._graph, self._report = self._capture(inputs)
+            self._captured[self.eager.is_between] = self._capture(inputs)
         except CaptureError as error:
             if self._give_up is None:
                 raise
+            self._captures = False
             self._give_up(error.reason)
-        return self._graph is not None
 
-    def _capture(self, inputs: Batch) -> tuple[torch.cuda.CUDAGraph, StepMetrics]:
+    def _capture(self, inputs: Batch) -> _Captured:
         """Records the step without executing it: no state changes. Raises CaptureError."""
         graph = torch.cuda.CUDAGraph()
+        pool = next((other.graph.pool() for other in self._captured.values()), None)
         first: Exception | None = None
         try:
             # only calls of this thread may end the capture: NCCL's watchdog and a loader's thread call CUDA meanwhile
-            with torch.cuda.graph(graph, stream=self._stream, capture_error_mode="thread_local"):
+            with torch.cuda.graph(graph, pool=pool, stream=self._stream, capture_error_mode="thread_local"):
                 try:
-                    return graph, self.eager(inputs)
+                    return _Captured(graph, self.eager.execute(inputs))
                 except Exception as error:
                     first = error  # the end of a capture that failed raises an error that names no cause
                     raise

@@ -55,7 +55,7 @@ def make_context(
 
 
 class StepMetrics(NamedTuple):
-    """What a step did, each 0-D on the device; zero where the method has no such thing."""
+    """What a step did, each 0-D on the device; zero where the method has no such thing, NaN where this step has none."""
 
     student_loss: Float[Tensor, ""]
     supervised_loss: Float[Tensor, ""]  # of whichever network sees true labels

@@ -4,7 +4,9 @@ Everything that varies from step to step (rates, ramps, keys, the number of the 
 too. The tape and eager execution share the state, so each step may be of either kind: a batch of another shape is eager.
 """
 
+from collections import Counter
 from collections.abc import Mapping
+from typing import NamedTuple
 
 from torch import Tensor
 
@@ -18,8 +20,15 @@ from fastmpl.step.tape_program import Program, compile_tape
 _Form = tuple[object, ...]
 
 
+class _Taped(NamedTuple):
+    form: _Form  # of the batches that the tape is for
+    program: Program
+
+
 class TapedStep:
     """A drop-in for the EagerStep `eager`, whose state it shares. The first WARMUP steps are eager, as before a capture.
+
+    Steps between two others (`EagerStep.is_between`) have a tape of their own, after WARMUP eager ones of their own.
 
     The next step is noted twice without effect, and then taken eagerly: both tapes must be the same, and running one must
     give what the step gives. A step that cannot be repeated so stays eager; `give_up` is called once with the reason.
@@ -27,19 +36,24 @@ class TapedStep:
 
     def __init__(self, eager: EagerStep, *, give_up: GiveUp) -> None:
         self.eager, self._give_up = eager, give_up
-        self._taken = 0
         self._tries = True
-        self._form: _Form = ()  # of the batches that the tape is for
-        self._program: Program | None = None
+        self._taken: Counter[bool] = Counter()  # steps, by `is_between`
+        self._tapes: dict[bool, _Taped] = {}  # by `is_between`
 
     def __call__(self, batch: Batch) -> StepMetrics:
-        self._taken += 1
-        form = _form_of(batch)
-        if self._program is not None and form == self._form:
-            return StepMetrics(*self._program(*(part for part in batch if part is not None)))
-        if self._tries and self._taken > WARMUP:
+        metrics = self._take(batch)
+        self.eager.taken += 1
+        return metrics
+
+    def _take(self, batch: Batch) -> StepMetrics:
+        between, form = self.eager.is_between, _form_of(batch)
+        self._taken[between] += 1
+        tape = self._tapes.get(between)
+        if tape is not None and form == tape.form:
+            return StepMetrics(*tape.program(*(part for part in batch if part is not None)))
+        if tape is None and self._tries and self._taken[between] > WARMUP:
             return self._record(batch, form)
-        return self.eager(batch)
+        return self.eager.execute(batch)
 
     def _record(self, batch: Batch, form: _Form) -> StepMetrics:
         """One eager step, for which a tape is made and compared; the tape serves from the next step on."""
@@ -47,22 +61,25 @@ class TapedStep:
         empty = Batch(*(None,) * len(Batch._fields))  # type: ignore[arg-type]
 
         def take(*parts: Tensor) -> StepMetrics:
-            return self.eager(empty._replace(**dict(zip(present, parts, strict=True))))
+            return self.eager.execute(empty._replace(**dict(zip(present, parts, strict=True))))
 
         parts = [part for part in batch if part is not None]
         first, second = (record(take, *parts) for _ in range(2))
-        self._tries = False
         if reason := first.refusal or second.refusal or find_difference(first, second):
-            self._give_up(reason)
-            return self.eager(batch)
+            self._stop_trying(reason)
+            return self.eager.execute(batch)
         program = compile_tape(second)
         metrics: StepMetrics
         metrics, is_equal = try_out(second, program, take, *parts)
         if is_equal:
-            self._program, self._form = program, form
+            self._tapes[self.eager.is_between] = _Taped(form, program)
         else:
-            self._give_up("torch computes otherwise while its operators are noted")
+            self._stop_trying("torch computes otherwise while its operators are noted")
         return metrics
+
+    def _stop_trying(self, reason: str) -> None:
+        self._tries = False
+        self._give_up(reason)
 
     @property
     def step(self) -> Tensor:

@@ -19,8 +19,9 @@ from fastmpl.study.ways import Way, build_ways
 OFF = "off"
 KINDS: tuple[FeedbackKind, ...] = ("exact", "per_example", "scalar")
 # keys of one kind that another refuses
-_OF_SCALAR = {"feedback.baseline": 0.0}
-_OF_TANGENT = {"feedback.tangent": "jvp", "feedback.depth": 0}
+_OF_SCALAR: dict[str, Any] = {"feedback.baseline": 0.0}
+_OF_TANGENT: dict[str, Any] = {"feedback.tangent": "jvp", "feedback.depth": 0}
+_OF_ALL: dict[str, Any] = {"feedback.every": 1}
 
 
 class AblationRow(NamedTuple):
@@ -45,7 +46,7 @@ def build_arms(config: Config, path: Path) -> list[Arm]:
     def arm(name: str, kind: FeedbackKind, control: str = "none") -> Arm:
         changes: dict[str, Any] = {"feedback.kind": kind, "feedback.control": control}
         if kind != config.feedback.kind:
-            changes |= _OF_TANGENT if kind == "scalar" else _OF_SCALAR
+            changes |= {"off": _OF_ALL, "scalar": _OF_TANGENT}.get(kind, _OF_SCALAR)
         return Arm(name, path, changes)
 
     return [

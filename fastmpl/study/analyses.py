@@ -31,6 +31,7 @@ SUPERVISED: Final[dict[str, Any]] = {
     "method.targets": "soft",
     "feedback.kind": "off",
     "feedback.control": "none",
+    "feedback.every": 1,
     "data.store": "",
     "data.filter_store": "",
     "data.minimum_confidence": 0.0,

@@ -17,6 +17,7 @@ ADAPTER = "lora:8"  # of the arm `lora`, where the configuration names none
 ONE_NETWORK: Mapping[str, Any] = {
     "feedback.kind": "off",
     "feedback.control": "none",
+    "feedback.every": 1,
     "method.targets": "soft",
     "method.threshold": 0.0,
     "data.store": "",

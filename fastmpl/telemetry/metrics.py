@@ -39,7 +39,8 @@ class Meter:
     """Sums the reports of the steps of a line. Finished lines stay on the device until several are read at once.
 
     `add` never waits for the device and always writes the same memory, so it can be part of a captured step. A value that
-    is not finite belongs to a skipped update: it is left out of the mean, and `skipped` counts it. `kept` (float64,
+    is not finite belongs to a skipped update, which `skipped` counts, or to a step that does not measure it (the feedback,
+    with `feedback.every` above 1): it is left out of the mean. `kept` (float64,
     [2, fields]: the sums, and the number of finite values of each) is the unfinished line. A checkpoint stores `kept`;
     finished lines are read before it.
     """

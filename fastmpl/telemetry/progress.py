@@ -75,7 +75,7 @@ def facts(state: State, now: float) -> list[Fact]:
     losses = {name: values.get(f"{name}_loss", 0.0) for name in ("student", "supervised", "pseudo")}
     if values:
         shown.append(Fact("loss", ", ".join(f"{name} {loss:.3f}" for name, loss in losses.items() if loss != 0)))
-    if values.get("feedback_size", 0.0) != 0:
+    if abs(values.get("feedback_size", 0.0)) > 0:  # NaN where no step of the line measured it
         shown.append(Fact("feedback", f"{values['feedback']:+.2e}"))
     if values.get("confidence", 0.0) != 0:
         shown.append(Fact("confident", f"{percent(values['coverage'])} of labels"))

@@ -117,6 +117,15 @@ REFUSED = [
         'feedback.control = "flipped" with feedback.kind = "off" has nothing to spoil.',
     ),
     (
+        {"feedback.kind": "off", "feedback.every": 4},
+        'feedback.every = 4 with feedback.kind = "off" has no step to credit. Leave it out.',
+    ),
+    (
+        {"method.name": "uda", "feedback.every": 4},
+        '[feedback] is for method.name = "mpl" or "reduced_mpl", not "uda". '
+        'Leave the section out, or set feedback.kind = "off".',
+    ),
+    (
         {"method.name": "uda", "feedback.weight": 2.0},
         '[feedback] is for method.name = "mpl" or "reduced_mpl", not "uda". '
         'Leave the section out, or set feedback.kind = "off".',
@@ -329,6 +338,7 @@ ACCEPTED = [
     {"system.engine": "zero", "system.zero_stage": 2, "system.graph": "on"},
     {"student.model": "timm:resnet18", "student.norm": "group"},
     {"system.schedule": "joint", "system.precision": "bf16", "system.channels_last": False},
+    {"feedback.every": 4},
     {"data.noise": ["pair", 0.45]},
     {"data.source": "svhn"},
     {"data.channels": 1, "data.rand_augment": [0, 0]},

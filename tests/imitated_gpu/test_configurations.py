@@ -36,6 +36,14 @@ def test_replays_of_a_deep_network_equal_eager_steps(name: str, gpu: ImitatedGpu
     assert_captures(name, gpu, 2)
 
 
+def test_the_steps_that_credit_and_those_between_are_graphs_that_share_their_memory(gpu: ImitatedGpu) -> None:
+    config, shape = load_small("digits", SMALLEST, feedback__every=2)
+    assert_replays_equal_eager_steps(config, shape, 10, make_batches(config, shape, 12))
+    between, credited = gpu.graphs
+    assert (between.replays, credited.replays) == (4, 4)
+    assert between.pool() is credited.pool()
+
+
 LAYERS: dict[str, dict[str, object]] = {
     "frozen": {"student__freeze": 2, "teacher__freeze": 1},
     "frozen at first": {"student__freeze": 2, "student__freeze_steps": 4},

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import safetensors.torch
@@ -89,7 +90,13 @@ def test_each_rank_writes_its_pieces_and_the_run_leaves_one_whole_network(whole:
 @pytest.mark.parametrize("stage", [pytest.param(0, marks=pytest.mark.slow), pytest.param(1, marks=pytest.mark.slow), 3])
 def test_a_run_of_any_stage_is_the_run_of_plain_ranks(stage: int, tmp_path: Path) -> None:
     """Evaluation, checkpoints and fine-tuning included. With 99 validation images, one rank has one more to see."""
-    changes = {"finetune__steps": 4, "finetune__lr": 0.01, "finetune__batch": 20, "data__validation": 100}
+    changes: dict[str, Any] = {
+        "finetune__steps": 4,
+        "finetune__lr": 0.01,
+        "finetune__batch": 20,
+        "data__validation": 100,
+    }
+    changes["feedback__every"] = 2  # steps with and without credit
     perceptrons = {"teacher__model": "perceptron", "student__model": "perceptron"}
     found = run(
         Job(short_config(tmp_path / "zero", system__engine="zero", system__zero_stage=stage, **changes, **perceptrons))

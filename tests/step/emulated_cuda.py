@@ -48,6 +48,9 @@ class Graph(TorchDispatchMode):
         for storage, before in self._before.values():
             storage.copy_(before)
 
+    def pool(self) -> object:
+        return self.log
+
     def replay(self) -> None:
         self.replays += 1
         self.log.append("replay")
@@ -102,7 +105,7 @@ class Cuda:
             self._current.pop()
 
     @contextmanager
-    def graph(self, graph: Graph, *, stream: Stream, capture_error_mode: str) -> Iterator[None]:
+    def graph(self, graph: Graph, *, stream: Stream, capture_error_mode: str, pool: object = None) -> Iterator[None]:
         assert capture_error_mode == "thread_local"
         with self.stream(stream):
             try:

@@ -1,12 +1,9 @@
-"""The imitated CUDA graphs with what `PartialGraphs` takes beside: streams without number, captures into a pool."""
-
-from collections.abc import Iterator
-from contextlib import contextmanager
+"""The imitated CUDA graphs with what `PassGraphs` takes beside: streams without number, pools."""
 
 import pytest
 import torch
 
-from tests.step.emulated_cuda import Cuda, Graph, Stream
+from tests.step.emulated_cuda import Cuda, Stream
 
 
 class Pooled(Cuda):
@@ -18,8 +15,3 @@ class Pooled(Cuda):
 
     def Stream(self, device: object) -> Stream:
         return Stream(self, "capture")
-
-    @contextmanager
-    def graph(self, graph: Graph, *, stream: Stream, capture_error_mode: str, pool: object = None) -> Iterator[None]:
-        with super().graph(graph, stream=stream, capture_error_mode=capture_error_mode):
-            yield

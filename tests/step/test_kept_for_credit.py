@@ -25,9 +25,9 @@ def test_the_old_parameters_and_gradients_are_freed_before_the_teachers_graph(mo
         kept.extend(weakref.ref(value) for value in (*update.old.values(), *update.gradients.values()))
         return update
 
-    def look(images: Tensor, draw: Tensor) -> Tensor:
+    def look(images: Tensor, draw: Tensor, **options: bool) -> Tensor:
         alive.append(sum(reference() is not None for reference in kept))
-        return forward(images, draw)
+        return forward(images, draw, **options)
 
     monkeypatch.setattr(world.student, "apply", remember)
     monkeypatch.setattr(world.teacher, "forward", look)

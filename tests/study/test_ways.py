@@ -28,7 +28,7 @@ def config(folder: Path, **changes: Any) -> Config:
 
 @pytest.mark.parametrize("method", ["mpl", "uda", "supervised"])
 def test_every_arm_is_legal_and_starts_from_the_weights(method: str, tmp_path: Path) -> None:
-    base = {} if method == "mpl" else {"feedback__kind": "off"}
+    base: dict[str, Any] = {"feedback__every": 4} if method == "mpl" else {"feedback__kind": "off"}
     asked = config(tmp_path, method__name=method, student__pretrained="runs/base", finetune__steps=3, **base)
     ways = [way for way in CHANGES if way != "reduced_mpl"]
     made = {arm.name: arm.config_of(2, tmp_path) for arm in build_ways(asked, save(asked, tmp_path / "c.toml"), ways)}

@@ -1,6 +1,7 @@
 """What a person sees while a run goes on, on a terminal and without one."""
 
 import io
+import math
 import re
 
 import pytest
@@ -67,6 +68,14 @@ def test_everything_that_is_known_is_shown(console: Console) -> None:
     show(console)
     shown = "\n".join(visible(console))
     assert [fact for fact in SHOWN if fact not in shown] == []
+
+
+def test_a_line_without_a_step_that_credits_shows_no_feedback() -> None:
+    console = pipe()
+    with Progress("digits", 10, 0, console) as progress:
+        progress.update(2, {**VALUES, "feedback": math.nan, "feedback_size": math.nan})
+    assert "feedback" not in text(console)
+    assert "student 0.531" in text(console)
 
 
 def test_what_a_method_does_not_have_is_not_shown() -> None:

@@ -16,7 +16,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from fastmpl.analysis.planner.cost import BATCHES, Cost, Shape, count_costs, divide_batches
 from fastmpl.analysis.planner.state_bytes import FLOAT, Gathered, Stage, StateBytes, gathered_bytes, state_bytes
-from fastmpl.config import Config, NetworkConfig, feeds_back, trained_optimisers, uses_forward_mode
+from fastmpl.config import Config, NetworkConfig, feeds_back, trained_optimisers, uses_forward_mode, without_feedback
 from fastmpl.config.optimisers import ABILITIES
 from fastmpl.data.sources import list_images
 from fastmpl.data.stores.features import read_header
@@ -110,7 +110,7 @@ def plan_memory(
     states = {name: _state(config, sizes, stage, ranks, offload) for name, (stage, offload) in _possible(config)}
     gathered = {name: _count_gathered(config, sizes["student"], stage, ranks) for name, (stage, _) in _possible(config)}
     names = (schedules or schedules_of(config)) if "teacher" in sizes else ("one network",)
-    costs = count_costs({name: _schedule(config, name) for name in names}, shape, ranks)
+    costs = _count_costs(config, names, shape, ranks)
     fits = [
         _fit(sharding, schedule, states[sharding], gathered[sharding], costs[schedule], memory)
         for sharding in states
@@ -249,6 +249,22 @@ def _count_gathered(config: Config, student: NetworkSize, stage: Stage, ranks: i
 
 def _schedule(config: Config, name: str) -> Config:
     return config.model_copy(update={"system": config.system.model_copy(update=dict(SCHEDULES.get(name, {})))})
+
+
+def _count_costs(config: Config, schedules: tuple[str, ...], shape: Shape, ranks: int) -> dict[str, Cost]:
+    """The cost of a step by schedule. With feedback.every: the bytes of one that credits, the mean of the arithmetic."""
+
+    def count(kind: Config) -> dict[str, Cost]:
+        return count_costs({name: _schedule(kind, name) for name in schedules}, shape, ranks)
+
+    costs, every = count(config), config.feedback.every
+    if every == 1:
+        return costs
+    others = count(without_feedback(config))
+    return {
+        name: cost._replace(flops=round((cost.flops + (every - 1) * others[name].flops) / every))
+        for name, cost in costs.items()
+    }
 
 
 def _fit(sharding: Sharding, schedule: str, state: StateBytes, gathered: Gathered, cost: Cost, memory: float) -> Fit:

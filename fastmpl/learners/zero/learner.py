@@ -97,7 +97,10 @@ class ZeroLearner:
         self._asked: tuple[Int[Tensor, ""], bool] | None = None
         self._update: Update | None = None
 
-    def forward(self, images: Float[Tensor, "N *image"], draw: Int[Tensor, ""]) -> Float[Tensor, "N K"]:
+    def forward(
+        self, images: Float[Tensor, "N *image"], draw: Int[Tensor, ""], *, keep: bool = True
+    ) -> Float[Tensor, "N K"]:
+        """As `RunLearner.forward`; shards keep nothing for later passes."""
         set_draw(self.module, draw)
         recomputed = recompute_blocks(self.module, draw) if self.system.recompute else nullcontext()
         with recomputed, self.statistics.record():

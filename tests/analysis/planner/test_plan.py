@@ -48,6 +48,17 @@ def test_the_peak_with_copies_is_that_of_the_step(schedule: str, changes: dict[s
     assert found.peak == pytest.approx(peak_of(config(**changes)), rel=0.05)
 
 
+def test_credit_at_some_steps_has_the_peak_of_a_step_that_credits_and_the_mean_of_the_arithmetic() -> None:
+    def plan(**changes: Any) -> planner.MemoryPlan:
+        return planner.plan_memory(config(**changes), ranks=1, memory=GIB, schedules=("split",))
+
+    often, seldom, never = plan(), plan(feedback__every=4), plan(feedback__kind="off")
+    assert seldom.fits == often.fits
+    one, few, none = (plan.costs["split"].flops for plan in (often, seldom, never))
+    assert few == pytest.approx((one + 3 * none) / 4)
+    assert none < few < one
+
+
 def test_the_largest_batch_fits_and_a_larger_one_does_not() -> None:
     memory = 100 * 2**20
     (fit, *_) = planner.plan_memory(config(), ranks=1, memory=memory, schedules=("split",)).fits
