@@ -1,6 +1,7 @@
 """An experiment's record as a table: every arm with its difference from one of them, or arms and cases crosswise."""
 
 import math
+import statistics
 from collections.abc import Sequence
 
 from benchmarks.records import Record, Row
@@ -19,11 +20,13 @@ def _in_order(rows: list[Row], key: str) -> list[str]:
 def each_arm(record: Record) -> str:
     """Mean and standard error of each arm; with config["baseline"], also the paired difference from that arm.
 
-    config["unit"] follows each mean (such as " %"), config["digits"] is the number of decimals (1).
+    config["unit"] follows each mean (such as " %"), config["digits"] is the number of decimals (1). Rows with "cpu_seconds"
+    have two columns more: their median, and the median of their ratios to the baseline's of the same seed.
     """
     unit, digits = str(record.config.get("unit", "")), _digits(record)
     baseline = record.config.get("baseline")
     cases: list[str | None] = [*_in_order(record.rows, "case")] or [None]
+    counted = "cpu_seconds" in record.rows[0]
     body = []
     for case in cases:
         rows = [row for row in record.rows if row.get("case") == case]
@@ -33,11 +36,26 @@ def each_arm(record: Record) -> str:
             cells = [*([case] if case else []), arm, f"{centre:.{digits}f}{spread}{unit}", str(n)]
             if baseline is not None:
                 cells.append("" if arm == baseline else _difference(rows, arm, str(baseline), case, digits))
+            if counted:
+                cells += _cpu_seconds(rows, arm, str(baseline))
             body.append(cells)
     header = [*(["case"] if cases != [None] else []), "arm", "mean ± standard error", "seeds"]
     if baseline is not None:
         header.append(f"minus {baseline} (95 % interval)")
+    if counted:
+        header += ["CPU seconds", f"of {baseline}"]
     return markdown(header, body, numbers_from=header.index("arm") + 1)
+
+
+def _cpu_seconds(rows: list[Row], arm: str, baseline: str) -> list[str]:
+    """The median of an arm's CPU seconds, and that of its ratios to the baseline's, seed by seed."""
+
+    def of(name: str) -> dict[object, float]:
+        return {row["seed"]: float(str(row["cpu_seconds"])) for row in rows if row["arm"] == name}
+
+    mine, others = of(arm), of(baseline)
+    ratios = [seconds / others[seed] for seed, seconds in mine.items() if seed in others]
+    return [f"{statistics.median(mine.values()):.1f}", f"{statistics.median(ratios):.2f}x" if ratios else ""]
 
 
 def across(record: Record) -> str:
