@@ -8,6 +8,7 @@ from torch import nn
 
 from fastmpl.config import NetworkConfig
 from fastmpl.data.batch import Batch
+from fastmpl.distributed.ranks import ALONE, Ranks
 from fastmpl.learners.plain import PlainLearner
 from fastmpl.learners.tangent_parts import images_at_once
 from fastmpl.methods.mpl import Feedback, MetaPseudoLabels
@@ -84,6 +85,7 @@ class Step:
     attention: Attention = "fused"
     compiler: str = ""  # torch.compile's backend for the networks; none where empty
     prepare: Any = None  # called with each network before it learns
+    ranks: Ranks = ALONE  # each takes such a step on images of its own
     held: list[object] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -105,6 +107,7 @@ class Step:
                 tangent_images=images_at_once(module, self.batch.strong.shape[1:]) if self.kind == "exact" else 0,
                 precision=self.precision,
                 compiler=self.compiler,
+                ranks=self.ranks,
                 keeps_inputs=seed == STUDENT_SEED and self.kind == "exact" and self.tangent == "jvp",
             )
 
@@ -134,7 +137,7 @@ class Step:
         )
 
     def __call__(self) -> object:
-        self.context = make_context(self.step, self.step, self.weight)
+        self.context = make_context(self.step, self.step, self.weight, rank=self.ranks.rank)
         if self.schedule == "supervised":
             return self._supervised()
         if self.schedule == "published":
