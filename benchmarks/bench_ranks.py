@@ -26,12 +26,13 @@ from typing import Any, Final, NamedTuple
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.distributed import TCPStore  # type: ignore[attr-defined]
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from benchmarks.bench_step import LARGE
 from benchmarks.environment import keep_memory
-from benchmarks.records import Record, Row, save
+from benchmarks.records import Record, Row, Scalar, save
 from benchmarks.steps import CPU, Size, Step
 from fastmpl.distributed.ranks import Ranks
 from fastmpl.learners.arithmetic import Precision, computes_bf16
@@ -51,7 +52,7 @@ class Sample(NamedTuple):
 class Messages(NamedTuple):
     """Of one step on one rank."""
 
-    count: int
+    messages: int
     bytes: int
     waiting: float  # seconds for the slowest rank, before the messages
     transfer: float  # seconds from then on
@@ -129,7 +130,7 @@ def run_rank(rank: int, ranks: int, port: int, gate: Barrier, results: Any, **as
     cores = sorted(os.sched_getaffinity(0))
     os.sched_setaffinity(0, {cores[rank % len(cores)]})
     torch.set_num_threads(1)
-    store = dist.TCPStore("127.0.0.1", port, is_master=False, timeout=timedelta(seconds=SECONDS))
+    store = TCPStore("127.0.0.1", port, is_master=False, timeout=timedelta(seconds=SECONDS))
     dist.init_process_group("gloo", store=store, rank=rank, world_size=ranks)
     results.put((rank, measure(ranks=Ranks(rank, ranks), gate=gate, **asked)))
     gate.wait(SECONDS)
@@ -138,7 +139,7 @@ def run_rank(rank: int, ranks: int, port: int, gate: Barrier, results: Any, **as
 
 def run_ranks(ranks: int, **asked: Any) -> list[Found]:
     """What each rank finds."""
-    store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
     context = multiprocessing.get_context("spawn")
     results, gate = context.Queue(), context.Barrier(ranks)
     jobs = [
@@ -184,7 +185,7 @@ def _of_messages(messages: Sequence[Messages]) -> Row:
     if not messages:
         return dict.fromkeys(("messages a step", "MB a step", "ms of transfer", "ms of waiting"), "")
     return {
-        "messages a step": messages[0].count,
+        "messages a step": messages[0].messages,
         "MB a step": f"{messages[0].bytes / 1e6:.1f}",
         "ms of transfer": f"{1e3 * median(each.transfer for each in messages):.1f}",
         "ms of waiting": f"{1e3 * median(each.waiting for each in messages):.1f}",
@@ -201,9 +202,14 @@ def main() -> None:
     made = rows(run_ranks(asked.ranks, size=LARGE, precision=precision, rounds=asked.rounds, looked_at=5))
     for row in made:
         print("  ".join(str(value) for value in row.values() if not isinstance(value, list)))
-    config = {"ranks": asked.ranks, "rounds": asked.rounds, "threads a rank": 1, "precision": precision}
-    size = {"network": LARGE.model, "labelled": LARGE.labelled, "unlabelled": LARGE.unlabelled, "pixels": LARGE.pixels}
-    print(save(Record("ranks", "table", made, {**config, **size})))
+    config: dict[str, Scalar] = {
+        "ranks": asked.ranks,
+        "rounds": asked.rounds,
+        "threads a rank": 1,
+        "precision": precision,
+    }
+    config |= {"network": LARGE.model, "B": LARGE.labelled, "U": LARGE.unlabelled, "pixels": LARGE.pixels}
+    print(save(Record("ranks", "table", made, config)))
 
 
 if __name__ == "__main__":

@@ -1,7 +1,8 @@
 """Is Meta Pseudo Labels a correction of labels? `python -m benchmarks.experiments.label_correction`.
 
 Accuracy on the labelled and on the unlabelled training images, of teacher, student and a network trained on the labels
-alone, half way and at the end (Pham et al. 2021, "Meta Pseudo Labels is not label correction").
+alone, half way and at the end (Pham et al. 2021, "Meta Pseudo Labels is not label correction"). A second record has the
+curves, of which `python -m benchmarks.figures` draws the pictures.
 """
 
 import sys
@@ -11,9 +12,8 @@ from pathlib import Path
 import torch
 
 from benchmarks.experiments.common import options, record
-from benchmarks.experiments.training_analysis import FIGURES, SETTINGS, train, write_figure
-from benchmarks.records import Row
-from fastmpl.report.analysis_charts import draw_training_accuracies
+from benchmarks.experiments.training_analysis import SETTINGS, train
+from benchmarks.records import Record, Row, save
 from fastmpl.study.analyses import AnalysedRun, Analyses, average_curves
 from fastmpl.telemetry.training_analysis import TrainingAccuracy
 
@@ -46,20 +46,27 @@ def rows_of(method: str, found: Analyses) -> list[Row]:
     ]
 
 
+def curve_rows(method: str, found: Analyses) -> list[Row]:
+    """A row for each network, kind of images and step: the mean accuracy over seeds."""
+    return [
+        {"method": method, "curve": name, **row._replace(accuracy=round(row.accuracy, 5))._asdict()}
+        for name, rows in average_curves(found).items()
+        for row in rows
+    ]
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = options("label_correction", __doc__.splitlines()[0], steps=1000)
     parser.set_defaults(output=Path("runs/training_analysis"))
-    parser.add_argument("--figures", type=Path, default=FIGURES, help="folder of the pictures")
     asked = parser.parse_args(arguments)
     torch.set_num_threads(1)
-    rows: list[Row] = []
+    rows, curves = list[Row](), list[Row]()
     for method in SETTINGS:
         found = train(method, asked, supervised=True)
         rows += rows_of(method, found)
-        for chart in draw_training_accuracies(average_curves(found)):
-            images = "unlabelled" if "unlabelled" in chart.title else "labelled"
-            write_figure(f"label_correction_{method}_{images}", chart.svg, asked.figures)
+        curves += curve_rows(method, found)
     record(asked, rows)
+    save(Record(f"{asked.record}_curves", "table", curves, {"seeds": asked.seeds, "steps": asked.steps}), asked.results)
     return 0
 
 

@@ -1,4 +1,4 @@
-"""What the two analyses of the paper share here: the runs on Fashion-MNIST, and the pictures in docs/figures.
+"""What the two analyses of the paper share here: the runs on Fashion-MNIST.
 
 *mpl*: 500 labels, all other training images unlabelled; perceptrons, whose size lets thirty runs fit into minutes of a CPU.
 *reduced_mpl*: 1,000 labels, all other images unlabelled; the stored distributions are of a perceptron trained on 10,000
@@ -10,15 +10,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from benchmarks.environment import ROOT
 from benchmarks.experiments.common import CONFIGS, tell
 from benchmarks.experiments.large_teacher import STEPS as TEACHER_STEPS
 from benchmarks.experiments.large_teacher import stored_teacher
-from fastmpl.report.analysis_charts import standalone
 from fastmpl.study.analyses import MEASURED, SUPERVISED, Analyses, read_run
 from fastmpl.study.arms import Arm, run_arms
 
-FIGURES = ROOT / "docs" / "figures"
 SIZE: Mapping[str, Any] = {
     **{
         f"{role}.{key}": value
@@ -57,11 +54,3 @@ def train(method: str, asked: argparse.Namespace, *, supervised: bool) -> Analys
     run_arms(arms, asked.seeds, folder, tell, asked.jobs)
     found = {one.name: [read_run(folder / f"{one.name}-{seed}") for seed in range(asked.seeds)] for one in arms}
     return Analyses(found["method"], found.get("supervised", []), steps)
-
-
-def write_figure(name: str, svg: str, folder: Path) -> None:
-    """Writes a chart as a file that is read in light and in dark mode."""
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / f"{name}.svg"
-    path.write_text(standalone(svg), encoding="utf-8")
-    tell(f"figure: {path}")

@@ -1,7 +1,7 @@
 """Two moons with three labels each (the toy of Pham et al. 2021, CVPR): `python -m benchmarks.experiments.two_moons`.
 
-20 draws of the labels; a draw is solved where 95 % of the other points are right. The decision boundaries of the first
-draws are drawn to <output>/boundaries.png.
+20 draws of the labels; a draw is solved where 95 % of the other points are right. A second record has the
+decision boundaries of the first draws, of which `python -m benchmarks.figures` draws the picture.
 """
 
 import sys
@@ -13,8 +13,7 @@ import numpy as np
 import torch
 
 from benchmarks.experiments.common import CONFIGS, options, record, row, run_rows, tell
-from benchmarks.records import Row
-from fastmpl.data.build import build as build_data
+from benchmarks.records import Record, Row, save
 from fastmpl.run.student_file import load_network
 from fastmpl.study.arms import Arm, run_arms
 
@@ -34,42 +33,43 @@ def slug(name: str) -> str:
     return name.replace(", ", "-").lower()
 
 
-def draw_boundaries(folder: Path, seeds: int) -> Path:
-    """Where each arm's student changes its mind: a row an arm, a column a draw of labels."""
-    from matplotlib.figure import Figure
+def boundary_rows(folder: Path, seeds: int) -> list[Row]:
+    """The areas in which each arm's student names the second class: for an arm and a draw of labels the corners of the
+    polygons, with matplotlib's codes of what each corner is.
+    """
+    from contourpy import contour_generator  # comes with matplotlib
 
-    figure = Figure(figsize=(2.4 * seeds, 2.1 * len(ARMS)), layout="constrained")
-    axes = figure.subplots(len(ARMS), seeds, squeeze=False, sharex=True, sharey=True)
     xs, ys = np.meshgrid(np.linspace(-1.5, 2.5, 161), np.linspace(-1.0, 1.5, 101))
     points = torch.from_numpy(np.stack([xs.ravel(), ys.ravel()], 1).astype(np.float32))
-    for place, name in enumerate(ARMS):
+    rows: list[Row] = []
+    for name in ARMS:
         for seed in range(seeds):
-            arm, at = Arm(slug(name), CONFIG, ARMS[name]).config_of(seed, folder), axes[place][seed]
-            data = build_data(arm.data, seed=seed)
-            network = load_network(folder / arm.run.name, classes=2, image_shape=(2,)).eval()
+            network = load_network(folder / f"{slug(name)}-{seed}", classes=2, image_shape=(2,)).eval()
             with torch.no_grad():
                 share = torch.softmax(network(points), -1)[:, 1].reshape(xs.shape).numpy()
-            labelled = data.examples(data.split.labelled)
-            assert data.test is not None
-            at.contourf(xs, ys, share, levels=[0, 0.5, 1], colors=["#c7dcf0", "#f6d3c3"])
-            at.scatter(*data.test.images[::4].T.numpy(), c=data.test.labels[::4].numpy(), s=1, cmap="coolwarm")
-            at.scatter(*labelled.images.T.numpy(), c="black", s=14, marker="x")
-            at.set(xticks=[], yticks=[])
-            if seed == 0:
-                at.set_ylabel(name)
-            if place == 0:
-                at.set_title(f"draw {seed}")
-    path = folder / "boundaries.png"
-    figure.savefig(path, dpi=100)
-    return path
+            filled: Any = contour_generator(xs, ys, share, fill_type="OuterCode").filled(0.5, 1.1)
+            corners, codes = filled
+            of = np.concatenate(corners or [np.empty((0, 2))]).round(3).T.tolist()
+            kinds = [float(code) for code in np.concatenate(codes or [np.empty(0)])]
+            rows.append({"arm": name, "draw": seed, "x": of[0], "y": of[1], "codes": kinds})
+    return rows
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    asked = options("two_moons", __doc__.splitlines()[0], steps=4000, seeds=20).parse_args(arguments)
+    parser = options("two_moons", __doc__.splitlines()[0], steps=4000, seeds=20)
+    parser.add_argument(
+        "--boundaries", action="store_true", help="the record of the boundaries alone, of the first draws"
+    )
+    asked = parser.parse_args(arguments)
+    drawn = min(DRAWN, asked.seeds)
     torch.set_num_threads(1)
     common = {"run.steps": asked.steps, "run.evaluate_every": asked.steps, "run.checkpoint_every": asked.steps}
     arms = [Arm(slug(name), CONFIG, {**common, **changes}) for name, changes in ARMS.items()]
-    outcomes = run_arms(arms, asked.seeds, asked.output, tell, asked.jobs)
+    outcomes = run_arms(arms, drawn if asked.boundaries else asked.seeds, asked.output, tell, asked.jobs)
+    areas, known = boundary_rows(asked.output, drawn), {"draws": drawn, "steps": asked.steps}
+    save(Record(f"{asked.record}_boundaries", "table", areas, {**known}), asked.results)
+    if asked.boundaries:
+        return 0
     rows: list[Row] = []
     for name in ARMS:
         found = run_rows("points right", name, outcomes[slug(name)])
@@ -78,7 +78,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         rows += found
         rows += [row("draws solved", name, seed, float(share)) for seed, share in enumerate(solved)]
     rows.sort(key=lambda each: each["case"] != "draws solved")
-    tell(f"boundaries: {draw_boundaries(asked.output, min(DRAWN, asked.seeds))}")
     record(asked, rows, baseline="MPL, off")
     return 0
 

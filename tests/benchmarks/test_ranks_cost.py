@@ -15,7 +15,7 @@ def _look_at_messages(ranks: Ranks) -> tuple[Messages, int]:
 
 def test_a_step_sends_two_gradients_and_one_number() -> None:
     for messages, parameters in on_ranks(2, _look_at_messages):
-        assert messages.count == 3
+        assert messages.messages == 3
         assert messages.bytes == 4 * (2 * parameters + 1)
         assert messages.waiting > 0 < messages.transfer
 
