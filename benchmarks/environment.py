@@ -18,7 +18,7 @@ COMMIT_VARIABLE = "FASTMPL_COMMIT"  # the commit, where the code was copied to a
 HEAP = {"MALLOC_MMAP_THRESHOLD_": str(2**30), "MALLOC_TRIM_THRESHOLD_": str(2**33), "MALLOC_TOP_PAD_": str(2**28)}
 
 
-def _git(*arguments: str) -> str:
+def run_git(*arguments: str) -> str:
     """The output of git in the repository; "" where there is no git or no repository."""
     try:
         done = subprocess.run(["git", "-C", str(ROOT), *arguments], capture_output=True, text=True, check=True)
@@ -38,14 +38,14 @@ def _cpu() -> str:
 
 def commit() -> str:
     """The commit of the code that runs; without a repository, FASTMPL_COMMIT of the environment, or "unknown"."""
-    return _git("rev-parse", "HEAD") or os.environ.get(COMMIT_VARIABLE, "") or "unknown"
+    return run_git("rev-parse", "HEAD") or os.environ.get(COMMIT_VARIABLE, "") or "unknown"
 
 
 def _dirty() -> bool | str:
     """Whether the files differ from the commit, records and figures aside; "unknown" without a repository."""
-    if not _git("rev-parse", "HEAD"):
+    if not run_git("rev-parse", "HEAD"):
         return "unknown"
-    return bool(_git("status", "--porcelain", "--", ".", ":!benchmarks/results", ":!docs/figures"))
+    return bool(run_git("status", "--porcelain", "--", ".", ":!benchmarks/results", ":!docs/figures"))
 
 
 def command() -> str:

@@ -3,11 +3,11 @@
 A table stands between `<!-- table:NAME -->` and `<!-- /table -->`, NAME being a record's; `<!-- table:NAME across -->`
 gives an experiment's arms a row and its cases a column each, `down` the other way round, `minus ARM` likewise with paired
 differences from that arm; `<!-- table:NAME of VALUE -->` has the rows whose first entry is VALUE. A mark that ends in
-`keeping A | B` shows only the arms, cases, variants or steps A and B. Within a sentence or a cell,
-`<!-- mean:NAME; CASE; ARM -->` and `<!-- / -->` enclose the mean and the standard error of one arm of an experiment.
+`keeping A | B` shows only the arms, cases, variants or steps A and B. Numbers within a sentence or a cell:
+`benchmarks.values`. Pictures: `benchmarks.figures`.
 
 `python -m benchmarks.tables` rewrites them all; `--check` writes nothing and fails where a file would change, which a test
-does too.
+does too. `--ages` says of each record how far the code has moved on since.
 """
 
 import argparse
@@ -19,15 +19,15 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import NamedTuple
 
+from benchmarks.ages import ages
 from benchmarks.environment import ROOT
 from benchmarks.experiment_tables import across, down, each_arm, markdown, minus
 from benchmarks.records import RESULTS, Record, RecordError, Row, load
+from benchmarks.values import fill_in
 
 MARK = r"<!-- table:(\S+)( across| down| minus [^\n]+?| of \S+?)?( keeping [^\n]+?)? -->"
 START = re.compile(MARK)
 TABLE = re.compile(MARK + r"\n(?:(?!<!-- table:).)*?<!-- /table -->", re.DOTALL)
-
-MEAN = re.compile(r"(<!-- mean:(\S+); ([^;\n]+); ([^\n]+?) -->)[^\n]*?<!-- / -->")
 
 MINUS, OF, KEEPING = "minus ", "of ", "keeping "
 NAMED_BY = ("arm", "case", "variant", "step")  # the columns by which `keeping` chooses
@@ -101,6 +101,18 @@ VIEWS = {
     ),
     "optimiser": View(
         {"network": "network", "op": "op", "ours (ms)": "ours, ms", "torch (ms)": "torch, ms", "speedup": "speed"}
+    ),
+    "ranks": View(
+        {
+            "ranks": "ranks",
+            "seconds a step": "seconds a step",
+            "throughput of one rank's": "throughput, of one rank's",
+            "CPU seconds of one rank's": "CPU time, of one rank's",
+            "messages a step": "messages a step",
+            "MB a step": "MB a step",
+            "ms of transfer": "transfer, ms",
+            "ms of waiting": "waiting, ms",
+        }
     ),
     "kernel_compile": View(
         {
@@ -181,16 +193,8 @@ def _choose(record: Record, names: Sequence[str]) -> Record:
     return replace(record, rows=rows)
 
 
-def _mean_of(record: Record, case: str, arm: str) -> str:
-    """The mean and standard error of one arm, as `across` prints it."""
-    rows = [row for row in record.rows if (row.get("case"), row["arm"]) == (case, arm)]
-    if not rows:
-        raise RecordError(f"Record {record.name!r} has no arm {arm!r} in the case {case!r}.")
-    return across(replace(record, rows=rows)).rsplit("| ", 1)[1].removesuffix(" |")
-
-
 def update(text: str, folder: Path = RESULTS) -> str:
-    """The text with every table made anew. Raises RecordError for a missing record and for a table without an end."""
+    """The text with every table and number made anew. Raises RecordError for a missing record, and for an open mark."""
     closed = {match.start() for match in TABLE.finditer(text)}
     for start in START.finditer(text):
         if start.start() not in closed:
@@ -205,10 +209,7 @@ def update(text: str, folder: Path = RESULTS) -> str:
         table = render(record, how)
         return f"<!-- table:{mark[1]}{mark[2] or ''}{mark[3] or ''} -->\n{table}\n<!-- /table -->"
 
-    def state(mark: re.Match[str]) -> str:
-        return f"{mark[1]}{_mean_of(load(mark[2], folder), mark[3], mark[4])}<!-- / -->"
-
-    return MEAN.sub(state, TABLE.sub(make, text))
+    return fill_in(TABLE.sub(make, text), folder)
 
 
 def documents() -> list[Path]:
@@ -216,12 +217,34 @@ def documents() -> list[Path]:
     return [p for p in (ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))) if p.is_file()]
 
 
+def _bring_pictures(results: Path, *, write: bool) -> int:
+    """Draws the pictures; returns how many differ from the files, which it writes anew if asked."""
+    from benchmarks.figures import FIGURES, draw_all  # which imports torch and matplotlib
+
+    stale = 0
+    for name, content in draw_all(results).items():
+        path = FIGURES / name
+        if path.is_file() and path.read_bytes() == content:
+            continue
+        stale += 1
+        if write:
+            path.write_bytes(content)
+        else:
+            print(f"{name}: a picture differs from its record; run python -m benchmarks.tables", file=sys.stderr)
+    return stale
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description="Makes the tables of the documentation anew from the records.")
     parser.add_argument("--check", action="store_true", help="write nothing; exit 1 where a file would change")
+    parser.add_argument("--ages", action="store_true", help="write nothing; say how old each record is")
     parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the records")
     parser.add_argument("files", nargs="*", type=Path, help="default: README.md and docs/**/*.md")
     options = parser.parse_args(arguments)
+    if options.ages:
+        for age in ages(options.results):
+            print(age)
+        return 0
     stale = 0
     for path in options.files or documents():
         text = path.read_text()
@@ -237,6 +260,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print(f"{path.name}: a table differs from its record; run python -m benchmarks.tables", file=sys.stderr)
         else:
             path.write_text(fresh)
+    if not options.files:
+        stale += _bring_pictures(options.results, write=not options.check)
     return 1 if options.check and stale else 0
 
 
