@@ -10,8 +10,7 @@ import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from scipy.stats import binom
-from scipy.stats import t as students_t
+from scipy.special import bdtr, stdtr, stdtrit  # scipy.stats takes a second to import
 
 
 class Interval(NamedTuple):
@@ -52,7 +51,7 @@ def paired_interval(arm: Sequence[float], baseline: Sequence[float]) -> Interval
     centre = mean(differences)
     if len(differences) < 2:
         return Interval(centre, math.nan, math.nan)
-    half = float(students_t.ppf(0.975, len(differences) - 1)) * standard_error(differences)
+    half = float(stdtrit(len(differences) - 1, 0.975)) * standard_error(differences)
     return Interval(centre, centre - half, centre + half)
 
 
@@ -70,7 +69,7 @@ def paired_median(arm: Sequence[float], baseline: Sequence[float], confidence: f
     n = len(differences)
     if n < 2:
         return MedianInterval(differences[0] if differences else math.nan, math.nan, math.nan, math.nan)
-    reached = [1 - 2 * float(binom.cdf(k - 1, n, 0.5)) for k in range(1, n // 2 + 1)]
+    reached = [1 - 2 * float(bdtr(k - 1, n, 0.5)) for k in range(1, n // 2 + 1)]
     k = max([1, *(k for k, found in enumerate(reached, 1) if found >= confidence)])
     centre = (differences[(n - 1) // 2] + differences[n // 2]) / 2
     return MedianInterval(centre, differences[k - 1], differences[n - k], reached[k - 1])
@@ -89,4 +88,4 @@ def paired_p(arm: Sequence[float], baseline: Sequence[float]) -> float:
     error, centre = standard_error(differences), mean(differences)
     if error == 0:
         return 1.0 if centre == 0 else 0.0
-    return float(2 * students_t.sf(abs(centre) / error, len(differences) - 1))
+    return float(2 * stdtr(len(differences) - 1, -abs(centre) / error))

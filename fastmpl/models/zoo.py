@@ -50,6 +50,11 @@ class _Draws(TorchDispatchMode):  # type: ignore[no-untyped-call]
         super().__init__()  # type: ignore[no-untyped-call]
         self.found: set[str] = set()
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """Read by torch: whether to import its compiler, over a second, in order to be left out by it."""
+        return False
+
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
         if torch.Tag.nondeterministic_seeded in func.tags:
             self.found.add(func.overloadpacket.__name__)

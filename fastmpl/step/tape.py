@@ -155,6 +155,11 @@ class _Recorder(TorchDispatchMode):
         self._made: dict[int, dict[_View, Slot]] = {}  # by a storage that lives: its views that have slots
         self._slots = 0
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """Read by torch: whether to import its compiler, over a second, in order to be left out by it."""
+        return False
+
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         given = tree_map(self.resolve, args), tree_map(self.resolve, kwargs or {})
         if func._schema.is_mutable:

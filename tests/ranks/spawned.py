@@ -16,7 +16,7 @@ from fastmpl.distributed.ranks import Ranks
 
 SLOW_IMPORTS = (
     "torch",
-    "torch._dynamo",  # which the first optimiser imports, in 3 s
+    "torch._dynamo",
     "torch._decomp.decompositions_for_jvp",
     "torch.utils.tensorboard",
     "fastmpl.data.memory.pipeline",

@@ -14,6 +14,7 @@ from fastmpl.learners.optimiser_rows.derivatives import (
     differentiate_lamb,
     differentiate_sgd,
 )
+from fastmpl.learners.optimiser_rows.eager import without_compiler
 from fastmpl.learners.optimiser_rows.lamb import Lamb
 from fastmpl.learners.optimiser_rows.sgd_ema import SgdEma
 
@@ -37,21 +38,23 @@ class OptimiserRow(NamedTuple):
 
 def _sgd(groups: Groups, config: NetworkConfig) -> torch.optim.Optimizer:
     nesterov = config.optimiser == "nesterov"
-    return torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum, nesterov=nesterov, fused=True)
+    build = without_compiler(torch.optim.SGD)
+    return build(groups, lr=config.lr, momentum=config.momentum, nesterov=nesterov, fused=True)
 
 
 def _sgd_ema(groups: Groups, config: NetworkConfig) -> torch.optim.Optimizer:
-    return SgdEma(groups, lr=config.lr, momentum=config.momentum)
+    return without_compiler(SgdEma)(groups, lr=config.lr, momentum=config.momentum)
 
 
 def _adamw(groups: Groups, config: NetworkConfig) -> torch.optim.Optimizer:
     capturable = groups[0]["params"][0].is_cuda  # else a CUDA graph capture of its step is refused
     betas = (config.momentum, 0.999)
-    return torch.optim.AdamW(groups, lr=config.lr, betas=betas, fused=True, capturable=capturable)
+    build = without_compiler(torch.optim.AdamW)
+    return build(groups, lr=config.lr, betas=betas, fused=True, capturable=capturable)
 
 
 def _lamb(groups: Groups, config: NetworkConfig) -> torch.optim.Optimizer:
-    return Lamb(groups, lr=config.lr, betas=(config.momentum, 0.999))
+    return without_compiler(Lamb)(groups, lr=config.lr, betas=(config.momentum, 0.999))
 
 
 _MOMENTUM, _MOMENTS = ("momentum_buffer",), ("exp_avg", "exp_avg_sq")
