@@ -25,6 +25,7 @@ from typing import NamedTuple
 import torch
 
 from fastmpl.config import Config
+from fastmpl.distributed import process_group
 from fastmpl.distributed.ranks import Ranks
 from fastmpl.errors import FastMPLError, StorageError
 from fastmpl.run import checkpoint, trainer
@@ -35,6 +36,7 @@ from tests.run.short_runs import short_config
 
 STEPS, EVERY, KEEP = 30, 3, 4
 SECONDS = 120  # until an attempt that does not end counts as a hang
+START = 60  # seconds that a rank waits at its start for one that was killed before; a launcher would not let it wait
 
 
 class Attempt(NamedTuple):
@@ -54,6 +56,7 @@ class Attempt(NamedTuple):
 
 def _attempt(config: Config, ranks: Ranks) -> int:
     torch.set_num_threads(1)
+    process_group.START = START  # type: ignore[misc]
     if ranks.size > 1:
         return Job(config)(ranks).code
     try:
@@ -224,6 +227,7 @@ class Soak:
 
 def soak(count: int, seed: int, ranks: int, kinds: Sequence[str], folder: Path) -> list[str]:
     """Injects `count` faults and gives what was not as it must be."""
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # for the ranks: as the command line does
     draw = random.Random(seed)
     soaked = Soak(folder, ranks, draw)
     began = time.monotonic()
