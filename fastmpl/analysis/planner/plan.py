@@ -105,7 +105,7 @@ def plan_memory(
                 f"data.{name} = {getattr(config.data, name)} gives {ranks} ranks less than an image each."
             )
     shape = shape_of(config, classes)
-    networks = _build_networks(config, shape)
+    networks = build_networks(config, shape)
     sizes = {role: size_of(networks[role]) for role in trained_optimisers(config)}
     states = {name: _state(config, sizes, stage, ranks, offload) for name, (stage, offload) in _possible(config)}
     gathered = {name: _count_gathered(config, sizes["student"], stage, ranks) for name, (stage, _) in _possible(config)}
@@ -183,7 +183,7 @@ def divide_tangent(config: Config, shape: Shape, ranks: int, student: nn.Module 
     return TangentParts(parts, -(-images // parts))
 
 
-def _build_networks(config: Config, shape: Shape) -> dict[str, nn.Module]:
+def build_networks(config: Config, shape: Shape) -> dict[str, nn.Module]:
     """The networks that are trained, by role, on fake tensors; equal ones are built once, for a deep one takes seconds."""
     built: dict[str, nn.Module] = {}
     for role in trained_optimisers(config):
