@@ -113,7 +113,7 @@ def name_of(stage: int | None) -> str:
     return COPIES if stage is None else f"ZeRO {stage}"
 
 
-def count_traffic(step: Callable[[], None]) -> Traffic:
+def count_traffic(step: Callable[[], object]) -> Traffic:
     """Counts the messages, bytes and host reads of one step."""
     traffic = Traffic()
     with traffic:

@@ -111,6 +111,10 @@ class PlanOptions:
     """Share of this peak that a step reaches; a third is good for convolutions."""
     measured: Path | None = None
     """Instead: folder of a run of this configuration on your machine, whose speed is taken."""
+    link: float = 50.0
+    """GB a second that a GPU sends to another machine."""
+    images: int = 0
+    """Number of images in the data, for what listing them takes; 0: not told."""
     debug: FlagCreatePairsOff[bool] = False
     """Show the traceback of an error."""
 
@@ -122,6 +126,8 @@ def plan(options: PlanOptions, config: Config) -> None:
     config = settle_inputs(config)
     if options.ranks < 1 or options.memory <= 0:
         raise ConfigError("fastmpl plan needs --ranks of at least 1, and --memory above 0.")
+    if options.link <= 0 or options.images < 0:
+        raise ConfigError("fastmpl plan needs --link above 0, and --images of at least 0.")
     measured = None if options.measured is None else planner.pace_of_run(config, options.measured)
     planner.pace_at_share(config, 0, options.gpu, options.share)  # refuses what it cannot use before the counting
     classes = planner.count_classes(config, options.classes)
@@ -134,6 +140,10 @@ def plan(options: PlanOptions, config: Config) -> None:
         flops = found.costs[best.fit.schedule].flops
         pace = measured or planner.pace_at_share(config, flops, options.gpu, options.share)
         say(planner.format_duration(config.run.steps, pace))
+        link = planner.Link(between=options.link * 1e9)
+        scale = planner.plan_scale(config, found, best.fit, pace.seconds, images=options.images, link=link)
+        for line in planner.format_scale(scale, planner.uneven_batches(config, options.ranks)):
+            say(line)
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ from fastmpl.errors import ConfigError
 from fastmpl.telemetry.metrics_file import read_lines
 
 TERA: Final = 1e12
+LAUNCHES: Final = 2e-3  # seconds: starting the hundreds of kernels of a step takes more
 PACED_BY: Final = 20  # lines of metrics, the newest, that say how fast a run was
 
 

@@ -22,6 +22,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Final, Literal, NamedTuple
 
 from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from fastmpl.analysis.planner.state_bytes import FLOAT, Stage
 from fastmpl.config import Config, feeds_back
@@ -42,7 +43,7 @@ class Messages(NamedTuple):
 
     purpose: str
     collective: Collective
-    count: int
+    number: int
     elements: int  # of all these messages together, of the larger side of each: what a rank has before or after it
     size: int = FLOAT  # bytes of an element
 
@@ -64,10 +65,9 @@ class Exchanged(NamedTuple):
 
     learning: tuple[int, ...]  # elements of each parameter that learns
     moving: tuple[int, ...]  # of those that the feedback moves
-    layers: tuple[
-        tuple[int, int], ...
-    ]  # of each module with parameters of its own: their elements, and those that move
+    layers: tuple[tuple[int, int], ...]  # of each module with parameters: elements that learn, and of those that move
     norms: tuple[SharedNorm, ...]
+    local_norms: int  # norms with the statistics of a rank's own images
 
 
 class _Passes(NamedTuple):
@@ -83,21 +83,24 @@ def exchanged_of(network: nn.Module, depth: int = 0) -> Exchanged:
     """What of a network ranks send. depth: `feedback.depth`, for the student."""
     moving = names_in_last_blocks(network, depth)
     learning = {name: p.numel() for name, p in network.named_parameters() if p.requires_grad}
-    layers, norms = [], []
+    layers, norms, local = [], [], 0
     for path, module in network.named_modules():
-        own = {f"{path}.{name}" if path else name: p for name, p in module.named_parameters(recurse=False)}
-        own = {name: p for name, p in own.items() if p.requires_grad}
+        every = (f"{path}.{name}" if path else name for name, _ in module.named_parameters(recurse=False))
+        own = [name for name in every if name in learning]  # a shared one counts where it is first
         if not own:
             continue
-        layers.append((sum(map(learning.get, own)), sum(learning[name] for name in own if name in moving)))
+        layers.append((sum(learning[name] for name in own), sum(learning[name] for name in own if name in moving)))
         fused = isinstance(module, BatchNormAct2d) and isinstance(module.reduce, SumOverRanks)
         if fused or isinstance(module, SyncBatchNorm):
             norms.append(SharedNorm(module.num_features, fused, any(name in moving for name in own)))
+        elif isinstance(module, _BatchNorm):
+            local += 1
     return Exchanged(
         tuple(learning.values()),
         tuple(count for name, count in learning.items() if name in moving),
         tuple(layers),
         tuple(norms),
+        local,
     )
 
 
@@ -140,7 +143,7 @@ def _update(role: str, network: Exchanged, passes: _Passes, ranks: int, stage: S
         yield Messages(purpose, "all-reduce", count_parts(network.learning, most), elements)
         return
     if stage == 3:
-        gathers = passes.forward + passes.backward + passes.validation
+        gathers = passes.forward + passes.backward + 2 * passes.validation
         padded = sum(-(-size // ranks) * ranks for size in network.learning)
         yield Messages(f"{role}'s parameters", "all-gather", gathers * len(network.layers), gathers * padded)
         yield Messages(purpose, "reduce-scatter", count_parts(network.learning, BUCKET), padded)
@@ -214,7 +217,7 @@ def _norms(role: str, norms: Sequence[SharedNorm], passes: _Passes, ranks: int) 
         Messages(purpose, "all-gather", gathered, of_gathered),
         Messages(purpose, "all-reduce", summed, of_summed),
     )
-    yield from (messages for messages in every if messages.count)
+    yield from (messages for messages in every if messages.number)
 
 
 def count_parts(sizes: Sequence[int], most: int) -> int:

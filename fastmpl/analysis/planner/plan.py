@@ -15,6 +15,7 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from fastmpl.analysis.planner.cost import BATCHES, Cost, Shape, count_costs, divide_batches
+from fastmpl.analysis.planner.messages import Exchanged, exchanged_of
 from fastmpl.analysis.planner.state_bytes import FLOAT, Gathered, Stage, StateBytes, gathered_bytes, state_bytes
 from fastmpl.config import Config, NetworkConfig, feeds_back, trained_optimisers, uses_forward_mode, without_feedback
 from fastmpl.config.optimisers import ABILITIES
@@ -88,6 +89,8 @@ class MemoryPlan(NamedTuple):
     costs: dict[str, Cost]  # by schedule
     fits: list[Fit]
     tangent: TangentParts | None  # None: the feedback has no forward-mode pass
+    classes: int
+    exchanged: dict[str, Exchanged]  # by network, what ranks send of it
 
 
 def plan_memory(
@@ -102,7 +105,9 @@ def plan_memory(
     for name in ("batch_labelled", "batch_unlabelled"):
         if getattr(config.data, name) < ranks * config.system.accumulate:
             raise ConfigError(
-                f"data.{name} = {getattr(config.data, name)} gives {ranks} ranks less than an image each."
+                f"data.{name} = {getattr(config.data, name)} gives {ranks} ranks less than an image each"
+                f"{' and micro-batch' if config.system.accumulate > 1 else ''}. Set it to a multiple of "
+                f"{ranks * config.system.accumulate}, or use fewer ranks."
             )
     shape = shape_of(config, classes)
     networks = build_networks(config, shape)
@@ -118,7 +123,10 @@ def plan_memory(
     ]
     batches = {name: math.ceil(getattr(config.data, name) / ranks) for name in BATCHES if getattr(config.data, name)}
     tangent = divide_tangent(config, shape, ranks, networks["student"])
-    return MemoryPlan(ranks, memory, batches, sizes, states, gathered, costs, fits, tangent)
+    exchanged = {
+        role: exchanged_of(networks[role], config.feedback.depth if role == "student" else 0) for role in sizes
+    }
+    return MemoryPlan(ranks, memory, batches, sizes, states, gathered, costs, fits, tangent, shape.classes, exchanged)
 
 
 def schedules_of(config: Config) -> tuple[str, ...]:

@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Sequence
 from textwrap import wrap
 
-from fastmpl.analysis.planner.duration import Pace
+from fastmpl.analysis.planner.duration import LAUNCHES, Pace
 from fastmpl.analysis.planner.plan import Fit, MemoryPlan
 from fastmpl.analysis.planner.recommend import ROOM, Recommendation
 from fastmpl.config import Config
@@ -11,7 +11,6 @@ from fastmpl.config.wording import toml
 
 GIB = 2**30
 WIDTH = 79  # columns
-LAUNCHES = 2e-3  # seconds: starting the hundreds of kernels of a step takes more
 WORDS = {
     "kept": "what exact feedback keeps of the student: its parameters before the step, and its gradient",
     "gathered": "the most that exact feedback adds at one moment",
