@@ -20,6 +20,7 @@ import torch.distributed as dist
 from torch.distributed import PrefixStore, TCPStore  # type: ignore[attr-defined]
 
 from fastmpl.distributed.bounded_store import SharedStore
+from fastmpl.distributed.open_files import allow_open_files
 from fastmpl.distributed.parent_process import ParentProcess, end_with_parent, identity
 from fastmpl.distributed.ranks import ALONE, Ranks
 from fastmpl.distributed.signals import Stopper
@@ -128,6 +129,7 @@ def join_group(here: Place, folder: Path, stopper: Callable[[], Stopper], timeou
 
 def _connect(here: Place, folder: Path, timeout: int) -> SharedStore:
     """Waits for all ranks, makes their process group, and gives their store."""
+    allow_open_files(here.size)
     backend = "nccl" if torch.cuda.is_available() else "gloo"
     if backend == "nccl":
         torch.cuda.set_device(here.local_rank)
