@@ -31,6 +31,7 @@ from benchmarks.environment import ROOT
 from benchmarks.records import Record, Row, save
 from fastmpl.analysis import planner
 from fastmpl.analysis.fake_run import make_fake_batch
+from fastmpl.analysis.planner import scale
 from fastmpl.analysis.planner.cost import Shape
 from fastmpl.analysis.planner.link import Link, time_messages
 from fastmpl.analysis.planner.messages import Messages, count_messages, exchanged_of
@@ -38,6 +39,7 @@ from fastmpl.analysis.planner.plan import build_networks
 from fastmpl.analysis.planner.state_bytes import Stage
 from fastmpl.config import Config, load
 from fastmpl.data.batch import Batch
+from fastmpl.distributed.open_files import A_RANK
 from fastmpl.distributed.ranks import Ranks
 from fastmpl.run.build import Trainee, assemble
 from tests.ranks.spawned import on_ranks
@@ -245,15 +247,34 @@ def plan_ranks(
                     "ms": f"{1e3 * needs.sending:.2f}",
                     "of a step": f"{100 * needs.share:.1f} %",
                     "images/s": f"{n * needs.rate:,.0f}",
-                    "cores a machine": f"{here * needs.rate * planner.DECODED:.0f}",
-                    "GB/s read, a machine": f"{here * needs.rate * planner.ENCODED / 1e9:.2f}",
-                    "GB of lists, a machine": f"{here * count * planner.LISTED / 1e9:.1f}",
-                    "seconds to list": f"{count * planner.LISTING:.0f}",
+                    "cores a machine": f"{here * needs.rate * scale.DECODED:.0f}",
+                    "GB/s read, a machine": f"{here * needs.rate * scale.ENCODED / 1e9:.2f}",
+                    "GB of lists, a machine": f"{here * count * scale.LISTED / 1e9:.1f}",
+                    "seconds to list": f"{count * scale.LISTING:.0f}",
                     "steps an epoch": f"{count / (240 * n):,.0f}",
                     "share of the limit": ", ".join(f"{need.name} {100 * need.load:.0f} %" for need in near),
                 }
             )
     return rows
+
+
+def list_parts() -> list[Row]:
+    """What else grows with ranks and images, as `fastmpl.analysis.planner.scale` has it; a test holds it to the records."""
+    parts = (
+        ("decoding on CPUs", "images a second", f"{1e3 * scale.DECODED:g} ms of a core", "loader"),
+        ("reading", "images a second", f"{scale.ENCODED / 1e3:g} kB, a JPEG of 500 x 375 pixels", "loader"),
+        ("memory for the list of images", "images, in each rank", f"{scale.LISTED} bytes", "listing"),
+        ("time to list them", "images, in each rank", f"{1e6 * scale.LISTING:g} us", "listing"),
+        (
+            "a store of the 16 likeliest classes",
+            "images; ranks of a machine share it",
+            f"{scale.STORED} bytes",
+            "store",
+        ),
+        ("calls of rank 0's store", "ranks", f"{scale.ASKED} a second, {1e6 * scale.ANSWERED:g} us of a core", "scale"),
+        ("open files", "ranks, in each rank", f"{A_RANK}", "counted"),
+    )
+    return [dict(zip(("what", "grows with", "by", "record"), part, strict=True)) for part in parts]
 
 
 def main() -> None:
@@ -271,6 +292,7 @@ def main() -> None:
         print("  ".join(str(value) for value in row.values()), flush=True)
     facts = {"latency_us": 1e6 * latency, "GB_a_second": bandwidth / 1e9, "rounds": asked.rounds}
     print(save(Record("scale_checked", "table", checked, facts)))
+    print(save(Record("scale_parts", "table", list_parts(), {})))
     print(save(Record("scale", "table", planned, {"store_call_us": 1e6 * call, "labelled": 16, "unlabelled": 240})))
 
 

@@ -10,16 +10,12 @@ from fastmpl.analysis.planner.duration import Pace, pace_at_share, pace_of_run
 from fastmpl.analysis.planner.link import Link
 from fastmpl.analysis.planner.plan import MemoryPlan, count_classes, plan_memory
 from fastmpl.analysis.planner.recommend import Recommendation, recommend
-from fastmpl.analysis.planner.scale import DECODED, ENCODED, LISTED, LISTING, ScalePlan, plan_scale, uneven_batches
+from fastmpl.analysis.planner.scale import ScalePlan, plan_scale, uneven_batches
 from fastmpl.analysis.planner.scale_text import format_scale
 from fastmpl.analysis.planner.state_bytes import Gathered, StateBytes, gathered_bytes, state_bytes
 from fastmpl.analysis.planner.text import format_duration, format_plan, format_recommendation
 
 __all__ = [
-    "DECODED",
-    "ENCODED",
-    "LISTED",
-    "LISTING",
     "Gathered",
     "Link",
     "MemoryPlan",
