@@ -1,4 +1,4 @@
-"""How the cost of a step grows: `python -m benchmarks.bench_growth`; `--figure` draws the picture from the record alone.
+"""How the cost of a step grows: `python -m benchmarks.bench_growth`; `benchmarks.figures` draws its record.
 
 A step of Meta Pseudo Labels with exact feedback (WRN-10-1, 32 px, 8 + 56 images, 10 classes, one thread) is taken at
 several batches, ratios of unlabelled to labelled images, numbers of classes, depths and resolutions, one of them changed
@@ -20,25 +20,21 @@ from typing import Any, Final, NamedTuple
 
 import numpy as np
 import torch
-from matplotlib.axes import Axes
 
 from benchmarks.bench_listing import make_tree
 from benchmarks.bench_store import PART, draw_peaked
 from benchmarks.environment import ROOT, keep_memory
-from benchmarks.experiments.training_analysis import FIGURES, write_figure
 from benchmarks.harness import sample
-from benchmarks.records import Record, Row, load, save
+from benchmarks.records import Record, Row, save
 from benchmarks.steps import CPU, Size, Step
 from fastmpl.analysis.accounting import count_arithmetic, measure
 from fastmpl.data.stores.store import Store, open_store
 from fastmpl.data.stores.store_writer import StorePlan, StoreWriter
 from fastmpl.learners.arithmetic import Precision, computes_bf16
-from fastmpl.report.drawing import COLOUR, draw
 
 BASE: Final = Size("wrn_10_1", 32, 8, 56)
 LOOKED_UP: Final = 1024  # rows of a store
 STORE_CLASSES, STORE_KEPT, STORE_REPEATS = 100, 16, 50
-ROLES: Final = ("student", "teacher", "average", "extra", "muted", "ink")  # of the picture's curves, in its order
 
 
 class Axis(NamedTuple):
@@ -167,43 +163,21 @@ def _fit_axis(name: str, rows: list[Row]) -> Row:
     }
 
 
-def draw_figure(record: Record, folder: Path = FIGURES) -> None:
-    """Time over size of a step's axes, both relative to the smallest, on logarithmic scales."""
-    curves = {axis.name: [row for row in record.rows if row["axis"] == axis.name] for axis in AXES}
-
-    def paint(axes: Axes) -> None:
-        for (name, rows), role in zip(curves.items(), ROLES, strict=False):
-            sizes, seconds = ([float(row[key]) for row in rows] for key in ("value", "seconds"))  # type: ignore[arg-type]
-            x, y = ([each / of[0] for each in of] for of in (sizes, seconds))
-            axes.plot(x, y, marker="o", markersize=3, color=COLOUR[role])
-            axes.annotate(name, (x[-1], y[-1]), (4, 0), textcoords="offset points", va="center", color=COLOUR[role])
-        axes.set_xscale("log", base=2)
-        axes.set_yscale("log", base=2)
-        axes.set_xlabel("size, relative to the smallest", color=COLOUR["muted"])
-        axes.set_ylabel("CPU time of a step, relative", color=COLOUR["muted"])
-        axes.margins(x=0.3)
-
-    write_figure("growth", draw("Time of a step over what grows, on logarithmic scales", (5.6, 3.2), paint), folder)
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--precision", choices=("float32", "bf16"), default="bf16" if computes_bf16(CPU) else "float32")
     parser.add_argument("--folder", type=Path, default=Path("runs/bench_growth"), help="where files to list are made")
-    parser.add_argument("--figure", action="store_true", help="draw docs/figures/growth.svg from the record alone")
     asked = parser.parse_args()
-    if not asked.figure:
         keep_memory("benchmarks.bench_growth")
-        torch.set_num_threads(1)
-        points = [row for axis in AXES for row in measure_steps(axis, asked.rounds, asked.precision)]
-        points += measure_stores(ROWS) + measure_listings(FILES, asked.folder)
-        facts = {"rounds": asked.rounds, "precision": asked.precision, "network": BASE.model}
-        for row in (*points, *fit(points)):
-            print("  ".join(map(str, row.values())))
-        print(save(Record("growth_points", "table", points, facts)))
-        print(save(Record("growth", "table", fit(points), facts)))
-    draw_figure(load("growth_points"))
+    torch.set_num_threads(1)
+    points = [row for axis in AXES for row in measure_steps(axis, asked.rounds, asked.precision)]
+    points += measure_stores(ROWS) + measure_listings(FILES, asked.folder)
+    facts = {"rounds": asked.rounds, "precision": asked.precision, "network": BASE.model}
+    for row in (*points, *fit(points)):
+        print("  ".join(map(str, row.values())))
+    print(save(Record("growth_points", "table", points, facts)))
+    print(save(Record("growth", "table", fit(points), facts)))
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from matplotlib.axes import Axes
 
 from benchmarks.environment import ROOT
 from benchmarks.experiments.two_moons import ARMS, CONFIG
@@ -16,9 +17,11 @@ from benchmarks.records import RESULTS, Record, Row, load
 from fastmpl.config import load as load_config
 from fastmpl.data.build import build as build_data
 from fastmpl.report.analysis_charts import draw_targets, draw_training_accuracies, standalone
+from fastmpl.report.drawing import COLOUR, draw
 from fastmpl.telemetry.training_analysis import Targets, TrainingAccuracy
 
 FIGURES = ROOT / "docs" / "figures"
+GROWING = ("student", "teacher", "average", "extra", "ink")  # colours of the curves of `draw_growth`
 DRAWN_BY_HAND = frozenset({"step.svg"})
 
 
@@ -94,6 +97,26 @@ def draw_two_moons(record: Record) -> dict[str, bytes]:
     picture = io.BytesIO()
     FigureCanvasAgg(figure).print_png(picture)  # type: ignore[no-untyped-call]
     return {"two_moons.png": picture.getvalue()}
+
+
+def draw_growth(record: Record) -> dict[str, bytes]:
+    """Time of a step over what grows, both relative to the smallest, of `benchmarks.bench_growth`."""
+    curves = {name: rows for name, rows in _by(record.rows, "axis").items() if "operators" in rows[0]}
+
+    def paint(axes: Axes) -> None:
+        for (name, rows), role in zip(curves.items(), GROWING, strict=True):
+            sizes, seconds = ([float(row[key]) for row in rows] for key in ("value", "seconds"))  # type: ignore[arg-type]
+            x, y = ([each / of[0] for each in of] for of in (sizes, seconds))
+            axes.plot(x, y, marker="o", markersize=3, color=COLOUR[role])
+            axes.annotate(name, (x[-1], y[-1]), (5, 0), textcoords="offset points", va="center", color=COLOUR[role])
+        axes.set_xscale("log", base=10)
+        axes.set_yscale("log", base=10)
+        axes.set_xlabel("size, relative to the smallest", color=COLOUR["muted"])
+        axes.set_ylabel("CPU time of a step, relative", color=COLOUR["muted"])
+        axes.margins(x=0.25)
+
+    drawn = draw("CPU time of a step over what grows, on logarithmic scales", (5.6, 3.2), paint)
+    return {"growth.svg": standalone(drawn).encode()}
 
 
 # the record -> its pictures

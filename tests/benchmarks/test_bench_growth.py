@@ -1,11 +1,11 @@
 """The benchmark of growth measures each axis, fits exponents, and draws its picture from the record."""
 
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 
-from benchmarks.bench_growth import AXES, BASE, Axis, draw_figure, fit, measure_steps, measure_stores, slope
+from benchmarks.bench_growth import AXES, BASE, Axis, fit, measure_steps, measure_stores, slope
+from benchmarks.figures import draw_growth
 from benchmarks.records import Record, Row
 
 TINY = replace(BASE, pixels=8, labelled=2)
@@ -40,8 +40,11 @@ def test_the_bend_is_the_difference_of_the_ends() -> None:
     )  # fmt: skip
 
 
-def test_the_picture_names_every_axis(tmp_path: Path) -> None:
-    rows: list[Row] = [{"axis": axis.name, "value": n, "seconds": n / 10} for axis in AXES for n in axis.values]
-    draw_figure(Record("growth_points", "table", rows, {}), tmp_path)
-    drawn = (tmp_path / "growth.svg").read_text()
+def test_the_picture_names_every_axis_of_a_step() -> None:
+    rows: list[Row] = [
+        {"axis": axis.name, "value": n, "seconds": n / 10, "operators": 1} for axis in AXES for n in axis.values
+    ]
+    rows += [{"axis": "rows of a store", "value": n, "seconds": 1.0} for n in (1, 2)]
+    drawn = draw_growth(Record("growth_points", "table", rows, {}))["growth.svg"].decode()
     assert all(axis.name in drawn for axis in AXES)
+    assert "rows of a store" not in drawn
