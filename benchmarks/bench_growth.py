@@ -169,7 +169,7 @@ def main() -> None:
     parser.add_argument("--precision", choices=("float32", "bf16"), default="bf16" if computes_bf16(CPU) else "float32")
     parser.add_argument("--folder", type=Path, default=Path("runs/bench_growth"), help="where files to list are made")
     asked = parser.parse_args()
-        keep_memory("benchmarks.bench_growth")
+    keep_memory("benchmarks.bench_growth")
     torch.set_num_threads(1)
     points = [row for axis in AXES for row in measure_steps(axis, asked.rounds, asked.precision)]
     points += measure_stores(ROWS) + measure_listings(FILES, asked.folder)

@@ -130,8 +130,8 @@ DRAWINGS: Mapping[str, Callable[[Record], dict[str, bytes]]] = {
 def draw_all(results: Path = RESULTS) -> dict[str, bytes]:
     """The contents of each picture by its name in docs/figures."""
     made: dict[str, bytes] = {}
-    for name, draw in DRAWINGS.items():
-        made |= draw(load(name, results))
+    for name, make in DRAWINGS.items():
+        made |= make(load(name, results))
     return made
 
 
