@@ -193,7 +193,7 @@ def make_plan(peaks: dict[tuple[str, str], float], flops: dict[str, int]) -> pla
     """A plan of 100 bytes with these peaks."""
     fits = [Fit(sharding, schedule, int(peak), 1.0) for (sharding, schedule), peak in peaks.items()]  # type: ignore[arg-type]
     costs = {name: cost.Cost(1, 1, count) for name, count in flops.items()}
-    return planner.MemoryPlan(2, 100, {}, {}, {}, {}, costs, fits, None)
+    return planner.MemoryPlan(2, 100, {}, {}, {}, {}, costs, fits, None, 10, {})
 
 
 @pytest.mark.parametrize(
