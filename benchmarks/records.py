@@ -46,9 +46,15 @@ def save(record: Record, folder: Path = RESULTS) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{record.name}.json"
     temporary = path.with_suffix(f".{os.getpid()}.tmp")
-    temporary.write_text(json.dumps(dataclasses.asdict(record), indent=1, allow_nan=False) + "\n")
+    temporary.write_text(_as_json(record))
     temporary.replace(path)
     return path
+
+
+def _as_json(record: Record) -> str:
+    """A line for each value, and one for a list of numbers however long."""
+    text = json.dumps(dataclasses.asdict(record), indent=1, allow_nan=False)
+    return re.sub(r"\[\n[-+.\deE,\s]+\]", lambda numbers: " ".join(numbers[0].split()), text) + "\n"
 
 
 def load(name: str, folder: Path = RESULTS) -> Record:

@@ -36,6 +36,13 @@ def test_a_record_comes_back_as_it_was_saved(tmp_path, record):
     assert [p.suffix for p in tmp_path.iterdir()] == [".json"]
 
 
+def test_a_list_of_numbers_takes_one_line(tmp_path):
+    record = replace(experiment(), rows=[{"x": [0.5, -1e-9, 3.0], "text": "[1,  2]", "none": []}])
+    lines = save(record, tmp_path).read_text().splitlines()
+    assert '   "x": [ 0.5, -1e-09, 3.0 ],' in lines
+    assert load(record.name, tmp_path) == record
+
+
 def test_a_missing_record_is_a_sentence_that_names_those_there_are(tmp_path):
     save(experiment(), tmp_path)
     with pytest.raises(RecordError, match=r"no record 'nosy'.*there are: noisy"):
