@@ -3,7 +3,8 @@
 WRN-28-2 at 32 px, B = 16, U = 112 (`--size half`: half of both), one thread, all variants interleaved in one process. The
 public PyTorch implementation's step as published (float32, NCHW); the same granted channels-last and, where the CPU
 computes in bf16, bf16; that under torch.compile (`--compiled`, minutes more); this project's step by schedule and feedback;
-and exact feedback by double backward and by betty (benchmarks/peers.py). betty is left out where it is not installed.
+and exact feedback by double backward, by higher, torchopt and betty (benchmarks/peers.py). A library that is not installed
+is left out.
 
 A variant's share of convolutions is that of the profiler's CPU time. The error is the sine of the angle between the
 feedback's gradient by the teacher's weights and that of double backward in float64; betty's has another length too, as it
@@ -11,8 +12,8 @@ leaves the learning rate out.
 """
 
 import argparse
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import fields
 from functools import partial
 from typing import Any, Literal
@@ -23,7 +24,14 @@ from torch import Tensor
 from benchmarks.bench_step import LARGE, run_on, unfuse
 from benchmarks.environment import keep_memory
 from benchmarks.harness import compare
-from benchmarks.peers import DoubleBackwardStep, betty_gradient, make_betty_engine
+from benchmarks.peers import (
+    DoubleBackwardStep,
+    betty_gradient,
+    make_betty_engine,
+    make_higher_update,
+    make_torchopt_update,
+    make_update,
+)
 from benchmarks.records import save
 from benchmarks.steps import CPU, WRN, Size, Step
 from fastmpl.learners.arithmetic import Precision, computes_bf16
@@ -36,6 +44,7 @@ GRANTED = "published, granted layout and precision"
 COMPILED = "the same, compiled"
 JVP, DIFFERENCE = "exact, jvp", "exact, difference"
 DOUBLE, BETTY = "exact by double backward", "feedback by betty"
+UPDATES = {DOUBLE: make_update, "exact by higher": make_higher_update, "exact by torchopt": make_torchopt_update}
 Call = Callable[[], object]
 
 
@@ -59,14 +68,23 @@ def make_calls(size: Size, precision: Precision) -> dict[str, tuple[Call, tuple[
         name: (run_on("reference" if name in public_ones else "auto", step), tuple(step.held))
         for name, step in made.items()
     }
-    double = DoubleBackwardStep(size, unfuse, precision)
-    calls[DOUBLE] = (double, double.held)
-    try:
+    for name, make in UPDATES.items():
+        with left_out(name):
+            peer = DoubleBackwardStep(size, unfuse, precision, make_update=make)
+            calls[name] = (peer, peer.held)
+    with left_out(BETTY):
         peer = DoubleBackwardStep(size, unfuse)
         calls[BETTY] = (make_betty_engine(peer).train_step, peer.held)
-    except ImportError:
-        print("betty is not installed: its row is left out (pip install betty-ml)")
     return calls
+
+
+@contextmanager
+def left_out(name: str) -> Iterator[None]:
+    """Says that a variant is left out where its library is not installed."""
+    try:
+        yield
+    except ImportError as error:
+        print(f"{name}: left out, as {error.name} is not installed")
 
 
 def share_of_convolutions(call: Call) -> float:
@@ -97,17 +115,19 @@ def feedback_by_logits(size: Size, tangent: Literal["jvp", "difference"]) -> Ten
 def errors(size: Size) -> dict[str, float]:
     """By variant: how far the direction of the feedback's gradient by the teacher's weights is off, in float32."""
 
-    def peer(dtype: torch.dtype = torch.float32) -> DoubleBackwardStep:
+    def peer(dtype: torch.dtype = torch.float32, make: Callable[..., Any] = make_update) -> DoubleBackwardStep:
         torch.manual_seed(0)
-        return DoubleBackwardStep(size, unfuse, dtype=dtype)
+        return DoubleBackwardStep(size, unfuse, dtype=dtype, make_update=make)
 
     judge = peer(torch.float64)
     exact = judge.by_weights(judge.feedback_by_logits())
     found = {
         JVP: judge.by_weights(feedback_by_logits(size, "jvp")),
         DIFFERENCE: judge.by_weights(feedback_by_logits(size, "difference")),
-        DOUBLE: judge.by_weights(peer().feedback_by_logits()),
     }
+    for name, make in UPDATES.items():
+        with suppress(ImportError):
+            found[name] = judge.by_weights(peer(make=make).feedback_by_logits())
     with suppress(ImportError):
         found[BETTY] = betty_gradient(peer())
     return {name: sine(gradient.double(), exact) for name, gradient in found.items()}

@@ -3,10 +3,12 @@
 The student's update is one step of SGD with Nesterov momentum on the teacher's soft labels; the teacher's gradient of the
 student's validation loss V after that update goes through it:
 
-    double backward   the update as a graph (torch alone): what `higher` and torchopt build too, with their own optimisers
-    betty             its `darts` hypergradient: a finite difference of the student's loss, by betty's engine
+    double backward     the update as a graph, by torch alone
+    higher, torchopt    the same, with their differentiable optimisers
+    betty               its `darts` hypergradient: a finite difference of the student's loss, by betty's engine
 
-Every network has torch's own batch norm and activation, channels-last. betty need not be installed: `pip install betty-ml`.
+Every network has torch's own batch norm and activation, channels-last. No library need be installed: `pip install higher`,
+`torchopt`, `betty-ml`.
 """
 
 from collections.abc import Callable, Mapping
@@ -52,6 +54,76 @@ def sgd_(parameters: Mapping[str, Tensor], momentum: Tensors, gradients: Tensors
     return moved
 
 
+LossOf = Callable[[Callable[[Tensor], Tensor]], Tensor]  # of a network's call
+Update = Callable[[LossOf], Tensors]  # one step of a student's optimiser: its parameters after it, with a graph
+
+
+def make_update(student: nn.Module) -> Update:
+    """By torch alone."""
+    parameters = dict(student.named_parameters())
+    momentum = {name: torch.zeros_like(p) for name, p in parameters.items()}
+
+    def update(loss_of: LossOf) -> Tensors:
+        found = torch.autograd.grad(loss_of(student), list(parameters.values()), create_graph=True)
+        return sgd_(parameters, momentum, dict(zip(parameters, found, strict=True)))
+
+    return update
+
+
+def make_higher_update(student: nn.Module) -> Update:
+    """By `higher`, on whose copy of the network the loss is taken. Raises ImportError without it."""
+    higher = import_module("higher")
+    parameters = dict(student.named_parameters())
+    decayed = decayed_names(parameters)
+    optimiser = torch.optim.SGD(
+        [
+            {"params": [p], "weight_decay": NESTEROV.weight_decay if name in decayed else 0.0}
+            for name, p in parameters.items()
+        ],
+        NESTEROV.lr,
+        NESTEROV.momentum,
+        nesterov=True,
+    )
+
+    def update(loss_of: LossOf) -> Tensors:
+        with higher.innerloop_ctx(student, optimiser, copy_initial_weights=False) as (network, differentiable):
+            differentiable.step(loss_of(network))
+            for p, state in zip(parameters.values(), differentiable.state, strict=True):
+                optimiser.state[p]["momentum_buffer"] = state[0]["momentum_buffer"].detach()
+            return dict(zip(parameters, network.parameters(), strict=True))
+
+    return update
+
+
+def make_torchopt_update(student: nn.Module) -> Update:
+    """By torchopt, which puts the moved parameters into the network. Raises ImportError without it."""
+    torchopt = import_module("torchopt")
+    decay = torchopt.transform.add_decayed_weights(
+        NESTEROV.weight_decay,
+        mask=lambda parameters: tuple(p.ndim > 1 for p in parameters),  # as `decayed_names`
+    )
+    sgd = torchopt.sgd(NESTEROV.lr, NESTEROV.momentum, nesterov=True, moment_requires_grad=True)
+    optimiser = torchopt.MetaOptimizer(student, torchopt.chain(decay, sgd))
+    places = [(name, *_place(student, name)) for name, _ in student.named_parameters()]
+
+    def update(loss_of: LossOf) -> Tensors:
+        before = {name: held[key] for name, held, key in places}
+        optimiser.step(loss_of(student))
+        moved = {name: held[key] for name, held, key in places}
+        for name, held, key in places:
+            held[key] = before[name]
+        torchopt.stop_gradient(optimiser)  # of its momentum
+        return moved
+
+    return update
+
+
+def _place(module: nn.Module, name: str) -> tuple[dict[str, Any], str]:
+    """The dictionary that holds a parameter, and its key there."""
+    owner, _, key = name.rpartition(".")
+    return module.get_submodule(owner)._parameters, key
+
+
 @dataclass
 class DoubleBackwardStep:
     """Exact feedback by differentiating through the student's update. `prepare` is called with each network."""
@@ -60,6 +132,7 @@ class DoubleBackwardStep:
     prepare: Callable[[nn.Module], None]
     precision: Precision = "float32"
     dtype: torch.dtype = torch.float32
+    make_update: Callable[[nn.Module], Update] = make_update
 
     def __post_init__(self) -> None:
         def network(seed: int) -> nn.Module:
@@ -75,23 +148,25 @@ class DoubleBackwardStep:
             }
         )
         self.student, self.teacher = network(1), network(2)
-        self.momenta = [{n: torch.zeros_like(p) for n, p in m.named_parameters()} for m in (self.student, self.teacher)]
+        self.update = self.make_update(self.student)
+        self.momentum = {name: torch.zeros_like(p) for name, p in self.teacher.named_parameters()}
 
     @property
     def held(self) -> tuple[object, ...]:
         states = [module.state_dict() for module in (self.student, self.teacher)]
-        return (*states, *self.momenta, tuple(part for part in self.batch if part is not None))
+        return (*states, self.momentum, tuple(part for part in self.batch if part is not None))
 
     def _autocast(self) -> AbstractContextManager[object]:
         return autocast(CPU, self.precision)
 
     def validation_loss(self, q: Tensor) -> tuple[Tensor, Tensors]:
         """V after the student's step on the labels q, with a graph back to q; and the moved parameters."""
-        parameters = dict(self.student.named_parameters())
-        with self._autocast():
-            loss = soft_loss(self.student(self.batch.strong), q)
-        found = torch.autograd.grad(loss, list(parameters.values()), create_graph=True)
-        moved = sgd_(parameters, self.momenta[0], dict(zip(parameters, found, strict=True)))
+
+        def loss_of(network: Callable[[Tensor], Tensor]) -> Tensor:
+            with self._autocast():
+                return soft_loss(network(self.batch.strong), q)
+
+        moved = self.update(loss_of)
         with self._autocast(), use_batch_statistics(self.student):
             logits = functional_call(self.student, moved, (self.batch.labelled,))
         return F.cross_entropy(logits.to(q.dtype), self.batch.targets), moved
@@ -108,7 +183,7 @@ class DoubleBackwardStep:
         parameters = dict(teacher.named_parameters())
         found = torch.autograd.grad(loss, list(parameters.values()))
         with torch.no_grad():
-            after = sgd_(parameters, self.momenta[1], dict(zip(parameters, found, strict=True)))
+            after = sgd_(parameters, self.momentum, dict(zip(parameters, found, strict=True)))
             for module, new in ((self.student, moved), (teacher, after)):
                 for name, p in module.named_parameters():
                     p.copy_(new[name])

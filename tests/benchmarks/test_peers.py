@@ -1,8 +1,12 @@
 """The feedback of other libraries' steps, and of this project's, against double backward in float64."""
 
-import pytest
+from collections.abc import Callable
+from typing import Any
 
-from benchmarks.bench_peers import BETTY, DIFFERENCE, DOUBLE, JVP, errors
+import pytest
+import torch
+
+from benchmarks.bench_peers import BETTY, DIFFERENCE, DOUBLE, JVP, UPDATES, errors
 from benchmarks.bench_step import unfuse
 from benchmarks.peers import DoubleBackwardStep
 from benchmarks.records import Record
@@ -14,9 +18,9 @@ TINY = Size("wrn_10_1", 16, 4, 12)
 
 def test_exact_feedback_has_the_direction_of_double_backward() -> None:
     found = errors(TINY)
-    assert {JVP, DIFFERENCE, DOUBLE} <= found.keys() <= {JVP, DIFFERENCE, DOUBLE, BETTY}
+    assert {JVP, DIFFERENCE, DOUBLE} <= found.keys() <= {JVP, DIFFERENCE, BETTY, *UPDATES}
     assert found[JVP] < 1e-4
-    assert found[DOUBLE] < 1e-4
+    assert all(found[name] < 1e-4 for name in UPDATES if name in found)
     assert 0 < found[DIFFERENCE] < 0.1
 
 
@@ -38,3 +42,18 @@ def test_a_timing_shows_what_is_known(counted: bool) -> None:
     table = render(Record("peers", "timing", rows, config, "cmd", "2026-01-01", "abc", there)).splitlines()
     assert table[0].endswith("| convolutions | error |")
     assert table[2].endswith("| 1.0 MiB | 7 | 78% |  |" if counted else "|  |  | 78% | 0.0012 |")
+
+
+@pytest.mark.parametrize(("name", "library"), [("exact by higher", "higher"), ("exact by torchopt", "torchopt")])
+def test_a_librarys_optimiser_takes_the_same_steps(name: str, library: str) -> None:
+    pytest.importorskip(library, reason=f"pip install {library}")
+
+    def networks_after(make: Callable[..., Any]) -> torch.Tensor:
+        torch.manual_seed(0)
+        step = DoubleBackwardStep(TINY, unfuse, dtype=torch.float64, make_update=make)
+        for _ in range(3):  # the momentum counts from the second on
+            step()
+        return torch.cat([p.detach().flatten() for m in (step.student, step.teacher) for p in m.parameters()])
+
+    ours, theirs = networks_after(UPDATES[DOUBLE]), networks_after(UPDATES[name])
+    assert (ours - theirs).norm() < 1e-12 * ours.norm()
