@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from benchmarks.bench_peers import BETTY, DIFFERENCE, DOUBLE, JVP, UPDATES, errors
+from benchmarks.bench_peer_losses import rows
 from benchmarks.bench_step import unfuse
 from benchmarks.peers import DoubleBackwardStep
 from benchmarks.records import Record
@@ -57,3 +58,12 @@ def test_a_librarys_optimiser_takes_the_same_steps(name: str, library: str) -> N
 
     ours, theirs = networks_after(UPDATES[DOUBLE]), networks_after(UPDATES[name])
     assert (ours - theirs).norm() < 1e-12 * ours.norm()
+
+
+def test_the_losses_of_the_comparison_are_the_same_loss() -> None:
+    found = list(rows())
+    assert {"torch", "fastmpl, C++"} <= {str(row["loss"]) for row in found}
+    for row in found:
+        allowed = 1e-6 if row["dtype"] == "float32" else 1e-2
+        assert float(str(row["error of the loss"])) < allowed
+        assert 0 < float(str(row["error of the gradient"])) < allowed
