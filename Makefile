@@ -75,6 +75,7 @@ bench: $(BUILD)
 	$(BIN)/python -m benchmarks.bench_step
 	$(BIN)/python -m benchmarks.bench_batch_norm
 	$(BIN)/python -m benchmarks.bench_peers --compiled
+	$(BIN)/python -m benchmarks.bench_ranks
 	$(BIN)/python -m benchmarks.tables
 
 gpu-check:

@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from benchmarks.records import Record, Row, save
-from fastmpl_kernels import dispatch
+from fastmpl_kernels import dispatch, library
 from fastmpl_kernels.soft_cross_entropy import soft_cross_entropy
 
 ROWS: Final = 64
@@ -39,7 +39,8 @@ def ours(backend: dispatch.Choice) -> Loss:
 def losses() -> Iterator[tuple[str, Loss]]:
     """By name; those that are installed."""
     yield "torch", F.cross_entropy
-    yield "fastmpl, C++", ours("native")
+    if library.available():
+        yield "fastmpl, C++", ours("native")
     if dispatch.is_interpreted():
         yield "fastmpl, Triton", ours("triton")
         with suppress(ImportError):
