@@ -43,7 +43,7 @@ def unfuse(network: nn.Module) -> None:
                 setattr(parent, name, NormThenAct(child))
 
 
-def run_on(backend: dispatch.Choice, step: Step) -> Callable[[], object]:
+def run_on(backend: dispatch.Choice, step: Callable[[], object]) -> Callable[[], object]:
     def call() -> object:
         with dispatch.use(backend):
             return step()

@@ -84,6 +84,7 @@ class Step:
     device: torch.device = CPU
     attention: Attention = "fused"
     compiler: str = ""  # torch.compile's backend for the networks; none where empty
+    keeps_inputs: bool = True  # whether the tangent takes what it can from the pass that learned
     prepare: Any = None  # called with each network before it learns
     ranks: Ranks = ALONE  # each takes such a step on images of its own
     held: list[object] = field(default_factory=list)
@@ -108,18 +109,14 @@ class Step:
                 precision=self.precision,
                 compiler=self.compiler,
                 ranks=self.ranks,
-                keeps_inputs=seed == STUDENT_SEED and self.kind == "exact" and self.tangent == "jvp",
+                keeps_inputs=self.keeps_inputs
+                and seed == STUDENT_SEED
+                and self.kind == "exact"
+                and self.tangent == "jvp",
             )
 
-        self.batch = self.size.batch().to(self.device)
+        self.take_batch(self.size.batch().to(self.device))
         self.student = learner(STUDENT_SEED)
-        if self.channels_last:
-            last = torch.channels_last
-            self.batch = self.batch._replace(
-                labelled=self.batch.labelled.contiguous(memory_format=last),
-                weak=self.batch.weak.contiguous(memory_format=last),
-                strong=self.batch.strong.contiguous(memory_format=last),
-            )
         self.baseline = torch.zeros((), device=self.device)
         self.step = torch.zeros((), dtype=torch.int64, device=self.device)
         self.weight = torch.ones((), device=self.device)
@@ -142,9 +139,24 @@ class Step:
             return self._supervised()
         if self.schedule == "published":
             return take_published_step(self)
+        return self.make_mpl_step()([self.batch], self.context, self.baseline)
+
+    def make_mpl_step(self) -> MplStep:
+        """The step in this project's schedule."""
+        assert self.schedule in ("split", "joint"), "the other schedules are no steps of this project"
         order = {"split": split, "joint": joint}[self.schedule](self.method, deferred=self.deferred)
-        step = MplStep(self.method, order, self.teacher, self.student)
-        return step([self.batch], self.context, self.baseline)
+        return MplStep(self.method, order, self.teacher, self.student)
+
+    def take_batch(self, batch: Batch) -> None:
+        """The next calls are of this batch, in the step's memory format."""
+        layout = torch.channels_last if self.channels_last else torch.contiguous_format
+
+        def lay_out(images: torch.Tensor) -> torch.Tensor:
+            return images.contiguous(memory_format=layout)
+
+        self.batch = batch._replace(
+            labelled=lay_out(batch.labelled), weak=lay_out(batch.weak), strong=lay_out(batch.strong)
+        )
 
     def _supervised(self) -> object:
         """One network, supervised, on as many images as the whole step has: the memory that MPL is measured against."""
