@@ -14,7 +14,7 @@ import argparse
 import multiprocessing
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import partial
@@ -28,7 +28,7 @@ from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
 from benchmarks.bench_zero import count_traffic
 from benchmarks.environment import ROOT
-from benchmarks.records import Record, Row, save
+from benchmarks.records import Record, Row, Scalar, save
 from fastmpl.analysis import planner
 from fastmpl.analysis.fake_run import make_fake_batch
 from fastmpl.analysis.planner import scale
@@ -223,14 +223,28 @@ def check(cases: Mapping[str, Case], rounds: int, link: Link, ranks: tuple[int, 
     return rows
 
 
+class Planned(NamedTuple):
+    """A number of GPUs and the images of each."""
+
+    ranks: int
+    labelled: int = 16
+    unlabelled: int = 240
+
+    def config(self, keys: Mapping[str, Any]) -> Config:
+        batch = {
+            "data.batch_labelled": self.labelled * self.ranks,
+            "data.batch_unlabelled": self.unlabelled * self.ranks,
+        }
+        return load(ROOT / "launch/configs/imagenet_10pct.toml", {**batch, **keys})
+
+
 def plan_ranks(
-    ranks: tuple[int, ...], images: tuple[int, ...], keys: Mapping[str, Any] = MappingProxyType({})
+    cases: Sequence[Planned], images: Sequence[int], keys: Mapping[str, Any] = MappingProxyType({})
 ) -> list[Row]:
-    """A row for each number of ranks and of images: what a step needs, and what is near its limit. keys: other ones."""
+    """A row for each case and number of images: what a step needs, and what is near its limit. keys: other ones."""
     rows: list[Row] = []
-    for n in ranks:
-        batch = {"data.batch_labelled": 16 * n, "data.batch_unlabelled": 240 * n}
-        config = load(ROOT / "launch/configs/imagenet_10pct.toml", {**batch, **keys})
+    for case in cases:
+        n, config = case.ranks, case.config(keys)
         found = planner.plan_memory(config, ranks=n, memory=80 * 2**30, classes=1000, schedules=("split",))
         (fit, *_) = found.fits
         pace = planner.pace_at_share(config, found.costs[fit.schedule].flops, "h100", 0.3)
@@ -241,7 +255,8 @@ def plan_ranks(
             rows.append(
                 {
                     "GPUs": n,
-                    "images": f"{count / 1e6:g} M",
+                    "images of each": f"{case.labelled} + {case.unlabelled}",
+                    "images": f"{count / 1e6:.4g} M",
                     "messages": sum(each.number for each in needs.messages),
                     "MB": f"{sum(each.bytes for each in needs.messages) / 1e6:.0f}",
                     "ms": f"{1e3 * needs.sending:.2f}",
@@ -251,7 +266,6 @@ def plan_ranks(
                     "GB/s read, a machine": f"{here * needs.rate * scale.ENCODED / 1e9:.2f}",
                     "GB of lists, a machine": f"{here * count * scale.LISTED / 1e9:.1f}",
                     "seconds to list": f"{count * scale.LISTING:.0f}",
-                    "steps an epoch": f"{count / (240 * n):,.0f}",
                     "share of the limit": ", ".join(f"{need.name} {100 * need.load:.0f} %" for need in near),
                 }
             )
@@ -277,23 +291,34 @@ def list_parts() -> list[Row]:
     return [dict(zip(("what", "grows with", "by", "record"), part, strict=True)) for part in parts]
 
 
+def check_all(rounds: int) -> Record:
+    """The link between two ranks, and the steps of all cases."""
+    latency, bandwidth = on_ranks(2, measure_link)[0]
+    link = Link(between=bandwidth, inside=bandwidth, latency=latency, machine=max(RANKS))
+    facts = {"latency_us": 1e6 * latency, "GB_a_second": bandwidth / 1e9, "rounds": rounds}
+    return Record("scale_checked", "table", check(CASES, rounds, link), facts)
+
+
+def plan_all() -> list[Record]:
+    """The plans, and what they are made of."""
+    facts: dict[str, Scalar] = {"store_call_us": 1e6 * measure_store(), "gpu": "h100", "share": 0.3}
+    rows = plan_ranks([Planned(n) for n in (1, 8, 64, 1024)], (1_281_167, 14_000_000, 130_000_000))
+    rows += plan_ranks([Planned(1024, 1, 15)], (1_281_167,))
+    return [Record("scale", "table", rows, facts), Record("scale_parts", "table", list_parts(), {})]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("questions", nargs="*", choices=("checked", "planned"), default=["checked", "planned"])
     parser.add_argument("--rounds", type=int, default=15)
     asked = parser.parse_args()
     torch.set_num_threads(1)
-    latency, bandwidth = on_ranks(2, measure_link)[0]
-    link = Link(between=bandwidth, inside=bandwidth, latency=latency, machine=max(RANKS))
-    call = measure_store()
-    print(f"latency {1e6 * latency:.0f} us, {bandwidth / 1e9:.2f} GB/s, {1e6 * call:.1f} us a call of the store")
-    checked = check(CASES, asked.rounds, link)
-    planned = plan_ranks((1, 8, 64, 1024), (1_281_167, 14_000_000, 130_000_000))
-    for row in (*checked, *planned):
-        print("  ".join(str(value) for value in row.values()), flush=True)
-    facts = {"latency_us": 1e6 * latency, "GB_a_second": bandwidth / 1e9, "rounds": asked.rounds}
-    print(save(Record("scale_checked", "table", checked, facts)))
-    print(save(Record("scale_parts", "table", list_parts(), {})))
-    print(save(Record("scale", "table", planned, {"store_call_us": 1e6 * call, "labelled": 16, "unlabelled": 240})))
+    records = [check_all(asked.rounds)] if "checked" in asked.questions else []
+    records += plan_all() if "planned" in asked.questions else []
+    for record in records:
+        for row in record.rows:
+            print("  ".join(str(value) for value in row.values()), flush=True)
+        print(save(record))
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """The benchmark of the cost model checks a small case on two ranks and plans a large network."""
 
-from benchmarks.bench_scale import PERCEPTRON, Case, check, measure_store, plan_ranks
+from benchmarks.bench_scale import PERCEPTRON, Case, Planned, check, measure_store, plan_ranks
 from fastmpl.analysis.planner.link import Link
 
 SMALL = {"small": Case(PERCEPTRON | {"student.width": 16, "teacher.width": 16}, pixels=4, labelled=8, unlabelled=8)}
@@ -16,7 +16,7 @@ def test_two_ranks_are_checked_against_one() -> None:
 
 
 def test_images_are_listed_and_ranks_counted() -> None:
-    first, second = plan_ranks((8,), (10**6, 10**8), {"student.model": "conv", "teacher.model": "conv"})
+    first, second = plan_ranks([Planned(8)], (10**6, 10**8), {"student.model": "conv", "teacher.model": "conv"})
     assert (first["GPUs"], first["images"], second["images"]) == (8, "1 M", "100 M")
     assert "listing" in str(second["share of the limit"]) and "listing" not in str(first["share of the limit"])
 

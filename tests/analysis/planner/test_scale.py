@@ -130,5 +130,6 @@ def test_constants_are_those_of_the_records() -> None:
     files = listing["config"]["files"]
     assert 1e6 * (float(after["peak MB"]) - float(before["peak MB"])) / files <= 1.1 * scale.LISTED
     assert (float(after["wall s"]) - float(before["wall s"])) / files <= 1.2 * scale.LISTING
+    assert record("scale")["config"]["store_call_us"] <= 1.2e6 * scale.ANSWERED
     store = record("store")
     assert store["config"]["bytes"] / store["config"]["rows"] == pytest.approx(scale.STORED, rel=0.02)
