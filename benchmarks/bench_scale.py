@@ -309,7 +309,7 @@ def plan_all() -> list[Record]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("questions", nargs="*", choices=("checked", "planned"), default=["checked", "planned"])
+    parser.add_argument("questions", nargs="*", default=["checked", "planned"], help="checked, planned, or both")
     parser.add_argument("--rounds", type=int, default=15)
     asked = parser.parse_args()
     torch.set_num_threads(1)

@@ -61,6 +61,13 @@ CONSTANTS = {  # page -> part of a line, and why the number in it is no measurem
         ("tells the others five times a", "a setting of distributed/stop_agreement.py"),
         ("within 30 s", "a limit that a test holds"),
     ],
+    "scale.md": [
+        ("is 300 GB a second (NVLink of an A100", "of a data sheet, in planner/link.py"),
+        ("*l* is 5 us", "a setting of planner/link.py"),
+        ("250 GB of memory for lists", "a limit of planner/scale.py"),
+        ("reads 2 GB a second", "a limit of planner/scale.py"),
+        ("writes 1 GB a second", "a limit of planner/scale.py"),
+    ],
     "report.md": [
         ("80 % should be right", "the meaning of calibration"),
         ("under 5 % of what it was", "a threshold of report/feedback_alarms.py"),

@@ -54,6 +54,7 @@ class ScalePlan(NamedTuple):
     messages: list[Messages]
     sending: float  # seconds of a step
     step: float  # seconds, with `sending`
+    is_small: bool  # the step is longer than its arithmetic says, and `step` the least that it takes
     rate: float  # images a second of a rank
     decodes: bool  # at every step
     images: int  # of the data; 0: not known
@@ -84,6 +85,7 @@ def plan_scale(
         messages,
         sending,
         step,
+        seconds < LAUNCHES,
         seen / step,
         decodes_always(config.data),
         images,
@@ -130,8 +132,9 @@ def _list_needs_of_ranks(config: Config, plan: MemoryPlan, found: ScalePlan, mac
         seen = plan.batches["batch_labelled"] / config.system.accumulate
         remedy = 'norm = "sync" or "group", or a larger data.batch_labelled'
         yield Need("batch norm", f"statistics of {seen:.0f} labelled images of a rank", FEW / seen, remedy)
-    remedy = "more images a rank; after ZeRO 3, a lower stage"
-    yield Need("messages", f"{100 * found.share:.2g} % of a step", found.share / machine.messages, remedy)
+    if not found.is_small:
+        remedy = "more images a rank; after ZeRO 3, a lower stage"
+        yield Need("messages", f"{100 * found.share:.2g} % of a step", found.share / machine.messages, remedy)
     if found.images:
         seconds = LISTING * found.images
         remedy = "a larger system.timeout: ranks wait that long for the slowest"

@@ -21,12 +21,13 @@ def _sentences(found: ScalePlan, uneven: Sequence[str]) -> Iterator[tuple[str, s
     if found.messages:
         number, sent = (sum(getattr(each, name) for each in found.messages) for name in ("number", "bytes"))
         link = found.link
+        most = "at most " if found.is_small else ""
         ways = f"{link.inside / 1e9:g} GB/s in a machine"
         ways += f", {link.between / 1e9:g} GB/s a GPU between machines" if found.machines > 1 else ""
         yield (
             "messages",
-            f"{number:,} a step, {sent / 1e6:,.3g} MB: {1e3 * found.sending:,.3g} ms, {100 * found.share:.2g} % of the "
-            f"step; {ways}, {1e6 * link.latency:g} us a hop",
+            f"{number:,} a step, {sent / 1e6:,.3g} MB: {1e3 * found.sending:,.3g} ms, {most}{100 * found.share:.2g} "
+            f"% of the step; {ways}, {1e6 * link.latency:g} us a hop",
         )
     if found.decodes:
         cores, read = found.rate * DECODED, found.rate * ENCODED

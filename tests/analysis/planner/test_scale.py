@@ -107,6 +107,13 @@ def test_batches_that_ranks_cannot_share_are_refused_with_the_next_size() -> Non
     assert planner.uneven_batches(parts, 16) == ["data.batch_labelled = 48 is not a multiple of 32; set 64."]
 
 
+def test_the_share_of_messages_in_a_step_of_unknown_length_is_a_bound() -> None:
+    small, large = (plan(config(), 8, seconds) for seconds in (1e-4, 0.1))
+    assert "at most" in "".join(planner.format_scale(small, [])) and small.share > large.share
+    assert "at most" not in "".join(planner.format_scale(large, []))
+    assert [any(need.name == "messages" for need in found.needs) for found in (small, large)] == [False, True]
+
+
 def test_the_command_says_what_ranks_send(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["plan", str(DIGITS), "--ranks", "16", "--images", "1281167", "--link", "25"]) == 0
     said = capsys.readouterr().out
