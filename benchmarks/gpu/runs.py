@@ -25,6 +25,7 @@ FORMS: Final[dict[str, Form]] = {
     "exact, deferred, recomputed": {"system.deferred": True, "system.recompute": True},
     "exact, difference": {"feedback.tangent": "difference"},
     "exact, one block deep": {"feedback.depth": 1},
+    "exact, every second step": {"feedback.every": 2},
     "exact, two micro-batches": {"system.accumulate": 2},
     "exact, bf16": {"system.precision": "bf16"},
     "scalar": SAMPLED | {"feedback.kind": "scalar", "feedback.baseline": 0.9},

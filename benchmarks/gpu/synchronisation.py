@@ -40,7 +40,7 @@ def _watch(trainee: Trainee, following: Callable[[], Batch], device: torch.devic
         else:
             graph(graph.load_next(following))
 
-    for _ in range(warmup_steps() + 2):
+    for _ in range(trainee.step.every * warmup_steps() + 2):
         advance()
     with refuse_synchronisation():
         for number in range(STEPS):
@@ -54,7 +54,7 @@ def watch_form(form: Form, graphed: bool, setting: Setting) -> Row:
     """Batches that lie on the device already."""
     config = make_config(form)
     with capture_calls(setting) as device:
-        batches = iter(make_batches(config, warmup_steps() + 2 + STEPS, device))
+        batches = iter(make_batches(config, config.feedback.every * warmup_steps() + 2 + STEPS, device))
         return _watch(make_trainee(config, device), lambda: next(batches), device, graphed)
 
 

@@ -30,6 +30,18 @@ def test_a_graph_equals_eager_bit_for_bit_over_twenty_steps_with_changing_rates(
         assert torch.equal(value, captured.parts().state()[name]), name
 
 
+def test_the_graphs_of_steps_with_and_without_credit_share_their_memory_and_equal_eager_steps() -> None:
+    settings = config(feedback__every=2)
+    eager, captured = trainee(settings, "cuda"), trainee(settings, "cuda")
+    graphed = GraphedStep(captured.step, GPU)
+    for batch in batches(settings, 2 * (WARMUP + 10)):
+        expected, found = eager.step(batch.to(GPU)), graphed(batch)
+        for name, a, b in zip(expected._fields, expected, found, strict=True):
+            assert torch.equal(a, b) or (a.isnan() and b.isnan()), name
+    for name, value in eager.parts().state().items():
+        assert torch.equal(value, captured.parts().state()[name]), name
+
+
 @pytest.mark.parametrize("graphed", [False, True], ids=["eager", "graphed"])
 @pytest.mark.parametrize("form", FORMS, ids=str)
 def test_a_step_with_its_metrics_never_waits_for_the_device(form: dict[str, object], graphed: bool) -> None:
