@@ -7,7 +7,6 @@ come first. A header line, empty lines and lines that begin with # are left out.
 list has, and every other line must have it (`fastmpl.data.readers.list_form`).
 """
 
-import io
 import os
 import sys
 from array import array
@@ -49,7 +48,14 @@ def _why_no_content(line: str) -> str:
 
 
 def _numbered(text: str) -> Iterator[tuple[int, str]]:
-    yield from ((number, line.rstrip("\n")) for number, line in enumerate(io.StringIO(text), 1))
+    """The lines, counted from 1. `splitlines` knows more ends of lines, and StringIO takes four times the text's memory."""
+    start, number = 0, 0
+    while start < len(text):
+        end = text.find("\n", start)
+        end = len(text) if end < 0 else end
+        number += 1
+        yield number, text[start:end]
+        start = end + 1
 
 
 def _content(text: str) -> Iterator[tuple[int, str]]:

@@ -1,6 +1,7 @@
 """Lists of files in the forms that people write: each is read as it is meant, or refused in a sentence."""
 
 import os
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 
@@ -148,3 +149,16 @@ def test_the_lists_of_a_root_have_the_usual_names(root: Path) -> None:
     (problem,) = read_file_list(str(root)).problems
     assert problem.file.endswith("VAL.txt")
     assert "test images are read from test" in problem.reason
+
+
+def test_a_long_list_is_read_in_a_few_times_the_memory_of_its_text(root: Path) -> None:
+    text = "".join(f"images/n01440764/n01440764_{number}.JPEG\n" for number in range(20_000))
+    (root / "images/n01440764").mkdir()
+    (root / "images/n01440764/n01440764_0.JPEG").touch()
+    tracemalloc.start()
+    try:
+        read(root, text, with_class=False)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 5 * len(text)
