@@ -3,8 +3,8 @@
     python -m benchmarks.experiments.time_to_accuracy --jobs 1
 
 On Fashion-MNIST with 500 labels, and on 10,000 labels of which 45 % are wrong (pair noise) with 50 trusted images, which
-the feedback alone sees. Every run takes the steps that fill the budget, by the pace of a short run of its own, so that
-its schedule ends there. ReducedMPL pays for its large teacher: supervised training for half of the budget, and the
+the feedback alone sees. Every run takes the steps that fill the budget, by the pace of a short run of its first seed, so
+that its schedule ends there. ReducedMPL pays for its large teacher: supervised training for half of the budget, and the
 stored distributions. CPU seconds are those of training on one thread; starting and evaluating are not counted.
 """
 
@@ -85,10 +85,10 @@ class Job(NamedTuple):
         return Arm(words, self.task.config, changes)
 
     def train(self, name: str, seconds: float, part: str = "", store: str = "") -> CountedRun:
-        """An arm's run that fills `seconds`, by its pace."""
+        """An arm's run that fills `seconds`, by the pace of its first seed."""
         first, last = PACED
         short = self.arm(name, last, first, part + "-pace", store)
-        points = {p.step: p.seconds for p in train_counted(short.config_of(self.seed, self.output)).points}
+        points = {p.step: p.seconds for p in train_counted(short.config_of(0, self.output)).points}
         steps = max(round(seconds * (last - first) / (points[last] - points[first])), EVALUATIONS)
         whole = self.arm(name, steps, steps // EVALUATIONS, part, store)
         return train_counted(whole.config_of(self.seed, self.output))
@@ -102,11 +102,16 @@ def train_within_budget(job: Job) -> CountedRun:
     large = job.train(SUPERVISED, job.budget / 2, "-large")
     teacher = job.arm(SUPERVISED, 1, 1, "-large")
     folder = job.output / f"{teacher.name}-{job.seed}"
-    store = job.output / "stores" / folder.name
+    stores = job.output / "stores"
     began = time.process_time()
-    distill(teacher.config_of(job.seed, job.output), TeacherSource(teacher=str(folder)), output=store, tell=tell)
+    distill(
+        teacher.config_of(job.seed, job.output),
+        TeacherSource(teacher=str(folder)),
+        output=stores / folder.name,
+        tell=tell,
+    )
     spent = large.seconds + time.process_time() - began
-    found = job.train(REDUCED, max(job.budget - spent, 0.1 * job.budget), store=str(store))
+    found = job.train(REDUCED, max(job.budget - spent, 0.1 * job.budget), store=f"{stores / teacher.name}-{{seed}}")
     later = [point._replace(seconds=point.seconds + spent) for point in found.points]
     return CountedRun(found.seconds + spent, found.steps, [*large.points, *later])
 
@@ -169,11 +174,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     asked: argparse.Namespace = parser.parse_args(arguments)
     jobs = [
         Job(task, name, seed, asked.budget, asked.output)
-        for task in tasks()
         for seed in range(asked.seeds)
+        for task in tasks()
         for name in ARMS
     ]
-    found = parallel(train_within_budget, jobs, asked.jobs)
+    first = len(jobs) // asked.seeds  # jobs of the first seed, whose paces the others take
+    found = [run for part in (jobs[:first], jobs[first:]) for run in parallel(train_within_budget, part, asked.jobs)]
     path = record(asked, rows_of(jobs, found), budget=asked.budget)
     times = records.Record(f"{asked.record}_reached", "table", rows_of_times(jobs, found), {"budget": asked.budget})
     records.save(times, path.parent)

@@ -84,6 +84,8 @@ def _feedback(config: "Config") -> Iterator[str]:
                 'Leave the section out, or set feedback.kind = "off".'
             )
         return
+    if feedback.every > config.run.steps:
+        yield f"feedback.every = {feedback.every} is more than run.steps = {config.run.steps}: no step would credit."
     reason = IMPOSSIBLE.get((method.targets, feedback.kind))
     if reason:
         yield f'method.targets = "{method.targets}" with feedback.kind = "{feedback.kind}" {reason}.'

@@ -117,6 +117,10 @@ REFUSED = [
         'feedback.control = "flipped" with feedback.kind = "off" has nothing to spoil.',
     ),
     (
+        {"feedback.every": 4000},
+        "feedback.every = 4000 is more than run.steps = 3000: no step would credit.",
+    ),
+    (
         {"feedback.kind": "off", "feedback.every": 4},
         'feedback.every = 4 with feedback.kind = "off" has no step to credit. Leave it out.',
     ),

@@ -31,7 +31,7 @@ def config(folder: Path, **changes: Any) -> Config:
 def test_the_arms_are_every_legal_kind_and_the_controls(
     targets: str, kind: str, expected: list[str], tmp_path: Path
 ) -> None:
-    settings: dict[str, Any] = {} if kind == "off" else {"feedback.every": 4}
+    settings: dict[str, Any] = {} if kind == "off" else {"feedback.every": 2}
     settings |= {"feedback.baseline": 0.9} if kind == "scalar" else {}
     asked = config(tmp_path, **{"method.targets": targets, "feedback.kind": kind, **settings})
     built = ablation.build_arms(asked, save(asked, tmp_path / "config.toml"))
