@@ -76,6 +76,7 @@ bench: $(BUILD)
 	$(BIN)/python -m benchmarks.bench_batch_norm
 	$(BIN)/python -m benchmarks.bench_peers --compiled
 	$(BIN)/python -m benchmarks.bench_ranks
+	$(BIN)/python -m benchmarks.bench_start
 	$(BIN)/python -m benchmarks.tables
 
 gpu-check:
