@@ -34,7 +34,7 @@ class Cost(NamedTuple):
     """Of one process."""
 
     cpu: float  # seconds
-    peak: int  # bytes
+    peak: int  # bytes; no less than those of the process that started it, which imports little
 
 
 def run_once(program: list[str]) -> Cost:

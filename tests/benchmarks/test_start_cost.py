@@ -12,7 +12,7 @@ def test_the_cost_of_a_process_is_its_own() -> None:
     little = run_once([sys.executable, "-c", "pass"])
     much = run_once([sys.executable, "-c", "import time\nx = b'x' * 10**8\nwhile time.process_time() < 0.5: pass"])
     assert little.cpu < 0.5 <= much.cpu
-    assert much.peak - little.peak > 5e7
+    assert much.peak > 1e8
 
 
 def test_a_process_that_fails_is_no_measurement() -> None:
