@@ -53,7 +53,7 @@ AXES: Final = (
     Axis("side of an image", (8, 16, 32, 64, 96), lambda n: replace(BASE, pixels=n)),
 )
 ROWS: Final = (10_000, 100_000, 1_000_000)
-FILES: Final = (10_000, 40_000, 160_000)
+FILES: Final = (20_000, 80_000, 320_000)
 
 
 def measure_steps(axis: Axis, rounds: int, precision: Precision) -> list[Row]:
@@ -171,8 +171,9 @@ def main() -> None:
     asked = parser.parse_args()
     keep_memory("benchmarks.bench_growth")
     torch.set_num_threads(1)
+    listed = measure_listings(FILES, asked.folder)
     points = [row for axis in AXES for row in measure_steps(axis, asked.rounds, asked.precision)]
-    points += measure_stores(ROWS) + measure_listings(FILES, asked.folder)
+    points += measure_stores(ROWS) + listed
     facts = {"rounds": asked.rounds, "precision": asked.precision, "network": BASE.model}
     for row in (*points, *fit(points)):
         print("  ".join(map(str, row.values())))
