@@ -13,7 +13,8 @@ N ranks; a micro-batches; C channels of a synchronised norm. With whole networks
 in messages of at most `LARGEST` elements. ZeRO 1 and 2 gather the parameters after each update, and both sets of
 parameters of exact feedback's tangent; a norm of shards is a message of one number. ZeRO 3 gathers the parameters for each
 pass. How many of these gathers DeepSpeed saves, because parameters are still there, is its own affair, so numbers of stage
-3 are bounds from above. Recomputed blocks take their norms' sums again; all norms are counted as if they were recomputed.
+3 are bounds from above. With `feedback.every` the step is one that credits. Recomputed blocks take their norms' sums
+again; all norms are counted as if they were recomputed.
 
 Not counted: the metrics, one message of some hundred bytes every `run.log_every` steps, evaluations, checkpoints.
 """

@@ -26,7 +26,7 @@ def _sentences(found: ScalePlan, uneven: Sequence[str]) -> Iterator[tuple[str, s
         ways += f", {link.between / 1e9:g} GB/s a GPU between machines" if found.machines > 1 else ""
         yield (
             "messages",
-            f"{number:,} a step, {sent / 1e6:,.3g} MB: {1e3 * found.sending:,.3g} ms, {most}{100 * found.share:.2g} "
+            f"{number:,} a step, {_round(sent / 1e6)} MB: {_round(1e3 * found.sending)} ms, {most}{100 * found.share:.2g} "
             f"% of the step; {ways}, {1e6 * link.latency:g} us a hop",
         )
     if found.decodes:
@@ -44,6 +44,11 @@ def _sentences(found: ScalePlan, uneven: Sequence[str]) -> Iterator[tuple[str, s
         yield "breaks", _describe(need)
     if not breaking and found.needs:
         yield "breaks first", _describe(found.needs[0])
+
+
+def _round(value: float) -> str:
+    """Three digits, and never an exponent."""
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
 
 def _describe(need: Need) -> str:
