@@ -4,7 +4,7 @@ A step of Meta Pseudo Labels with exact feedback (WRN-10-1, 32 px, 8 + 56 images
 several batches, ratios of unlabelled to labelled images, numbers of classes, depths and resolutions, one of them changed
 at a time; a store of distributions and a folder's listing at several sizes. Of a step: CPU seconds (median of rounds that
 take turns), arithmetic, operators, and the peak of its bytes, counted. Exponents are slopes of log cost over log size, by
-least squares over all points, and between the first two and the last two. About four minutes.
+least squares over all points, and between the first two and the last two. About three minutes.
 """
 
 import argparse
@@ -25,7 +25,7 @@ from benchmarks.bench_listing import make_tree
 from benchmarks.bench_store import PART, draw_peaked
 from benchmarks.environment import ROOT, keep_memory
 from benchmarks.harness import sample
-from benchmarks.records import Record, Row, save
+from benchmarks.records import Record, Row, load, save
 from benchmarks.steps import CPU, Size, Step
 from fastmpl.analysis.accounting import count_arithmetic, measure
 from fastmpl.data.stores.store import Store, open_store
@@ -147,7 +147,7 @@ def _fit_axis(name: str, rows: list[Row]) -> Row:
     sizes, seconds = column("value"), column("seconds")
 
     def exponent(key: str) -> str:
-        return f"{slope(sizes, column(key)):.2f}" if key in rows[0] else ""
+        return f"{round(slope(sizes, column(key)), 2) + 0.0:.2f}" if key in rows[0] else ""
 
     return {
         "what grows": name,
@@ -163,22 +163,32 @@ def _fit_axis(name: str, rows: list[Row]) -> Row:
     }
 
 
+def measure_all(rounds: int, precision: Precision, folder: Path) -> list[Row]:
+    """The points of every axis. folder: where files to list are made."""
+    points = measure_listings(FILES, folder)
+    for axis in AXES:
+        points += measure_steps(axis, rounds, precision)
+        print(axis.name, flush=True)
+    return points + measure_stores(ROWS)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--precision", choices=("float32", "bf16"), default="bf16" if computes_bf16(CPU) else "float32")
     parser.add_argument("--folder", type=Path, default=Path("runs/bench_growth"), help="where files to list are made")
+    parser.add_argument("--fit", action="store_true", help="measure nothing: exponents of the points that are recorded")
     asked = parser.parse_args()
-    keep_memory("benchmarks.bench_growth")
-    torch.set_num_threads(1)
-    listed = measure_listings(FILES, asked.folder)
-    points = [row for axis in AXES for row in measure_steps(axis, asked.rounds, asked.precision)]
-    points += measure_stores(ROWS) + listed
-    facts = {"rounds": asked.rounds, "precision": asked.precision, "network": BASE.model}
-    for row in (*points, *fit(points)):
+    if not asked.fit:
+        keep_memory("benchmarks.bench_growth")
+        torch.set_num_threads(1)
+        facts = {"rounds": asked.rounds, "precision": asked.precision, "network": BASE.model}
+        save(Record("growth_points", "table", measure_all(asked.rounds, asked.precision, asked.folder), facts))
+    points = load("growth_points")
+    fitted = replace(points, name="growth", rows=fit(points.rows))  # of the points' commit and command
+    for row in (*points.rows, *fitted.rows):
         print("  ".join(map(str, row.values())))
-    print(save(Record("growth_points", "table", points, facts)))
-    print(save(Record("growth", "table", fit(points), facts)))
+    print(save(fitted))
 
 
 if __name__ == "__main__":
