@@ -153,7 +153,7 @@ def _fit_axis(name: str, rows: list[Row]) -> Row:
         "what grows": name,
         "from": f"{sizes[0]:,.0f}",
         "to": f"{sizes[-1]:,.0f}",
-        "ms, first and last": f"{1e3 * seconds[0]:.3g}, {1e3 * seconds[-1]:.3g}",
+        "ms, first and last": ", ".join(_say_ms(each) for each in (seconds[0], seconds[-1])),
         "time": exponent("seconds"),
         "at the small end": f"{slope(sizes[:2], seconds[:2]):.2f}",
         "at the large end": f"{slope(sizes[-2:], seconds[-2:]):.2f}",
@@ -161,6 +161,10 @@ def _fit_axis(name: str, rows: list[Row]) -> Row:
         "operators": exponent("operators"),
         "bytes": exponent("bytes"),
     }
+
+
+def _say_ms(seconds: float) -> str:
+    return f"{1e3 * seconds:,.0f}" if seconds >= 0.1 else f"{1e3 * seconds:.3g}"
 
 
 def measure_all(rounds: int, precision: Precision, folder: Path) -> list[Row]:

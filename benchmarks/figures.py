@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.ticker import FuncFormatter, NullFormatter
 
 from benchmarks.environment import ROOT
 from benchmarks.experiments.two_moons import ARMS, CONFIG
@@ -108,12 +109,16 @@ def draw_growth(record: Record) -> dict[str, bytes]:
             sizes, seconds = ([float(row[key]) for row in rows] for key in ("value", "seconds"))  # type: ignore[arg-type]
             x, y = ([each / of[0] for each in of] for of in (sizes, seconds))
             axes.plot(x, y, marker="o", markersize=3, color=COLOUR[role])
-            axes.annotate(name, (x[-1], y[-1]), (5, 0), textcoords="offset points", va="center", color=COLOUR[role])
-        axes.set_xscale("log", base=10)
-        axes.set_yscale("log", base=10)
+            left = x[-1] < 6  # other curves are to the right of it
+            place = {"xytext": (-5, 5) if left else (5, 0), "ha": "right" if left else "left"}
+            axes.annotate(name, (x[-1], y[-1]), textcoords="offset points", va="center", color=COLOUR[role], **place)
+        for axis, scale in ((axes.xaxis, axes.set_xscale), (axes.yaxis, axes.set_yscale)):
+            scale("log")
+            axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
+            axis.set_minor_formatter(NullFormatter())
         axes.set_xlabel("size, relative to the smallest", color=COLOUR["muted"])
         axes.set_ylabel("CPU time of a step, relative", color=COLOUR["muted"])
-        axes.margins(x=0.25)
+        axes.set_xlim(0.8, 1e5)
 
     drawn = draw("CPU time of a step over what grows, on logarithmic scales", (5.6, 3.2), paint)
     return {"growth.svg": standalone(drawn).encode()}
@@ -124,6 +129,7 @@ DRAWINGS: Mapping[str, Callable[[Record], dict[str, bytes]]] = {
     "label_correction_curves": draw_label_correction,
     "target_distributions_images": draw_target_distributions,
     "two_moons_boundaries": draw_two_moons,
+    "growth_points": draw_growth,
 }
 
 

@@ -99,6 +99,20 @@ VIEWS = {
             "copy (ms)": "a copy, ms",
         }
     ),
+    "growth": View(
+        {
+            "what grows": "what grows",
+            "from": "from",
+            "to": "to",
+            "ms, first and last": "ms, first and last",
+            "time": "time, exponent",
+            "at the small end": "small end",
+            "at the large end": "large end",
+            "arithmetic": "arithmetic",
+            "operators": "operators",
+            "bytes": "bytes",
+        }
+    ),
     "optimiser": View(
         {"network": "network", "op": "op", "ours (ms)": "ours, ms", "torch (ms)": "torch, ms", "speedup": "speed"}
     ),
