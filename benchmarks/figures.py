@@ -110,8 +110,15 @@ def draw_growth(record: Record) -> dict[str, bytes]:
             x, y = ([each / of[0] for each in of] for of in (sizes, seconds))
             axes.plot(x, y, marker="o", markersize=3, color=COLOUR[role])
             left = x[-1] < 6  # other curves are to the right of it
-            place = {"xytext": (-5, 5) if left else (5, 0), "ha": "right" if left else "left"}
-            axes.annotate(name, (x[-1], y[-1]), textcoords="offset points", va="center", color=COLOUR[role], **place)
+            axes.annotate(
+                name,
+                (x[-1], y[-1]),
+                (-5, 5) if left else (5, 0),
+                textcoords="offset points",
+                ha="right" if left else "left",
+                va="center",
+                color=COLOUR[role],
+            )
         for axis, scale in ((axes.xaxis, axes.set_xscale), (axes.yaxis, axes.set_yscale)):
             scale("log")
             axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
