@@ -1,6 +1,7 @@
 """Test accuracy at equal CPU seconds: supervised training, UDA, FixMatch, and Meta Pseudo Labels by its kinds of feedback.
 
     python -m benchmarks.experiments.time_to_accuracy --jobs 1
+    python -m benchmarks.experiments.time_to_accuracy --jobs 1 --data noisy --budget 6      one of the two, in less time
 
 On Fashion-MNIST with 500 labels, and on 10,000 labels of which 45 % are wrong (pair noise) with 50 trusted images, which
 the feedback alone sees. Every run takes the steps that fill the budget, by the pace of a short run of its first seed, so
@@ -59,12 +60,13 @@ class Task(NamedTuple):
     target: float  # a share
 
 
-def tasks() -> list[Task]:
+def tasks() -> dict[str, Task]:
+    """The tasks, by the word that asks for them."""
     noisy = {**noisy_labels.base_of(NOISE, {}), "feedback.weight": chosen_weight()}
-    return [
-        Task("500 labels", CONFIGS / "fashion_mnist_500.toml", few_labels.CPU_SIZED, 0.7),
-        Task("noisy labels, 50 trusted", noisy_labels.CONFIG, noisy, 0.75),
-    ]
+    return {
+        "few": Task("500 labels", CONFIGS / "fashion_mnist_500.toml", few_labels.CPU_SIZED, 0.7),
+        "noisy": Task("noisy labels, 50 trusted", noisy_labels.CONFIG, noisy, 0.75),
+    }
 
 
 class Job(NamedTuple):
@@ -171,11 +173,12 @@ def rows_of_times(jobs: Sequence[Job], found: Sequence[CountedRun]) -> list[Row]
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = options("time_to_accuracy", __doc__.splitlines()[0], steps=0, seeds=3)
     parser.add_argument("--budget", type=float, default=20.0, help="CPU seconds of a run")
+    parser.add_argument("--data", nargs="+", choices=["few", "noisy"], default=["few", "noisy"])
     asked: argparse.Namespace = parser.parse_args(arguments)
     jobs = [
         Job(task, name, seed, asked.budget, asked.output)
         for seed in range(asked.seeds)
-        for task in tasks()
+        for task in (tasks()[word] for word in asked.data)
         for name in ARMS
     ]
     first = len(jobs) // asked.seeds  # jobs of the first seed, whose paces the others take

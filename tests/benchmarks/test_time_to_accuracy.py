@@ -25,7 +25,7 @@ def test_an_accuracy_is_reached_where_the_student_stays_above_it() -> None:
 
 
 def test_every_arm_is_legal_and_named_apart(tmp_path: Path) -> None:
-    for task in experiment.tasks():
+    for task in experiment.tasks().values():
         names = set()
         for name in experiment.ARMS:
             job = experiment.Job(task, name, 2, 5.0, tmp_path)
@@ -37,7 +37,7 @@ def test_every_arm_is_legal_and_named_apart(tmp_path: Path) -> None:
 
 
 def test_the_tables_have_the_accuracy_at_each_mark_and_the_runs_that_reach_one(tmp_path: Path) -> None:
-    task = experiment.tasks()[0]._replace(target=0.65)
+    task = experiment.tasks()["few"]._replace(target=0.65)
     jobs = [experiment.Job(task, "UDA", seed, 8.0, tmp_path) for seed in (0, 1)]
     found = [CountedRun(8.0, 40, POINTS), CountedRun(8.0, 40, POINTS[:3])]
     rows = experiment.rows_of(jobs, found)
