@@ -110,6 +110,7 @@ def normalise(text: str, place: Path) -> str:
         (r"\b\d+(:\d\d)+\b|\b\d+ s\b", "TIME"),
         (r"(━|╸|╺)+", "━━━"),
         (r" \| waits for data #.#%|^waits for data .*\n", ""),  # shown where a machine is busy
+        (r"^\S+ \d+/\d+ \|.*\| time left .*\n", ""),  # a plain line before the last, where a run takes over ten seconds
         (r"(averaged )?student of step \d+", "STUDENT of step #"),  # the selected one
         (r" {2,}", "  "),
     ):
