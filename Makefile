@@ -76,6 +76,9 @@ bench: $(BUILD)
 	$(BIN)/python -m benchmarks.bench_batch_norm
 	$(BIN)/python -m benchmarks.bench_peers --compiled
 	$(BIN)/python -m benchmarks.bench_ranks
+	$(BIN)/python -m benchmarks.bench_ladder
+	$(BIN)/python -m benchmarks.bench_growth
+	$(BIN)/python -m benchmarks.bench_scale
 	$(BIN)/python -m benchmarks.bench_start
 	$(BIN)/python -m benchmarks.tables
 
