@@ -9,7 +9,7 @@
 # make test-lowest     the tests of kernels, step, learners and models with the lowest versions promised; left out, with a
 #                      sentence, where these cannot be installed
 # make bench           what a step costs on this CPU, by itself and beside what people use; writes records, and every table of
-#                      README.md and docs from the records. Half an hour on a quiet machine
+#                      README.md and docs from the records. Forty minutes on a quiet machine
 # make gpu-check       what a GPU is asked: is every kernel, graph and stream right, and how fast; writes records (docs/gpu.md).
 #                      Any python3 with torch will do: no environment is built then. ARGS="--part correct --seconds 560"
 

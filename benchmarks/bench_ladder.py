@@ -173,9 +173,9 @@ def _say(rung: Rung, apart: dict[str, dict[str, float]], size: Size) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--rounds", type=int, default=4)
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--steps", type=int, default=100, help="of the training on digits")
+    parser.add_argument("--steps", type=int, default=60, help="of the training on digits")
     asked = parser.parse_args()
     torch.set_num_threads(1)
     rows = measure(climb(), TIMED, rounds=asked.rounds, seeds=asked.seeds, steps=asked.steps)
