@@ -32,23 +32,26 @@ class Ranks:
 
     def all_reduce_mean_(self, tensors: Sequence[Tensor]) -> None:
         """Replaces each tensor by its mean over ranks, bit-equal on all of them."""
-        self.all_reduce_sum_(tensors)
-        if self.size > 1 and tensors:
-            torch._foreach_div_(list(tensors), self.size)
+        self._all_reduce(tensors, self.size)
 
     def all_reduce_sum_(self, tensors: Sequence[Tensor]) -> None:
         """Replaces each tensor by its sum over ranks, in few messages."""
+        self._all_reduce(tensors, 1)
+
+    def _all_reduce(self, tensors: Sequence[Tensor], divisor: int) -> None:
         if self.size == 1:
             return
         sent = []
-        for part in _split_messages(tensors):
+        for part in _split_messages([_in_memory_order(tensor) for tensor in tensors]):
             flat = torch.cat([tensor.reshape(-1) for tensor in part])
             sent.append((part, flat, dist.all_reduce(flat, group=self.group, async_op=True)))
         for part, flat, work in sent:
             assert work is not None
             work.wait()
-            for tensor, total in zip(part, torch.split(flat, [tensor.numel() for tensor in part]), strict=True):
-                tensor.copy_(total.view_as(tensor))
+            if divisor > 1:
+                flat.div_(divisor)
+            totals = torch.split(flat, [tensor.numel() for tensor in part])
+            torch._foreach_copy_(part, [total.view(each.shape) for each, total in zip(part, totals, strict=True)])
 
     def all_gather(self, mine: Float[Tensor, "n *rest"]) -> Float[Tensor, "ranks*n *rest"]:
         """The rows of all ranks, in the order of ranks. Every rank gives the same number of rows."""
@@ -77,6 +80,15 @@ class Ranks:
         gathered: list[Any] = [None] * self.size
         dist.all_gather_object(gathered, mine, group=self.group)
         return gathered
+
+
+def _in_memory_order(tensor: Tensor) -> Tensor:
+    """A view whose elements are read in the order of memory, if the tensor is channels-last: else a copy transposes them.
+
+    Every rank runs the same program, so that a tensor has the same order on all of them.
+    """
+    is_last = tensor.ndim == 4 and tensor.is_contiguous(memory_format=torch.channels_last)
+    return tensor.permute(0, 2, 3, 1) if is_last and not tensor.is_contiguous() else tensor
 
 
 def _split_messages(tensors: Sequence[Tensor]) -> list[list[Tensor]]:
