@@ -16,17 +16,19 @@ def make_tensors(rank: int) -> list[Tensor]:
     return [plain, image, narrow, turned.t(), sparse[::2], number, torch.randn(3, generator=draws).double()]
 
 
-def take_mean_and_sum(ranks: Ranks) -> tuple[list[Tensor], list[Tensor], bool]:
+def find_wrong(ranks: Ranks) -> list[str]:
+    """What is not as torch has it, on this rank; a tensor would not outlive the process that sends it."""
     means, sums = make_tensors(ranks.rank), make_tensors(ranks.rank)
     ranks.all_reduce_mean_(means)
     ranks.all_reduce_sum_(sums)
-    kept = [each.stride() for each in means] == [each.stride() for each in make_tensors(0)]
-    return [each.clone() for each in means], [each.clone() for each in sums], kept
+    wrong = []
+    for number, pair in enumerate(zip(make_tensors(0), make_tensors(1), strict=True)):
+        total = pair[0] + pair[1]
+        wrong += [f"sum of {number}"] * (not torch.equal(sums[number], total))
+        wrong += [f"mean of {number}"] * (not torch.equal(means[number], total / 2))
+        wrong += [f"layout of {number}"] * (means[number].stride() != pair[0].stride())
+    return wrong
 
 
 def test_means_and_sums_are_those_of_the_tensors_whatever_their_order_in_memory() -> None:
-    both = [torch.stack(pair) for pair in zip(make_tensors(0), make_tensors(1), strict=True)]
-    for means, sums, kept in on_ranks(2, take_mean_and_sum):
-        assert kept
-        assert all(torch.equal(each, pair.sum(0) / 2) for each, pair in zip(means, both, strict=True))
-        assert all(torch.equal(each, pair.sum(0)) for each, pair in zip(sums, both, strict=True))
+    assert on_ranks(2, find_wrong) == [[], []]
