@@ -36,6 +36,17 @@ def test_every_arm_is_legal_and_named_apart(tmp_path: Path) -> None:
         assert len(names) == len(experiment.ARMS)
 
 
+def test_scores_that_were_stored_keep_the_seconds_that_they_took(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[Path] = []
+    monkeypatch.setattr(experiment, "distill", lambda *_, output, **__: calls.append(output))
+    config = experiment.Job(experiment.tasks()["few"], "UDA", 0, 5.0, tmp_path).arm("UDA", 32, 2).config_of(0, tmp_path)
+    first, second = (experiment.store_scores(config, tmp_path / "run", tmp_path / "store") for _ in range(2))
+    assert first == second > 0
+    assert calls == [tmp_path / "store"]
+
+
 def test_the_tables_have_the_accuracy_at_each_mark_and_the_runs_that_reach_one(tmp_path: Path) -> None:
     task = experiment.tasks()["few"]._replace(target=0.65)
     jobs = [experiment.Job(task, "UDA", seed, 8.0, tmp_path) for seed in (0, 1)]
