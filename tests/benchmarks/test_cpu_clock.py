@@ -50,7 +50,7 @@ def test_a_table_has_the_median_of_the_seconds_and_of_their_ratios_by_seed() -> 
 
 
 def test_the_arms_of_feedback_every_differ_in_that_key_alone(tmp_path: Path) -> None:
-    for task in feedback_every.tasks_of(7, tmp_path / "stores"):
+    for task in feedback_every.tasks_of(9, tmp_path / "stores"):
         made = {name: arm.config_of(3, tmp_path) for name, arm in feedback_every.arms_of(task).items()}
         assert [config.feedback.every for config in made.values()] == [1, 2, 4, 8, 1]
         assert made["off"].feedback.kind == "off"
