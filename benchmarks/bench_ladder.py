@@ -32,7 +32,7 @@ from fastmpl.step.taped_step import TapedStep
 PERCEPTRON: Final = Size("perceptron", 8, 8, 56)
 TIMED: Final = Size("wrn_28_2", 32, 4, 28)
 WIDE: Final = Size("wrn_10_2", 16, 8, 56)
-DIGITS: Final = Size("wrn_10_1", 8, 16, 64)
+DIGITS: Final = Size("conv", 8, 16, 64)
 WARMUP: Final = 13  # calls after which a tape serves
 
 
@@ -191,7 +191,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--seeds", type=int, default=2)
-    parser.add_argument("--steps", type=int, default=60, help="of the training on digits")
+    parser.add_argument("--steps", type=int, default=300, help="of the training on digits")
     asked = parser.parse_args()
     torch.set_num_threads(1)
     rows = measure(climb(), TIMED, rounds=asked.rounds, seeds=asked.seeds, steps=asked.steps)
