@@ -131,7 +131,8 @@ def _list_needs_of_ranks(config: Config, plan: MemoryPlan, found: ScalePlan, mac
     if any(network.local_norms for network in plan.exchanged.values()):
         seen = plan.batches["batch_labelled"] / config.system.accumulate
         remedy = 'norm = "sync" or "group", or a larger data.batch_labelled'
-        yield Need("batch norm", f"statistics of {seen:.0f} labelled images of a rank", FEW / seen, remedy)
+        images = "one labelled image" if seen == 1 else f"{seen:.0f} labelled images"
+        yield Need("batch norm", f"statistics of {images} of a rank", FEW / seen, remedy)
     if not found.is_small:
         remedy = "more images a rank; after ZeRO 3, a lower stage"
         yield Need("messages", f"{100 * found.share:.2g} % of a step", found.share / machine.messages, remedy)

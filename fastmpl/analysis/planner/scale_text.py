@@ -27,7 +27,7 @@ def _sentences(found: ScalePlan, uneven: Sequence[str]) -> Iterator[tuple[str, s
         yield (
             "messages",
             f"{number:,} a step, {_round(sent / 1e6)} MB: {_round(1e3 * found.sending)} ms, {most}{100 * found.share:.2g} "
-            f"% of the step; {ways}, {1e6 * link.latency:g} us a hop",
+            f"% of the step, which takes {found.step:.3g} s with them; {ways}, {1e6 * link.latency:g} us a hop",
         )
     if found.decodes:
         cores, read = found.rate * DECODED, found.rate * ENCODED
