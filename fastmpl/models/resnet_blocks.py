@@ -4,7 +4,8 @@
 
 timm adds the shortcut in place and calls the activation behind it: two passes over memory in each direction, which the
 fused norm takes with its own. Names, parameters and the state dict stay. Blocks with something between the norm and the
-sum (attention, stochastic depth) stay as they are.
+sum (attention, stochastic depth) stay as they are, and so do those with a layer in the shortcut: the norm needs the
+shortcut in its backward pass. A block's input is kept for its first convolution anyway, and that layer's result is not.
 """
 
 from jaxtyping import Float
@@ -15,21 +16,21 @@ from fastmpl_kernels.batch_norm_act.module import BatchNormAct2d, activation_of
 
 
 class FusedBasicBlock(BasicBlock):  # type: ignore[misc]
-    """Two 3x3 convolutions beside a shortcut."""
+    """Two 3x3 convolutions, and the block's input as the shortcut."""
 
     def forward(self, x: Float[Tensor, "N C H W"]) -> Float[Tensor, "N C2 H2 W2"]:
         branch = self.conv2(self.aa(self.act1(self.drop_block(self.bn1(self.conv1(x))))))
-        result: Tensor = self.bn2(branch, x if self.downsample is None else self.downsample(x))
+        result: Tensor = self.bn2(branch, x)
         return result
 
 
 class FusedBottleneck(Bottleneck):  # type: ignore[misc]
-    """A 3x3 convolution between two of 1x1, beside a shortcut."""
+    """A 3x3 convolution between two of 1x1, and the block's input as the shortcut."""
 
     def forward(self, x: Float[Tensor, "N C H W"]) -> Float[Tensor, "N C2 H2 W2"]:
         branch = self.act1(self.bn1(self.conv1(x)))
         branch = self.conv3(self.aa(self.act2(self.drop_block(self.bn2(self.conv2(branch))))))
-        result: Tensor = self.bn3(branch, x if self.downsample is None else self.downsample(x))
+        result: Tensor = self.bn3(branch, x)
         return result
 
 
@@ -50,7 +51,7 @@ def fuse_residual_blocks(model: nn.Module) -> int:
     """
     count = 0
     for block in model.modules():
-        if type(block) not in KINDS or not _is_nothing(block.se) or not _is_nothing(block.drop_path):  # type: ignore[arg-type]
+        if type(block) not in KINDS or not all(map(_is_nothing, (block.se, block.drop_path, block.downsample))):  # type: ignore[arg-type]
             continue
         fused, norm_name, act_name = KINDS[type(block)]
         norm, known = getattr(block, norm_name), activation_of(getattr(block, act_name))
