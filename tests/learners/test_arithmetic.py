@@ -87,9 +87,9 @@ def test_a_run_trains_by_the_policy_of_its_configuration(
     seen: list[tuple[bool, bool, bool]] = []
     honest = PlainLearner.forward
 
-    def spy(self: PlainLearner, images: Tensor, draw: Tensor) -> Tensor:
+    def spy(self: PlainLearner, images: Tensor, draw: Tensor, **options: bool) -> Tensor:
         seen.append((*switches(), torch.backends.cudnn.benchmark))
-        return honest(self, images, draw)
+        return honest(self, images, draw, **options)
 
     monkeypatch.setattr(PlainLearner, "forward", spy)
     before = switches()

@@ -96,7 +96,7 @@ def test_the_copy_into_a_graph_s_inputs_is_the_only_one_and_converts(
     images: Files, cuda: torch.device, precision: str, dtype: torch.dtype
 ) -> None:
     config, read = asked(precision), list[Batch]()
-    trainee = cast(Trainee, SimpleNamespace(step=read.append))
+    trainee = cast(Trainee, SimpleNamespace(step=SimpleNamespace(execute=read.append, is_between=False, taken=0)))
     step = choose_execution(trainee, config, cuda, pytest.fail, decodes=True)
     batches, same = loader(images, loaded_dtype(config, cuda)), loader(images, torch.float32)
     step(next(batches))  # makes the inputs
