@@ -2,8 +2,9 @@
 
 The loop pays for the copy alone. On a GPU it is queued behind the step into page-locked memory, and the host does not wait
 for it; on a CPU it is one pass over the state. A thread writes the copies, with a process group of its own, because its
-messages would mix with those of the steps. One save is written at a time: the next one waits for it. A state that is larger
-than `SHARE` of the free host memory is written in place, and training waits.
+messages would mix with those of the steps. One save is written at a time: the next one waits for it. A state is written in
+place, and training waits, if a copy would take more than `SHARE` of the free host memory, or if it is larger than `TWICE` and
+lies in host memory itself.
 """
 
 import copy
@@ -22,6 +23,7 @@ from fastmpl.run.checkpoint import Checkpoint
 from fastmpl.run.host_memory import available_bytes
 
 SHARE: Final = 0.1  # of the free host memory, which the ranks of a machine divide among themselves
+TWICE: Final = 1 << 30  # bytes of a rank's state on a CPU that host memory may hold twice
 LONGEST: Final = 20.0  # seconds that a run which fails waits for its last save
 
 
@@ -97,8 +99,8 @@ class Saver:
         """
         mine = made.tensors_on(self._ranks.rank)
         made = made._replace(facts=copy.deepcopy(made.facts))
-        if self._snapshot.missing_bytes(mine) * self._local_size > SHARE * available_bytes():
-            self._tell_once(sum(tensor.nbytes for tensor in mine.values()))
+        if reason := self._reason_against_copy(mine):
+            self._tell_once(sum(tensor.nbytes for tensor in mine.values()), reason)
             self._snapshot.clear()
             self._write(made, best, None)
             return
@@ -144,10 +146,15 @@ class Saver:
         except BaseException as error:  # of this thread, such as a lost rank: it is raised in the loop
             self._failure = error
 
-    def _tell_once(self, size: int) -> None:
+    def _reason_against_copy(self, mine: Mapping[str, Tensor]) -> str:
+        """Why host memory is to hold no copy of these tensors; empty if it may."""
+        if sum(tensor.nbytes for tensor in mine.values() if tensor.device.type == "cpu") > TWICE:
+            return "host memory would hold them twice"
+        if self._snapshot.missing_bytes(mine) * self._local_size > SHARE * available_bytes():
+            return f"a copy would take more than {SHARE:.0%} of the free host memory"
+        return ""
+
+    def _tell_once(self, size: int, reason: str) -> None:
         if not self._is_told:
             self._is_told = True
-            self._note(
-                f"Checkpoints of {size / 1e9:.1f} GB are written while training waits: a copy would take more than "
-                f"{SHARE:.0%} of the free host memory."
-            )
+            self._note(f"Checkpoints of {size / 1e9:.1f} GB are written while training waits: {reason}.")

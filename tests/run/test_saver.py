@@ -115,6 +115,17 @@ def test_a_state_that_is_large_for_the_free_memory_is_saved_in_place(
     ]
 
 
+def test_a_large_state_on_a_cpu_is_saved_in_place_however_much_memory_is_free(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    notes: list[str] = []
+    here = make_saver(tmp_path, notes)
+    monkeypatch.setattr(saver, "TWICE", 10)
+    here.begin(state(1), None)
+    assert checkpoint.steps(tmp_path) == [1]
+    assert notes == ["Checkpoints of 0.0 GB are written while training waits: host memory would hold them twice."]
+
+
 def test_a_run_whose_saves_are_slow_leaves_every_checkpoint_and_the_same_numbers(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -153,6 +164,7 @@ def test_a_save_holds_one_copy_of_the_state_or_none(how: str, parameters: int, t
         pytest.skip("free three times the memory of the state")
     found = measure_memory(parameters, how, tmp_path)
     assert float(str(found["grown"])) < (1.2 if found["beside"] else 0.2)
+    assert not (found["beside"] and parameters == 500_000_000)  # host memory would hold the state twice
 
 
 def test_the_limit_of_a_container_counts(tmp_path: Path) -> None:
