@@ -2,9 +2,10 @@
 
 The loop pays for the copy alone. On a GPU it is queued behind the step into page-locked memory, and the host does not wait
 for it; on a CPU it is one pass over the state. A thread writes the copies, with a process group of its own, because its
-messages would mix with those of the steps. One save is written at a time: the next one waits for it. A state is written in
-place, and training waits, if a copy would take more than `SHARE` of the free host memory, or if it is larger than `TWICE` and
-lies in host memory itself.
+messages would mix with those of the steps. One save is written at a time: the next one waits for it.
+
+A state is written in place, and training waits, if a copy would take more than `SHARE` of the free host memory, or if the
+state is larger than `TWICE` and lies in host memory itself.
 """
 
 import copy
