@@ -1,5 +1,6 @@
 """The verbs that need a configuration, and accept an option for every key of it: a dataclass and a function a verb."""
 
+import math
 import os
 import tempfile
 from dataclasses import dataclass
@@ -126,7 +127,7 @@ def plan(options: PlanOptions, config: Config) -> None:
     config = settle_inputs(config)
     if options.ranks < 1 or options.memory <= 0:
         raise ConfigError("fastmpl plan needs --ranks of at least 1, and --memory above 0.")
-    if options.link <= 0 or options.images < 0:
+    if not 0 < options.link < math.inf or options.images < 0:
         raise ConfigError("fastmpl plan needs --link above 0, and --images of at least 0.")
     measured = None if options.measured is None else planner.pace_of_run(config, options.measured)
     planner.pace_at_share(config, 0, options.gpu, options.share)  # refuses what it cannot use before the counting

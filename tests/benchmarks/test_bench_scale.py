@@ -1,6 +1,7 @@
 """The benchmark of the cost model checks a small case on two ranks and plans a large network."""
 
-from benchmarks.bench_scale import PERCEPTRON, Case, Planned, check, measure_store, plan_ranks
+from benchmarks.bench_scale import Planned, measure_store, plan_ranks
+from benchmarks.scale_checks import PERCEPTRON, Case, check
 from fastmpl.analysis.planner.link import Link
 
 SMALL = {"small": Case(PERCEPTRON | {"student.width": 16, "teacher.width": 16}, pixels=4, labelled=8, unlabelled=8)}

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from benchmarks.bench_scale import build_trainee, make_batch, plan_messages
 from benchmarks.bench_zero import count_traffic
+from benchmarks.scale_checks import build_trainee, make_batch, plan_messages
 from fastmpl.analysis.planner.cost import Shape, divide_batches
 from fastmpl.config import Config, load
 from fastmpl.distributed.ranks import Ranks

@@ -129,6 +129,12 @@ def test_a_batch_of_less_than_an_image_a_rank_is_refused(capsys: pytest.CaptureF
     assert "Set it to a multiple of 1024" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("link", ["0", "-1", "nan", "inf"])
+def test_a_link_that_is_no_speed_is_refused(link: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["plan", str(DIGITS), "--link", link]) == 2
+    assert "--link above 0" in capsys.readouterr().err
+
+
 def test_constants_are_those_of_the_records() -> None:
     """A record may become better than what is planned with, and not worse."""
     (loader,) = (r for r in record("loader")["rows"] if r["loader"] == "fastmpl" and r["RandAugment"] != "no")
