@@ -147,9 +147,10 @@ class Optimiser:
         return frozenset(self.parameters) if self.row.lend_averages is not None else frozenset()
 
     def derivative(self, update: Update, direction: Gradient) -> Gradient:
-        """D v of `update`, the last step: first the optimiser's own rule, then the clip's Jacobian.
+        """D v of `update`, the last step, with v = `direction` and D = (dF/dg)^T of the update theta' = theta - F(g).
 
-        With f = c / |g| < 1 active, v -> f (v - ghat <ghat, v>), ghat = g / |g|: f depends on g too. Where `direction`
+        F clips first and steps then, so the transpose takes the optimiser's rule first and then the clip's Jacobian: with
+        f = c / |g| < 1 active, v -> f (v - ghat <ghat, v>), ghat = g / |g|, as f depends on g too. Where `direction`
         holds some of the parameters, the inner product runs over those.
         """
         assert update.gradients is not None and update.old is not None, "the update was not kept"

@@ -68,8 +68,8 @@ class Learner(Protocol):
         gradient: Gradient,
         draw: Int[Tensor, ""],
     ) -> Float[Tensor, "N K"]:
-        """d logits / de of these images at theta + e D g, e = 0, with theta the parameters before `update` and
-        D = -d theta' / d(its gradient). `logits` are those at theta, which one of the two forms starts from.
+        """d logits / de of these images at theta + e D v, e = 0: theta are the parameters before `update`, v is `gradient`,
+        and D = (dF/dg)^T of the update theta' = theta - F(g). `logits` are those at theta, which the difference form uses.
         """
         ...
 

@@ -26,7 +26,7 @@ def exact_credit(
 ) -> Float[Tensor, "U K"]:
     """r_ic = dV(theta')/dq_ic = (1 - eps_s) / U * d log softmax(z_i)_c, the student's logits z moving along `tangent`.
 
-    `tangent` is dz/de at theta + e D g', where g' = grad V(theta') and D = -d theta'/d g is the update's derivative.
+    `tangent` is dz/de at theta + e D g', where g' = grad V(theta') and D = (dF/dg)^T of the update theta' = theta - F(g).
     """
     centre = (torch.softmax(logits, -1) * tangent).sum(-1, keepdim=True)
     return (1 - label_smoothing) / len(logits) * (tangent - centre)
