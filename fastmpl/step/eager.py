@@ -28,10 +28,11 @@ class Ramp(NamedTuple):
 
 
 class EagerStep:
-    """Calls `take` with the context of each step. Its state is the number of the next step and the baseline.
+    """Calls `take` with the context of each step. Its state: the number of the next step, and the scalar's baseline.
 
-    `take` is called at each `every`-th step, counted from 1, and `between` at the others. The two kinds of steps are two
-    programs to whoever notes them. The host chooses by a count of its own (`taken`): to read `step` would be to wait.
+    Of each `every` steps the last is taken by `take`, the others by `between`. These two kinds have different operators,
+    so a tape or a CUDA graph holds one of them. The host knows which kind is next by its own count, `taken`: reading
+    `step` would wait for the device.
 
     `watch` gets the metrics of each step inside the step, and so inside its CUDA graph: it must not read them on the
     host.
@@ -60,7 +61,7 @@ class EagerStep:
 
     @property
     def is_between(self) -> bool:
-        """Whether the next step is one between two that `take` takes."""
+        """Whether the next step is taken by `between`."""
         return (self.taken + 1) % self.every != 0
 
     def __call__(self, batch: Batch) -> StepMetrics:
@@ -69,7 +70,7 @@ class EagerStep:
         return metrics
 
     def execute(self, batch: Batch) -> StepMetrics:
-        """The operators of the next step, which a graph or a tape can note. Whoever has run them counts it in `taken`."""
+        """Runs the operators of the next step, which may be recorded. The caller counts the steps that take effect."""
         take = self.between if self.is_between else self.take
         assert take is not None, "a step between two others was not given"
         weight = ramp(self.step, peak=self.ramp.weight, over=self.ramp.steps)

@@ -2,7 +2,8 @@
 
 A step of two small networks has more than a thousand launches; a replay is one. Everything that varies from step to step
 (rates, ramps, keys, the number of the step) is a tensor on the device. A replay is therefore bit for bit the step that
-eager execution would take. `fastmpl.analysis.fake_run` tells without a GPU whether a step can be captured.
+eager execution would take. State is loaded in place, which keeps the captured addresses valid.
+`fastmpl.analysis.fake_run` tells without a GPU whether a step can be captured.
 
 Three streams are used. The loading stream prepares and transfers the next batch (`load_next`) during the replay of the
 step before. The capture stream runs the warm-up steps and the capture, which CUDA does not allow on the default stream.
@@ -10,7 +11,7 @@ The stream of the caller fills the static inputs and replays.
 """
 
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Final, NamedTuple
 
 import torch
@@ -22,7 +23,6 @@ from fastmpl.step.eager import EagerStep
 from fastmpl.step.step_keys import StepMetrics
 
 WARMUP: Final = 11  # eager steps before the capture: libraries choose algorithms, all-reduces choose buckets
-
 
 GiveUp = Callable[[str], None]  # told why a step cannot be captured
 
@@ -46,17 +46,17 @@ class CaptureError(ConfigError):
 
 class _Captured(NamedTuple):
     graph: torch.cuda.CUDAGraph
-    report: StepMetrics  # what a replay writes
+    metrics: StepMetrics  # what a replay writes
 
 
 class GraphedStep:
-    """A drop-in for the EagerStep `eager`, whose state it shares. The first WARMUP steps are eager.
+    """Called like the EagerStep `eager`, which holds the state. The first WARMUP steps are eager.
 
-    Steps between two others (`EagerStep.is_between`) have a graph of their own, after WARMUP eager ones of their own. The
-    two graphs share their memory, since one of them runs at a time and neither reads what the other made.
+    Both kinds of steps (`EagerStep.is_between`) have a graph and WARMUP eager steps of their own. The two graphs share
+    their memory, since one of them runs at a time and neither reads what the other made.
 
-    The next step overwrites the tensors of a report. All ranks capture at the same step. A step that cannot be captured
-    leaves the state as it was before that step, and raises CaptureError or goes on eagerly (`give_up`).
+    The next step overwrites the metrics that a call returns. All ranks capture at the same step. A step that cannot be
+    captured leaves the state as it was before that step, and raises CaptureError or goes on eagerly (`give_up`).
     """
 
     def __init__(
@@ -92,12 +92,12 @@ class GraphedStep:
             self._try_to_capture(inputs)
         captured = self._captured.get(between)
         if captured is None:
-            report = self._take_eagerly(inputs)
+            metrics = self._take_eagerly(inputs)
         else:
             captured.graph.replay()
-            report = captured.report
+            metrics = captured.metrics
         self.eager.taken += 1
-        return report
+        return metrics
 
     def _take_eagerly(self, inputs: Batch) -> StepMetrics:
         """One step without a graph, on the stream of the capture."""
@@ -105,9 +105,9 @@ class GraphedStep:
         current = torch.cuda.current_stream()
         self._stream.wait_stream(current)
         with torch.cuda.stream(self._stream):
-            report = self.eager.execute(inputs)
+            metrics = self.eager.execute(inputs)
         current.wait_stream(self._stream)
-        return report
+        return metrics
 
     def _try_to_capture(self, inputs: Batch) -> None:
         """Captures the step, or gives up for good. Raises CaptureError if nobody wants to go on without."""
@@ -160,14 +160,3 @@ class GraphedStep:
         if part is None:
             return None
         return part.to(self._images if name in IMAGES and self._images else part.dtype, copy=True)
-
-    @property
-    def step(self) -> Tensor:
-        return self.eager.step
-
-    def state(self) -> dict[str, Tensor]:
-        return self.eager.state()
-
-    def load(self, state: Mapping[str, Tensor]) -> None:
-        """Loads in place: the captured addresses stay valid."""
-        self.eager.load(state)

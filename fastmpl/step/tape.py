@@ -1,4 +1,4 @@
-"""Notes the operators of a call on a CPU, to be run again without Python, autograd and dispatch above them.
+"""Records the operators of a call on a CPU, to be run again without Python, autograd and dispatch above them.
 
 A step of small networks spends more time in those layers than in its arithmetic. A tape is the CPU's counterpart of a CUDA
 graph: the same operators on the same numbers in the same order, and so bit for bit the same result. What Python held
@@ -64,7 +64,7 @@ class Tape(NamedTuple):
 
 
 def record(call: Callable[..., Any], *inputs: Tensor) -> Tape:
-    """Makes the call on copies of the inputs, notes its operators, and puts back what it wrote and drew."""
+    """Makes the call on copies of the inputs, records its operators, and puts back what it wrote and drew."""
     recorder = _Recorder()
     copies = [each.clone() for each in inputs]
     given = tuple(recorder.name(each) for each in copies)
@@ -143,7 +143,7 @@ def _is_same(old: Any, new: Any) -> bool:
 
 
 class _Recorder(TorchDispatchMode):
-    """Notes operators, and which of their arguments are results of earlier ones."""
+    """Records operators, and which of their arguments are results of earlier ones."""
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]

@@ -1,11 +1,11 @@
-"""Executes the step on a CPU from a tape: its operators are noted, tried out, and run again from then on.
+"""Executes the step on a CPU from a tape: its operators are recorded, tried out, and run again from then on.
 
 Everything that varies from step to step (rates, ramps, keys, the number of the step) is a tensor, as a CUDA graph needs
-too. The tape and eager execution share the state, so each step may be of either kind: a batch of another shape is eager.
+too. The tape and eager execution read and write the same tensors, so each step may be of either kind: a batch of another
+shape is eager, and a state that is loaded in place is the tape's too.
 """
 
 from collections import Counter
-from collections.abc import Mapping
 from typing import NamedTuple
 
 from torch import Tensor
@@ -26,12 +26,11 @@ class _Taped(NamedTuple):
 
 
 class TapedStep:
-    """A drop-in for the EagerStep `eager`, whose state it shares. The first WARMUP steps are eager, as before a capture.
+    """Called like the EagerStep `eager`, which holds the state. The first WARMUP steps are eager, as before a capture.
 
-    Steps between two others (`EagerStep.is_between`) have a tape of their own, after WARMUP eager ones of their own.
-
-    The next step is noted twice without effect, and then taken eagerly: both tapes must be the same, and running one must
-    give what the step gives. A step that cannot be repeated so stays eager; `give_up` is called once with the reason.
+    The step after them is recorded twice without effect, and then taken eagerly: both tapes must be the same, and running
+    one must give what the step gives. A step that cannot be repeated so stays eager; `give_up` is called once with the
+    reason. Both kinds of steps (`EagerStep.is_between`) have a tape and WARMUP eager steps of their own.
     """
 
     def __init__(self, eager: EagerStep, *, give_up: GiveUp) -> None:
@@ -74,23 +73,12 @@ class TapedStep:
         if is_equal:
             self._tapes[self.eager.is_between] = _Taped(form, program)
         else:
-            self._stop_trying("torch computes otherwise while its operators are noted")
+            self._stop_trying("torch computes other numbers while its operators are recorded")
         return metrics
 
     def _stop_trying(self, reason: str) -> None:
         self._tries = False
         self._give_up(reason)
-
-    @property
-    def step(self) -> Tensor:
-        return self.eager.step
-
-    def state(self) -> dict[str, Tensor]:
-        return self.eager.state()
-
-    def load(self, state: Mapping[str, Tensor]) -> None:
-        """Loads in place: the tape works on the same tensors."""
-        self.eager.load(state)
 
 
 def _form_of(batch: Batch) -> _Form:
