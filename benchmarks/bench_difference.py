@@ -14,6 +14,7 @@ from torch import Tensor
 from benchmarks.records import Record, save
 from fastmpl.config import NetworkConfig
 from fastmpl.learners.plain import PlainLearner
+from fastmpl.learners.protocol import LossPass, TangentPass
 from fastmpl.models import build
 
 KEY: Final = torch.zeros((), dtype=torch.int64)
@@ -46,11 +47,12 @@ def cosines(model: str, settings: dict[str, Any], steps: int, pixels: int) -> li
         def loss(logits: Tensor, targets: Tensor = other_targets) -> Tensor:
             return F.cross_entropy(logits, targets)
 
-        gradient = learner.gradient(others, loss, KEY)
+        gradient = learner.gradient([LossPass(others, loss, KEY)])
         tangents = []
         for form in ("jvp", "difference"):
             learner.tangent_form = form
-            tangents.append(learner.tangent(update, images, logits.detach(), gradient, KEY).flatten())
+            (moved,) = learner.tangents(update, [TangentPass(images, logits.detach(), KEY)], gradient)
+            tangents.append(moved.flatten())
         found.append(float(F.cosine_similarity(tangents[0], tangents[1], dim=0)))
     return found
 

@@ -63,13 +63,13 @@ def count_tangent(size: Size) -> Shares:
     """The tangent's shares of an exact, deferred step."""
     with FakeTensorMode():
         step, own, total = Step(size, deferred=True, kind="exact"), Traffic(), Traffic()
-        plain = step.student.tangent
+        plain = step.student.tangents
 
-        def tangent(*arguments: Any) -> Tensor:
+        def tangents(*arguments: Any) -> list[Tensor]:
             with own:
                 return plain(*arguments)
 
-        step.student.tangent = tangent  # type: ignore[method-assign,assignment]
+        step.student.tangents = tangents  # type: ignore[method-assign,assignment]
         with total:
             step()
     arithmetic = total.arithmetic.total()

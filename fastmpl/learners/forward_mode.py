@@ -17,7 +17,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_iter
 
 from fastmpl.learners.plain import PlainLearner
-from fastmpl.learners.protocol import Update
+from fastmpl.learners.protocol import TangentPass, Update
 
 
 class MissingForwardMode(NamedTuple):
@@ -91,7 +91,7 @@ def find_missing_forward_mode(learner: PlainLearner, images: Float[Tensor, "N *i
     lost: list[MissingForwardMode] = []
     try:
         with running.watch(), _SilentLosses(lambda reason: lost.append(running.describe(reason))):
-            learner.tangent(update, images, zero, direction, torch.zeros((), dtype=torch.int64))
+            learner.tangents(update, [TangentPass(images, zero, torch.zeros((), dtype=torch.int64))], direction)
     except (RuntimeError, NotImplementedError, AssertionError) as error:
         if not lost:
             lost.append(running.describe((str(error) or type(error).__name__).splitlines()[0].rstrip(".")))

@@ -1,5 +1,6 @@
 """What every learner's passes share: duals, logits in float32, and the step of the difference form."""
 
+from collections.abc import Iterable, Sequence
 from typing import Final
 
 import torch
@@ -33,6 +34,18 @@ def tangent_of(value: Tensor) -> Tensor:
 def to_float32(logits: Tensor) -> Tensor:
     """bf16 logits as float32: losses and labels are computed in full precision."""
     return logits.float() if logits.dtype == torch.bfloat16 else logits
+
+
+def mean_gradient(passes: Iterable[Sequence[Tensor]]) -> list[Tensor]:
+    """The mean of the passes' gradients; no more of them are there at once than the sum and the latest."""
+    total: list[Tensor] = []
+    count = 0
+    for gradients in passes:
+        total = list(torch._foreach_add(total, list(gradients))) if count else list(gradients)
+        count += 1
+    if count > 1:
+        torch._foreach_div_(total, count)
+    return total
 
 
 def difference_step(

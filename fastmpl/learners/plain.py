@@ -1,6 +1,6 @@
 """A learner in one process, or on data-parallel ranks that each hold the whole network."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from copy import deepcopy
 from typing import Literal
@@ -21,8 +21,8 @@ from fastmpl.learners.forward_rules import use_forward_rules
 from fastmpl.learners.kept_inputs import KeptInputs, can_keep_inputs
 from fastmpl.learners.layers import freeze_layers, layer_rates, learning_tensors, set_training
 from fastmpl.learners.optimiser import Optimiser, sum_of_products
-from fastmpl.learners.passes import difference_step, dual, tangent_of, to_float32
-from fastmpl.learners.protocol import Forward, Gradient, Loss, Update
+from fastmpl.learners.passes import difference_step, dual, mean_gradient, tangent_of, to_float32
+from fastmpl.learners.protocol import Forward, Gradient, Loss, LossPass, TangentPass, Update
 from fastmpl.learners.recompute import recompute_blocks
 from fastmpl.learners.running_statistics import RunningStatistics, mean_over_ranks, per_rank_names
 from fastmpl.learners.shared_prefix import SharedPrefix
@@ -156,49 +156,30 @@ class PlainLearner:
         if self.kept is not None:
             self.kept.forget()
 
-    def gradient(self, images: Float[Tensor, "N *image"], loss: Loss, draw: Int[Tensor, ""]) -> Gradient:
-        write_draws(self.draws, draw)
+    def gradient(self, passes: Sequence[LossPass]) -> Gradient:
         held = {name: p if name in self.moving else p.detach() for name, p in self.parameters.items()}
-        with self._autocast(), use_batch_statistics(self.module):
-            value = loss(to_float32(functional_call(self.module, held, (images,))))
         moving = {name: p for name, p in held.items() if name in self.moving}
-        gradients = dict(zip(moving, torch.autograd.grad(value, list(moving.values()), unit(value)), strict=True))
+
+        def one(images: Tensor, loss: Loss, draw: Tensor) -> tuple[Tensor, ...]:
+            write_draws(self.draws, draw)
+            with self._autocast(), use_batch_statistics(self.module):
+                value = loss(to_float32(functional_call(self.module, held, (images,))))
+            return torch.autograd.grad(value, list(moving.values()), unit(value))
+
+        gradients = dict(zip(moving, mean_gradient(one(*each) for each in passes), strict=True))
         self.ranks.all_reduce_mean_(list(gradients.values()))
         return gradients
 
     @torch.no_grad()
-    def tangent(
-        self,
-        update: Update,
-        images: Float[Tensor, "N *image"],
-        logits: Float[Tensor, "N K"],
-        gradient: Gradient,
-        draw: Int[Tensor, ""],
-    ) -> Float[Tensor, "N K"]:
+    def tangents(self, update: Update, passes: Sequence[TangentPass], gradient: Gradient) -> list[Float[Tensor, "N K"]]:
         assert update.old is not None, "the update was not kept"
         direction = self.optimiser.derivative(update, gradient)
-        write_draws(self.draws, draw)
         with self._autocast(), use_batch_statistics(self.module):
             if self.tangent_form == "difference":
-                with self.prefix.share(images):
-                    moved = self._difference(update.old, direction, images, logits)
-                self.prefix.forget(images)
-                return moved
+                return self._differences(update.old, direction, passes)
             with use_math_attention(self.module), use_forward_rules(self.module), forward_ad.dual_level():
                 duals = {name: dual(p, direction.get(name)) for name, p in update.old.items()}
-
-                def push(part: Tensor) -> Tensor:
-                    with self.prefix.share(part):
-                        return to_float32(tangent_of(functional_call(self.module, duals, (part,))))
-
-                if self.kept is not None and self.kept.are_of(images):
-                    with self.kept.use():
-                        return push(images)
-                if self.kept is not None:
-                    self.kept.forget()
-                moved = call_in_parts(self.module, images, self.tangent_images, push)
-            self.prefix.forget(images)
-            return moved
+                return [self._push(duals, each) for each in passes]
 
     def loss_decrease(self, update: Update, gradient: Gradient) -> Float[Tensor, ""]:
         assert update.old is not None
@@ -264,15 +245,37 @@ class PlainLearner:
     def close(self) -> None:
         """Nothing to free."""
 
-    def _difference(self, old: Gradient, direction: Gradient, images: Tensor, logits: Tensor) -> Tensor:
-        """(S(theta + d v) - S(theta)) / d, one-sided."""
+    def _push(self, duals: dict[str, Tensor], each: TangentPass) -> Tensor:
+        """The tangent of a pass's logits, in forward mode."""
+        write_draws(self.draws, each.draw)
+
+        def push(images: Tensor) -> Tensor:
+            with self.prefix.share(images):
+                return to_float32(tangent_of(functional_call(self.module, duals, (images,))))
+
+        if self.kept is not None and self.kept.are_of(each.images):
+            with self.kept.use():
+                return push(each.images)
+        if self.kept is not None:
+            self.kept.forget()
+        moved = call_in_parts(self.module, each.images, self.tangent_images, push)
+        self.prefix.forget(each.images)
+        return moved
+
+    def _differences(self, old: Gradient, direction: Gradient, passes: Sequence[TangentPass]) -> list[Tensor]:
+        """(S(theta + d v) - S(theta)) / d of each pass, one-sided."""
         start, now = [old[name] for name in direction], [self.parameters[name].detach() for name in direction]
         vectors = list(direction.values())
         norms = [inner_product(x, x).sqrt() for x in (vectors, start, list(torch._foreach_sub(start, now)))]
         step = difference_step(*norms)
         moved = torch._foreach_add(start, torch._foreach_mul(vectors, step))
-        parameters = old | dict(zip(direction, moved, strict=True))
-        return (to_float32(functional_call(self.module, parameters, (images,))) - logits) / step
+        parameters, found = old | dict(zip(direction, moved, strict=True)), []
+        for images, logits, draw in passes:
+            write_draws(self.draws, draw)
+            with self.prefix.share(images):
+                found.append((to_float32(functional_call(self.module, parameters, (images,))) - logits) / step)
+            self.prefix.forget(images)
+        return found
 
     def _autocast(self, precise: bool = False) -> AbstractContextManager[object]:
         return autocast(self.device, "float32" if precise else self.precision)

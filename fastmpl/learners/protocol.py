@@ -5,7 +5,7 @@ once. Images are [N, *image], logits [N, K] in float32 (float64 for a float64 ne
 a pass's dropout: passes that are compared get the same key and so the same draw.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from typing import NamedTuple, Protocol, Self
 
@@ -19,6 +19,22 @@ from fastmpl.learners.state import Stateful
 Gradient = dict[str, Tensor]  # by parameter name
 Loss = Callable[[Tensor], Tensor]  # logits [N, K] -> 0-D
 Forward = Callable[[Tensor], Tensor]  # images [N, *image] -> logits [N, K]
+
+
+class LossPass(NamedTuple):
+    """A micro-batch of a loss whose gradient is asked for."""
+
+    images: Float[Tensor, "N *image"]
+    loss: Loss
+    draw: Int[Tensor, ""]
+
+
+class TangentPass(NamedTuple):
+    """A micro-batch whose logits' tangent is asked for."""
+
+    images: Float[Tensor, "N *image"]
+    logits: Float[Tensor, "N K"]  # before the update, which the difference form uses
+    draw: Int[Tensor, ""]
 
 
 class Update(NamedTuple):
@@ -56,20 +72,15 @@ class Learner(Protocol):
         """One optimiser step on the mean over ranks of what was accumulated; `keep` what crediting it needs."""
         ...
 
-    def gradient(self, images: Float[Tensor, "N *image"], loss: Loss, draw: Int[Tensor, ""]) -> Gradient:
-        """The mean over ranks of the loss's gradient here; accumulated gradients and running statistics untouched."""
+    def gradient(self, passes: Sequence[LossPass]) -> Gradient:
+        """The gradient here of the losses' mean over passes and ranks; accumulated gradients and running statistics
+        untouched. Ranks exchange it once, however many passes it is made of (at ZeRO's stage 3, once a pass).
+        """
         ...
 
-    def tangent(
-        self,
-        update: Update,
-        images: Float[Tensor, "N *image"],
-        logits: Float[Tensor, "N K"],
-        gradient: Gradient,
-        draw: Int[Tensor, ""],
-    ) -> Float[Tensor, "N K"]:
-        """d logits / de of these images at theta + e D v, e = 0: theta are the parameters before `update`, v is `gradient`,
-        and D = (dF/dg)^T of the update theta' = theta - F(g). `logits` are those at theta, which the difference form uses.
+    def tangents(self, update: Update, passes: Sequence[TangentPass], gradient: Gradient) -> list[Float[Tensor, "N K"]]:
+        """d logits / de of each pass's images at theta + e D v, e = 0: theta are the parameters before `update`, v is
+        `gradient`, and D = (dF/dg)^T of the update theta' = theta - F(g).
         """
         ...
 

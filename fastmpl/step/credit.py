@@ -6,6 +6,7 @@ exact, per_example   one labelled backward at theta', one Jacobian-vector produc
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -13,7 +14,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from fastmpl.data.batch import Batch
-from fastmpl.learners.protocol import Gradient, Learner, Update
+from fastmpl.learners.protocol import Gradient, Learner, LossPass, TangentPass, Update
 from fastmpl.methods.feedback import apply_control
 from fastmpl.methods.mpl import MetaPseudoLabels
 from fastmpl.methods.targets import PseudoLabelLoss
@@ -103,13 +104,16 @@ class CreditPhase:
         update: Update,
         gradient: Gradient,
     ) -> Credit:
-        """A number for each label, from g' = grad V(theta') and one Jacobian-vector product a part."""
+        """A number for each label, from g' = grad V(theta') and one Jacobian-vector product."""
         settings, taken = self.method.feedback, update.applied > 0
         decrease = torch.where(taken, self.student.loss_decrease(update, gradient), torch.zeros_like(update.norm))
+        seen = [
+            TangentPass(images(part, self.order.student), each.logits, context.dropout(STUDENT))
+            for part, context, each in zip(parts, contexts, passes, strict=True)
+        ]
         rows = []
-        for part, context, (loss, logits) in zip(parts, contexts, passes, strict=True):
-            views = images(part, self.order.student)
-            tangent = self.student.tangent(update, views, logits, gradient, context.dropout(STUDENT))
+        tangents = self.student.tangents(update, seen, gradient)
+        for part, (loss, logits), tangent in zip(parts, passes, tangents, strict=True):
             here, moved = (by_view(x, part, self.order.student).of("strong") for x in (logits, tangent))
             rows.append(torch.where(taken, self.method.credit(here, moved, loss), 0.0))
         every = torch.cat(rows)
@@ -133,16 +137,12 @@ class CreditPhase:
 
     def _validation_gradient(self, parts: Sequence[Batch], contexts: Sequence[StepContext]) -> Gradient:
         """grad V at the student's present parameters."""
-        sums: Gradient = {}
+        passes = []
         for part, context in zip(parts, contexts, strict=True):
             inputs, targets = self._validation_images(part)
-
-            def loss(logits: Tensor, targets: Tensor = targets) -> Tensor:
-                return self.method.validate(logits, targets)
-
-            found = self.student.gradient(inputs, loss, context.dropout(VALIDATION))
-            sums = found if not sums else {name: sums[name] + value for name, value in found.items()}
-        return sums if len(parts) == 1 else {name: value / len(parts) for name, value in sums.items()}
+            loss = partial(self.method.validate, targets=targets)
+            passes.append(LossPass(inputs, loss, context.dropout(VALIDATION)))
+        return self.student.gradient(passes)
 
     def _validation_images(self, batch: Batch) -> tuple[Tensor, Int[Tensor, "M"]]:
         if self.method.feedback.images == "labelled":

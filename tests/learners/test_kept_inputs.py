@@ -11,6 +11,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from benchmarks.steps import NESTEROV, Size, Step
 from fastmpl.analysis.accounting import LiveBytes, measure
 from fastmpl.learners.plain import PlainLearner
+from fastmpl.learners.protocol import LossPass, TangentPass
 from fastmpl.models import build
 from fastmpl.models.adapters import add_adapters
 from fastmpl.models.layout import channels_last
@@ -40,9 +41,10 @@ def take_tangent(
     logits = learner.forward(seen, KEY)
     learner.accumulate(soft_cross_entropy(logits, labels))
     update = learner.apply(KEY, keep=True)
-    gradient = learner.gradient(images(1, dtype), lambda z: soft_cross_entropy(z, labels), KEY)
+    gradient = learner.gradient([LossPass(images(1, dtype), lambda z: soft_cross_entropy(z, labels), KEY)])
     with LiveBytes() as counted:
-        tangent = learner.tangent(update, images(2, dtype) if others else seen, logits.detach(), gradient, KEY)
+        asked = TangentPass(images(2, dtype) if others else seen, logits.detach(), KEY)
+        (tangent,) = learner.tangents(update, [asked], gradient)
     return tangent, counted.by_operator
 
 

@@ -39,6 +39,7 @@ CASES: dict[str, dict[str, Any]] = {
     },
     "shuffled": {"feedback.control": "shuffled"},
     "accumulated": {"system.accumulate": 2},
+    "accumulated difference": {"system.accumulate": 2, "feedback.tangent": "difference"},
     "last layer": {"feedback.depth": 1},
     "supervised": {"method.name": "supervised"},
     "wrn": WRN,
@@ -50,7 +51,17 @@ CASES: dict[str, dict[str, Any]] = {
     "sync timm": SYNC | {"student.model": "timm:test_efficientnet"},
     "sync uda": SYNC | {"method.name": "uda"},
 }
-SHARDED = ("exact", "scalar", "off", "difference", "shuffled", "accumulated", "last layer", "wrn")
+SHARDED = (
+    "exact",
+    "scalar",
+    "off",
+    "difference",
+    "shuffled",
+    "accumulated",
+    "accumulated difference",
+    "last layer",
+    "wrn",
+)
 
 
 def config_of(name: str, stage: int | None = None) -> Config:

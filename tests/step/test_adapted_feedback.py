@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from fastmpl.learners.plain import PlainLearner
+from fastmpl.learners.protocol import LossPass, TangentPass
 from fastmpl.methods.feedback import exact_credit
 from fastmpl.models import build
 from fastmpl.models.adapters import add_adapters
@@ -54,8 +55,8 @@ def test_the_credit_is_that_of_double_backward(model: str, side: int) -> None:
     logits = learner.forward(images, KEY)
     learner.accumulate(loss_of_labels(logits, q.detach()))
     update = learner.apply(torch.tensor(0), keep=True)
-    gradient = learner.gradient(labelled, lambda rows: F.cross_entropy(rows, targets), KEY)
-    tangent = learner.tangent(update, images, logits.detach(), gradient, KEY)
+    gradient = learner.gradient([LossPass(labelled, lambda rows: F.cross_entropy(rows, targets), KEY)])
+    (tangent,) = learner.tangents(update, [TangentPass(images, logits.detach(), KEY)], gradient)
     found = exact_credit(logits.detach(), tangent, label_smoothing=0.0)
     # up to a constant a row, which no change of a distribution sees
     found, expected = (rows - rows.mean(-1, keepdim=True) for rows in (found, expected))

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fastmpl.learners.plain import PlainLearner
+from fastmpl.learners.protocol import LossPass, TangentPass
 from fastmpl.methods.feedback import exact_credit
 from fastmpl.models.layout import channels_last
 from fastmpl.models.zoo import _fit
@@ -55,8 +56,8 @@ def take(learner: PlainLearner, q: Tensor, *, last: bool = False) -> tuple[Tenso
     def loss(rows: Tensor) -> Tensor:
         return F.cross_entropy(rows, targets)
 
-    gradient = learner.gradient(labelled, loss, KEY)
-    tangent = learner.tangent(update, images, logits.detach(), gradient, KEY)
+    gradient = learner.gradient([LossPass(labelled, loss, KEY)])
+    (tangent,) = learner.tangents(update, [TangentPass(images, logits.detach(), KEY)], gradient)
     credit = exact_credit(logits.detach(), tangent, label_smoothing=0.0)
     return loss(learner.observe(labelled, KEY, precise=True)), credit
 

@@ -497,13 +497,13 @@ def before_on_another_batch(patch: pytest.MonkeyPatch) -> None:
 
 
 def tangent_at_new_parameters(patch: pytest.MonkeyPatch) -> None:
-    honest = plain.PlainLearner.tangent
+    honest = plain.PlainLearner.tangents
 
-    def late(self: plain.PlainLearner, update: Any, *rest: Any) -> Tensor:
+    def late(self: plain.PlainLearner, update: Any, *rest: Any) -> list[Tensor]:
         now = {name: p.detach().clone() for name, p in self.parameters.items()}
         return honest(self, update._replace(old=now), *rest)
 
-    patch.setattr(plain.PlainLearner, "tangent", late)
+    patch.setattr(plain.PlainLearner, "tangents", late)
 
 
 def trust_ratio_held_constant(patch: pytest.MonkeyPatch) -> None:

@@ -20,6 +20,7 @@ from torch.func import functional_call
 from fastmpl.config import NetworkConfig
 from fastmpl.learners.optimiser_rows import derivatives
 from fastmpl.learners.plain import PlainLearner
+from fastmpl.learners.protocol import LossPass, TangentPass
 from fastmpl.methods.feedback import exact_credit
 from fastmpl.models.stochastic import KeyedDropPath, replace_dropout, set_draw
 from fastmpl.models.zoo import _fit
@@ -93,8 +94,8 @@ class Pair:
         logits = student.forward(x, key)
         student.accumulate(loss_of(logits, q))
         update = student.apply(torch.tensor(step), keep=True)
-        gradient = student.gradient(images(step + 100), lambda rows: F.cross_entropy(rows, TARGETS), key)
-        tangent = student.tangent(update, x, logits.detach(), gradient, key)
+        gradient = student.gradient([LossPass(images(step + 100), lambda rows: F.cross_entropy(rows, TARGETS), key)])
+        (tangent,) = student.tangents(update, [TangentPass(x, logits.detach(), key)], gradient)
         return exact_credit(logits.detach(), tangent, label_smoothing=0.0)
 
     def double_backward(self, q: Tensor, step: int) -> Tensor:

@@ -17,6 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from fastmpl.learners import plain
 from fastmpl.learners.plain import PlainLearner
+from fastmpl.learners.protocol import LossPass, TangentPass
 from fastmpl.methods.feedback import exact_credit
 from fastmpl.models import KeyedDropPath, set_draw
 from fastmpl.models.attention import set_attention, use_math_attention
@@ -70,8 +71,8 @@ def learn(student: PlainLearner, q: Tensor, step: int = 0) -> tuple[Any, Tensor]
 def credit(student: PlainLearner, step: int = 0) -> Tensor:
     """r of a step, [N, K]."""
     update, logits = learn(student, labels(), step)
-    gradient = student.gradient(draw(2), validate, KEY)
-    tangent = student.tangent(update, draw(1), logits, gradient, KEY)
+    gradient = student.gradient([LossPass(draw(2), validate, KEY)])
+    (tangent,) = student.tangents(update, [TangentPass(draw(1), logits, KEY)], gradient)
     return exact_credit(logits, tangent, label_smoothing=0.0)
 
 
@@ -120,11 +121,11 @@ def test_attention_is_fused_in_every_pass_but_the_tangent() -> None:
     with Attention() as learning:
         update, logits = learn(student, labels())
     with Attention() as validating:
-        gradient = student.gradient(draw(2), validate, KEY)
+        gradient = student.gradient([LossPass(draw(2), validate, KEY)])
     with Attention() as observing:
         student.observe(draw(2), KEY)
     with Attention() as pushing:
-        student.tangent(update, draw(1), logits, gradient, KEY)
+        student.tangents(update, [TangentPass(draw(1), logits, KEY)], gradient)
     assert (learning.fused, validating.fused, observing.fused, pushing.fused) == (layers, layers, layers, 0)
     assert layers == 2
 

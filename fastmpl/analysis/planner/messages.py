@@ -6,15 +6,15 @@ N ranks; a micro-batches; C channels of a synchronised norm. With whole networks
     all-reduce   S                  the student's gradient
     all-reduce   P                  the teacher's gradient
     all-reduce   1                  the scalar feedback, or
-    all-reduce   a G                the gradient g' of exact feedback
+    all-reduce   G                  the gradient g' of exact feedback
     all-gather   U K                the credits, where a control shuffles them
     all-reduce   2 C + 1, or 2 C    a synchronised norm's sums, a forward or a backward pass
 
 in messages of at most `LARGEST` elements. ZeRO 1 and 2 gather the parameters after each update, and both sets of
 parameters of exact feedback's tangent; a norm of shards is a message of one number. ZeRO 3 gathers the parameters for each
-pass. How many of these gathers DeepSpeed saves, because parameters are still there, is its own affair, so numbers of stage
-3 are bounds from above. With `feedback.every` the step is one that credits. Recomputed blocks take their norms' sums
-again; all norms are counted as if they were recomputed.
+pass, and reduces g' after each of the a. How many of these gathers DeepSpeed saves, because parameters are still there, is
+its own affair, so numbers of stage 3 are bounds from above. With `feedback.every` the step is one that credits. Recomputed
+blocks take their norms' sums again; all norms are counted as if they were recomputed.
 
 Not counted: the metrics, one message of some hundred bytes every `run.log_every` steps, evaluations, checkpoints.
 """
@@ -171,19 +171,19 @@ def _credit(config: Config, student: Exchanged, ranks: int, classes: int, stage:
 def _tangent(
     student: Exchanged, parts: int, ranks: int, stage: Stage | None, form: Literal["jvp", "difference"]
 ) -> Iterator[Messages]:
-    """The gradient g', and what the tangent along it gathers, for each of `parts` micro-batches."""
+    """The gradient g', and what the tangent along it gathers; stage 3 sends both for each of `parts` micro-batches."""
     moving, whole = sum(student.moving), sum(student.learning)
     if not stage:
-        yield Messages("g' of the feedback", "all-reduce", parts * count_parts(student.moving, LARGEST), parts * moving)
+        yield Messages("g' of the feedback", "all-reduce", count_parts(student.moving, LARGEST), moving)
         return
     yield Messages("decrease of the loss", "all-reduce", 1, 1)
     if form == "difference":
-        yield Messages("length of the difference", "all-reduce", parts, 3 * parts)
+        yield Messages("length of the difference", "all-reduce", 1, 3)
     if stage < 3:
         row = _row(whole, ranks)
-        yield Messages("g' of the feedback", "reduce-scatter", parts, parts * row)
+        yield Messages("g' of the feedback", "reduce-scatter", 1, row)
         sets = 1 if form == "difference" else 2
-        yield Messages("parameters of the tangent", "all-gather", parts * sets, parts * sets * row)
+        yield Messages("parameters of the tangent", "all-gather", sets, sets * row)
         return
     padded = sum(-(-size // ranks) * ranks for size in student.learning)
     yield Messages("g' of the feedback", "reduce-scatter", parts, parts * padded)

@@ -5,7 +5,7 @@ is summed over ranks. The optimiser, its clip, its skips and its derivative are 
 rows are element-wise. The engine forms graphs, reduces gradients, and gathers parameters where its stage shards them.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Literal
 
@@ -23,8 +23,8 @@ from fastmpl.learners.blocks import names_in_last_blocks
 from fastmpl.learners.forward_rules import use_forward_rules
 from fastmpl.learners.layers import freeze_layers, layer_rates, set_training
 from fastmpl.learners.optimiser import Optimiser, decayed_names, sum_of_products
-from fastmpl.learners.passes import difference_step, dual, tangent_of, to_float32
-from fastmpl.learners.protocol import Forward, Gradient, Loss, Update
+from fastmpl.learners.passes import difference_step, dual, mean_gradient, tangent_of, to_float32
+from fastmpl.learners.protocol import Forward, Gradient, Loss, LossPass, TangentPass, Update
 from fastmpl.learners.recompute import recompute_blocks
 from fastmpl.learners.running_statistics import RunningStatistics, mean_over_ranks, per_rank_names
 from fastmpl.learners.state import Placement
@@ -150,50 +150,61 @@ class ZeroLearner:
         norm, applied, rate = (value.to(self.device) for value in found[:3])  # of offloaded shards, on the host
         self._update = Update(norm, applied, rate, found.old, found.gradients)
 
-    def gradient(self, images: Float[Tensor, "N *image"], loss: Loss, draw: Int[Tensor, ""]) -> Gradient:
-        set_draw(self.module, draw)
+    def gradient(self, passes: Sequence[LossPass]) -> Gradient:
         if isinstance(self.shards, ParameterShards):
-            with use_batch_statistics(self.module):
-                self.engine.backward(loss(self.engine(images)))
-            found = self.shards.reduce()
-            self.engine.optimizer.zero_grad()  # nothing was learnt
-            return {name: value for name, value in found.items() if name in self.moving}
+            return self._gradient_of_shards(self.shards, passes)
         present = {name: p if name in self.moving else p.detach() for name, p in self.module.named_parameters()}
-        with autocast(self.device, self.system.precision), use_batch_statistics(self.twin):
-            value = loss(to_float32(functional_call(self.twin, present, (images,))))
         moving = {name: p for name, p in present.items() if name in self.moving}
-        gradients = torch.autograd.grad(value, list(moving.values()))
-        return self.shards.mean(dict(zip(moving, gradients, strict=True)))
+
+        def one(images: Tensor, loss: Loss, draw: Tensor) -> tuple[Tensor, ...]:
+            set_draw(self.module, draw)
+            with autocast(self.device, self.system.precision), use_batch_statistics(self.twin):
+                value = loss(to_float32(functional_call(self.twin, present, (images,))))
+            return torch.autograd.grad(value, list(moving.values()))
+
+        return self.shards.mean(dict(zip(moving, mean_gradient(one(*each) for each in passes), strict=True)))
+
+    def _gradient_of_shards(self, shards: ParameterShards, passes: Sequence[LossPass]) -> Gradient:
+        with use_batch_statistics(self.module):
+            for images, loss, draw in passes:
+                set_draw(self.module, draw)
+                self.accumulate(loss(self.engine(images)) / len(passes))
+        found = shards.reduce()
+        self.engine.optimizer.zero_grad()  # nothing was learnt
+        return {name: value for name, value in found.items() if name in self.moving}
 
     @torch.no_grad()
-    def tangent(
-        self,
-        update: Update,
-        images: Float[Tensor, "N *image"],
-        logits: Float[Tensor, "N K"],
-        gradient: Gradient,
-        draw: Int[Tensor, ""],
-    ) -> Float[Tensor, "N K"]:
+    def tangents(self, update: Update, passes: Sequence[TangentPass], gradient: Gradient) -> list[Float[Tensor, "N K"]]:
         assert update.old is not None, "the update was not kept"
         direction = self.optimiser.derivative(update, gradient)
-        set_draw(self.module, draw)
         if self.tangent_form == "difference":
-            return self._difference(update.old, direction, images, logits)
-        precision, most = self.system.precision, self.tangent_images
+            return self._differences(update.old, direction, passes)
         statistics, attention, rules = (
             use(self.twin) for use in (use_batch_statistics, use_math_attention, use_forward_rules)
         )
-        with autocast(self.device, precision), statistics, attention, rules, forward_ad.dual_level():
-            if isinstance(self.shards, ParameterShards):  # each part gathers the layers anew
+        with autocast(self.device, self.system.precision), statistics, attention, rules, forward_ad.dual_level():
+            if isinstance(self.shards, ParameterShards):  # each pass gathers the layers anew
                 with layer_by_layer(self.twin, self._gather_duals(self.shards, update.old, direction)):
-                    return call_in_parts(self.twin, images, most, lambda part: to_float32(tangent_of(self.twin(part))))
+                    return self._push(self.twin, passes)
             old, moved = (self.shards.whole(pieces, self.device) for pieces in (update.old, direction))
-            duals = {name: dual(p, moved[name] if name in self.moving else None) for name, p in old.items()}
+            parameters = self.fixed | {n: dual(p, moved[n] if n in self.moving else None) for n, p in old.items()}
+            return self._push(lambda images: functional_call(self.twin, parameters, (images,)), passes)
 
-            def push(part: Tensor) -> Tensor:
-                return to_float32(tangent_of(functional_call(self.twin, self.fixed | duals, (part,))))
+    def _push(self, call: Forward, passes: Sequence[TangentPass]) -> list[Tensor]:
+        """The tangent of each pass's logits; `call` is the network with duals for parameters."""
 
-            return call_in_parts(self.twin, images, most, push)
+        def push(images: Tensor) -> Tensor:
+            return to_float32(tangent_of(call(images)))
+
+        return self._each(lambda images: call_in_parts(self.twin, images, self.tangent_images, push), passes)
+
+    def _each(self, call: Forward, passes: Sequence[TangentPass]) -> list[Tensor]:
+        """What `call` makes of each pass's images, by the pass's draws."""
+        found = []
+        for images, _, draw in passes:
+            set_draw(self.module, draw)
+            found.append(call(images))
+        return found
 
     def _gather_duals(
         self, shards: ParameterShards, old: Gradient, direction: Gradient
@@ -207,8 +218,8 @@ class ZeroLearner:
 
         return gather
 
-    def _difference(self, old: Gradient, direction: Gradient, images: Tensor, logits: Tensor) -> Tensor:
-        """(S(theta + d v) - S(theta)) / d, of which stage 3 moves the shards themselves."""
+    def _differences(self, old: Gradient, direction: Gradient, passes: Sequence[TangentPass]) -> list[Tensor]:
+        """(S(theta + d v) - S(theta)) / d of each pass, of which stage 3 moves the shards themselves."""
         start = {name: old[name] for name in direction}
         update = {name: value - self.shards.tensors[name] for name, value in start.items()}
         # of `old` for its device: a rank may hold nothing of the direction
@@ -218,12 +229,13 @@ class ZeroLearner:
         with use_batch_statistics(self.module), use_batch_statistics(self.twin):
             if isinstance(self.shards, ParameterShards):
                 with self._at(moved):
-                    found = self._infer(images)
+                    there = self._each(self._infer, passes)
             else:
-                whole = self.shards.whole(moved, self.device)
+                parameters = self.fixed | self.shards.whole(moved, self.device)
                 with autocast(self.device, self.system.precision):
-                    found = to_float32(functional_call(self.twin, self.fixed | whole, (images,)))
-        return (found - logits) / step.to(self.device)
+                    there = self._each(lambda images: functional_call(self.twin, parameters, (images,)), passes)
+        step = step.to(self.device)
+        return [(to_float32(found) - each.logits) / step for found, each in zip(there, passes, strict=True)]
 
     @contextmanager
     def _at(self, pieces: Mapping[str, Tensor]) -> Iterator[None]:
