@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, Final
 
 from fastmpl import __version__
+from fastmpl.cli.bounds import require_bounds
 from fastmpl.cli.completion import format_completion
 from fastmpl.cli.endings import open_terminal, print_error, print_unexpected
 from fastmpl.cli.verbs_with_config import (
@@ -128,7 +129,9 @@ def _run_verb(arguments: Sequence[str]) -> int:
         print(f"fastmpl {__version__}")
     elif name in WITHOUT_CONFIG:
         options_type, verb = WITHOUT_CONFIG[name]
-        verb(parse_plain(options_type, f"fastmpl {name}", rest))
+        plain = parse_plain(options_type, f"fastmpl {name}", rest)
+        require_bounds(plain)
+        verb(plain)
     elif name in WITH_CONFIG:
         _run_verb_with_config(name, rest)
     else:
@@ -140,6 +143,7 @@ def _run_verb_with_config(name: str, arguments: Sequence[str]) -> None:
     options_type, verb = WITH_CONFIG[name]
     try:
         options, overrides = parse(options_type, f"fastmpl {name}", arguments)
+        require_bounds(options)
         config = load(options.config, overrides)
     except FastMPLError as error:
         if os.environ.get("LOCAL_RANK", "0") != "0":  # the first rank of this machine reads the same file and says it

@@ -1,14 +1,14 @@
 """The verbs that need a configuration, and accept an option for every key of it: a dataclass and a function a verb."""
 
-import math
 import os
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 from tyro.conf import FlagCreatePairsOff, Positional
 
+from fastmpl.cli.bounds import Bounds
 from fastmpl.cli.endings import say, say_facts
 from fastmpl.config.load import difference, to_toml
 from fastmpl.config.schema import Config
@@ -24,7 +24,7 @@ class TrainOptions:
     """TOML file; `fastmpl init` writes one."""
     resume: str = "auto"
     """auto: continue from the newest valid checkpoint, if there is one; never: start over; or a checkpoint's folder."""
-    restarts: int = 0
+    restarts: Annotated[int, Bounds(0)] = 0
     """Times that a run which was killed or lost a rank starts again, from its newest checkpoint."""
     force: FlagCreatePairsOff[bool] = False
     """Continue with other settings where the networks stay the same; the run is then not the one it would have been."""
@@ -55,9 +55,9 @@ def _train_again(options: TrainOptions, config: Config) -> None:
     """Trains in a process of its own, which is started again when it fails; ends with its exit code."""
     from fastmpl.run.restarts import restart_command, supervise
 
-    if options.restarts < 0 or "RANK" in os.environ:
+    if "RANK" in os.environ:
         raise ConfigError(
-            "--restarts is a number of times, for one process. Several ranks: `python launch/restart.py N deepspeed "
+            "--restarts is for one process. Several ranks: `python launch/restart.py N deepspeed "
             "launch/train.py CONFIG`."
         )
     with tempfile.TemporaryDirectory() as scratch:
@@ -100,11 +100,11 @@ class PlanOptions:
 
     config: Positional[Path]
     """TOML file; `fastmpl init` writes one."""
-    ranks: int = 1
+    ranks: Annotated[int, Bounds(1)] = 1
     """Number of GPUs that share the batch."""
-    memory: float = 80.0
+    memory: Annotated[float, Bounds(0.001)] = 80.0
     """Memory of each GPU in GiB."""
-    classes: int = 0
+    classes: Annotated[int, Bounds(0, 10**9)] = 0
     """Number of classes; 0: those of the data, where it is there."""
     gpu: str = "h100"
     """GPU whose peak the estimate of hours starts from: h100, h200, a100, l40s or l4."""
@@ -112,9 +112,9 @@ class PlanOptions:
     """Share of this peak that a step reaches; a third is good for convolutions."""
     measured: Path | None = None
     """Instead: folder of a run of this configuration on your machine, whose speed is taken."""
-    link: float = 50.0
+    link: Annotated[float, Bounds(0.001)] = 50.0
     """GB a second that a GPU sends to another machine."""
-    images: int = 0
+    images: Annotated[int, Bounds(0)] = 0
     """Number of images in the data, for what listing them takes; 0: not told."""
     debug: FlagCreatePairsOff[bool] = False
     """Show the traceback of an error."""
@@ -125,10 +125,6 @@ def plan(options: PlanOptions, config: Config) -> None:
     from fastmpl.run.expected_inputs import settle_inputs
 
     config = settle_inputs(config)
-    if options.ranks < 1 or options.memory <= 0:
-        raise ConfigError("fastmpl plan needs --ranks of at least 1, and --memory above 0.")
-    if not 0 < options.link < math.inf or options.images < 0:
-        raise ConfigError("fastmpl plan needs --link above 0, and --images of at least 0.")
     measured = None if options.measured is None else planner.pace_of_run(config, options.measured)
     planner.pace_at_share(config, 0, options.gpu, options.share)  # refuses what it cannot use before the counting
     classes = planner.count_classes(config, options.classes)
@@ -159,9 +155,9 @@ class DistillOptions:
     """Instead of a teacher: an NPY, CSV or Parquet file with an image name or index and class probabilities a row."""
     output: Path | None = None
     """Folder to write; data.store if not given."""
-    top_k: int = 0
+    top_k: Annotated[int, Bounds(0)] = 0
     """Classes kept of each row; the others are stored as one sum. 0: all."""
-    views: int = 1
+    views: Annotated[int, Bounds(1)] = 1
     """1: images as they are evaluated; n > 1: the mean over n augmented views."""
     debug: FlagCreatePairsOff[bool] = False
     """Show the traceback of an error."""
@@ -191,11 +187,11 @@ class ProbeOptions:
 
     config: Positional[Path]
     """TOML file; student.pretrained names the weights."""
-    rates: tuple[float, ...] = ()
+    rates: Annotated[tuple[float, ...], Bounds(1e-9, 1000)] = ()
     """Learning rates, tried at once; nine from 0.0001 to 1 if not given. The best on validation images is kept."""
-    steps: int = 1000
+    steps: Annotated[int, Bounds(1)] = 1000
     """Steps of the classifiers."""
-    views: int = 0
+    views: Annotated[int, Bounds(0, 1000)] = 0
     """Weak and strong views stored of each training image; 0: the image as it is evaluated."""
     features: Path | None = None
     """Folder of the stored features; features/ in the run's folder if not given."""
@@ -226,11 +222,11 @@ class AnalyseOptions:
 
     config: Positional[Path]
     """TOML file; launch/configs holds examples."""
-    seeds: int = 1
+    seeds: Annotated[int, Bounds(1, 10**6)] = 1
     """Number of seeds; curves and numbers are means over them."""
     output: Path | None = None
     """Folder of the runs and the page; runs/analyse-NAME if not given. Finished runs are not trained again."""
-    jobs: int = 0
+    jobs: Annotated[int, Bounds(0, 10_000)] = 0
     """Runs at a time, each with one thread; 0: one a core."""
     debug: FlagCreatePairsOff[bool] = False
     """Show the traceback of an error."""
@@ -239,8 +235,6 @@ class AnalyseOptions:
 def analyse(options: AnalyseOptions, config: Config) -> None:
     from fastmpl.study import analyses
 
-    if options.seeds < 1:
-        raise ConfigError(f"fastmpl analyse needs --seeds of at least 1, and got {options.seeds}.")
     folder = options.output or Path(config.run.output) / f"analyse-{config.run.name}"
     print(f"\nreport: {analyses.run(config, folder, options.seeds, options.jobs or None)}")
 
@@ -251,13 +245,13 @@ class AblateOptions:
 
     config: Positional[Path]
     """TOML file; `fastmpl init` writes one."""
-    seeds: int = 5
+    seeds: Annotated[int, Bounds(2, 10**6)] = 5
     """Number of seeds. Each fixes the split, the random draws and the initial weights for all arms."""
     arms: tuple[Literal["probe", "lora", "supervised", "uda", "mpl", "reduced_mpl"], ...] = ()
     """Methods to compare instead of the kinds of feedback; differences are from the first."""
     output: Path | None = None
     """Folder of the runs and the report; runs/ablate-NAME if not given. Finished runs are not trained again."""
-    jobs: int = 0
+    jobs: Annotated[int, Bounds(0, 10_000)] = 0
     """Runs at a time, each with one thread; 0: one a core."""
     debug: FlagCreatePairsOff[bool] = False
     """Show the traceback of an error."""

@@ -4,10 +4,11 @@ import shlex
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 from tyro.conf import FlagCreatePairsOff, Positional
 
+from fastmpl.cli.bounds import Bounds
 from fastmpl.cli.completion import Shell
 from fastmpl.cli.endings import say, say_facts
 from fastmpl.config.examples import find_example, list_examples
@@ -217,13 +218,13 @@ class PackOptions:
     """Folder with labelled/<class>/*, and perhaps unlabelled/, trusted/ and test/."""
     output: Positional[Path]
     """Folder to write; data.root of a configuration with data.source = "webdataset"."""
-    size: int = 0
+    size: Annotated[int, Bounds(0, 65_500)] = 0
     """Largest longer side in pixels; larger pictures are shrunk to it. 0: every file as it is. 500 suits 224."""
-    quality: int = 90
+    quality: Annotated[int, Bounds(1, 100)] = 90
     """JPEG quality of the pictures that are shrunk."""
-    shard_images: int = 1000
+    shard_images: Annotated[int, Bounds(1)] = 1000
     """Pictures in a tar."""
-    jobs: int = 0
+    jobs: Annotated[int, Bounds(0, 10_000)] = 0
     """Processes; 0: one a core."""
     verify: FlagCreatePairsOff[bool] = False
     """Only compare every tar in OUTPUT with its checksum, and pack nothing."""
@@ -240,8 +241,6 @@ def pack(options: PackOptions) -> None:
             raise DataError("; ".join(damaged) + ". Delete it, and pack again: the rest is kept.")
         say(f"Every tar in {options.output} is as it was written.")
         return
-    if options.size < 0 or not 1 <= options.quality <= 100 or options.shard_images < 1:
-        raise ConfigError("fastmpl pack needs --size of 0 or more, --quality of 1 to 100, --shard-images of 1 or more.")
     shrinking = pack_shard.PackSettings(options.size, options.quality, options.shard_images)
     made = pack.pack(options.folder, options.output, shrinking, processes=options.jobs, tell=say)
     for one in made.left_out:

@@ -8,6 +8,7 @@ import sys
 import tomllib
 from importlib import metadata
 from pathlib import Path
+from typing import get_type_hints
 
 import pytest
 
@@ -237,3 +238,33 @@ def test_threads_of_the_configuration_win_over_those_of_the_environment() -> Non
     assert limit_threads(0, environment) == 3
     assert limit_threads(5, environment) == 5
     assert environment["OMP_NUM_THREADS"] == "5"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "found"),
+    [
+        (("plan", EXAMPLE, "--memory", "nan"), "--memory nan"),  # which is below no bound, and above none
+        (("plan", EXAMPLE, "--ranks", "0"), "--ranks 0"),
+        (("plan", EXAMPLE, "--classes", "-3"), "--classes -3"),
+        (("distill", EXAMPLE, "--top-k", "-1"), "--top-k -1"),
+        (("probe", EXAMPLE, "--rates", "0.1", "nan"), "--rates nan"),
+        (("ablate", EXAMPLE, "--jobs", "-1"), "--jobs -1"),
+        (("pack", ".", "out", "--quality", "101"), "--quality 101"),
+        (("train", EXAMPLE, "--restarts", "-1"), "--restarts -1"),
+    ],
+)
+def test_a_number_outside_its_bounds_is_refused_before_the_verb_begins(
+    arguments: tuple[object, ...], found: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(list(map(str, arguments))) == 2
+    said = capsys.readouterr().err
+    assert said.startswith(f"Config: {found} cannot be used: a number ")
+    assert said.count("\n") == 1
+
+
+def test_every_number_that_a_verb_takes_has_bounds() -> None:
+    for verb, options in cli.VERBS.items():
+        hints = get_type_hints(options, include_extras=True)
+        numbers = {name: kind for name, kind in hints.items() if re.search(r"\b(int|float)\b", str(kind))}
+        unbounded = [name for name, kind in numbers.items() if "Bounds" not in str(kind)]
+        assert unbounded in ([], ["share"]), verb  # the share is refused by the planner, which says what it is of

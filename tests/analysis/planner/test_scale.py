@@ -132,7 +132,7 @@ def test_a_batch_of_less_than_an_image_a_rank_is_refused(capsys: pytest.CaptureF
 @pytest.mark.parametrize("link", ["0", "-1", "nan", "inf"])
 def test_a_link_that_is_no_speed_is_refused(link: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["plan", str(DIGITS), "--link", link]) == 2
-    assert "--link above 0" in capsys.readouterr().err
+    assert "a number at least 0.001 is needed" in capsys.readouterr().err
 
 
 def test_constants_are_those_of_the_records() -> None:
