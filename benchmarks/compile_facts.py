@@ -16,7 +16,7 @@ import triton
 from benchmarks.machine_code import ARCHITECTURES, MachineCode, compile_kernel
 from benchmarks.records import Record, Row, Scalar, save
 from fastmpl_kernels.batch_norm_act import triton_impl as batch_norm
-from fastmpl_kernels.batch_norm_act.library_ops import MOST_PROGRAMS
+from fastmpl_kernels.batch_norm_act.implementations import MOST_PROGRAMS
 from fastmpl_kernels.soft_cross_entropy.triton_impl import cross_entropy_rows
 from fastmpl_kernels.student_objective.native import TARGETS
 from fastmpl_kernels.student_objective.triton_impl import student_rows

@@ -170,22 +170,23 @@ def test_a_second_derivative_is_the_reference_s_or_raises() -> None:
 
 @pytest.mark.skipif(not dispatch.is_interpreted(), reason="the Triton kernels: set TRITON_INTERPRET=1")
 def test_a_kernel_that_fails_behind_the_sum_does_not_add_twice(monkeypatch: pytest.MonkeyPatch) -> None:
-    from fastmpl_kernels.batch_norm_act import library_ops, triton_impl
+    from fastmpl_kernels.batch_norm_act import implementations, triton_impl
+    from fastmpl_kernels.batch_norm_act.settings import Norm, Running
 
     def fail(*arguments: object) -> None:
         raise RuntimeError("too little shared memory")
 
     c = make_case((3, 5, 7, 3), torch.float32)
     monkeypatch.setattr(triton_impl, "forward", fail)
-    monkeypatch.setattr(library_ops.TRITON, "_known", set())
-    monkeypatch.setattr(library_ops, "backend_of", lambda x: "triton")
+    monkeypatch.setattr(implementations.TRITON, "_known", set())
+    monkeypatch.setattr(implementations, "backend_of", lambda x: "triton")
     monkeypatch.setattr(dispatch, "_fallbacks", {})
     monkeypatch.setattr(dispatch, "is_forced", lambda: False)
     x = c.x.clone()
-    y = library_ops.TRITON.train(
+    y = implementations.TRITON.train(
         x,
-        library_ops.Norm(c.weight, c.bias, None, 0, 0.0),
-        library_ops.Running(None, None, 0.1, 1e-5),
+        Norm(c.weight, c.bias, None, 0, 0.0),
+        Running(None, None, 0.1, 1e-5),
         c.residual,
     )[0]
     torch.testing.assert_close(x, c.x + c.residual)

@@ -9,7 +9,7 @@ pytest.importorskip("triton", reason="Triton is not installed: pip install trito
 from benchmarks import compile_facts
 from benchmarks.machine_code import ARCHITECTURES, MachineCode, compile_kernel
 from fastmpl_kernels.batch_norm_act import triton_impl as batch_norm
-from fastmpl_kernels.batch_norm_act.library_ops import MOST_PROGRAMS
+from fastmpl_kernels.batch_norm_act.implementations import MOST_PROGRAMS
 from fastmpl_kernels.sgd_ema import triton_impl as optimiser
 
 CHANNELS = 2048

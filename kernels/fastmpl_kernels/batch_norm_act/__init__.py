@@ -22,7 +22,7 @@ from fastmpl_kernels.batch_norm_act.function import (
     unpack_duals,
     wants_graph,
 )
-from fastmpl_kernels.batch_norm_act.library_ops import OP, backend_of, kernels_for
+from fastmpl_kernels.batch_norm_act.implementations import OP, backend_of, kernels_for
 from fastmpl_kernels.batch_norm_act.reference import activate, keep_finite, move_running, reference
 from fastmpl_kernels.batch_norm_act.settings import NUMBER, Activation, Norm, Reduce, Running, Settings
 from fastmpl_kernels.ops import is_functorch_active, is_plain, is_transformed

@@ -22,7 +22,7 @@ from fastmpl_kernels.batch_norm_act.function import (
     unpack_duals,
     wants_graph,
 )
-from fastmpl_kernels.batch_norm_act.library_ops import OP, Kernels, backend_of, kernels_for
+from fastmpl_kernels.batch_norm_act.implementations import OP, Kernels, backend_of, kernels_for
 from fastmpl_kernels.batch_norm_act.settings import (
     NUMBER,
     Activation,

@@ -9,10 +9,8 @@ from torch.autograd import forward_ad
 from torch.autograd.function import FunctionCtx
 
 from fastmpl_kernels.batch_norm_act import phases
+from fastmpl_kernels.batch_norm_act.implementations import OP, Kernels, backend_of
 from fastmpl_kernels.batch_norm_act.library_ops import (
-    OP,
-    Kernels,
-    backend_of,
     bn_backward,
     bn_dual,
     bn_dual_sums,

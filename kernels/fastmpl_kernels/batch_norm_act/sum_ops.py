@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastmpl_kernels.batch_norm_act.library_ops import dual_like, forward_like, kernels_for, unflatten
+from fastmpl_kernels.batch_norm_act.implementations import kernels_for
+from fastmpl_kernels.batch_norm_act.library_ops import dual_like, forward_like, unflatten
 from fastmpl_kernels.batch_norm_act.settings import Addend, Norm, Tangents
 from fastmpl_kernels.ops import define
 

@@ -15,7 +15,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from fastmpl_kernels.batch_norm_act.library_ops import parts
+from fastmpl_kernels.batch_norm_act.implementations import parts
 from fastmpl_kernels.batch_norm_act.settings import NUMBER, Norm, Running, Tangents
 
 RELU = tl.constexpr(NUMBER["relu"])
