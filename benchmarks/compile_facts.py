@@ -15,8 +15,11 @@ import triton
 
 from benchmarks.machine_code import ARCHITECTURES, MachineCode, compile_kernel
 from benchmarks.records import Record, Row, Scalar, save
-from fastmpl_kernels.batch_norm_act import triton_impl as batch_norm
 from fastmpl_kernels.batch_norm_act.implementations import MOST_PROGRAMS
+from fastmpl_kernels.batch_norm_act.triton_constants import COLUMNS, PARTS, constants_kernel, moments_kernel
+from fastmpl_kernels.batch_norm_act.triton_impl import derivative_kernel, forward_kernel
+from fastmpl_kernels.batch_norm_act.triton_sums import gradient_sums_kernel, sums_kernel
+from fastmpl_kernels.batch_norm_act.triton_tiles import tile
 from fastmpl_kernels.soft_cross_entropy.triton_impl import cross_entropy_rows
 from fastmpl_kernels.student_objective.native import TARGETS
 from fastmpl_kernels.student_objective.triton_impl import student_rows
@@ -134,7 +137,7 @@ CONSTANTS = {"ACT": 2, "RESIDUAL": True}
 # The parameters of batch norm's kernels by phase, without their sizes.
 PHASES: dict[str, tuple[Any, dict[str, Any]]] = {
     "moments": (
-        batch_norm._moments_kernel,
+        moments_kernel,
         {
             "sums": SUMS,
             **dict.fromkeys(("moments", "weight", "bias", "table", "running_mean", "running_var"), TABLE),
@@ -145,7 +148,7 @@ PHASES: dict[str, tuple[Any, dict[str, Any]]] = {
         },
     ),
     "forward": (
-        batch_norm._forward_kernel,
+        forward_kernel,
         {
             **dict.fromkeys(("x_at", "residual_at", "y_at"), X),
             "moments": TABLE,
@@ -156,7 +159,7 @@ PHASES: dict[str, tuple[Any, dict[str, Any]]] = {
         },
     ),
     "gradient_sums": (
-        batch_norm._gradient_sums_kernel,
+        gradient_sums_kernel,
         {
             **dict.fromkeys(("dy_at", "x_at", "residual_at"), X),
             "moments": TABLE,
@@ -170,7 +173,7 @@ PHASES: dict[str, tuple[Any, dict[str, Any]]] = {
         },
     ),
     "constants": (
-        batch_norm._constants_kernel,
+        constants_kernel,
         {
             **dict.fromkeys(("moments", "weight", "bias", "weight_tangent", "bias_tangent"), TABLE),
             **dict.fromkeys(("dweight", "dbias", "table"), TABLE),
@@ -185,13 +188,13 @@ PHASES: dict[str, tuple[Any, dict[str, Any]]] = {
 }
 for _phase in ("sums", "add_sums"):
     PHASES[_phase] = (
-        batch_norm._sums_kernel,
+        sums_kernel,
         {"x_at": X, "addend_at": X, "out": SUMS, "M": "i32", "rows_per_part": "i32", "ADD": _phase == "add_sums"},
     )
 for _phase in ("gradient", "joined_gradient", "tangent"):
     _views = ("in_at", "x_at", "residual_at", "residual_in_at", "out_at", "residual_out_at")
     PHASES[_phase] = (
-        batch_norm._derivative_kernel,
+        derivative_kernel,
         {
             **dict.fromkeys(_views, X),
             "moments": TABLE,
@@ -211,10 +214,8 @@ def compile_phase(phase: str, dtype: str, channels: int, capability: int) -> Mac
     kernel, parameters = PHASES[phase]
     arguments = {name: f"*{dtype}" if kind == X else kind for name, kind in parameters.items()}
     if phase in FINALISERS:
-        return compile_kernel(
-            kernel, {**arguments, "C": channels, "PARTS": batch_norm.PARTS, "K": batch_norm.COLUMNS}, capability, 4
-        )
-    rows, columns = batch_norm.tile(channels, ELEMENT_BYTES[dtype])
+        return compile_kernel(kernel, {**arguments, "C": channels, "PARTS": PARTS, "K": COLUMNS}, capability, 4)
+    rows, columns = tile(channels, ELEMENT_BYTES[dtype])
     return compile_kernel(kernel, {**arguments, "C": channels, "R": rows, "K": columns}, capability, 4)
 
 
@@ -280,7 +281,7 @@ def phase_row(phase: str, dtype: str, channels: int) -> Row:
     def on_each(values: Iterable[int]) -> str:
         return " / ".join(map(str, values))
 
-    trips = MOST_PROGRAMS // batch_norm.PARTS
+    trips = MOST_PROGRAMS // PARTS
     waits = on_each(code.loop_waits * trips for code in codes) if phase in FINALISERS else ""
     return {
         "kernel": f"batch_norm_act, {phase}",

@@ -5,7 +5,6 @@ the gradient. The class count and the row stride are constants of the compiled k
 step, and the compiler merges the walks' loads into one, which is 128 bits wide where the row's start allows it. More than 8
 columns a thread would spill, so each walk reads a longer row again, from the cache.
 """
-# mypy: disable-error-code="no-untyped-def, no-untyped-call, untyped-decorator"
 
 from functools import cache
 from typing import NamedTuple

@@ -276,11 +276,11 @@ def test_the_leaky_slope_is_exact_in_float64() -> None:
 @pytest.mark.parametrize(("rows", "channels"), [(800, 8), (805, 5), (323, 130)])
 def test_many_parts_make_the_sums_of_one(rows: int, channels: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whole tiles and a rest, whole groups of parts and a rest, a last part of fewer rows, columns outside."""
-    from fastmpl_kernels.batch_norm_act import implementations, triton_impl
+    from fastmpl_kernels.batch_norm_act import implementations, triton_constants, triton_tiles
 
     monkeypatch.setattr(implementations, "SMALLEST_PART", 16 * channels)
-    monkeypatch.setitem(triton_impl.FINALISER, "PARTS", 8)
-    monkeypatch.setattr(triton_impl, "TILE_BYTES", 1024)
+    monkeypatch.setitem(triton_constants.FINALISER, "PARTS", 8)
+    monkeypatch.setattr(triton_tiles, "TILE_BYTES", 1024)
     assert implementations.parts(rows, channels) > 10
     c = make_case((rows, channels), torch.float32, offset=100.0)
     assert_three_way(c, "silu", True)

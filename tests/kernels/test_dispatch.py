@@ -55,7 +55,7 @@ def run_loss(loss: Callable[[Tensor], Tensor]) -> list[Tensor]:
 
 
 OPS: dict[str, tuple[Any, str, Callable[[], list[Tensor]]]] = {
-    "batch_norm_act": (batch_norm, "_sums_kernel", run_batch_norm),
+    "batch_norm_act": (batch_norm, "sums_kernel", run_batch_norm),
     "sgd_ema": (optimiser, "_sgd_ema_kernel", run_step),
     "global_norm": (optimiser, "_squares_kernel", lambda: [global_norm([torch.ones(5)])]),
     "soft_cross_entropy": (
@@ -168,7 +168,7 @@ def test_running_statistics_move_once_where_the_last_of_three_kernels_fails(monk
         def __getitem__(self, grid: Any) -> Any:
             return lambda *_, **__: None
 
-    monkeypatch.setattr(batch_norm, "_sums_kernel", Passes())
-    monkeypatch.setattr(batch_norm, "_moments_kernel", Moves())
-    monkeypatch.setattr(batch_norm, "_forward_kernel", Uncompilable())
+    monkeypatch.setattr(batch_norm, "sums_kernel", Passes())
+    monkeypatch.setattr(batch_norm, "moments_kernel", Moves())
+    monkeypatch.setattr(batch_norm, "forward_kernel", Uncompilable())
     torch.testing.assert_close(run_batch_norm(), expected, rtol=0, atol=0)

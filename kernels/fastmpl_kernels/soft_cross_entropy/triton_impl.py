@@ -1,5 +1,4 @@
 """Cross-entropy with label smoothing as one Triton kernel: a program a row."""
-# mypy: disable-error-code="no-untyped-def, no-untyped-call, untyped-decorator"
 
 import torch
 import triton

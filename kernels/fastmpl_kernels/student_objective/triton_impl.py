@@ -1,5 +1,4 @@
 """The student's loss as one Triton kernel: a program a row, two row loads, one row store."""
-# mypy: disable-error-code="no-untyped-def, no-untyped-call, untyped-decorator"
 
 import torch
 import triton

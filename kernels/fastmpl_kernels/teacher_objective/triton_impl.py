@@ -1,5 +1,4 @@
 """The teacher's losses and logits gradients as one Triton kernel: a program a row, labelled rows first."""
-# mypy: disable-error-code="no-untyped-def, no-untyped-call, untyped-decorator"
 
 import torch
 import triton
