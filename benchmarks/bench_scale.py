@@ -85,7 +85,7 @@ def plan_ranks(
         (fit, *_) = found.fits
         pace = planner.pace_at_share(config, found.costs[fit.schedule].flops, "h100", 0.3)
         for count in images:
-            needs = planner.plan_scale(config, found, fit, pace.seconds, images=count)
+            needs = planner.plan_scale(config, found, fit, pace, images=count)
             here = min(n, needs.link.machine)
             near = [need for need in needs.needs if need.load >= NEAR] or needs.needs[:1]
             rows.append(

@@ -111,7 +111,7 @@ class PlanOptions:
     share: float = 0.3
     """Share of this peak that a step reaches; a third is good for convolutions."""
     measured: Path | None = None
-    """Instead: folder of a run of this configuration on your machine, whose speed is taken."""
+    """Instead: folder of a run of this configuration on your machine, whose speed is taken; it may have had other ranks."""
     link: Annotated[float, Bounds(0.001)] = 50.0
     """GB a second that a GPU sends to another machine."""
     images: Annotated[int, Bounds(0)] = 0
@@ -125,7 +125,7 @@ def plan(options: PlanOptions, config: Config) -> None:
     from fastmpl.run.expected_inputs import settle_inputs
 
     config = settle_inputs(config)
-    measured = None if options.measured is None else planner.pace_of_run(config, options.measured)
+    measured = None if options.measured is None else planner.pace_of_run(config, options.measured, options.ranks)
     planner.pace_at_share(config, 0, options.gpu, options.share)  # refuses what it cannot use before the counting
     classes = planner.count_classes(config, options.classes)
     say(f"classes   {classes.number:,}, {classes.source}")
@@ -138,7 +138,7 @@ def plan(options: PlanOptions, config: Config) -> None:
         pace = measured or planner.pace_at_share(config, flops, options.gpu, options.share)
         say(planner.format_duration(config.run.steps, pace))
         link = planner.Link(between=options.link * 1e9)
-        scale = planner.plan_scale(config, found, best.fit, pace.seconds, images=options.images, link=link)
+        scale = planner.plan_scale(config, found, best.fit, pace, images=options.images, link=link)
         for line in planner.format_scale(scale, planner.uneven_batches(config, options.ranks)):
             say(line)
 

@@ -9,7 +9,10 @@ from pathlib import Path
 from typing import Final, NamedTuple
 
 from fastmpl.config import Config, difference, load, uses_tf32
-from fastmpl.errors import ConfigError
+from fastmpl.errors import ConfigError, StorageError
+from fastmpl.run.checkpoint import steps
+from fastmpl.run.checkpoint_files import read_manifest
+from fastmpl.run.resuming import CHECKPOINTS
 from fastmpl.telemetry.metrics_file import read_lines
 
 TERA: Final = 1e12
@@ -36,10 +39,11 @@ FREE: Final = ("run", "finetune")  # sections that do not change how long a step
 
 
 class Pace(NamedTuple):
-    """Seconds of a step, and where they come from."""
+    """Seconds of a step of a rank, and where they come from."""
 
     seconds: float
     source: str
+    sent_by: int = 1  # ranks whose messages are in `seconds`; 1: none are
 
 
 def pace_at_share(config: Config, flops: int, gpu: str, share: float) -> Pace:
@@ -56,8 +60,11 @@ def pace_at_share(config: Config, flops: int, gpu: str, share: float) -> Pace:
     return Pace(flops / (share * peak * TERA), source)
 
 
-def pace_of_run(config: Config, run: Path) -> Pace:
-    """The pace that the run in the folder `run` had. Raises ConfigError where it wrote none, or trained something else."""
+def pace_of_run(config: Config, run: Path, ranks: int) -> Pace:
+    """The pace of each of `ranks` ranks, by the one that the run in the folder `run` had; the batch is shared by them.
+
+    Raises ConfigError where the run wrote none.
+    """
     if not (run / "config.toml").is_file():
         raise ConfigError(f"--measured {run} is not the folder of a run: it has no config.toml.")
     other = [key for key in difference(config, load(run / "config.toml")) if key.partition(".")[0] not in FREE]
@@ -69,4 +76,18 @@ def pace_of_run(config: Config, run: Path) -> Pace:
         )
     (first, began), (last, ended) = timed[0], timed[-1]
     but = f", whose settings differ in {', '.join(other[:5])}" if other else ""
-    return Pace((ended - began) / (last - first), f"as measured by {run}{but}")
+    were = _ranks_of(run) or ranks
+    on = f" on {were} rank{'s' * (were > 1)}"
+    if were != ranks:
+        on += f", whose batch {ranks} share" if ranks > 1 else ", whose batch one has"
+    return Pace((ended - began) / (last - first) * were / ranks, f"as measured by {run}{on}{but}", were)
+
+
+def _ranks_of(run: Path) -> int | None:
+    """The ranks that wrote the run's newest checkpoint; None where there is none."""
+    saved = run / CHECKPOINTS
+    try:
+        ranks: int = read_manifest(saved / f"step-{max(steps(saved))}")["ranks"]
+    except (StorageError, ValueError):  # of no steps
+        return None
+    return ranks

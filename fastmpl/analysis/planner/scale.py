@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from typing import Final, NamedTuple
 
 from fastmpl.analysis.planner.cost import BATCHES
-from fastmpl.analysis.planner.duration import LAUNCHES
+from fastmpl.analysis.planner.duration import LAUNCHES, Pace
 from fastmpl.analysis.planner.link import Link, time_messages
 from fastmpl.analysis.planner.messages import Messages, count_messages
 from fastmpl.analysis.planner.plan import SHARDINGS, Fit, MemoryPlan
@@ -68,14 +68,17 @@ class ScalePlan(NamedTuple):
 
 
 def plan_scale(
-    config: Config, plan: MemoryPlan, fit: Fit, seconds: float, *, images: int = 0, link: Link | None = None
+    config: Config, plan: MemoryPlan, fit: Fit, pace: Pace, *, images: int = 0, link: Link | None = None
 ) -> ScalePlan:
-    """What the setting `fit` of `plan` needs. seconds: of a step's arithmetic. images: of the data; 0: not known."""
+    """What the setting `fit` of `plan` needs. pace: of a step's arithmetic, or of a measured step.
+
+    images: of the data; 0: not known.
+    """
     link, ranks = link or Link(), plan.ranks
     stage = SHARDINGS[fit.sharding][0] or None
     messages = count_messages(config, plan.exchanged, ranks, classes=plan.classes, stage=stage)
     sending = time_messages(messages, ranks, link)
-    step = max(seconds, LAUNCHES) + sending
+    step = max(pace.seconds, LAUNCHES) + (0 if pace.sent_by == ranks else sending)
     seen = sum(plan.batches.get(name, 0) for name in BATCHES)
     whole = plan.states["copies"].lasting
     found = ScalePlan(
@@ -85,7 +88,7 @@ def plan_scale(
         messages,
         sending,
         step,
-        seconds < LAUNCHES,
+        pace.seconds < LAUNCHES,
         seen / step,
         decodes_always(config.data),
         images,

@@ -30,9 +30,9 @@ def config(**changes: Any) -> Config:
     return load(DIGITS, small | {key.replace("__", "."): value for key, value in changes.items()})
 
 
-def plan(config: Config, ranks: int, seconds: float = 0.1, **options: Any) -> planner.ScalePlan:
+def plan(config: Config, ranks: int, pace: planner.Pace | None = None, **options: Any) -> planner.ScalePlan:
     found = planner.plan_memory(config, ranks=ranks, memory=2**30, schedules=("split",))
-    return planner.plan_scale(config, found, found.fits[0], seconds, **options)
+    return planner.plan_scale(config, found, found.fits[0], pace or planner.Pace(0.1, "stated"), **options)
 
 
 def test_a_ring_within_a_machine() -> None:
@@ -52,6 +52,12 @@ def test_large_messages_go_round_and_small_ones_up_a_tree() -> None:
 
 def test_messages_are_cut_where_a_tensor_has_no_room() -> None:
     assert [count_parts(sizes, 10) for sizes in ((), (4, 6), (4, 7), (12, 1), (3, 12))] == [0, 1, 2, 2, 2]
+
+
+def test_a_step_that_was_measured_on_as_many_ranks_has_its_messages_in_it() -> None:
+    alone, four = (plan(config(), 4, planner.Pace(0.1, "stated", ranks)) for ranks in (1, 4))
+    assert four.sending == alone.sending > 0
+    assert (alone.step, four.step) == (pytest.approx(0.1 + alone.sending), 0.1)
 
 
 def test_a_single_rank_sends_nothing() -> None:
@@ -109,7 +115,7 @@ def test_batches_that_ranks_cannot_share_are_refused_with_the_next_size() -> Non
 
 
 def test_the_share_of_messages_in_a_step_of_unknown_length_is_a_bound() -> None:
-    small, large = (plan(config(), 8, seconds) for seconds in (1e-4, 0.1))
+    small, large = (plan(config(), 8, planner.Pace(seconds, "stated")) for seconds in (1e-4, 0.1))
     assert "at most" in "".join(planner.format_scale(small, [])) and small.share > large.share
     assert "at most" not in "".join(planner.format_scale(large, []))
     assert [any(need.name == "messages" for need in found.needs) for found in (small, large)] == [False, True]
