@@ -102,7 +102,7 @@ class PlanOptions:
     """TOML file; `fastmpl init` writes one."""
     ranks: Annotated[int, Bounds(1)] = 1
     """Number of GPUs that share the batch."""
-    memory: Annotated[float, Bounds(0.001)] = 80.0
+    memory: Annotated[float, Bounds(0.00001)] = 80.0
     """Memory of each GPU in GiB."""
     classes: Annotated[int, Bounds(0, 10**9)] = 0
     """Number of classes; 0: those of the data, where it is there."""
