@@ -13,7 +13,7 @@ from fastmpl.analysis.planner.duration import LAUNCHES, Pace
 from fastmpl.analysis.planner.link import Link, time_messages
 from fastmpl.analysis.planner.messages import Messages, count_messages
 from fastmpl.analysis.planner.plan import SHARDINGS, Fit, MemoryPlan
-from fastmpl.config import Config
+from fastmpl.config import Config, without_feedback
 from fastmpl.config.meaning import decodes_always
 
 DECODED: Final = 3.4e-3  # CPU seconds of an image with two views, RandAugment on one (record `loader`)
@@ -51,8 +51,9 @@ class ScalePlan(NamedTuple):
     ranks: int
     machines: int
     link: Link
-    messages: list[Messages]
-    sending: float  # seconds of a step
+    messages: list[Messages]  # of a step that credits
+    every: int  # such a step is one in so many: `feedback.every`
+    sending: float  # seconds of a step, in the mean
     step: float  # seconds, with `sending`
     is_small: bool  # the step is longer than its arithmetic says, and `step` the least that it takes
     rate: float  # images a second of a rank
@@ -77,7 +78,10 @@ def plan_scale(
     link, ranks = link or Link(), plan.ranks
     stage = SHARDINGS[fit.sharding][0] or None
     messages = count_messages(config, plan.exchanged, ranks, classes=plan.classes, stage=stage)
-    sending = time_messages(messages, ranks, link)
+    sending, every = time_messages(messages, ranks, link), config.feedback.every
+    if every > 1:
+        others = count_messages(without_feedback(config), plan.exchanged, ranks, classes=plan.classes, stage=stage)
+        sending = (sending + (every - 1) * time_messages(others, ranks, link)) / every
     step = max(pace.seconds, LAUNCHES) + (0 if pace.sent_by == ranks else sending)
     seen = sum(plan.batches.get(name, 0) for name in BATCHES)
     whole = plan.states["copies"].lasting
@@ -86,6 +90,7 @@ def plan_scale(
         link.machines(ranks),
         link,
         messages,
+        every,
         sending,
         step,
         pace.seconds < LAUNCHES,

@@ -26,7 +26,8 @@ def _sentences(found: ScalePlan, uneven: Sequence[str]) -> Iterator[tuple[str, s
         ways += f", {link.between / 1e9:g} GB/s a GPU between machines" if found.machines > 1 else ""
         yield (
             "messages",
-            f"{number:,} a step, {_round(sent / 1e6)} MB: {_round(1e3 * found.sending)} ms, {most}{100 * found.share:.2g} "
+            f"{number:,} a step{' that credits' if found.every > 1 else ''}, {_round(sent / 1e6)} MB: "
+            f"{_round(1e3 * found.sending)} ms{' in the mean' if found.every > 1 else ''}, {most}{100 * found.share:.2g} "
             f"% of the step, which takes {found.step:.3g} s with them; {ways}, {1e6 * link.latency:g} us a hop",
         )
     if found.decodes:

@@ -60,6 +60,14 @@ def test_a_step_that_was_measured_on_as_many_ranks_has_its_messages_in_it() -> N
     assert (alone.step, four.step) == (pytest.approx(0.1 + alone.sending), 0.1)
 
 
+def test_a_step_between_those_that_credit_sends_no_feedback() -> None:
+    """The mean of k steps: one sends all, the others what a step without feedback does."""
+    exact, off = {"feedback__kind": "exact"}, {"feedback__kind": "off"}
+    always, never, fourth = (plan(config(**c), 4) for c in (exact, off, exact | {"feedback__every": 4}))
+    assert fourth.messages == always.messages and always.sending > never.sending
+    assert fourth.sending == pytest.approx((always.sending + 3 * never.sending) / 4)
+
+
 def test_a_single_rank_sends_nothing() -> None:
     found = plan(config(), 1)
     assert (found.messages, found.sending, found.share) == ([], 0, 0)
