@@ -28,16 +28,20 @@ _LOOKED_AT: Final = 20  # paths of a list that are looked for
 
 
 class FileList(NamedTuple):
-    """Paths and words (empty in a list without classes) of a list, the line of each, its other lines, its account."""
+    """Paths and words (empty in a list without classes) of a list, the line of each, its other lines, its account.
+
+    keys: hashes of the normal paths, which differ from process to process.
+    """
 
     names: Names
     words: list[str]
     lines: NDArray[np.int64]  # counted from 1
     problems: tuple[Problem, ...]
     inventory: Inventory
+    keys: NDArray[np.int64]
 
 
-EMPTY: Final = FileList(Names(), [], np.empty(0, np.int64), (), Inventory(0))
+EMPTY: Final = FileList(Names(), [], np.empty(0, np.int64), (), Inventory(0), np.empty(0, np.int64))
 
 
 def _why_no_content(line: str) -> str:
@@ -66,12 +70,12 @@ def _place(file: Path, number: int) -> str:
     return f"{printable(file)}, line {number}"
 
 
-def _find_repeated(file: Path, found: FileList, keys: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Positions of paths that the list has before, by `keys`, their hashes. Raises DataError where the class differs."""
-    unique, count = np.unique(keys, return_counts=True)
+def _find_repeated(file: Path, found: FileList) -> NDArray[np.int64]:
+    """Positions of paths that the list has before. Raises DataError where the class differs."""
+    unique, count = np.unique(found.keys, return_counts=True)
     first: dict[str, int] = {}
     again = []
-    for position in np.flatnonzero(np.isin(keys, unique[count > 1])).tolist():
+    for position in np.flatnonzero(np.isin(found.keys, unique[count > 1])).tolist():
         before = first.setdefault(os.path.normpath(found.names[position]), position)
         if before == position:
             continue
@@ -124,15 +128,18 @@ def read_list(root: Path, file: Path, *, with_class: bool) -> FileList:
             yield path
 
     names = Names(paths())
-    found = FileList(names, words, np.array(lines, np.int64), (), Inventory(entries))
-    again = _find_repeated(file, found, np.array(keys, np.int64))
+    found = FileList(names, words, np.array(lines, np.int64), (), Inventory(entries), np.array(keys, np.int64))
+    again = _find_repeated(file, found)
     if len(again):
         problems += [
             Problem(_place(file, found.lines[position]), "the list has this path before") for position in again
         ]
         kept = np.setdiff1d(np.arange(len(words)), again)
         found = found._replace(
-            names=Names(names[k] for k in kept), words=[words[k] for k in kept], lines=found.lines[kept]
+            names=Names(names[k] for k in kept),
+            words=[words[k] for k in kept],
+            lines=found.lines[kept],
+            keys=found.keys[kept],
         )
     _require_files(root, file, found)
     return found._replace(problems=fold_problems(problems))

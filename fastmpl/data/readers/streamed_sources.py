@@ -26,6 +26,7 @@ from fastmpl.data.readers.class_words import CLASSES, PACK_PLAN, LabelledParts, 
 from fastmpl.data.readers.file_list import EMPTY, FileList, read_list
 from fastmpl.data.readers.parts import PARTS, PartFolders, find_lists, find_parts
 from fastmpl.data.readers.shards import ReadShard, ShardFiles, index_shards, join_shards
+from fastmpl.data.readers.shared_paths import describe_shared_paths
 from fastmpl.data.readers.tar_index import scan_tar
 from fastmpl.data.readers.tfrecord_index import scan_tfrecord
 from fastmpl.data.readers.tree import NOTHING, read_tree, require_images
@@ -83,6 +84,7 @@ def read_file_list(folder: str) -> Arrays:
     }
     words = {part: _list_words(part, root / parts.names.get(part, part), found) for part, found in lists.items()}
     found = label_parts(root, words, "a path and a class")
+    found = found._replace(remarks=(*found.remarks, *describe_shared_paths(lists)))
     training = Files(root, Names.join([lists[part].names for part in TRAINING]))
     lines = lists.values()
     account = _add_accounts(parts, (one.inventory for one in lines), (one for part in lines for one in part.problems))

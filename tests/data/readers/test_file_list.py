@@ -151,6 +151,22 @@ def test_the_lists_of_a_root_have_the_usual_names(root: Path) -> None:
     assert "test images are read from test" in problem.reason
 
 
+def test_a_test_image_that_is_trained_on_is_told_when_the_lists_are_read(root: Path) -> None:
+    (root / "labelled.txt").write_text("".join(f"{path} {name}\n" for path, name, _ in ROWS))
+    (root / "unlabelled.txt").write_text("images/a cat0.jpg\n")
+    clean = "images/a dog0.jpg dog\nimages/a cat1.jpg cat\n"
+    (root / "test.txt").write_text(clean)
+    assert not read_file_list(str(root)).remarks
+    (root / "test.txt").write_text(
+        clean + "images/../images/cat0.jpg cat\nimages/dog2.jpg dog\nimages/a cat0.jpg cat\n"
+    )
+    learned, seen = read_file_list(str(root)).remarks
+    assert learned.startswith(
+        "test images that are also in the list labelled: 2, such as images/cat0.jpg; they are trained"
+    )
+    assert seen.startswith("test images that are also in the list unlabelled: 1, such as images/a cat0.jpg; ")
+
+
 def test_a_long_list_is_read_in_a_few_times_the_memory_of_its_text(root: Path) -> None:
     text = "".join(f"images/n01440764/n01440764_{number}.JPEG\n" for number in range(20_000))
     (root / "images/n01440764").mkdir()
