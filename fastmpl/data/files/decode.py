@@ -73,7 +73,13 @@ def _refusal(image: Image.Image) -> str:
         return f"{image.width} x {image.height} pixels, more than {LARGEST // 10**6} million"
     if image.mode == "F":
         return "has floating-point pixels, whose white is not known: save it with 8 or 16 bits"
+    if image.mode == "I" and not _has_16_bits(image):
+        return "has whole numbers of 32 bits for pixels, whose white is not known: save it with 8 or 16 bits"
     return ""
+
+
+def _has_16_bits(image: Image.Image) -> bool:
+    return any(";16" in str(tile) for tile in getattr(image, "tile", ()))
 
 
 def _list_oddities(image: Image.Image, suffix: str) -> str:
@@ -82,7 +88,7 @@ def _list_oddities(image: Image.Image, suffix: str) -> str:
     said = [] if named in (found, None) else [f"is a {found} by its content, and used"]
     if image.mode == "CMYK":
         said.append("has four channels of ink (CMYK), read as three of light")
-    if any(";16" in str(tile) for tile in getattr(image, "tile", ())):
+    if _has_16_bits(image):
         said.append("has 16 bits a channel, read as 8")
     if found != "JPEG" and getattr(image, "is_animated", False):
         said.append("is animated; its first picture is used")

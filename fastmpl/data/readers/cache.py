@@ -24,7 +24,7 @@ from fastmpl.data.inventory import Problem
 from fastmpl.errors import StorageError
 from fastmpl.untrusted import read_json_object
 
-VERSION: Final = 1  # of the decoding rule and of the layout; a new number makes every cache anew
+VERSION: Final = 2  # of the decoding rule and of the layout; a new number makes every cache anew
 MANY: Final = 2_000  # images; decoding more of them takes long enough to be announced
 PIXELS, FACTS = "images.bin", "facts.json"
 

@@ -130,3 +130,14 @@ def test_what_is_odd_about_a_picture_that_is_used_is_said(tmp_path: Path, rng: n
         "has 16 bits a channel, read as 8",
         "is animated; its first picture is used",
     ]
+
+
+@pytest.mark.parametrize("largest", [255, 65_535, 2**31 - 1])
+def test_whole_numbers_of_32_bits_are_refused_for_their_white_is_not_known(tmp_path: Path, largest: int) -> None:
+    ramp = np.linspace(0, largest, 16).astype(np.int32)
+    path = tmp_path / "a.tif"
+    path.write_bytes(encoded(Image.fromarray(np.repeat(ramp[None], 16, axis=0)), "TIFF"))
+    found = decode(path, 16)
+    assert found.pixels is None
+    assert found.remark.startswith("has whole numbers of 32 bits")
+    assert decode_whole(path.read_bytes()).remark == found.remark
