@@ -21,8 +21,8 @@ def _shared(one: FileList, other: FileList) -> Iterator[str]:
     mine = np.flatnonzero(np.isin(one.keys, other.keys))
     if not len(mine):
         return
-    theirs = {os.path.normpath(other.names[at]) for at in np.flatnonzero(np.isin(other.keys, one.keys[mine]))}
-    yield from (path for at in mine if (path := os.path.normpath(one.names[at])) in theirs)
+    theirs = {os.path.normpath(other.names[at]) for at in np.flatnonzero(np.isin(other.keys, one.keys[mine])).tolist()}
+    yield from (path for at in mine.tolist() if (path := os.path.normpath(one.names[at])) in theirs)
 
 
 def describe_shared_paths(lists: Mapping[str, FileList]) -> Iterator[str]:
