@@ -82,6 +82,10 @@ def export(run: Path, wanted: Wanted) -> Exported:
     Raises ConfigError for a form that this student cannot have, StorageError where the file cannot be written or
     computes something else.
     """
+    if wanted.form not in SUFFIXES:
+        raise ConfigError(
+            f"a network is not exported to {str(wanted.form)[:64]!r}. The forms are {', '.join(SUFFIXES)}."
+        )
     student = load_classifier(run, wanted.network)
     set_attention(student.module, "math")  # a graph of plain products runs everywhere
     if wanted.preprocess and student.normalisation is None:

@@ -95,7 +95,8 @@ def predict(
 
 def predict_pixels(student: Classifier, pixels: NDArray[np.uint8], device: torch.device) -> Iterator[Prediction]:
     """One prediction an image; pixels: uint8 [H, W, 3] or [N, H, W, 3]. Raises DataError for another form."""
-    if pixels.dtype != np.uint8 or pixels.ndim not in (3, 4) or pixels.shape[-1] != 3:
+    rgb = pixels.dtype == np.uint8 and pixels.ndim in (3, 4) and pixels.shape[-1] == 3
+    if not rgb or 0 in pixels.shape[-3:]:
         raise DataError(
             f"an array of {pixels.dtype} {list(pixels.shape)} is no RGB image. Give uint8 [H, W, 3] or [N, H, W, 3]."
         )

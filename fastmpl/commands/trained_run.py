@@ -4,7 +4,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 import torch
@@ -15,12 +15,15 @@ from fastmpl.commands.evaluate import SetScores, evaluate
 from fastmpl.commands.export import Form, Wanted, export
 from fastmpl.commands.predict import Prediction, list_images, predict_files, predict_pixels
 from fastmpl.config import Config
+from fastmpl.data.errors import DataError
 from fastmpl.errors import ConfigError
 from fastmpl.run.headline import NetworkName
 from fastmpl.run.student_file import Classifier, load_classifier
 
 Pixels = NDArray[np.uint8]  # [H, W, 3] or [N, H, W, 3]
 Images = str | Path | Pixels | Iterable[str | Path | Pixels]
+
+ACCEPTED: Final = "Give paths, or arrays as numpy.asarray makes them of an RGB image: uint8 [H, W, 3]."
 
 
 @dataclass(frozen=True)
@@ -55,7 +58,9 @@ class TrainedRun:
         """
         if self.student.normalisation is None:
             raise ConfigError(f"{self.folder} classifies points, not images: call `module`.")
-        several: Iterable[Any] = [images] if isinstance(images, str | Path | np.ndarray) else images
+        given: Any = images
+        alone = isinstance(given, str | Path | np.ndarray) or not isinstance(given, Iterable)
+        several: Iterable[Any] = [given] if alone else given
         return list(chain.from_iterable(self._predict_one(one) for one in _group(several)))
 
     def _predict_one(self, group: list[Path] | Pixels) -> Iterable[Prediction]:
@@ -95,8 +100,10 @@ def _group(images: Iterable[str | Path | Pixels]) -> Iterable[list[Path] | Pixel
                 yield paths
                 paths = []
             yield one
-        else:
+        elif isinstance(one, str | Path):
             paths.append(Path(one))
+        else:
+            raise DataError(f"an object of type {type(one).__name__} is no image. {ACCEPTED}")
     if paths:
         yield paths
 

@@ -9,6 +9,7 @@ import re
 import shlex
 import tomllib
 from collections.abc import Mapping
+from numbers import Integral, Real
 from pathlib import Path
 from typing import Any, Final
 
@@ -135,6 +136,15 @@ def unknown_key(name: str, source: object) -> str:
     return f"unknown key {name!r} ({source}). {hint}"
 
 
+def _plain(value: Any) -> Any:
+    """A number as Python's own: a program may compute an override with numpy, whose numbers a strict type refuses."""
+    if isinstance(value, bool | int | float):
+        return value
+    if isinstance(value, Integral):
+        return int(value)
+    return float(value) if isinstance(value, Real) else value
+
+
 def _flatten(tree: Mapping[str, Any]) -> dict[str, Any]:
     """Dotted keys of a nested mapping; a dotted key of the mapping itself is kept as it is."""
     flat: dict[str, Any] = {}
@@ -193,7 +203,7 @@ def load(path: str | Path, overrides: Mapping[str, Any] | None = None) -> Config
     path = Path(path)
     file = resolve_paths(_flatten(_read_toml(path)), path)
     over = {
-        key: expand_path(value, key) if key in PATHS and isinstance(value, str) else value
+        key: expand_path(value, key) if key in PATHS and isinstance(value, str) else _plain(value)
         for key, value in _flatten(overrides or {}).items()
     }
     return build(file | over, dict.fromkeys(file, path) | dict.fromkeys(over, COMMAND_LINE))

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from fastmpl.errors import FastMPLError
+from fastmpl.errors import ConfigError, FastMPLError
 from fastmpl.telemetry.metrics_file import Evaluation
 
 
@@ -54,6 +54,9 @@ class Callbacks:
     """Calls several callbacks in their order."""
 
     def __init__(self, callbacks: Sequence[Callback] = ()) -> None:
+        """Raises ConfigError for what is no sequence of Callbacks."""
+        if not isinstance(callbacks, Sequence) or not all(isinstance(one, Callback) for one in callbacks):
+            raise ConfigError("callbacks is a list of fastmpl.Callback, such as [fastmpl.Callback(on_step=print)].")
         self._step = [one.on_step for one in callbacks if one.on_step]
         self._evaluation = [one.on_evaluation for one in callbacks if one.on_evaluation]
         self._checkpoint = [one.on_checkpoint for one in callbacks if one.on_checkpoint]

@@ -130,6 +130,8 @@ def load_classifier(folder: Path, network: NetworkName | None = None) -> Classif
     network: None for the one in student.safetensors, or, of a run that is not finished, the one that it would leave if it
     ended at its newest checkpoint. Others are read from the newest checkpoint. Raises ConfigError if it is not there.
     """
+    if network is not None and network not in TENSORS:
+        raise ConfigError(f"a run has no network {str(network)[:64]!r}. Its networks are {', '.join(TENSORS)}.")
     if (folder / WEIGHTS).is_file() and network in (None, _network_in_file(folder)):
         return _load_finished(folder)
     if checkpoint.steps(folder / CHECKPOINTS):

@@ -78,6 +78,27 @@ def test_what_is_no_image_and_no_run_is_refused(place: Path, tmp_path: Path) -> 
         fastmpl.load(tmp_path)
 
 
+def test_what_no_image_can_be_is_refused_in_a_sentence(place: Path) -> None:
+    run = fastmpl.load(place / "run")
+    none = [np.zeros((0, 8, 3), np.uint8), np.zeros((2, 8, 0, 3), np.uint8), torch.zeros(8, 8, 3), None, 3]
+    for one in (*none, Image.new("RGB", (4, 4))):
+        for given in (one, [one]) if one is not none[2] else ([one],):  # a tensor is a sequence of tensors
+            with pytest.raises(DataError, match=r"is no (RGB )?image"):
+                run.predict(given)  # type: ignore[arg-type]
+    assert not run.predict(np.zeros((0, 8, 8, 3), np.uint8))
+
+
+def test_names_that_a_run_does_not_know_are_refused_in_a_sentence(place: Path) -> None:
+    with pytest.raises(ConfigError, match=r"no network 'best'\. Its networks are selected, "):
+        fastmpl.load(place / "run", "best")  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match=r"'tflite'\. The forms are onnx, "):
+        fastmpl.load(place / "run").export("tflite")  # type: ignore[arg-type]
+    for wrong in (print, fastmpl.Callback(), [print]):
+        with pytest.raises(ConfigError, match=r"list of fastmpl\.Callback"):
+            fastmpl.train(fastmpl_digits(), {"run.output": str(place / "none")}, callbacks=wrong)  # type: ignore[arg-type]
+    assert not (place / "none").exists()
+
+
 def test_the_package_is_imported_without_torch() -> None:
     import subprocess
     import sys

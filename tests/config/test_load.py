@@ -4,6 +4,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import tomli_w
 from pydantic import ValidationError
@@ -43,6 +44,15 @@ def test_overrides_lie_over_the_file_and_the_file_over_the_defaults(path: Path) 
 def test_overrides_may_be_nested(path: Path) -> None:
     path.write_text("")
     assert load(path, {"student": {"lr": 0.3}}) == load(path, {"student.lr": 0.3})
+
+
+def test_numbers_of_numpy_are_numbers(path: Path) -> None:
+    path.write_text("")
+    found = load(path, {"run.steps": np.int64(30), "student.lr": np.float32(0.25), "data.flip": np.bool_(True).item()})
+    assert (found.run.steps, found.student.lr) == (30, 0.25)
+    assert type(found.run.steps) is int
+    with pytest.raises(ConfigError, match=r"run\.steps = 0 "):
+        load(path, {"run.steps": np.int64(0)})
 
 
 def test_an_override_can_mend_a_bad_value_of_the_file(path: Path) -> None:
