@@ -14,10 +14,14 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import nn
+from jaxtyping import Float
+from torch import Tensor, nn
 from torch.distributed import HashStore  # type: ignore[attr-defined]
 
 from fastmpl.errors import ConfigError
+from fastmpl.learners.arithmetic import Precision, autocast
+from fastmpl.learners.passes import to_float32
+from fastmpl.learners.protocol import Forward
 
 LOGGER = "DeepSpeed"
 
@@ -45,6 +49,20 @@ def deepspeed() -> Any:
     # torch's new names for what DeepSpeed calls; no user can change that
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distributed")
     return deepspeed
+
+
+class EngineNetwork(nn.Module):
+    """The network as the engine calls it: DeepSpeed switches off an autocast around it, so this one is inside."""
+
+    def __init__(self, network: nn.Module, device: torch.device, precision: Precision) -> None:
+        super().__init__()
+        self.network = network  # registered: DeepSpeed takes over its parameters
+        self.call: Forward = network.__call__
+        self.device, self.precision, self.precise = device, precision, False
+
+    def forward(self, images: Float[Tensor, "N *image"]) -> Float[Tensor, "N K"]:
+        with autocast(self.device, "float32" if self.precise else self.precision):
+            return to_float32(self.call(images))
 
 
 class Stepper(torch.optim.Optimizer):
@@ -82,7 +100,7 @@ def redirect_logs(path: Path) -> Iterator[None]:
         handler.close()
 
 
-def build(network: nn.Module, stepper: Stepper, config: dict[str, Any], *, timeout: int) -> Any:
+def build(network: EngineNetwork, stepper: Stepper, config: dict[str, Any], *, timeout: int) -> Any:
     """An engine that holds `network`, whose parameters it takes over."""
     package = deepspeed()
     connect(package, timeout)

@@ -3,6 +3,7 @@
 Gradients, updates and averages are this rank's pieces of parameters, by the parameter's name; what is summed over them
 is summed over ranks. The optimiser, its clip, its skips and its derivative are the plain learner's, on pieces: all its
 rows are element-wise. The engine forms graphs, reduces gradients, and gathers parameters where its stage shards them.
+Passes at parameters that are not the network's own go around it (`twin_passes`).
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -12,46 +13,27 @@ from typing import Literal
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
-from torch.autograd import forward_ad
-from torch.func import functional_call
 
 from fastmpl.config import NetworkConfig, SystemConfig
 from fastmpl.distributed.ranks import ALONE, Ranks
-from fastmpl.learners.arithmetic import autocast, full_precision
+from fastmpl.learners.arithmetic import full_precision
 from fastmpl.learners.average import Average
 from fastmpl.learners.blocks import names_in_last_blocks
-from fastmpl.learners.forward_rules import use_forward_rules
 from fastmpl.learners.layers import freeze_layers, layer_rates, set_training
 from fastmpl.learners.optimiser import Optimiser, decayed_names, sum_of_products
-from fastmpl.learners.passes import difference_step, dual, mean_gradient, tangent_of, to_float32
-from fastmpl.learners.protocol import Forward, Gradient, Loss, LossPass, TangentPass, Update
+from fastmpl.learners.passes import difference_step, dual, to_float32
+from fastmpl.learners.protocol import Forward, Gradient, LossPass, TangentPass, Update
 from fastmpl.learners.recompute import recompute_blocks
 from fastmpl.learners.running_statistics import RunningStatistics, mean_over_ranks, per_rank_names
 from fastmpl.learners.state import Placement
-from fastmpl.learners.tangent_parts import call_in_parts
 from fastmpl.learners.zero import engine as deepspeed
-from fastmpl.learners.zero.layerwise import layer_by_layer
 from fastmpl.learners.zero.settings import settings
 from fastmpl.learners.zero.shards import FlatShards, ParameterShards, Replicated, shards_of
-from fastmpl.models.attention import use_math_attention
+from fastmpl.learners.zero.twin_passes import TwinPasses
 from fastmpl.models.norms import use_batch_statistics
 from fastmpl.models.stochastic import set_draw
 from fastmpl.models.sync_norm import synchronise
 from fastmpl.models.twin import twin
-
-
-class EngineNetwork(nn.Module):
-    """The network as the engine calls it: DeepSpeed switches off an autocast around it, so this one is inside."""
-
-    def __init__(self, network: nn.Module, device: torch.device, precision: Literal["float32", "bf16"]) -> None:
-        super().__init__()
-        self.network = network  # registered: DeepSpeed takes over its parameters
-        self.call: Forward = network.__call__
-        self.device, self.precision, self.precise = device, precision, False
-
-    def forward(self, images: Float[Tensor, "N *image"]) -> Float[Tensor, "N K"]:
-        with autocast(self.device, "float32" if self.precise else self.precision):
-            return to_float32(self.call(images))
 
 
 class ZeroLearner:
@@ -73,9 +55,7 @@ class ZeroLearner:
         self.frozen = freeze_layers(module, config)
         self.module, self.config, self.system = set_training(module, self.frozen), config, system
         self.ranks, self.tangent_form, self.stage = ranks, tangent, system.zero_stage
-        self.tangent_images = tangent_images
         synchronise(module, ranks)
-        self.twin = _twin(module)
         self.statistics = RunningStatistics(module)
         parameters = {name: p for name, p in module.named_parameters() if p.requires_grad}
         self.fixed = {name: p.detach() for name, p in module.named_parameters() if not p.requires_grad}
@@ -85,7 +65,15 @@ class ZeroLearner:
             p.data = p.data.contiguous()
         decayed = decayed_names(parameters)
         self.device = next(iter(parameters.values())).device
-        self.network = EngineNetwork(module, self.device, system.precision)
+        self.twin = TwinPasses(
+            module,
+            self.fixed,
+            self.moving,
+            device=self.device,
+            precision=system.precision,
+            tangent_images=tangent_images,
+        )
+        self.network = deepspeed.EngineNetwork(module, self.device, system.precision)
         elements = sum(p.numel() for p in parameters.values())
         derived = settings(system, ranks=ranks.size, elements=elements, on_gpu=self.device.type == "cuda")
         stepper = deepspeed.Stepper(list(parameters.values()), self._step)
@@ -153,16 +141,7 @@ class ZeroLearner:
     def gradient(self, passes: Sequence[LossPass]) -> Gradient:
         if isinstance(self.shards, ParameterShards):
             return self._gradient_of_shards(self.shards, passes)
-        present = {name: p if name in self.moving else p.detach() for name, p in self.module.named_parameters()}
-        moving = {name: p for name, p in present.items() if name in self.moving}
-
-        def one(images: Tensor, loss: Loss, draw: Tensor) -> tuple[Tensor, ...]:
-            set_draw(self.module, draw)
-            with autocast(self.device, self.system.precision), use_batch_statistics(self.twin):
-                value = loss(to_float32(functional_call(self.twin, present, (images,))))
-            return torch.autograd.grad(value, list(moving.values()))
-
-        return self.shards.mean(dict(zip(moving, mean_gradient(one(*each) for each in passes), strict=True)))
+        return self.shards.mean(self.twin.gradient(dict(self.module.named_parameters()), passes))
 
     def _gradient_of_shards(self, shards: ParameterShards, passes: Sequence[LossPass]) -> Gradient:
         with use_batch_statistics(self.module):
@@ -179,32 +158,10 @@ class ZeroLearner:
         direction = self.optimiser.derivative(update, gradient)
         if self.tangent_form == "difference":
             return self._differences(update.old, direction, passes)
-        statistics, attention, rules = (
-            use(self.twin) for use in (use_batch_statistics, use_math_attention, use_forward_rules)
-        )
-        with autocast(self.device, self.system.precision), statistics, attention, rules, forward_ad.dual_level():
-            if isinstance(self.shards, ParameterShards):  # each pass gathers the layers anew
-                with layer_by_layer(self.twin, self._gather_duals(self.shards, update.old, direction)):
-                    return self._push(self.twin, passes)
-            old, moved = (self.shards.whole(pieces, self.device) for pieces in (update.old, direction))
-            parameters = self.fixed | {n: dual(p, moved[n] if n in self.moving else None) for n, p in old.items()}
-            return self._push(lambda images: functional_call(self.twin, parameters, (images,)), passes)
-
-    def _push(self, call: Forward, passes: Sequence[TangentPass]) -> list[Tensor]:
-        """The tangent of each pass's logits; `call` is the network with duals for parameters."""
-
-        def push(images: Tensor) -> Tensor:
-            return to_float32(tangent_of(call(images)))
-
-        return self._each(lambda images: call_in_parts(self.twin, images, self.tangent_images, push), passes)
-
-    def _each(self, call: Forward, passes: Sequence[TangentPass]) -> list[Tensor]:
-        """What `call` makes of each pass's images, by the pass's draws."""
-        found = []
-        for images, _, draw in passes:
-            set_draw(self.module, draw)
-            found.append(call(images))
-        return found
+        if isinstance(self.shards, ParameterShards):
+            return self.twin.tangents_by_layer(self._gather_duals(self.shards, update.old, direction), passes)
+        old, moved = (self.shards.whole(pieces, self.device) for pieces in (update.old, direction))
+        return self.twin.tangents(old, moved, passes)
 
     def _gather_duals(
         self, shards: ParameterShards, old: Gradient, direction: Gradient
@@ -226,16 +183,16 @@ class ZeroLearner:
         squares = [sum_of_products(old | x, x) for x in (direction, start, update)]
         step = difference_step(*self._total(torch.stack(squares)).sqrt())
         moved = {name: p + step * direction[name] if name in direction else p for name, p in old.items()}
-        with use_batch_statistics(self.module), use_batch_statistics(self.twin):
-            if isinstance(self.shards, ParameterShards):
-                with self._at(moved):
-                    there = self._each(self._infer, passes)
-            else:
-                parameters = self.fixed | self.shards.whole(moved, self.device)
-                with autocast(self.device, self.system.precision):
-                    there = self._each(lambda images: functional_call(self.twin, parameters, (images,)), passes)
+        if isinstance(self.shards, ParameterShards):
+            with use_batch_statistics(self.module), self._at(moved):
+                there = []
+                for images, _, draw in passes:
+                    set_draw(self.module, draw)
+                    there.append(self._infer(images))
+        else:
+            there = self.twin.logits(self.shards.whole(moved, self.device), passes)
         step = step.to(self.device)
-        return [(to_float32(found) - each.logits) / step for found, each in zip(there, passes, strict=True)]
+        return [(found - each.logits) / step for found, each in zip(there, passes, strict=True)]
 
     @contextmanager
     def _at(self, pieces: Mapping[str, Tensor]) -> Iterator[None]:
@@ -329,7 +286,7 @@ class ZeroLearner:
 
     @torch.no_grad()
     def successor(self, config: NetworkConfig, *, steps: int) -> "ZeroLearner":
-        module = _twin(self.twin, share=False).to_empty(device=self.device)
+        module = twin(self.twin.network).to_empty(device=self.device)
         with self.use_average() if self.average is not None else nullcontext():
             module.load_state_dict(dict(self.weights()))
         return ZeroLearner(module, config, self.system, steps=steps, ranks=self.ranks)
@@ -366,12 +323,3 @@ class ZeroLearner:
         """The parameter that a sharded name in `state()` is a piece of."""
         part, _, path = name.partition("/")
         return path.rpartition("/")[0] if part == "optimiser" else path
-
-
-def _twin(module: nn.Module, *, share: bool = True) -> nn.Module:
-    """The module's hook-free twin on meta; it shares the module's buffers."""
-    made = twin(module)
-    if share:
-        for ours, theirs in zip(made.modules(), module.modules(), strict=True):
-            ours._buffers.update(theirs._buffers)
-    return made
