@@ -24,7 +24,7 @@ from fastmpl_kernels.batch_norm_act.function import (
 )
 from fastmpl_kernels.batch_norm_act.implementations import OP, backend_of, kernels_for
 from fastmpl_kernels.batch_norm_act.reference import activate, keep_finite, move_running, reference
-from fastmpl_kernels.batch_norm_act.settings import NUMBER, Activation, Norm, Reduce, Running, Settings
+from fastmpl_kernels.batch_norm_act.settings import NAMES, NUMBER, Activation, Norm, Reduce, Running, Settings
 from fastmpl_kernels.ops import is_functorch_active, is_plain, is_transformed
 
 __all__ = ["Activation", "Reduce", "batch_norm_act"]
@@ -77,18 +77,19 @@ def batch_norm_act(
     b = x.new_zeros(x.shape[1], dtype=parameters) if bias is None else convert(bias, parameters)
     r = None if residual is None else convert(residual, x.dtype)
     running = (running_mean, running_var) if update_running else (None, None)
+    number = NUMBER[activation]
     if torch.compiler.is_compiling():
         if reduce is not None:
             raise NotImplementedError(
                 "batch_norm_act does not synchronise its statistics under torch.compile: run it eagerly."
             )
-        return _with_formula(x, w, b, r, running, momentum, eps, activation, slope)
+        return _with_formula(x, Norm(w, b, r, number, slope), Running(*running, momentum, eps))
     as_is = is_dense(x)
     if not as_is and reduce is None and not dispatch.is_forced():
-        return _with_torch(x, w, b, r, running, momentum, eps, activation, slope)
+        return _with_torch(x, Norm(w, b, r, number, slope), Running(*running, momentum, eps))
     if is_functorch_active() and reduce is None and backend_of(x) == "reference":
-        return _with_formula(x, w, b, r, running, momentum, eps, activation, slope)
-    settings = Settings(momentum, eps, NUMBER[activation], slope, reduce)
+        return _with_formula(x, Norm(w, b, r, number, slope), Running(*running, momentum, eps))
+    settings = Settings(momentum, eps, number, slope, reduce)
     y = _with_kernels(x if as_is else as_dense(x), w, b, None if r is None else as_dense(r), *running, settings)
     return y if as_is else y.contiguous()
 
@@ -120,42 +121,25 @@ def _with_kernels(
     return train(kernels, x, norm, running, settings.reduce)[0]
 
 
-def _with_torch(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor,
-    residual: Tensor | None,
-    running: tuple[Tensor | None, Tensor | None],
-    momentum: float,
-    eps: float,
-    activation: Activation,
-    slope: float,
-) -> Tensor:
+def _with_torch(x: Tensor, norm: Norm, running: Running) -> Tensor:
     """The same by torch's own functions, for a layout that the kernels do not serve."""
     dispatch.record_backend(OP, "reference")
-    mean, var = running
-    new_mean, new_var = (None if t is None else t.clone() for t in running)
-    z = F.batch_norm(x, new_mean, new_var, weight, bias, True, momentum, eps)
+    mean, var, momentum, eps = running
+    new_mean, new_var = (None if t is None else t.clone() for t in (mean, var))
+    z = F.batch_norm(x, new_mean, new_var, norm.weight, norm.bias, True, momentum, eps)
     if mean is not None and var is not None and new_mean is not None and new_var is not None:
         keep_finite(mean, var, new_mean, new_var)
-    return activate(z if residual is None else z + residual, activation, slope)
+    return activate(z if norm.residual is None else z + norm.residual, NAMES[norm.activation], norm.slope)
 
 
-def _with_formula(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor,
-    residual: Tensor | None,
-    running: tuple[Tensor | None, Tensor | None],
-    momentum: float,
-    eps: float,
-    activation: Activation,
-    slope: float,
-) -> Tensor:
+def _with_formula(x: Tensor, norm: Norm, running: Running) -> Tensor:
     """The reference, which has every derivative. torch.compile traces and fuses it; of an autograd.Function it would drop
     the tangent."""
-    y, mean, var = reference(x, weight, bias, eps=eps, activation=activation, slope=slope, residual=residual)
-    if running[0] is not None and running[1] is not None:
+    weight, bias, residual, activation, slope = norm
+    y, mean, var = reference(
+        x, weight, bias, eps=running.eps, activation=NAMES[activation], slope=slope, residual=residual
+    )
+    if running.mean is not None and running.var is not None:
         rows = x.numel() // x.shape[1]
-        move_running(running[0], running[1], mean, var * (rows / (rows - 1)), momentum)
+        move_running(running.mean, running.var, mean, var * (rows / (rows - 1)), running.momentum)
     return y

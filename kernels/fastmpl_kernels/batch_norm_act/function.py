@@ -25,7 +25,7 @@ from fastmpl_kernels.batch_norm_act.library_ops import (
     flatten_dual,
 )
 from fastmpl_kernels.batch_norm_act.reference import reference
-from fastmpl_kernels.batch_norm_act.settings import NUMBER, Norm, Reduce, Running, Settings, Tangents
+from fastmpl_kernels.batch_norm_act.settings import NAMES, NUMBER, Norm, Reduce, Running, Settings, Tangents
 from fastmpl_kernels.ops import differentiable_once, is_plain, is_transformed, make_dual, refuse_second_derivative
 
 
@@ -114,9 +114,7 @@ def _differentiable_gradients(
     dy: Tensor, x: Tensor, weight: Tensor, bias: Tensor, residual: Tensor | None, s: Settings
 ) -> tuple[Tensor | None, ...]:
     """The gradients of x, weight, bias and residual as functions that torch can differentiate, by the plain formula."""
-    y, _, _ = reference(
-        x, weight, bias, eps=s.eps, activation=phases.NAMES[s.activation], slope=s.slope, residual=residual
-    )
+    y, _, _ = reference(x, weight, bias, eps=s.eps, activation=NAMES[s.activation], slope=s.slope, residual=residual)
     inputs = [t for t in (x, weight, bias, residual) if t is not None]
     needed = [t for t in inputs if t.requires_grad]
     found = iter(torch.autograd.grad(y, needed, dy, create_graph=True))

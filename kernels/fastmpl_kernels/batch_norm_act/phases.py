@@ -23,9 +23,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from fastmpl_kernels.batch_norm_act.reference import activate, move_running
-from fastmpl_kernels.batch_norm_act.settings import NUMBER, Activation, Addend, Norm, Running, Tangents
-
-NAMES: dict[int, Activation] = {number: name for name, number in NUMBER.items()}  # type: ignore[misc]
+from fastmpl_kernels.batch_norm_act.settings import NAMES, Addend, Norm, Running, Tangents
 
 
 def as_rows(x: Tensor) -> Float[Tensor, "M C"]:

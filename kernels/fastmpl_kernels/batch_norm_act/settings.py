@@ -7,6 +7,7 @@ from torch import Tensor
 
 Activation = Literal["none", "relu", "leaky_relu", "silu"]
 NUMBER: dict[str, int] = {name: number for number, name in enumerate(get_args(Activation))}  # as in csrc/activation.hpp
+NAMES: dict[int, Activation] = dict(enumerate(get_args(Activation)))
 
 Reduce = Callable[[Tensor], Tensor]
 """Sums one float64 vector over all ranks and returns the sum; it may write into its argument. Every rank calls it or none
