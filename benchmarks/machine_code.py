@@ -17,6 +17,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 ARCHITECTURES = (80, 90, 100)  # A100, H100, B200
+ELEMENT_BYTES = {"bf16": 2, "fp32": 4}
 BIN = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 
 

@@ -18,9 +18,9 @@ ARCHITECTURES = [pytest.param(80, marks=SLOW), 90, pytest.param(100, marks=SLOW)
 
 @cache
 def compile_cases(classes: int, capability: int):  # type: ignore[no-untyped-def]
-    from benchmarks import compile_facts
+    from benchmarks import compiled_losses
 
-    return [(case, compile_facts.compile_case(case, capability)) for case in compile_facts.cases((classes,))]
+    return [(case, compiled_losses.compile_case(case, capability)) for case in compiled_losses.cases((classes,))]
 
 
 @pytest.mark.parametrize("capability", ARCHITECTURES)

@@ -6,7 +6,7 @@ import pytest
 
 pytest.importorskip("triton", reason="Triton is not installed: pip install triton")
 
-from benchmarks import compile_facts
+from benchmarks import compiled_norms
 from benchmarks.machine_code import ARCHITECTURES, MachineCode, compile_kernel
 from fastmpl_kernels.batch_norm_act.implementations import MOST_PROGRAMS
 from fastmpl_kernels.batch_norm_act.triton_constants import PARTS
@@ -19,7 +19,7 @@ each_pass = pytest.mark.parametrize(("dtype", "capability"), PASSES)
 
 @cache
 def compile_phase(phase: str, dtype: str, capability: int) -> MachineCode:
-    return compile_facts.compile_phase(phase, dtype, CHANNELS, capability)
+    return compiled_norms.compile_phase(phase, dtype, CHANNELS, capability)
 
 
 # Loads and stores of 128 bits a thread: two for each tensor that the phase reads or writes.
