@@ -25,6 +25,7 @@ from fastmpl.distributed.ranks import ALONE
 from fastmpl.run import checkpoint, trainer
 from fastmpl.run.checkpoint import Checkpoint
 from fastmpl.run.saver import Saver
+from fastmpl.run.saving import Saving
 from fastmpl.run.training import Training
 
 DIGITS = Path(__file__).parents[1] / "launch/configs/digits.toml"
@@ -55,16 +56,16 @@ class Stopwatch:
 def measure_loop(steps: int) -> Row:
     """What the saves of a run of digits cost: all but the last, for which nothing is left to do beside it."""
     saves, asked, taken = Stopwatch(), Stopwatch(), Stopwatch()
-    originals = Training._save, Training._take_saved, Training.take_step
+    originals = Training._save, Saving.tell, Training.take_step
     with tempfile.TemporaryDirectory() as folder:
         config = load(DIGITS, {"run.output": folder, "run.steps": steps, "system.threads": 1})
         try:
             Training._save = saves.wrap(originals[0])  # type: ignore[method-assign]
-            Training._take_saved = asked.wrap(originals[1])  # type: ignore[method-assign]
+            Saving.tell = asked.wrap(originals[1])  # type: ignore[method-assign]
             Training.take_step = taken.wrap(originals[2])  # type: ignore[method-assign]
             trainer.train(config, quiet=True, report=False)
         finally:
-            Training._save, Training._take_saved, Training.take_step = originals  # type: ignore[method-assign]
+            Training._save, Saving.tell, Training.take_step = originals  # type: ignore[method-assign]
     step = statistics.median(taken.processor)
     beside = saves.processor[:-1]
     cost = sum(beside) + sum(asked.processor[:-1])

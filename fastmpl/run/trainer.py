@@ -75,7 +75,7 @@ def train(
             told = explain_full_disk(error, folder)
             is_ours = not isinstance(told, FolderLostError)
             if is_ours and claim is not None and claim.has_begun and run is not None:
-                state: State = "interrupted" if run.saved == run.step else "failed"
+                state: State = "interrupted" if run.saving.newest == run.step else "failed"
                 with suppress(StorageError):
                     write_status(folder, state, run.step, str(told), exit_code_of(told))
             if told is error:

@@ -18,7 +18,7 @@ from fastmpl.data.build import build as build_data
 from fastmpl.data.evaluation import Framing, framing_of
 from fastmpl.data.view_stream import Replacement
 from fastmpl.distributed.process_group import Group, Place
-from fastmpl.errors import FolderLostError, StorageError
+from fastmpl.errors import StorageError
 from fastmpl.learners.arithmetic import describe_precision
 from fastmpl.learners.protocol import RunLearner
 from fastmpl.run import checkpoint, finetune
@@ -28,7 +28,7 @@ from fastmpl.run.checkpoint import Checkpoint
 from fastmpl.run.divergence import describe_divergence
 from fastmpl.run.expected_inputs import describe_inputs
 from fastmpl.run.fixed_teacher import Target, load_fixed_teacher
-from fastmpl.run.folder import add_note, require_own, write_status
+from fastmpl.run.folder import add_note, require_own
 from fastmpl.run.graph_choice import choose_execution, loaded_dtype
 from fastmpl.run.headline import MEASURES
 from fastmpl.run.input_constants import normalisation_of
@@ -43,6 +43,7 @@ from fastmpl.run.preconditions import (
 from fastmpl.run.pretrained import Start, read_start
 from fastmpl.run.resuming import require_fitting, set_newer_aside
 from fastmpl.run.saver import Saver
+from fastmpl.run.saving import Saving
 from fastmpl.run.scores import Network
 from fastmpl.run.student_file import student_facts
 from fastmpl.run.trained_networks import TrainedNetworks
@@ -123,8 +124,8 @@ class Training:
         )
         self.networks = TrainedNetworks(trainee, config, self.device, self.monitor.add)
         self.total = config.run.steps + config.finetune.steps
-        self.step, self.saved = 0, -1
-        self._saver = Saver(
+        self.step = 0
+        saver = Saver(
             folder / "checkpoints",
             group.saving,
             here.local_size,
@@ -132,6 +133,7 @@ class Training:
             self.monitor.note,
             partial(require_own, folder),
         )
+        self.saving = Saving(saver, self.monitor, folder, self.ranks)
 
     def _read_pretrained(self) -> dict[str, Start]:
         sections = {role: getattr(self.config, role).pretrained for role in trained_optimisers(self.config)}
@@ -185,7 +187,7 @@ class Training:
         """Takes over the state of a checkpoint that fits."""
         self.weights = found.facts.get("pretrained", {})
         self.data.train.restore(found.facts["data"])
-        self.step = self.saved = found.step
+        self.step = self.saving.newest = found.step
         self.networks.load(found.tensors, finetuning=self.step > self.config.run.steps)
         if missing := self.monitor.restore(found):
             self.notes.append(missing)
@@ -201,7 +203,7 @@ class Training:
         """Trains to the last step, through all phases that are left."""
         with self.monitor.watch(self.step, self.total), ExitStack() as held:
             held.callback(dispatch.on_fallback(self._note_fallback))
-            held.callback(self._saver.close)
+            held.callback(self.saving.close)
             for note in self.notes:
                 self.monitor.note(note)
             self.stops.begin(self.step + 1)
@@ -255,7 +257,7 @@ class Training:
             batch = self.take_step(phase)
             images = (len(batch.labelled) + len(batch.weak)) * self.ranks.size
             self.monitor.show_step(self.step, images)
-            self._take_saved()
+            self.saving.tell()
             ends = self.step == phase.last
             evaluates = self.step % run.evaluate_every == 0 or ends
             # after the very last step there is nothing to stop
@@ -314,30 +316,7 @@ class Training:
         )
 
     def _save(self, *, last: bool) -> None:
-        """Saves a checkpoint, beside training unless it is the last one. The one before is finished first."""
-        self.monitor.replaced.write(self.monitor.note)
-        self._take_saved(wait=True)
-        best = self.monitor.selection.best
-        self._saver.begin(self.make_checkpoint(), None if best is None else best["step"])
-        self._take_saved(wait=last, last=last)
-
-    def _take_saved(self, *, wait: bool = False, last: bool = False) -> None:
-        """Says what came of a save, once it is known. If the disk is full, training goes on, except after the last one."""
-        saved = self._saver.take(wait=wait)
-        if saved is None:
-            return
-        if saved.error is not None:
-            if last or isinstance(saved.error, FolderLostError):
-                raise saved.error
-            self.monitor.note(f"{saved.error} Training goes on without this checkpoint.")
-            return
-        self.saved = saved.step
-        self.monitor.show_saved(saved.step)
-        if self.ranks.rank == 0:
-            try:
-                write_status(self.folder, "running", saved.step)
-            except StorageError as error:
-                self.monitor.note(f"{error} Training goes on.")
+        self.saving.save(self.make_checkpoint(), last=last)
 
     def _facts(self) -> dict[str, Any]:
         """What a checkpoint keeps besides the states of its parts."""
