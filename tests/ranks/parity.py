@@ -24,6 +24,7 @@ from fastmpl.models.reduced_teacher import ReducedTeacher
 from fastmpl.step.mpl_step import MplStep
 from fastmpl.step.order import split
 from fastmpl.step.step_keys import make_context
+from fastmpl.step.uncredited_step import leave_out_credit
 from tests.step.worlds import optimiser
 
 CLASSES, SHAPE = 3, (3, 4, 4)
@@ -61,6 +62,7 @@ CASES = {
     "accumulated exact": Case(parts=4),
     "accumulated scalar": Case(kind="scalar", parts=4),
     "accumulated shuffled": Case(feedback={"control": "shuffled"}, parts=2),
+    "accumulated every third": Case(feedback={"every": 3}, parts=2),
     "perceptron trusted": Case(feedback={"images": "trusted"}),
     "perceptron difference": Case(tangent="difference"),
     "accumulated difference": Case(tangent="difference", parts=4),
@@ -123,6 +125,8 @@ FURTHER = {
     "tangent in parts": Case(at_once=3),
     "last block difference": Case(depth=1, tangent="difference"),
     "trusted": Case(feedback={"images": "trusted"}),
+    "every third": Case(feedback={"every": 3}, student={"clip": 0.3}, parts=4),
+    "every third scalar": Case(kind="scalar", feedback={"every": 3, "baseline": 0.9}),
     "conv sync": Case("conv", "sync"),
     "conv group": Case("conv", "group"),
     "recomputed": Case("conv", "sync", recompute=True),
@@ -166,7 +170,7 @@ class Every:
 
 
 def train_case(case: Case, ranks: Ranks, steps: int = STEPS) -> dict[str, Any]:
-    """Both networks, the average and each step's feedback after `steps` steps; `own` are the running statistics."""
+    """Both networks, the average and the feedback of each step that credits, after `steps` steps."""
     drawn = {"exact": "soft"}.get(case.kind, "sampled")
     method = MetaPseudoLabels(
         unlabelled=UNLABELLED,
@@ -180,12 +184,16 @@ def train_case(case: Case, ranks: Ranks, steps: int = STEPS) -> dict[str, Any]:
     teacher_network = ReducedTeacher(CLASSES, 8, 3, 2).to(case.dtype) if case.reduced else network(case, 2)
     teacher = _learner(case, teacher_network, ranks, average=0.0, settings={})
     baseline = torch.zeros((), dtype=case.dtype)
-    fed = []
+    take, every = MplStep(method, split(method), teacher, student), method.feedback.every
+    between, fed = leave_out_credit(take, torch.device("cpu")), []
     for step in range(steps):
         weight = torch.tensor(0.7, dtype=case.dtype)
         context = make_context(torch.tensor(1234), torch.tensor(step), weight, rank=ranks.rank, parts=case.parts)
         parts = part(batch_of(step, case.dtype, stored=case.reduced), ranks).parts(case.parts)
-        fed.append(MplStep(method, split(method), teacher, student)(parts, context, baseline).feedback)
+        if (step + 1) % every:
+            between(parts, context, baseline)
+        else:
+            fed.append(take(parts, context, baseline).feedback)
     tensors = {f"student/{name}": value for name, value in gather_wholes(student).items()}
     tensors |= {f"teacher/{name}": value for name, value in gather_wholes(teacher).items()}
     student.close()

@@ -35,6 +35,8 @@ SOME = (
     "tangent in parts",
     "recomputed",
     "rates by layer",
+    "every third",
+    "every third scalar",
 )
 # the difference form steps 1e-5 of the parameters at most: its float32 rounding is larger than that of one reordered sum
 ROUNDED = 6e-5
