@@ -7,7 +7,7 @@ from torch import Tensor
 
 from fastmpl.analysis.capture_lint import STEPS, lint
 from fastmpl.analysis.capture_trace import Fault
-from fastmpl.config import Config, without_feedback
+from fastmpl.config import Config, feeds_back, without_feedback
 from fastmpl.data.batch import Batch
 from fastmpl.data.normalise import IMAGENET
 from fastmpl.learners.plain import PlainLearner
@@ -78,7 +78,9 @@ def make_fake_batch(config: Config, image_shape: tuple[int, ...], classes: int) 
     def make_numbers(n: int) -> torch.Tensor:
         return torch.zeros(n, dtype=torch.int64)
 
-    trusted = (data.batch_trusted or data.batch_labelled) if data.trusted else 0
+    # a folder's trusted images are not counted by data.trusted; feedback from them needs them all the same
+    has_trusted = data.trusted > 0 or (feeds_back(config) and config.feedback.images == "trusted")
+    trusted = (data.batch_trusted or data.batch_labelled) if has_trusted else 0
     return Batch(
         labelled=make_pictures(data.batch_labelled),
         targets=make_numbers(data.batch_labelled),

@@ -18,6 +18,7 @@ SPELLINGS: Final = {  # of each part, the first that is there is read
     "test": ("test", "testing", "val", "valid", "validation"),
 }
 LIST_SUFFIXES: Final = (".txt", ".csv", ".tsv", ".lst")
+_ALL_SPELLINGS: Final = frozenset(spelling for spellings in SPELLINGS.values() for spelling in spellings)
 _BESIDE: Final = "it is none of the parts labelled, trusted, unlabelled and test"
 
 
@@ -52,10 +53,17 @@ def _reason_beside(stem: str, chosen: dict[str, str]) -> str:
 
 
 def _refuse_misspelling(root: Path, names: Sequence[str], part: str) -> None:
-    near = difflib.get_close_matches(part, [name.lower() for name in names], n=1, cutoff=0.8)
+    unknown = [name.lower() for name in names if name.lower() not in _ALL_SPELLINGS]  # "labeled" is near "unlabelled"
+    near = difflib.get_close_matches(part, unknown, n=1, cutoff=0.8)
     if near:
         name = next(name for name in names if name.lower() == near[0])
         raise DataError(f"{printable(root)} has no {part}. Found {printable(name)}: rename it to {part}.")
+
+
+def name_entries(root: Path) -> str:
+    """The first five entries of a folder, for a message; `nothing` where it is empty."""
+    found = sorted(name for name in os.listdir(root) if not why_hidden(name))
+    return ", ".join(map(printable, found[:5])) + (" and others" if len(found) > 5 else "") or "nothing"
 
 
 def find_parts(root: Path, *, known: Sequence[str] = ()) -> PartFolders:
@@ -83,11 +91,9 @@ def find_lists(root: Path) -> PartFolders:
     files = sorted(path.name for path in root.iterdir() if path.is_file() and path.suffix.lower() in LIST_SUFFIXES)
     stems = {Path(name).stem.lower(): name for name in reversed(files)}
     names = _choose(stems)
-    spellings = {spelling for part in SPELLINGS.values() for spelling in part}
-    others = [name for name in files if Path(name).stem.lower() in spellings and name not in names.values()]
+    others = [name for name in files if Path(name).stem.lower() in _ALL_SPELLINGS and name not in names.values()]
     for part in PARTS:
         if part not in names:
             _refuse_misspelling(root, [Path(name).stem for name in files if name not in names.values()], part)
-    chosen = {part: Path(name).stem for part, name in names.items()}
-    problems = [Problem(str(root / name), _reason_beside(Path(name).stem.lower(), chosen)) for name in others]
+    problems = [Problem(str(root / name), _reason_beside(Path(name).stem.lower(), names)) for name in others]
     return PartFolders(names, tuple(problems), len(names) + len(others), len(names))

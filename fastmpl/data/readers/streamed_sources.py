@@ -24,7 +24,7 @@ from fastmpl.data.files.paths import find_folder
 from fastmpl.data.inventory import Inventory, Problem, add_inventories, fold_problems
 from fastmpl.data.readers.class_words import CLASSES, PACK_PLAN, LabelledParts, PartWords, label_parts
 from fastmpl.data.readers.file_list import EMPTY, FileList, read_list
-from fastmpl.data.readers.parts import PARTS, PartFolders, find_lists, find_parts
+from fastmpl.data.readers.parts import PARTS, PartFolders, find_lists, find_parts, name_entries
 from fastmpl.data.readers.shards import ReadShard, ShardFiles, index_shards, join_shards
 from fastmpl.data.readers.shared_paths import describe_shared_paths
 from fastmpl.data.readers.tar_index import scan_tar
@@ -77,7 +77,8 @@ def read_file_list(folder: str) -> Arrays:
     parts = find_lists(root)
     if "labelled" not in parts.names:
         raise DataError(
-            f"{printable(root)} has no labelled.txt or train.txt. Expected lines of a path, a tab and a class."
+            f"{printable(root)} has no labelled.txt or train.txt (or .csv, .tsv, .lst), whose lines have a path and a "
+            f"class; it holds {name_entries(root)}."
         )
     lists = dict.fromkeys(PARTS, EMPTY) | {
         part: read_list(root, root / name, with_class=part != "unlabelled") for part, name in parts.names.items()

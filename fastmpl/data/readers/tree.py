@@ -22,7 +22,7 @@ from fastmpl.data.files.encoded import Names
 from fastmpl.data.files.listing import is_folder, list_image_files, why_hidden, why_no_file
 from fastmpl.data.files.paths import find_folder
 from fastmpl.data.inventory import Inventory, Problem, add_inventories, fold_problems
-from fastmpl.data.readers.parts import PartFolders, find_parts
+from fastmpl.data.readers.parts import PartFolders, find_parts, name_entries
 
 
 class PartImages(NamedTuple):
@@ -75,10 +75,11 @@ def _read_part(part: Path) -> _PartFolder:
 def _require_labelled(root: Path, parts: PartFolders) -> Path:
     """The folder of the labelled images. Raises DataError where there is none."""
     if "labelled" not in parts.names:
-        below = ", ".join(printable(Path(problem.file).name) for problem in parts.problems[:5]) or "nothing"
+        tables = [path for path in root.iterdir() if path.suffix.lower() in (".csv", ".tsv")]
+        table = ' A table of paths and classes is read by data.source = "file_list" (docs/data.md).' if tables else ""
         raise DataError(
             f"{printable(root)} has no folder labelled (or train). Expected {printable(root / 'labelled')}/<class>/*.jpg; "
-            f"it holds {below}."
+            f"it holds {name_entries(root)}.{table}"
         )
     return parts.folder(root, "labelled")
 

@@ -148,7 +148,21 @@ def test_the_lists_of_a_root_have_the_usual_names(root: Path) -> None:
     (root / "test.txt").write_text((root / "VAL.txt").read_text())
     (problem,) = read_file_list(str(root)).problems
     assert problem.file.endswith("VAL.txt")
-    assert "test images are read from test" in problem.reason
+    assert "test images are read from test.txt" in problem.reason
+
+
+def test_two_lists_of_one_part_are_no_misspelling_of_another(root: Path) -> None:
+    for name in ("labelled.csv", "labelled.txt"):
+        (root / name).write_text(FORMS["commas"])
+    arrays = read_file_list(str(root))
+    assert [problem.reason for problem in arrays.problems] == ["labelled.csv is read as the part labelled"]
+    assert_adds_up(arrays, 2 + 6)
+
+
+def test_a_table_of_another_name_is_named_where_the_list_is_missing(root: Path) -> None:
+    (root / "labels.csv").write_text(FORMS["commas"])
+    with pytest.raises(DataError, match=r"has no labelled\.txt or train\.txt \(or \.csv, .* it holds images, labels\.csv\."):
+        read_file_list(str(root))
 
 
 def test_a_test_image_that_is_trained_on_is_told_when_the_lists_are_read(root: Path) -> None:

@@ -233,6 +233,20 @@ def test_what_lies_beside_the_parts_is_counted(pictures: Path) -> None:
     assert_adds_up(arrays)
 
 
+def test_two_spellings_of_one_part_are_no_misspelling_of_another(pictures: Path) -> None:
+    shutil.rmtree(pictures / "unlabelled")
+    (pictures / "labeled").mkdir()  # nearly "unlabelled"
+    left_out = {Path(problem.file).name: problem.reason for problem in read(pictures).problems if not problem.used}
+    assert left_out == {"labeled": "labelled is read as the part labelled"}
+
+
+def test_a_table_without_folders_leads_to_the_source_that_reads_it(pictures: Path) -> None:
+    shutil.rmtree(pictures / "labelled")
+    (pictures / "labels.csv").touch()
+    with pytest.raises(DataError, match=r"it holds labels\.csv, test, .*read by data\.source = \"file_list\""):
+        read(pictures)
+
+
 def test_a_root_may_be_written_with_a_tilde_and_variables(pictures: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", str(pictures.parent))
     monkeypatch.setenv("PICTURES", str(pictures))
@@ -317,7 +331,7 @@ REFUSED: list[tuple[Callable[[Path], None], str]] = [
     (
         drop("labelled"),
         r"^Data: (?P<root>.*) has no folder labelled \(or train\)\. Expected (?P=root)/labelled/<class>/\*\.jpg; it holds "
-        r"nothing\.$",
+        r"test, trusted, unlabelled\.$",
     ),
     (
         loose_images,
