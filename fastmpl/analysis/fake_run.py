@@ -7,7 +7,7 @@ from torch import Tensor
 
 from fastmpl.analysis.capture_lint import STEPS, lint
 from fastmpl.analysis.capture_trace import Fault
-from fastmpl.config import Config, feeds_back, without_feedback
+from fastmpl.config import Config, feeds_back, learns_unlabelled, without_feedback
 from fastmpl.data.batch import Batch
 from fastmpl.data.normalise import IMAGENET
 from fastmpl.learners.plain import PlainLearner
@@ -78,6 +78,7 @@ def make_fake_batch(config: Config, image_shape: tuple[int, ...], classes: int) 
     def make_numbers(n: int) -> torch.Tensor:
         return torch.zeros(n, dtype=torch.int64)
 
+    unlabelled = data.batch_unlabelled if learns_unlabelled(config) else 0
     # a folder's trusted images are not counted by data.trusted; feedback from them needs them all the same
     has_trusted = data.trusted > 0 or (feeds_back(config) and config.feedback.images == "trusted")
     trusted = (data.batch_trusted or data.batch_labelled) if has_trusted else 0
@@ -85,13 +86,13 @@ def make_fake_batch(config: Config, image_shape: tuple[int, ...], classes: int) 
         labelled=make_pictures(data.batch_labelled),
         targets=make_numbers(data.batch_labelled),
         labelled_index=make_numbers(data.batch_labelled),
-        weak=make_pictures(data.batch_unlabelled),
-        strong=make_pictures(data.batch_unlabelled),
-        unlabelled_index=make_numbers(data.batch_unlabelled),
+        weak=make_pictures(unlabelled),
+        strong=make_pictures(unlabelled),
+        unlabelled_index=make_numbers(unlabelled),
         trusted=make_pictures(trusted) if trusted else None,
         trusted_targets=make_numbers(trusted) if trusted else None,
         stored_labelled=torch.empty(data.batch_labelled, classes) if data.store else None,
-        stored_unlabelled=torch.empty(data.batch_unlabelled, classes) if data.store else None,
+        stored_unlabelled=torch.empty(unlabelled, classes) if data.store else None,
     )
 
 

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 SAY_EVERY: Final = 10  # seconds
 SHOWN: Final = 10  # files of a reason, or classes, that are named
+FEW_VALIDATION: Final = 10  # images; of fewer, one is more than 10 points
 LEAST_FREE: Final = 200 * 2**20  # bytes; two checkpoints of two small networks with their optimisers
 
 
@@ -87,6 +88,13 @@ def _warn_of_absent_classes(classes: Sequence[str], labels: NDArray[np.int64], p
         yield f"warning no {part} image is of class {', '.join(without[:SHOWN])}{more}: nothing will be known of it"
 
 
+def _warn_of_few_images(validation: int) -> Iterator[str]:
+    """A warning where one validation image more or less that is right decides which student is selected."""
+    if 0 < validation < FEW_VALIDATION:
+        points = f"each is {100 / validation:.0f} points of the accuracy that selects the student"
+        yield f"warning {validation} validation images: {points}; label more, or set data.validation = 0 to train on them"
+
+
 def _list_problems(problems: "Sequence[Problem]") -> Iterator[str]:
     """The first files of each reason, and how many more there are."""
     from fastmpl.data.errors import printable
@@ -114,18 +122,19 @@ def check_data(config: Config) -> Generator[str, None, "Prepared"]:
     from fastmpl.run.network_preconditions import require_label_of_each_class
     from fastmpl.run.preconditions import require_full_batches, require_trusted
 
-    require_trusted(config, len(parts.trusted))
-    require_label_of_each_class(config, arrays.classes, arrays.train_labels[parts.labelled])
-    require_full_batches(config, parts)
     counts = ", ".join(f"{len(index)} {name}" for name, index in parts._asdict().items())
     yield f"data    {config.data.source}: {len(arrays.classes)} classes, {counts}, {len(arrays.test_labels)} test images"
     yield from (f"files   {line}" for line in account_of(arrays))
     yield from (f"note    {line}" for line in split_remarks(arrays, parts))
     yield from said
     yield from _warn_of_copies(prepared, train, test)
+    yield from _warn_of_few_images(len(parts.validation))
     yield from _warn_of_absent_classes(arrays.classes, arrays.train_labels[parts.validation], "validation")
     yield from _warn_of_absent_classes(arrays.classes, arrays.test_labels, "test")
     yield from _list_problems(arrays.problems)
+    require_trusted(config, len(parts.trusted))  # after the files that are left out, which may be why images are few
+    require_label_of_each_class(config, arrays.classes, arrays.train_labels[parts.labelled])
+    require_full_batches(config, parts)
     return prepared
 
 

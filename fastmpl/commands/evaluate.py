@@ -3,7 +3,7 @@
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 import numpy as np
 import torch
@@ -23,6 +23,8 @@ from fastmpl.run.headline import NetworkName
 from fastmpl.run.scores import score
 from fastmpl.run.student_file import Classifier, load_classifier
 from fastmpl.untrusted import printable
+
+SHOWN: Final = 10  # classes without an image that are named
 
 
 class SetScores(NamedTuple):
@@ -98,13 +100,22 @@ def evaluate(run: Path, data: Path | None = None, network: NetworkName | None = 
     return Evaluation(student.description, student.classes, found)
 
 
+def _format_interval(right: int, count: int) -> str:
+    """Wilson's score interval of the share `right / count`, in per cent: what other images of the same kind may give."""
+    z, share = 1.96, right / count
+    centre, spread = share + z**2 / (2 * count), z * (share * (1 - share) / count + z**2 / (4 * count**2)) ** 0.5
+    low, high = ((centre + sign * spread) / (1 + z**2 / count) for sign in (-1, 1))
+    return f"{100 * low:.1f} to {100 * high:.1f}"
+
+
 def format_scores(classes: tuple[str, ...], found: SetScores) -> str:
-    """Two lines and a table of classes, each with what it is most often taken for."""
+    """Two lines, and a table of classes with what each is most often taken for and the classes that no image has."""
     right, wrong = found.confusion.diagonal(), found.confusion - np.diag(found.confusion.diagonal())
     total = found.confusion.sum(axis=1)
     width = max(map(len, ("class", *classes)))
     lines = [
-        f"{found.name}: {100 * found.accuracy:.1f} % of {total.sum()} images are right, loss {found.loss:.3f}",
+        f"{found.name}: {100 * found.accuracy:.1f} % of {total.sum()} images are right "
+        f"(95 % interval {_format_interval(int(right.sum()), int(total.sum()))}), loss {found.loss:.3f}",
         "",
         f"  {'class':{width}}  images  right    most often taken for",
     ]
@@ -115,4 +126,7 @@ def format_scores(classes: tuple[str, ...], found: SetScores) -> str:
         taken = f"{classes[other]} ({times})" if times else ""
         share = f"{100 * right[number] / total[number]:5.1f} %"
         lines.append(f"  {name:{width}}  {total[number]:6}  {share}  {taken}".rstrip())
+    if absent := [name for name, count in zip(classes, total, strict=True) if not count]:
+        more = f" and {len(absent) - SHOWN:,} others" if len(absent) > SHOWN else ""
+        lines += ["", f"  no image is of class {', '.join(absent[:SHOWN])}{more}"]
     return "\n".join(lines)

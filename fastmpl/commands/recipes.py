@@ -30,6 +30,7 @@ SMALL_PICTURES: Final = 64  # pixels of a picture that loses little at 24, and f
 LOOKED_AT: Final = 200  # images whose size is read
 HELD_BACK: Final = 5  # images a class that validation needs to mean something
 LARGEST_VALIDATION: Final = 100  # images a class
+ROOM: Final = 10  # images, of which a batch leaves one out
 QUICK: Final = 4  # times fewer steps
 TIMED_STEPS: Final = 2
 BESIDE_STEPS: Final = 1.15  # of the steps' time: views, evaluations and checkpoints
@@ -72,6 +73,11 @@ def measure_side(root: Path, names: Sequence[str]) -> int:
     return int(median(sides)) if sides else 0
 
 
+def _leave_room(images: int) -> int:
+    """A batch of nearly all `images`: nobody has decoded them yet, and of ten one may be unusable."""
+    return images - -(-images // ROOM)
+
+
 def choose_recipe(tree: Tree, *, gpu: bool, quick: bool = False) -> Recipe:
     """Chooses settings for the labelled pictures of `tree`. Raises DataError if there are none that can be read.
 
@@ -86,11 +92,11 @@ def choose_recipe(tree: Tree, *, gpu: bool, quick: bool = False) -> Recipe:
         raise DataError(f"none of the files in {tree.labelled_folder} can be read as an image.")
     held_back = min(min(counts) // 5, LARGEST_VALIDATION)
     validation = held_back * len(counts) if held_back >= HELD_BACK else 0
-    labelled = max(2, min(64, sum(counts) - validation))
+    labelled = max(2, min(64, _leave_room(sum(counts) - validation)))
     choose = _choose_for_gpu if gpu else _choose_for_cpu
     recipe = choose(side, min(counts), validation, labelled)
     unlabelled = len(tree.unlabelled.names) or sum(counts) - validation  # labelled images stand in where there are none
-    recipe = recipe._replace(batch_unlabelled=min(recipe.batch_unlabelled, unlabelled))
+    recipe = recipe._replace(batch_unlabelled=min(recipe.batch_unlabelled, max(2, _leave_room(unlabelled))))
     return recipe._replace(steps=recipe.steps // QUICK, uda_ramp=recipe.uda_ramp // QUICK) if quick else recipe
 
 

@@ -9,6 +9,7 @@ from typing import Any, Final
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from PIL import Image
 from torch import nn
 
 from fastmpl.commands.evaluate import SetScores, evaluate
@@ -16,23 +17,29 @@ from fastmpl.commands.export import Form, Wanted, export
 from fastmpl.commands.predict import Prediction, list_images, predict_files, predict_pixels
 from fastmpl.config import Config
 from fastmpl.data.errors import DataError
+from fastmpl.data.files.decode import to_pixels
 from fastmpl.errors import ConfigError
 from fastmpl.run.headline import NetworkName
 from fastmpl.run.student_file import Classifier, load_classifier
 
 Pixels = NDArray[np.uint8]  # [H, W, 3] or [N, H, W, 3]
-Images = str | Path | Pixels | Iterable[str | Path | Pixels]
+OneImage = str | Path | Pixels | Image.Image
+Images = OneImage | Iterable[OneImage]
 
-ACCEPTED: Final = "Give paths, or arrays as numpy.asarray makes them of an RGB image: uint8 [H, W, 3]."
+ACCEPTED: Final = "Give paths, images of PIL, or arrays of RGB pixels: uint8 [H, W, 3]."
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class TrainedRun:
     """A network of the run in `folder`; `network` is None for the one in student.safetensors."""
 
     folder: Path
     student: Classifier
     network: NetworkName | None = None
+
+    def __repr__(self) -> str:
+        """One line: the folder, which of the run's networks it is, and how many classes it knows."""
+        return f"<fastmpl run {str(self.folder)!r}: {self.student.description}; {len(self.classes)} classes>"
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -52,14 +59,14 @@ class TrainedRun:
     def predict(self, images: Images) -> list[Prediction]:
         """The likeliest class of each image, its probability, and the probabilities of all classes, in order.
 
-        images: files and folders of them, or uint8 arrays [H, W, 3] or [N, H, W, 3] of RGB pixels of any size; one, or
-        several. A file that cannot be read has no label and says why. Raises DataError for a path that does not exist or
-        an array of another form, ConfigError where the run classifies points.
+        images: files and folders of them, images of PIL, or uint8 arrays [H, W, 3] or [N, H, W, 3] of RGB pixels of any
+        size; one, or several. A file that cannot be read has no label and says why. Raises DataError for a path that does
+        not exist or what is none of these, ConfigError where the run classifies points.
         """
         if self.student.normalisation is None:
             raise ConfigError(f"{self.folder} classifies points, not images: call `module`.")
         given: Any = images
-        alone = isinstance(given, str | Path | np.ndarray) or not isinstance(given, Iterable)
+        alone = isinstance(given, str | Path | np.ndarray | Image.Image) or not isinstance(given, Iterable)
         several: Iterable[Any] = [given] if alone else given
         return list(chain.from_iterable(self._predict_one(one) for one in _group(several)))
 
@@ -91,19 +98,19 @@ class TrainedRun:
         return export(self.folder, Wanted(to, place, preprocess, softmax, verify, self.network)).path
 
 
-def _group(images: Iterable[str | Path | Pixels]) -> Iterable[list[Path] | Pixels]:
-    """Neighbouring paths together, so that threads decode them; each array by itself."""
+def _group(images: Iterable[OneImage]) -> Iterable[list[Path] | Pixels]:
+    """Neighbouring paths together, so that threads decode them; each array, and each image of PIL, by itself."""
     paths: list[Path] = []
     for one in images:
-        if isinstance(one, np.ndarray):
-            if paths:
-                yield paths
-                paths = []
-            yield one
-        elif isinstance(one, str | Path):
+        if isinstance(one, str | Path):
             paths.append(Path(one))
-        else:
+            continue
+        if paths:
+            yield paths
+            paths = []
+        if not isinstance(one, np.ndarray | Image.Image):
             raise DataError(f"an object of type {type(one).__name__} is no image. {ACCEPTED}")
+        yield to_pixels(one) if isinstance(one, Image.Image) else one
     if paths:
         yield paths
 

@@ -24,6 +24,7 @@ from fastmpl.config.load import difference, load, save, to_toml
 from fastmpl.config.meaning import (
     feeds_back,
     is_capturable,
+    learns_unlabelled,
     names_own_model,
     names_run,
     trained_optimisers,
@@ -58,6 +59,7 @@ __all__ = [
     "difference",
     "feeds_back",
     "is_capturable",
+    "learns_unlabelled",
     "load",
     "names_own_model",
     "names_run",

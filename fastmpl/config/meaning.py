@@ -29,6 +29,11 @@ def names_run(model: str) -> bool:
     return not names_own_model(model) and not model.startswith("timm:")
 
 
+def learns_unlabelled(config: "Config") -> bool:
+    """Whether the method learns from unlabelled images; the others are spared making them."""
+    return config.method.name != "supervised"
+
+
 def feeds_back(config: "Config") -> bool:
     """Whether the teacher learns from the student's validation loss."""
     return config.method.name in ("mpl", "reduced_mpl") and config.feedback.kind != "off"

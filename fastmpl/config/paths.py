@@ -48,16 +48,33 @@ def _names_path(key: str, text: str) -> bool:
     return bool(text) and text != "hub" and (key != "teacher.model" or names_run(text))
 
 
+def _list_starts(values: Mapping[str, Any], file: Path) -> list[Path]:
+    """The folders, besides this one, that relative paths of a file may start from.
+
+    They are the file's own folder and, for the config.toml of a run, the folder that the run was started in: it lies as far
+    above the run's folder as run.output says.
+    """
+    starts, folder = [file.parent], Path(os.path.abspath(file)).parent
+    run = Path(str(values.get("run.output", "")), str(values.get("run.name", "")))
+    depth = len(run.parts)
+    is_known = file.name == "config.toml" and depth > 0 and not run.is_absolute() and ".." not in run.parts
+    if is_known and folder.parts[-depth:] == run.parts:
+        starts.append(folder.parents[depth - 1])
+    return starts
+
+
 def resolve_paths(values: Mapping[str, Any], file: Path) -> dict[str, Any]:
-    """The values of a file with every path expanded; one that is not here but beside the file is taken from there."""
-    resolved = dict(values)
+    """The values of a file with every path expanded.
+
+    A path that is not here is taken from beside the file, or from where the run was started, if the file is a run's.
+    """
+    resolved, starts = dict(values), _list_starts(values, file)
     for key in PATHS:
         text = values.get(key)
         if not isinstance(text, str) or not _names_path(key, text):
             continue
         text = expand_path(text, f"{file}: {key}")
-        beside = file.parent / text
-        if key in READ and not os.path.isabs(text) and not os.path.lexists(text) and os.path.lexists(beside):
-            text = str(beside)
+        if key in READ and not os.path.isabs(text) and not os.path.lexists(text):
+            text = next((str(start / text) for start in starts if os.path.lexists(start / text)), text)
         resolved[key] = text
     return resolved

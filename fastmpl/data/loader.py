@@ -14,7 +14,7 @@ from fastmpl.data.batch import Batch
 from fastmpl.data.draws import StreamName
 from fastmpl.data.errors import DataError
 from fastmpl.data.prefetch import Prefetcher
-from fastmpl.data.view_stream import Replacement, ViewStream
+from fastmpl.data.view_stream import Replacement, Views, ViewStream
 
 OpenStream = Callable[[StreamName, int], ViewStream]
 # the stored probabilities [n, K] of a stream's images at a step, after some of them were replaced
@@ -45,7 +45,7 @@ class LabelledStream:
 
 class _OpenStreams(NamedTuple):
     labelled: LabelledStream
-    unlabelled: ViewStream
+    unlabelled: ViewStream | None
     trusted: LabelledStream | None
 
 
@@ -54,6 +54,11 @@ class _MadeBatch(NamedTuple):
 
     batch: Batch
     replaced: tuple[Replacement, ...]
+
+
+def _no_views(labelled: LabelledImages) -> Views:
+    """No unlabelled image, in both views."""
+    return Views(labelled.images[:0], labelled.images[:0], labelled.index[:0])
 
 
 class _BatchMaker:
@@ -65,7 +70,7 @@ class _BatchMaker:
     def __call__(self) -> _MadeBatch:
         labelled = self._streams.labelled.next()
         trusted = self._streams.trusted.next() if self._streams.trusted else None
-        views = self._streams.unlabelled.next()
+        views = self._streams.unlabelled.next() if self._streams.unlabelled else _no_views(labelled)
         assert views.strong is not None
         step, look_up = self._step, self._look_up
         self._step += 1
@@ -79,7 +84,9 @@ class _BatchMaker:
             trusted=trusted.images if trusted else None,
             trusted_targets=trusted.targets if trusted else None,
             stored_labelled=look_up(StreamName.LABELLED, step, labelled.replaced) if look_up else None,
-            stored_unlabelled=look_up(StreamName.UNLABELLED, step, views.replaced) if look_up else None,
+            stored_unlabelled=look_up(StreamName.UNLABELLED, step, views.replaced)
+            if look_up and self._streams.unlabelled
+            else None,
         )
         return _MadeBatch(batch, labelled.replaced + (trusted.replaced if trusted else ()) + views.replaced)
 
@@ -97,13 +104,14 @@ class Loader(Iterator[Batch]):
         targets: Int[Tensor, "N"],
         *,
         trusted: bool,
+        unlabelled: bool = True,
         fingerprint: Mapping[str, object],
         look_up: LookUpStored | None = None,
         ahead: int = 0,
     ) -> None:
         self._open = open_stream
         self._targets = targets
-        self._has_trusted = trusted
+        self._has_trusted, self._has_unlabelled = trusted, unlabelled
         self._look_up = look_up
         self._fingerprint = dict(fingerprint)
         self._ahead = ahead
@@ -135,7 +143,8 @@ class Loader(Iterator[Batch]):
             return LabelledStream(self._open(stream, self._step), self._targets)
 
         trusted = labels(StreamName.TRUSTED) if self._has_trusted else None
-        return _OpenStreams(labels(StreamName.LABELLED), self._open(StreamName.UNLABELLED, self._step), trusted)
+        unlabelled = self._open(StreamName.UNLABELLED, self._step) if self._has_unlabelled else None
+        return _OpenStreams(labels(StreamName.LABELLED), unlabelled, trusted)
 
     def state(self) -> dict[str, object]:
         """What `restore` needs, in types that JSON has: the step of the next batch, and the fingerprint."""

@@ -21,10 +21,11 @@ class Results(NamedTuple):
 
 
 def closing_lines(
-    folder: Path, results: Results, images: Mapping[Split, int], *, report: bool, of_points: bool
+    folder: Path, results: Results, images: Mapping[Split, int], *, report: bool, of_points: bool, trained: bool = True
 ) -> list[str]:
     """The last lines of a run in `folder`.
 
+    trained: whether steps were taken now; a finished run says that it was one, and how it is trained again or further.
     images: the number of images of each split. report: whether one was written. of_points: whether points are classified,
     which `fastmpl predict` cannot read.
     """
@@ -32,8 +33,11 @@ def closing_lines(
     found = results.headline
     shares = [f"{percent(found[split])} of {images[split]:,} {split} images" for split in splits if split in found]
     known = ", ".join(shares) if shares else "unknown: there are neither test nor validation images"
+    done = f"done      {results.steps:,} steps, {duration(results.seconds)} of training"
+    if not trained:
+        done += " before; nothing was trained now (raise run.steps to go on, --resume never to start over)"
     return [
-        f"done      {results.steps:,} steps, {duration(results.seconds)} of training",
+        done,
         f"accuracy  {known}",
         f"network   {found['description']}",
         *([f"report    {folder / 'report.html'}"] if report else []),

@@ -11,7 +11,7 @@ from torch import nn
 from torch._guards import detect_fake_mode
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from fastmpl.config import Config, NetworkConfig, feeds_back
+from fastmpl.config import Config, NetworkConfig, feeds_back, learns_unlabelled
 from fastmpl.errors import ConfigError
 from fastmpl.learners.forward_mode import find_missing_forward_mode
 from fastmpl.learners.layers import frozen_names
@@ -78,7 +78,7 @@ def require_networks(
 
 def _trained_networks(config: Config, world: int) -> Iterator[_TrainedNetwork]:
     data, method = config.data, config.method.name
-    batches = [data.batch_labelled, *([data.batch_unlabelled] if method != "supervised" else [])]
+    batches = [data.batch_labelled, *([data.batch_unlabelled] if learns_unlabelled(config) else [])]
     images = sum(batches) if config.system.schedule == "joint" else min(batches)
     for role, section in (("student", config.student), ("teacher", config.teacher)):
         if role == "teacher" and method != "mpl":

@@ -2,7 +2,7 @@
 
 import torch
 
-from fastmpl.config import Config, feeds_back
+from fastmpl.config import Config, feeds_back, learns_unlabelled
 from fastmpl.data.errors import DataError
 from fastmpl.data.split import Split
 from fastmpl.distributed.ranks import Ranks
@@ -45,7 +45,7 @@ def require_full_batches(config: Config, split: Split) -> None:
     """
     settings = config.data
     batches = {"labelled": (settings.batch_labelled, len(split.labelled))}
-    if config.method.name != "supervised":
+    if learns_unlabelled(config):
         batches["unlabelled"] = settings.batch_unlabelled, len(split.unlabelled)
     if len(split.trusted):
         batches["trusted"] = settings.batch_trusted, len(split.trusted)

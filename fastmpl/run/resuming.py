@@ -41,6 +41,7 @@ class Best(BaseModel, extra="allow"):
     network: Literal["student", "average"]
     validation: float = Field(ge=0, le=1)  # accuracy
     score: float = Field(default=0.0, allow_inf_nan=False)
+    loss: float = Field(default=0.0, allow_inf_nan=False)  # on the validation images; it decides between equal scores
 
 
 class Facts(BaseModel, extra="allow"):

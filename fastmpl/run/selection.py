@@ -1,5 +1,8 @@
 """The student that did best on the validation images so far: its score, its step and a copy of its weights.
 
+Of two students with the same score the one with the lower loss is better. Few validation images often give two students
+the same accuracy, and the first of them is the one that has learned least.
+
 The copy lies in the host's memory of rank 0 and in every checkpoint, so that a run that continues ships the network that
 the uninterrupted run ships. It costs one more copy of the student's weights in a checkpoint.
 """
@@ -33,17 +36,19 @@ class Selection:
         scores: Mapping[Split, Score],
         weights: Callable[[], Iterator[tuple[str, Tensor]]],
     ) -> bool:
-        """Keeps this network if its validation score is the best so far; says whether it is.
+        """Keeps this network if its validation score is the best so far, by the loss where equal; says whether it is.
 
         weights: its state dict, one whole tensor at a time, through which all ranks go.
         """
         if "validation" not in scores:
             return False
-        value = getattr(scores["validation"], self._select_by)
-        if not math.isfinite(value) or (self.best is not None and not self._is_better(value, _score_of(self.best))):
+        value, loss = getattr(scores["validation"], self._select_by), scores["validation"].loss
+        if not (math.isfinite(value) and math.isfinite(loss)):
+            return False
+        if self.best is not None and not self._is_better(value, loss, self.best):
             return False
         self.best = {"step": step, "network": network}
-        self.best |= {str(split): score.accuracy for split, score in scores.items()} | {"score": value}
+        self.best |= {str(split): score.accuracy for split, score in scores.items()} | {"score": value, "loss": loss}
         is_first = self._ranks.rank == 0
         self.weights = {name: _copy_to_host(tensor) for name, tensor in weights() if is_first}
         return True
@@ -73,7 +78,10 @@ class Selection:
             "selected among those from here on."
         )
 
-    def _is_better(self, value: float, than: float) -> bool:
+    def _is_better(self, value: float, loss: float, best: Mapping[str, Any]) -> bool:
+        than = _score_of(best)
+        if value == than:
+            return bool(loss < best.get("loss", -math.inf))  # an older checkpoint kept no loss: its student stays
         return value < than if self._select_by == "loss" else value > than
 
 

@@ -62,7 +62,8 @@ def train(
                     if claim is not None:
                         run.notes += claim.remarks
                         claim.begin(run.step)
-                    if not run.is_finished:
+                    trained = not run.is_finished
+                    if trained:
                         run.go()
                     results = write_results(run)
                     if report:
@@ -84,6 +85,10 @@ def train(
         if here.is_first:
             write_status(folder, "done", run.step, f"{WEIGHTS} is the {results.headline['description']}.")
             if not quiet:
-                points = run.data.normalisation is None
-                show_lines(closing_lines(folder, results, run.monitor.images, report=report, of_points=points))
+                of_points = run.data.normalisation is None
+                show_lines(
+                    closing_lines(
+                        folder, results, run.monitor.images, report=report, of_points=of_points, trained=trained
+                    )
+                )
         return results

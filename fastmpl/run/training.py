@@ -10,7 +10,7 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import nn
 
-from fastmpl.config import Config
+from fastmpl.config import Config, learns_unlabelled
 from fastmpl.config.meaning import trained_optimisers
 from fastmpl.data.batch import Batch
 from fastmpl.data.build import Data
@@ -99,6 +99,7 @@ class Training:
             device=self.device.index or 0 if self.device.type == "cuda" else None,
             dtype=loaded_dtype(config, self.device),
             normalisation=normalisation_of(config.student, config.data.channels),
+            unlabelled=learns_unlabelled(config),
         )
         self.notes = self.data.remarks()  # shown when training begins
         self.notes += describe_precision(self.device, config.system.precision)

@@ -64,6 +64,13 @@ def test_every_form_of_the_step_could_be_captured(changes: dict[str, Any]) -> No
     assert find_faults("digits", **changes) == []
 
 
+def test_feedback_from_the_trusted_images_of_a_folder_could_be_captured() -> None:
+    """A folder's trusted images are there although data.trusted is 0."""
+    changes: dict[str, Any] = {"data__source": "folder", "data__root": "pictures", "feedback__images": "trusted"}
+    assert load(CONFIGS / "digits.toml").data.trusted == 0
+    assert find_faults("digits", **changes, **{f"{role}__model": "perceptron" for role in ("student", "teacher")}) == []
+
+
 @pytest.mark.parametrize("name", ABILITIES)
 def test_the_optimisers_that_can_be_captured_are_those_of_the_table(
     name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path

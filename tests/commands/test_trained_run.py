@@ -52,6 +52,9 @@ def test_files_folders_and_arrays_are_predicted_as_the_command_predicts_files(pl
     if Path(names[0]).suffix == ".png":  # a JPEG is decoded at a smaller size
         assert run.predict(arrays[0])[0].probabilities == pytest.approx(found[0].probabilities, abs=1e-5)
     assert len(run.predict([names[0], arrays[0], names[1]])) == 3
+    opened = [Image.open(name) for name in names]
+    assert [p.label for p in run.predict(opened)] == [p.label for p in found]
+    assert run.predict(opened[0].convert("RGB"))[0].probabilities == run.predict(arrays[0])[0].probabilities
     assert len(run.predict(np.stack([arrays[0], arrays[0]]))) == 2
 
 
@@ -70,6 +73,8 @@ def test_a_run_evaluates_and_exports_as_the_commands_do(place: Path) -> None:
 
 def test_what_is_no_image_and_no_run_is_refused(place: Path, tmp_path: Path) -> None:
     run = fastmpl.load(place / "run")
+    with pytest.raises(DataError, match="an image has floating-point pixels"):
+        run.predict(Image.new("F", (4, 4)))
     with pytest.raises(DataError, match=r"array of float32 \[4, 4, 3\] is no RGB image"):
         run.predict(np.zeros((4, 4, 3), np.float32))  # type: ignore[arg-type]
     with pytest.raises(DataError, match="does not exist"):
@@ -81,7 +86,7 @@ def test_what_is_no_image_and_no_run_is_refused(place: Path, tmp_path: Path) -> 
 def test_what_no_image_can_be_is_refused_in_a_sentence(place: Path) -> None:
     run = fastmpl.load(place / "run")
     none = [np.zeros((0, 8, 3), np.uint8), np.zeros((2, 8, 0, 3), np.uint8), torch.zeros(8, 8, 3), None, 3]
-    for one in (*none, Image.new("RGB", (4, 4))):
+    for one in none:
         for given in (one, [one]) if one is not none[2] else ([one],):  # a tensor is a sequence of tensors
             with pytest.raises(DataError, match=r"is no (RGB )?image"):
                 run.predict(given)  # type: ignore[arg-type]

@@ -237,6 +237,29 @@ def test_a_relative_path_is_looked_for_here_and_then_beside_the_file(path: Path)
     assert load(beside).data.root == "pictures"
 
 
+def test_a_run_finds_its_pictures_from_another_folder(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`fastmpl evaluate /there/runs/a`: data.root = "pictures" was relative to where `fastmpl train` was called."""
+    run, here = Path("all/runs/a").absolute(), Path.cwd()
+    run.mkdir(parents=True)
+    Path("pictures").mkdir()
+    text = '[data]\nsource = "folder"\nroot = "pictures"\n[run]\nname = "a"\noutput = "all/runs"\n'
+    (run / "config.toml").write_text(text)
+    Path("elsewhere").mkdir()
+    monkeypatch.chdir("elsewhere")
+    assert load(run / "config.toml").data.root == str(here / "pictures")
+    assert load("../all/runs/a/config.toml").data.root == str(here / "pictures")
+    for other in (
+        text.replace('"a"', '"b"'),
+        text.replace("all/runs", "../runs"),
+        text.replace("all/runs", "/all/runs"),
+    ):
+        (run / "config.toml").write_text(other)  # moved or renamed since, or no folder can be known
+        assert load(run / "config.toml").data.root == "pictures"
+    Path("pictures").mkdir()
+    (run / "config.toml").write_text(text)
+    assert load(run / "config.toml").data.root == "pictures"
+
+
 @pytest.mark.parametrize(
     ("name", "nearest"),
     [

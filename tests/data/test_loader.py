@@ -128,6 +128,14 @@ def test_there_is_no_trusted_batch_without_trusted_images(settings: Make) -> Non
     assert batch.weak.shape == (24, 3, 8, 8)
 
 
+def test_a_loader_without_unlabelled_images_has_the_labelled_ones_of_the_others(settings: Make) -> None:
+    both, alone = (build(settings(**SMALL), seed=1, unlabelled=with_them) for with_them in (True, False))
+    for whole, part in zip(batches(both, 3), batches(alone, 3), strict=True):
+        nothing = {"weak": whole.weak[:0], "strong": whole.strong[:0], "unlabelled_index": whole.unlabelled_index[:0]}
+        assert_equal(part, whole._replace(**nothing))
+    assert both.train.state() == alone.train.state()  # so that a run of an older version continues
+
+
 def test_validation_and_test_are_whole_images_with_true_labels(settings: Make) -> None:
     data = build(settings(**SMALL), seed=1)
     assert data.validation is not None

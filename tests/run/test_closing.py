@@ -49,6 +49,14 @@ def test_what_is_not_there_is_not_promised() -> None:
     assert "fastmpl evaluate runs/a" in said and "predict" not in said
 
 
+def test_a_finished_run_says_that_nothing_was_trained(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    config = short_config(tmp_path)
+    trainer.train(config, report=False)
+    assert "nothing was trained now" not in capsys.readouterr().out
+    trainer.train(config, report=False)
+    assert "of training before; nothing was trained now (raise run.steps to go on" in capsys.readouterr().out
+
+
 def test_a_run_ends_with_them(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     results = trainer.train(short_config(tmp_path))
     run = tmp_path / "small"

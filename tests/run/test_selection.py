@@ -181,6 +181,18 @@ def test_the_best_by_the_measure_is_kept(select_by: Any) -> None:
     assert kept.weights["w"] == torch.tensor(values[wanted])
 
 
+def test_of_two_with_the_same_score_the_one_with_the_lower_loss_is_kept() -> None:
+    kept = Selection("accuracy")
+    for step, (accuracy, loss) in enumerate([(0.5, 0.9), (0.5, 0.7), (0.5, 0.8), (0.4, 0.1), (0.5, float("nan"))]):
+        kept.consider(step, "student", scores(accuracy=accuracy, loss=loss), lambda step=step: weights(step))
+    assert kept.best is not None and (kept.best["step"], kept.best["loss"]) == (1, 0.7)
+    assert kept.weights["w"] == torch.tensor([1])
+    old = Selection("accuracy")  # a checkpoint of a version that kept no loss
+    old.restore({"best": {"step": 3, "network": "student", "validation": 0.5}}, {"selected/w": torch.ones(1)})
+    assert not old.consider(4, "student", scores(accuracy=0.5, loss=0.1), lambda: weights(4))
+    assert old.consider(5, "student", scores(accuracy=0.6, loss=0.9), lambda: weights(5))
+
+
 def test_a_copy_is_kept_not_the_memory_that_training_writes() -> None:
     kept, trained = Selection("accuracy"), torch.ones(2)
     kept.consider(1, "student", scores(accuracy=0.5), lambda: iter([("w", trained)]))

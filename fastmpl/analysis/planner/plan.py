@@ -17,7 +17,15 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from fastmpl.analysis.planner.cost import BATCHES, Cost, Shape, count_costs, divide_batches
 from fastmpl.analysis.planner.messages import Exchanged, exchanged_of
 from fastmpl.analysis.planner.state_bytes import FLOAT, Gathered, Stage, StateBytes, gathered_bytes, state_bytes
-from fastmpl.config import Config, NetworkConfig, feeds_back, trained_optimisers, uses_forward_mode, without_feedback
+from fastmpl.config import (
+    Config,
+    NetworkConfig,
+    feeds_back,
+    learns_unlabelled,
+    trained_optimisers,
+    uses_forward_mode,
+    without_feedback,
+)
 from fastmpl.config.optimisers import ABILITIES
 from fastmpl.data.sources import list_images
 from fastmpl.data.stores.features import read_header
@@ -102,7 +110,7 @@ def plan_memory(
     Raises ConfigError if `classes` is needed and missing, or if a rank would have no image.
     """
     config = settle_inputs(config)
-    for name in ("batch_labelled", "batch_unlabelled"):
+    for name in ("batch_labelled", *(["batch_unlabelled"] if learns_unlabelled(config) else [])):
         if getattr(config.data, name) < ranks * config.system.accumulate:
             raise ConfigError(
                 f"data.{name} = {getattr(config.data, name)} gives {ranks} ranks less than an image each"
@@ -121,7 +129,10 @@ def plan_memory(
         for sharding in states
         for schedule in costs
     ]
-    batches = {name: math.ceil(getattr(config.data, name) / ranks) for name in BATCHES if getattr(config.data, name)}
+    asked = {
+        name: getattr(config.data, name) for name in BATCHES if name != "batch_unlabelled" or learns_unlabelled(config)
+    }
+    batches = {name: math.ceil(count / ranks) for name, count in asked.items() if count}
     tangent = divide_tangent(config, shape, ranks, networks["student"])
     exchanged = {
         role: exchanged_of(networks[role], config.feedback.depth if role == "student" else 0) for role in sizes

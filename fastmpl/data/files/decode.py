@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from fastmpl.data.errors import DataError
 from fastmpl.distributed.threads import cores
 
 SUFFIXES: Final = {
@@ -103,6 +104,13 @@ def _read(path: Path, size: int, filter: Image.Resampling) -> Decoded:
         image.draft(None, (2 * size, 2 * size))  # lets a JPEG decoder skip detail that resizing would drop
         square = ImageOps.fit(_to_rgb(_turn_upright(image)), (size, size), filter)
         return Decoded(np.asarray(square), remarks)
+
+
+def to_pixels(image: Image.Image) -> NDArray[np.uint8]:
+    """The pixels uint8 [H, W, 3] of an opened image, upright and in RGB. Raises DataError where a file's are refused."""
+    if reason := _refusal(image):
+        raise DataError(f"an image {reason}.")
+    return np.asarray(_to_rgb(_turn_upright(image)))
 
 
 def fit(pixels: NDArray[np.uint8], size: int, interpolation: str = "bilinear") -> Decoded:
