@@ -88,11 +88,11 @@ def _warn_of_absent_classes(classes: Sequence[str], labels: NDArray[np.int64], p
         yield f"warning no {part} image is of class {', '.join(without[:SHOWN])}{more}: nothing will be known of it"
 
 
-def _warn_of_few_images(validation: int) -> Iterator[str]:
-    """A warning where one validation image more or less that is right decides which student is selected."""
+def _remark_on_few_images(validation: int) -> Iterator[str]:
+    """A remark where one validation image more or less that is right decides which student is selected."""
     if 0 < validation < FEW_VALIDATION:
         points = f"each is {100 / validation:.0f} points of the accuracy that selects the student"
-        yield f"warning {validation} validation images: {points}; label more, or set data.validation = 0 to train on them"
+        yield f"note    {validation} validation images: {points}; label more, or set data.validation = 0 to train on them"
 
 
 def _list_problems(problems: "Sequence[Problem]") -> Iterator[str]:
@@ -128,7 +128,7 @@ def check_data(config: Config) -> Generator[str, None, "Prepared"]:
     yield from (f"note    {line}" for line in split_remarks(arrays, parts))
     yield from said
     yield from _warn_of_copies(prepared, train, test)
-    yield from _warn_of_few_images(len(parts.validation))
+    yield from _remark_on_few_images(len(parts.validation))
     yield from _warn_of_absent_classes(arrays.classes, arrays.train_labels[parts.validation], "validation")
     yield from _warn_of_absent_classes(arrays.classes, arrays.test_labels, "test")
     yield from _list_problems(arrays.problems)

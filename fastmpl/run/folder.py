@@ -162,7 +162,8 @@ def claim_folder(folder: Path, config: Config, resume: str, *, force: bool = Fal
             if resume == "never" and not missing:  # only once it is locked: a running run is not moved
                 old = folder.rename(_free_name(folder, "old"))
                 held.enter_context(lock_folder(folder))
-            claim = Claim(folder, check_settings(folder, config, step, force=force))
+            kept_aside = [f"The run that was in {folder} is kept in {old}."] if old is not None else []
+            claim = Claim(folder, kept_aside + check_settings(folder, config, step, force=force))
             kept = {name: (folder / name).read_bytes() for name in OWNED if (folder / name).is_file()}
             _write_config(config, folder)
             write_status(folder, "running", step)

@@ -8,8 +8,10 @@ import numpy as np
 import pytest
 
 from fastmpl import cli
+from fastmpl.commands.check import check_data
 from fastmpl.config import Config
 from fastmpl.config.load import build
+from fastmpl.data.errors import DataError
 from fastmpl.data.prepare import Prepared, prepare
 from tests import mini_imagenet
 from tests.pictures import BAD, COLOURS, DECODED_BAD, kinds, make, spoil
@@ -122,6 +124,15 @@ def test_a_picture_in_two_parts_is_reported_once_for_each_pair_of_parts(
     assert f"1 test images are also unlabelled training images: {twins}" in said
     assert "1 labelled images are of two classes at once: " in said
     assert "test/red/both 3.png is the same picture as labelled/" in said
+
+
+def test_files_that_are_left_out_are_told_before_a_batch_is_refused(root: Path) -> None:
+    found = check_data(config(root, batch_labelled=500))
+    lines: list[str] = []
+    with pytest.raises(DataError, match=r"data\.batch_labelled = 500, and there are 33 labelled images"):
+        lines += found
+    assert any(line.startswith("skipped") for line in lines)
+    assert lines[3].startswith("note    6 validation images: each is 17 points of the accuracy")
 
 
 def test_a_class_without_test_images_is_told(root: Path, capsys: pytest.CaptureFixture[str]) -> None:

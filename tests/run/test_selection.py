@@ -123,7 +123,7 @@ def test_a_run_that_was_stopped_ships_the_network_of_the_uninterrupted_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Also where the best student is older than the checkpoint that is continued."""
-    whole, parts = (short_config(tmp_path / name, **SMALL, student__lr=0.5) for name in ("whole", "parts"))
+    whole, parts = (short_config(tmp_path / name, **SMALL, student__lr=1.0) for name in ("whole", "parts"))
     first = train_quietly(whole)
     assert first.selected is not None
     stop_after(19, parts, monkeypatch)

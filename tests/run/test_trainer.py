@@ -132,9 +132,10 @@ def test_a_graph_without_a_gpu_is_refused_before_anything_is_written(tmp_path: P
     assert not (tmp_path / "small").exists()
 
 
-def test_starting_over_keeps_the_old_folder(tmp_path: Path) -> None:
+def test_starting_over_keeps_the_old_folder_and_says_where(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     train_quietly(short_config(tmp_path))
-    train_quietly(short_config(tmp_path, student__lr=0.2), resume="never")
+    trainer.train(short_config(tmp_path, student__lr=0.2), resume="never", report=False)
+    assert f"The run that was in {tmp_path / 'small'} is kept in {tmp_path / 'small.old-1'}." in capsys.readouterr().out
     assert (tmp_path / "small.old-1" / "results.json").is_file()
     assert load(tmp_path / "small/config.toml").student.lr == 0.2
 

@@ -129,9 +129,9 @@ def plan_memory(
         for sharding in states
         for schedule in costs
     ]
-    asked = {
-        name: getattr(config.data, name) for name in BATCHES if name != "batch_unlabelled" or learns_unlabelled(config)
-    }
+    asked = {name: getattr(config.data, name) for name in BATCHES}
+    if not learns_unlabelled(config):
+        del asked["batch_unlabelled"]
     batches = {name: math.ceil(count / ranks) for name, count in asked.items() if count}
     tangent = divide_tangent(config, shape, ranks, networks["student"])
     exchanged = {
