@@ -18,8 +18,8 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 ENV    := $(VENV)/.installed
 BUILD  := $(VENV)/.built
-FAST   := tests/test_imports.py tests/config tests/step/test_identities.py tests/learners/test_optimisers.py \
-          tests/kernels/test_student_objective.py tests/kernels/test_batch_norm_act.py tests/data/test_split.py
+FAST   := tests/test_imports.py tests/config tests/step/test_identities.py tests/step/test_identities_broken.py \
+          tests/learners/test_optimisers.py tests/kernels/test_student_objective.py tests/kernels/test_batch_norm_act.py tests/data/test_split.py
 LOWEST := .venv-lowest
 AUDIT  := .venv-audit
 LOWEST_TESTS := tests/kernels tests/step tests/learners tests/models

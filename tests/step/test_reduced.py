@@ -16,7 +16,7 @@ from fastmpl.methods.mpl import Feedback, MetaPseudoLabels
 from fastmpl.methods.supervised import Supervised
 from fastmpl.models.reduced_teacher import FLOOR, ReducedTeacher, StoredTeacher
 from fastmpl.step.single_network_step import SingleNetworkStep
-from tests.step.test_identities import updated
+from tests.step.identities import updated
 from tests.step.worlds import CLASSES, World, batch, optimiser, relative
 
 LEARNING = optimiser("adamw", lr=0.01, weight_decay=0.0)

@@ -22,7 +22,7 @@ from fastmpl.methods.feedback import exact_credit
 from fastmpl.models import KeyedDropPath, set_draw
 from fastmpl.models.attention import set_attention, use_math_attention
 from fastmpl.models.zoo import _fit
-from tests.step.test_identities import updated
+from tests.step.identities import updated
 from tests.step.worlds import optimiser, relative
 
 CLASSES, IMAGES, SHAPE = 3, 5, (3, 32, 32)
