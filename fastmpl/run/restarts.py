@@ -74,8 +74,7 @@ def supervise(
     fruitless = 0
     for attempt in range(restarts + 1):
         before = newest_step(folder)
-        started = time.time()
-        ended, signalled = _run_once(command(attempt), folder, started)
+        ended, signalled = _run_once(command(attempt), folder)
         if ended.code in FINAL or signalled:
             return ended.code
         fruitless = fruitless + 1 if ended.saved <= before else 0
@@ -92,9 +91,20 @@ def supervise(
     raise AssertionError("the last attempt returns")
 
 
-def _run_once(command: Sequence[str], folder: Path, started: float) -> tuple[Ended, bool]:
+def _mark_of(file: Path) -> tuple[int, ...]:
+    """What changes with each write of a file, whatever the clocks of the machine and of its file server say."""
+    try:
+        facts = file.stat()
+    except OSError:
+        return ()
+    return facts.st_ino, facts.st_mtime_ns, facts.st_size
+
+
+def _run_once(command: Sequence[str], folder: Path) -> tuple[Ended, bool]:
     """An attempt, and whether this process was asked to end meanwhile."""
     asked: list[int] = []
+    status = folder / "STATUS.json"
+    earlier = _mark_of(status)
     environment = os.environ | {"MASTER_PORT": str(port := free_port()), "PET_MASTER_PORT": str(port)}
     process = subprocess.Popen(command, env=environment, preexec_fn=end_with_parent)
 
@@ -110,9 +120,8 @@ def _run_once(command: Sequence[str], folder: Path, started: float) -> tuple[End
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-    status = folder / "STATUS.json"
-    is_of_this_attempt = status.is_file() and status.stat().st_mtime >= started
-    code = read_code(folder, code) if is_of_this_attempt else code
+    if _mark_of(status) != earlier:  # of this attempt
+        code = read_code(folder, code)
     return Ended(128 - code if code < 0 else code, newest_step(folder)), bool(asked)
 
 

@@ -62,6 +62,20 @@ def test_the_code_of_a_run_is_read_where_its_launcher_gives_another(tmp_path: Pa
     assert read_code(tmp_path / "nowhere", 1) == 1
 
 
+@pytest.mark.parametrize("behind", [0, 3600], ids=["one clock", "a file server an hour behind"])
+def test_the_code_of_this_attempt_is_taken_whatever_the_clocks_say(behind: int, tmp_path: Path) -> None:
+    status = tmp_path / "STATUS.json"
+    write = (
+        "import os, sys, time; p = sys.argv[1]; open(p + '.tmp', 'w').write('{\"code\": 4}'); "
+        f"os.utime(p + '.tmp', (time.time() - {behind},) * 2); os.replace(p + '.tmp', p); sys.exit(1)"
+    )
+    commands = [[sys.executable, "-c", write, str(status)]] * 3
+    assert supervise(commands.__getitem__, tmp_path, 2, tell=lambda line: None, wait=lambda seconds: None) == 4
+    # an earlier attempt's words say nothing of one that wrote none
+    commands = [ends_with(1)] * 3
+    assert supervise(commands.__getitem__, tmp_path, 2, tell=lambda line: None, wait=lambda seconds: None) == 1
+
+
 def test_ports_are_free_and_change() -> None:
     assert len({free_port() for _ in range(20)}) > 1
 
