@@ -26,7 +26,7 @@ from fastmpl.data.batch import Batch
 from fastmpl.data.build import build as data
 from fastmpl.run import monitor, trainer
 from fastmpl.run.build import Trainee
-from fastmpl.step.step_keys import zero_metrics
+from fastmpl.step.step_metrics import zero_metrics
 from fastmpl.telemetry.metrics_file import read_lines
 from fastmpl.telemetry.step_timer import StepTimer
 

@@ -34,9 +34,9 @@ from fastmpl.learners.zero.learner import ZeroLearner
 from fastmpl.methods.feedback import Kind
 from fastmpl.methods.mpl import Feedback, MetaPseudoLabels
 from fastmpl.methods.uda import Consistency
+from fastmpl.step.context import make_context
 from fastmpl.step.mpl_step import MplStep
 from fastmpl.step.order import split
-from fastmpl.step.step_keys import make_context
 
 SCALARS: Final = 4  # numbers up to which a message is a scalar reduction
 COPIES: Final = "copies"

@@ -14,7 +14,7 @@ import torch
 
 from benchmarks.bench_step import unfuse
 from benchmarks.steps import Size, Step
-from fastmpl.step.step_keys import StepMetrics
+from fastmpl.step.step_metrics import StepMetrics
 from fastmpl_kernels import dispatch
 
 PATH = Path(__file__).parent / "golden.json"

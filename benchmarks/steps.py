@@ -18,10 +18,10 @@ from fastmpl.methods.views import by_view, images
 from fastmpl.models import build
 from fastmpl.models.attention import Attention, set_attention
 from fastmpl.models.layout import channels_last
+from fastmpl.step.context import LABEL, STUDENT, TEACHER, VALIDATION, make_context
 from fastmpl.step.mpl_step import MplStep
 from fastmpl.step.order import Order, joint, split
 from fastmpl.step.single_network_step import SingleNetworkStep
-from fastmpl.step.step_keys import LABEL, STUDENT, TEACHER, VALIDATION, make_context
 
 CPU = torch.device("cpu")
 STUDENT_SEED = 1

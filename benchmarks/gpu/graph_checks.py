@@ -14,7 +14,7 @@ from fastmpl.data.batch import Batch
 from fastmpl.run.build import Trainee
 from fastmpl.step.eager import EagerStep
 from fastmpl.step.step_graph import GraphedStep
-from fastmpl.step.step_keys import StepMetrics
+from fastmpl.step.step_metrics import StepMetrics
 
 IMITATED: Final = (  # forms that the CPU has time for; the tests of the imitation take the shipped configurations
     "exact",

@@ -20,7 +20,7 @@ from benchmarks.records import Row
 from fastmpl.data.batch import Batch
 from fastmpl.data.prefetch import Prefetcher
 from fastmpl.step.step_graph import WARMUP, GraphedStep
-from fastmpl.step.step_keys import StepMetrics, zero_metrics
+from fastmpl.step.step_metrics import StepMetrics, zero_metrics
 
 STEPS = WARMUP + 40
 CYCLES = 5_000_000  # of the device's clock that a step takes at least, so that the host runs ahead of it

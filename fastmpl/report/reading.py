@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 from fastmpl.config import Config, ConfigError, difference, load
-from fastmpl.step.step_keys import StepMetrics
+from fastmpl.step.step_metrics import StepMetrics
 from fastmpl.telemetry.metrics_file import Evaluation, read_lines
 from fastmpl.telemetry.predictions import Record, read_record
 from fastmpl.telemetry.training_analysis import Targets, TrainingAccuracy, read_accuracies, read_targets

@@ -19,7 +19,7 @@ from fastmpl.run.checkpoint_schema import RECENT_SKIPS
 from fastmpl.run.scores import Network, Scorer, Split, inferences
 from fastmpl.run.selection import Selection
 from fastmpl.run.training_analysis import TrainingAnalysis
-from fastmpl.step.step_keys import StepMetrics
+from fastmpl.step.step_metrics import StepMetrics
 from fastmpl.telemetry.loggers import Logger
 from fastmpl.telemetry.metrics import Log, Meter, lines_a_read
 from fastmpl.telemetry.metrics_file import Evaluation

@@ -12,7 +12,7 @@ from fastmpl.run import finetune
 from fastmpl.run.build import Trainee
 from fastmpl.run.scores import Network
 from fastmpl.step.eager import EagerStep
-from fastmpl.step.step_keys import StepMetrics
+from fastmpl.step.step_metrics import StepMetrics
 
 
 class TrainedNetworks:

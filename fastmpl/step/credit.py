@@ -19,9 +19,9 @@ from fastmpl.methods.feedback import apply_control
 from fastmpl.methods.mpl import MetaPseudoLabels
 from fastmpl.methods.targets import PseudoLabelLoss
 from fastmpl.methods.views import by_view, images
+from fastmpl.step.context import CONTROL, STUDENT, VALIDATION, StepContext
 from fastmpl.step.micro_batches import mean
 from fastmpl.step.order import Order
-from fastmpl.step.step_keys import CONTROL, STUDENT, VALIDATION, StepContext
 
 
 class StudentPass(NamedTuple):

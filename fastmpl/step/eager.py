@@ -10,7 +10,8 @@ from torch import Tensor
 from fastmpl.data.batch import Batch
 from fastmpl.learners.rates import ramp
 from fastmpl.learners.state import Placement
-from fastmpl.step.step_keys import StepContext, StepMetrics, make_context
+from fastmpl.step.context import StepContext, make_context
+from fastmpl.step.step_metrics import StepMetrics
 from fastmpl_kernels import keyed
 
 Watch = Callable[[StepMetrics], object]

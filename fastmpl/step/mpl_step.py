@@ -18,10 +18,11 @@ from fastmpl.learners.protocol import Learner
 from fastmpl.methods.mpl import MetaPseudoLabels, TeacherLoss
 from fastmpl.methods.targets import PseudoLabels
 from fastmpl.methods.views import Logits, by_view, images
+from fastmpl.step.context import LABEL, OBSERVER, STUDENT, TEACHER, StepContext
 from fastmpl.step.credit import CreditPhase, StudentPass
 from fastmpl.step.micro_batches import mean, share
 from fastmpl.step.order import Order
-from fastmpl.step.step_keys import LABEL, OBSERVER, STUDENT, TEACHER, StepContext, StepMetrics
+from fastmpl.step.step_metrics import StepMetrics
 
 
 class TeacherLogits(NamedTuple):

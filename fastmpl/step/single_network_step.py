@@ -12,8 +12,9 @@ from fastmpl.learners.protocol import Learner
 from fastmpl.methods.single_network import SingleNetworkMethod
 from fastmpl.methods.targets import PseudoLabels
 from fastmpl.methods.views import by_view, images
+from fastmpl.step.context import LABEL, OBSERVER, STUDENT, StepContext
 from fastmpl.step.micro_batches import share
-from fastmpl.step.step_keys import LABEL, OBSERVER, STUDENT, StepContext, StepMetrics, zero_metrics
+from fastmpl.step.step_metrics import StepMetrics, zero_metrics
 
 
 @dataclass(frozen=True)

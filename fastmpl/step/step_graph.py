@@ -20,7 +20,7 @@ from torch import Tensor
 from fastmpl.data.batch import IMAGES, Batch
 from fastmpl.errors import ConfigError
 from fastmpl.step.eager import EagerStep
-from fastmpl.step.step_keys import StepMetrics
+from fastmpl.step.step_metrics import StepMetrics
 
 WARMUP: Final = 11  # eager steps before the capture: libraries choose algorithms, all-reduces choose buckets
 

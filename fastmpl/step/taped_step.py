@@ -13,7 +13,7 @@ from torch import Tensor
 from fastmpl.data.batch import Batch
 from fastmpl.step.eager import EagerStep
 from fastmpl.step.step_graph import WARMUP, GiveUp
-from fastmpl.step.step_keys import StepMetrics
+from fastmpl.step.step_metrics import StepMetrics
 from fastmpl.step.tape import find_difference, record, try_out
 from fastmpl.step.tape_program import Program, compile_tape
 

@@ -11,8 +11,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from fastmpl.data.batch import Batch
+from fastmpl.step.context import StepContext
 from fastmpl.step.mpl_step import MplStep
-from fastmpl.step.step_keys import StepContext, StepMetrics
+from fastmpl.step.step_metrics import StepMetrics
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from typing import Any, Final, NamedTuple, Self
 import torch
 
 from fastmpl.distributed.ranks import ALONE, Ranks
-from fastmpl.step.step_keys import StepMetrics
+from fastmpl.step.step_metrics import StepMetrics
 from fastmpl.telemetry.loggers import Line as Written
 from fastmpl.telemetry.loggers import Logger, Loggers, TensorBoard, Warn
 from fastmpl.telemetry.metrics_file import FILE, Evaluation, read_lines

@@ -12,9 +12,10 @@ from fastmpl.methods.mpl import Feedback, MetaPseudoLabels
 from fastmpl.methods.uda import Consistency
 from fastmpl.models import build
 from fastmpl.models.layout import channels_last
+from fastmpl.step.context import make_context
 from fastmpl.step.mpl_step import MplStep
 from fastmpl.step.order import split
-from fastmpl.step.step_keys import StepMetrics, make_context
+from fastmpl.step.step_metrics import StepMetrics
 from tests.step.captured import batches, config
 from tests.step.worlds import optimiser
 

@@ -12,9 +12,9 @@ from fastmpl.learners.plain import PlainLearner
 from fastmpl.learners.shared_prefix import SharedPrefix
 from fastmpl.methods.mpl import Feedback, MetaPseudoLabels
 from fastmpl.models import build
+from fastmpl.step.context import make_context
 from fastmpl.step.mpl_step import MplStep
 from fastmpl.step.order import split
-from fastmpl.step.step_keys import make_context
 from tests.step.worlds import optimiser
 
 CLASSES, SIDE, LABELLED, UNLABELLED = 3, 32, 4, 6

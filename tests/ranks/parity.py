@@ -21,9 +21,9 @@ from fastmpl.methods.uda import Consistency
 from fastmpl.models import build
 from fastmpl.models.norms import Norm
 from fastmpl.models.reduced_teacher import ReducedTeacher
+from fastmpl.step.context import make_context
 from fastmpl.step.mpl_step import MplStep
 from fastmpl.step.order import split
-from fastmpl.step.step_keys import make_context
 from fastmpl.step.uncredited_step import leave_out_credit
 from tests.step.worlds import optimiser
 

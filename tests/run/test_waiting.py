@@ -14,7 +14,7 @@ from fastmpl.data.batch import Batch
 from fastmpl.data.streaming.encoded_pipeline import EncodedStream
 from fastmpl.data.view_stream import Views
 from fastmpl.run import trainer, training
-from fastmpl.step.step_keys import zero_metrics
+from fastmpl.step.step_metrics import zero_metrics
 from fastmpl.telemetry.metrics_file import read_lines
 from fastmpl.telemetry.progress import State, facts
 from tests import mini_imagenet

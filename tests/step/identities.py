@@ -20,7 +20,7 @@ from fastmpl.methods.targets import PseudoLabelLoss, PseudoLabels
 from fastmpl.methods.views import Logits
 from fastmpl.models.norms import use_batch_statistics
 from fastmpl.models.stochastic import set_draw
-from fastmpl.step.step_keys import STUDENT, TEACHER, VALIDATION
+from fastmpl.step.context import STUDENT, TEACHER, VALIDATION
 from tests.step.worlds import CLASSES, World, optimiser, relative
 
 FEEDBACK_ALONE = dict(supervised_weight=0.0)

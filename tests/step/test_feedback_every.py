@@ -15,7 +15,7 @@ from fastmpl.methods.mpl import Feedback, MetaPseudoLabels
 from fastmpl.run.build import Trainee
 from fastmpl.step.eager import EagerStep
 from fastmpl.step.step_graph import WARMUP, GraphedStep
-from fastmpl.step.step_keys import StepMetrics
+from fastmpl.step.step_metrics import StepMetrics
 from fastmpl.step.taped_step import TapedStep
 from fastmpl.telemetry.metrics import Meter
 from tests.step.captured import FORMS, batches, config, trainee

@@ -14,7 +14,7 @@ from fastmpl.learners.optimiser_rows import OPTIMISERS as TABLE
 from fastmpl.learners.optimiser_rows import derivatives
 from fastmpl.methods import mpl
 from fastmpl.step import credit as step_credit
-from fastmpl.step.step_keys import VALIDATION
+from fastmpl.step.context import VALIDATION
 from tests.step.identities import OPTIMISERS, check_sampled_labels, check_soft_labels, check_zero, exact, sampled_world
 from tests.step.worlds import World
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from fastmpl.step.step_graph import WARMUP
-from fastmpl.step.step_keys import StepMetrics
+from fastmpl.step.step_metrics import StepMetrics
 from fastmpl.step.taped_step import TapedStep
 from fastmpl.telemetry.metrics import Meter
 from tests.step.captured import FORMS, batches, config, trainee

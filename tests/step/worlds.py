@@ -11,9 +11,10 @@ from fastmpl.data.batch import Batch
 from fastmpl.learners.plain import PlainLearner
 from fastmpl.methods.mpl import MetaPseudoLabels
 from fastmpl.models.stochastic import KeyedDropout, replace_dropout
+from fastmpl.step.context import StepContext, make_context
 from fastmpl.step.mpl_step import MplStep
 from fastmpl.step.order import Order, split
-from fastmpl.step.step_keys import StepContext, StepMetrics, make_context
+from fastmpl.step.step_metrics import StepMetrics
 
 CLASSES, FEATURES, HIDDEN = 3, 5, 7
 

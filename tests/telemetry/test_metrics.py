@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from fastmpl.distributed.ranks import Ranks
-from fastmpl.step.step_keys import StepMetrics, zero_metrics
+from fastmpl.step.step_metrics import StepMetrics, zero_metrics
 from fastmpl.telemetry.loggers import Line, Loggers, TensorBoard
 from fastmpl.telemetry.metrics import Log, Meter, lines_a_read
 from fastmpl.telemetry.metrics_file import FILE, Evaluation, read_lines

@@ -1,4 +1,4 @@
-"""Per-step context: step number, random keys, ramped loss weight. And the metrics that a step returns.
+"""What differs from step to step: the number of the step, its random keys, the ramped weight of its consistency loss.
 
 All keys are pure functions of (seed, step, purpose) on the device. A resumed run, another order of passes, a paired
 experiment and a captured graph therefore see the same draws.
@@ -52,29 +52,3 @@ def make_context(
     draws = keyed.splitmix64(keyed.splitmix64(seed + step) + purposes)
     numbers = torch.arange(parts, device=step.device).unsqueeze(1)
     return StepContext(step, draws, keyed.splitmix64(draws + rank * parts + numbers + 1), consistency_weight)
-
-
-class StepMetrics(NamedTuple):
-    """What a step did, each 0-D on the device; zero where the method has no such thing, NaN where this step has none."""
-
-    student_loss: Float[Tensor, ""]
-    supervised_loss: Float[Tensor, ""]  # of whichever network sees true labels
-    pseudo_loss: Float[Tensor, ""]  # consistency loss
-    feedback_loss: Float[Tensor, ""]
-    feedback: Float[Tensor, ""]  # decrease of the student's validation loss by its update; > 0: the labels helped
-    feedback_size: Float[Tensor, ""]  # root mean square of the credit
-    coverage: Float[Tensor, ""]  # share of unlabelled images with a confident label
-    confidence: Float[Tensor, ""]  # mean largest probability of the labels
-    student_norm: Float[Tensor, ""]  # of the gradient
-    teacher_norm: Float[Tensor, ""]
-    student_rate: Float[Tensor, ""]
-    teacher_rate: Float[Tensor, ""]
-    skipped: Float[Tensor, ""]  # updates not taken because their gradient was not finite
-    # norm of the feedback's gradient over that of the supervised one, at the teacher's logits; last: older files lack it
-    feedback_ratio: Float[Tensor, ""]
-
-
-def zero_metrics(like: Tensor) -> StepMetrics:
-    """Metrics of zeros, on the device of `like`."""
-    zero = torch.zeros((), device=like.device, dtype=torch.float32)
-    return StepMetrics(*(zero,) * len(StepMetrics._fields))
