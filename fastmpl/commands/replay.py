@@ -28,6 +28,8 @@ def _describe_metrics(found: Replayed) -> Iterator[str]:
     skipped = int(found.metrics["skipped"])
     verdict = f"{skipped} updates were skipped" if skipped else "every update was finite"
     yield f"updates     {verdict}" + (f"; not finite: {', '.join(broken)}" if broken else "")
+    if found.every:
+        yield f"feedback    this step credits no labels: one in {found.every} does (feedback.every)"
     for name, value in found.metrics.items():
         if value and name != "skipped":
             yield f"            {name} {value:.6g}"

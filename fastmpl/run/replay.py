@@ -15,13 +15,15 @@ from fastmpl.errors import ConfigError, StorageError
 from fastmpl.run import checkpoint, finetune
 from fastmpl.run.scores import Network
 from fastmpl.run.training import Training
+from fastmpl.step.uncredited_step import UNMEASURED
 
 
 class Replayed(NamedTuple):
     """A step that was taken again."""
 
     step: int
-    metrics: dict[str, float]  # as in metrics.jsonl; not finite where the step's were not
+    metrics: dict[str, float]  # as in metrics.jsonl; not finite where the step's were not; what it measures
+    every: int  # of the steps, one in so many credits the labels; 0: this one does
     largest: dict[Network, float]  # the largest parameter of each network, before the step
     images: dict[str, tuple[str, ...]]  # names of the batch's images, by part
 
@@ -46,11 +48,12 @@ def replay(path: Path) -> Replayed:
         largest = {name: _largest(learner.weights()) for name, learner in run.networks.to_evaluate().items()}
         if run.step < config.run.steps:
             batch, step = next(run.data.train).to(run.device), run.networks.trainee.step
+            is_between = step.is_between
         else:
             _, step = run.networks.open_finetuning()
             settings = config.finetune
             stream = run.data.finetune(settings.images, settings.batch, run.step - config.run.steps)
-            batch = finetune.make_batches(stream, run.device, lambda replaced: None)()
+            batch, is_between = finetune.make_batches(stream, run.device, lambda replaced: None)(), False
         metrics = step(batch)
         names = run.data.names
         images = {
@@ -58,7 +61,8 @@ def replay(path: Path) -> Replayed:
             for part, index in (("labelled", batch.labelled_index), ("unlabelled", batch.unlabelled_index))
         }
         run.data.train.close()
-    return Replayed(run.step + 1, {name: float(v) for name, v in metrics._asdict().items()}, largest, images)
+    measured = {name: float(v) for name, v in metrics._asdict().items() if not (is_between and name in UNMEASURED)}
+    return Replayed(run.step + 1, measured, config.feedback.every if is_between else 0, largest, images)
 
 
 def _largest(weights: Iterator[tuple[str, torch.Tensor]]) -> float:

@@ -5,6 +5,7 @@ What such a step does not measure is NaN, which the meter leaves out: the means 
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Final
 
 import torch
 from jaxtyping import Float
@@ -14,6 +15,8 @@ from fastmpl.data.batch import Batch
 from fastmpl.step.context import StepContext
 from fastmpl.step.mpl_step import MplStep
 from fastmpl.step.step_metrics import StepMetrics
+
+UNMEASURED: Final = ("feedback_loss", "feedback", "feedback_size", "feedback_ratio")  # by a step that does not credit
 
 
 @dataclass(frozen=True)
@@ -26,8 +29,7 @@ class UncreditedStep:
     def __call__(self, parts: Sequence[Batch], context: StepContext, baseline: Float[Tensor, ""]) -> StepMetrics:
         """One step; `baseline` stays what it is."""
         metrics = self.step(parts, context, baseline)
-        nan = self.unknown
-        return metrics._replace(feedback_loss=nan, feedback=nan, feedback_size=nan, feedback_ratio=nan)
+        return metrics._replace(**dict.fromkeys(UNMEASURED, self.unknown))
 
 
 def leave_out_credit(step: MplStep, device: torch.device) -> UncreditedStep:

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from fastmpl.cli import main
+from fastmpl.commands.replay import describe_step
 from fastmpl.errors import DivergedError
 from fastmpl.run import checkpoint, training
 from fastmpl.run.folder import read_status
@@ -84,6 +85,16 @@ def test_a_run_that_diverged_leaves_a_step_that_fails_again(tmp_path: Path, caps
     assert main(["replay", str(captured)]) == 0
     assert "updates were skipped; not finite: " in capsys.readouterr().out
     assert before == {path: path.read_bytes() for path in (tmp_path / "small").rglob("*") if path.is_file()}
+
+
+def test_a_step_between_two_that_credit_is_not_said_to_be_not_finite(tmp_path: Path) -> None:
+    train_quietly(short_config(tmp_path, run__steps=6, run__checkpoint_every=1, feedback__every=3, system__graph="off"))
+    between, crediting = ("\n".join(describe_step(tmp_path / f"small/checkpoints/step-{step}")) for step in (3, 5))
+    assert "not finite" not in between + crediting
+    assert "this step credits no labels: one in 3 does" in between
+    assert " feedback " not in between
+    assert "credits no labels" not in crediting
+    assert " feedback_ratio " in crediting
 
 
 def test_what_is_no_checkpoint_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
