@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from fastmpl.commands.evaluate import image_sets
+from fastmpl.commands.timm_folder import write_timm_folder
 from fastmpl.data.errors import DataError
 from fastmpl.data.evaluation import framing_of
 from fastmpl.data.normalise import Normalisation
@@ -25,14 +26,12 @@ from fastmpl.models.attention import set_attention
 from fastmpl.run.headline import NetworkName
 from fastmpl.run.student_file import Classifier, load_classifier
 from fastmpl.run.tensor_file import encode_tensors
-from fastmpl.untrusted import read_json_object
 
 Form = Literal["onnx", "pt2", "safetensors", "timm"]
 SUFFIXES: Final[dict[Form, str]] = {"onnx": ".onnx", "pt2": ".pt2", "safetensors": ".safetensors", "timm": ""}
 BATCHES: Final = (1, 7)  # sizes at which a file is compared with torch
 LARGEST_DIFFERENCE: Final = 1e-4  # of logits of order 1 in float32, on kernels that add in another order
 FACTS: Final = "fastmpl.json"  # of a .pt2 file
-BYTES: Final = 255.0
 
 Run = Callable[[NDArray[np.float32]], NDArray[np.float32]]  # inputs [N, *image] -> outputs [N, K]
 
@@ -103,7 +102,7 @@ def export(run: Path, wanted: Wanted) -> Exported:
         "onnx": lambda: _write_onnx(network, student, facts, path),
         "pt2": lambda: _write_pt2(network, student, facts, path),
         "safetensors": lambda: _write_safetensors(student, facts, path),
-        "timm": lambda: _write_timm(student, run, facts, path),
+        "timm": lambda: _run_with(write_timm_folder(student, run, path)),
     }
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -183,89 +182,6 @@ def _write_safetensors(student: Classifier, facts: dict[str, str], path: Path) -
         file.writelines(encode_tensors(student.module.state_dict(), facts))
     student.module.load_state_dict(safetensors.torch.load_file(path))
     return _run_with(student.module)
-
-
-def _write_timm(student: Classifier, run: Path, facts: dict[str, str], path: Path) -> Run:
-    """A folder that `timm.create_model("local-dir:...")` reads, with a model card."""
-    name = student.model.removeprefix("timm:")
-    if name == student.model:
-        raise ConfigError(
-            f'--to timm is for networks of timm, and this student is "{name}": use onnx, pt2 or safetensors.'
-        )
-    import timm
-
-    assert student.normalisation is not None
-    path.mkdir(parents=True, exist_ok=True)
-    with (path / "model.safetensors").open("wb") as file:
-        file.writelines(encode_tensors(student.module.state_dict(), {"format": "pt"}))
-    framing = framing_of(student.config.data)
-    constants = {key: [v / BYTES for v in values] for key, values in student.normalisation._asdict().items()}
-    config = {
-        "architecture": name,
-        "num_classes": len(student.classes),
-        "model_args": _timm_arguments(name, student),
-        "label_names": list(student.classes),
-        "pretrained_cfg": {
-            "input_size": list(student.image_shape),
-            "num_classes": len(student.classes),
-            "label_names": list(student.classes),
-            "crop_pct": framing.centre_crop,
-            "interpolation": framing.interpolation,
-            **constants,
-        },
-    }
-    (path / "config.json").write_text(json.dumps(config, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    (path / "README.md").write_text(write_card(student, run, name), encoding="utf-8")
-    return _run_with(timm.create_model(f"local-dir:{path}", pretrained=True).eval())
-
-
-def _timm_arguments(name: str, student: Classifier) -> dict[str, object]:
-    import timm
-
-    arguments: dict[str, object] = {"in_chans": student.image_shape[0]}
-    if getattr(timm.get_pretrained_cfg(name), "fixed_input_size", False):
-        arguments["img_size"] = list(student.image_shape[1:])
-    return arguments
-
-
-def _mapping(value: object) -> dict[str, Any]:
-    return value if isinstance(value, dict) else {}
-
-
-def write_card(student: Classifier, run: Path, name: str) -> str:
-    """The model card: data, method, results and limits, as the run's own files have them."""
-    config, found = student.config, run / "results.json"
-    try:
-        results = read_json_object(found)
-    except (OSError, ValueError):
-        results = {}
-    scores = [
-        f"| {network} | {split} | {accuracy:.4f} |"
-        for network, splits in _mapping(results.get("last")).items()
-        for split, accuracy in _mapping(splits).items()
-        if isinstance(accuracy, int | float)
-    ]
-    lines = [
-        "---",
-        "license: unknown",
-        "library_name: timm",
-        "tags: [image-classification]",
-        "---",
-        f"# {run.resolve().name}",
-        "",
-        f"{name}, trained by fastmpl with the method `{config.method.name}` on `{config.data.source}` data: "
-        f"{len(student.classes)} classes, images of {student.image_shape[-1]} pixels.",
-        "",
-        "| network | images | accuracy |",
-        "|---|---|---:|",
-        *scores,
-        "",
-        f"The accuracies are those of the last step. This file holds the {student.description}.",
-        "",
-        "Limits: it knows no other classes than these, and was measured on images like those it was trained on.",
-        "The licence of the data decides the licence of these weights; fill it in above.",
-    ]
-    return "\n".join(lines) + "\n"
 
 
 def _run_with(network: nn.Module) -> Run:
