@@ -8,7 +8,7 @@ them maps them by `class_order`, never by position.
 import difflib
 import unicodedata
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Container, Iterable, Sequence
 from typing import Final
 
 import numpy as np
@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from fastmpl.data.errors import DataError
 
 SHOWN: Final = 5  # names in a message
+_BETWEEN_LABELS: Final = (",", ";", "|", "+", "&", " ")  # of an image with several labels
 _UNPRINTABLE: Final = ("Cc", "Cf", "Cs", "Zl", "Zp")  # control, format, surrogate; line and paragraph separators
 
 
@@ -74,6 +75,26 @@ def similar_names(names: Sequence[str]) -> list[str]:
         for group in groups.values()
         if len(group) > 1
     ]
+
+
+def _is_of_several(name: str, all_names: Container[str]) -> bool:
+    """Whether `name` is a list of two or more other names, as a table of several labels an image has them."""
+    for separator in _BETWEEN_LABELS:
+        parts = [part.strip("'\"[](){} ") for part in name.split(separator)]
+        if len(parts) > 1 and all(part in all_names for part in parts):
+            return True
+    return False
+
+
+def remarks_on_names(names: Sequence[str]) -> list[str]:
+    """Sentences on names that may not be what their user thinks: in two spellings, or of several classes at once."""
+    known = frozenset(names)
+    several = [name for name in names if _is_of_several(name, known)]
+    said = (
+        "the class {} is a list of other classes" if len(several) == 1 else "the classes {} are lists of other classes"
+    )
+    remarks = [f"{said.format(_list_names(several))}: an image has one class here, and each list is learned as a class"]
+    return similar_names(names) + (remarks if several else [])
 
 
 def closest_name(name: str, names: Sequence[str]) -> str:

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from fastmpl.data.classes import check_class_names, class_order, closest_name, similar_names
+from fastmpl.data.classes import check_class_names, class_order, closest_name, remarks_on_names, similar_names
 from fastmpl.data.errors import DataError
 
 
@@ -68,3 +68,17 @@ def test_names_that_differ_in_case_are_pointed_out() -> None:
 def test_the_nearest_name_is_suggested() -> None:
     assert closest_name("catt", ["cat", "dog"]) == "Did you mean 'cat'?"
     assert closest_name("zebra", ["cat", "dog"]) == "The classes are 'cat', 'dog'."
+
+
+@pytest.mark.parametrize("name", ["cat dog", "cat, dog", "dog|cat", "['cat', 'dog']", "cat;dog;cat"])
+def test_a_name_that_lists_other_classes_is_told(name: str) -> None:
+    (found,) = remarks_on_names(["cat", "dog", name, "hot dog", "cat-dog"])
+    assert found.startswith("the class ")
+    assert repr(name) in found
+    assert found.endswith(
+        "is a list of other classes: an image has one class here, and each list is learned as a class"
+    )
+
+
+def test_names_with_spaces_are_no_lists() -> None:
+    assert remarks_on_names(["polar bear", "brown bear", "cat", "black cat", "a,b", ","]) == []

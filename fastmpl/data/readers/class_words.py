@@ -14,7 +14,7 @@ from typing import Final, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from fastmpl.data.classes import check_class_names, closest_name, normal_name, similar_names
+from fastmpl.data.classes import check_class_names, closest_name, normal_name, remarks_on_names
 from fastmpl.data.dataset import Labels
 from fastmpl.data.errors import DataError, printable
 from fastmpl.data.files.text import read_lines
@@ -210,4 +210,4 @@ def label_parts(root: Path, parts: Mapping[str, PartWords], hint: str) -> Labell
     _require_all(root, parts, found, words)
     number = {raw: found.number[word] for raw, word in words.all.items()}
     labels = {name: np.array([number[word] for word in parts[name].words], dtype=np.int64) for name in _LABELLED}
-    return LabelledParts(found.names, labels, (*found.remarks, *similar_names(found.names)))
+    return LabelledParts(found.names, labels, (*found.remarks, *remarks_on_names(found.names)))

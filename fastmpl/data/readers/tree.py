@@ -15,7 +15,7 @@ from typing import Final, NamedTuple
 
 import numpy as np
 
-from fastmpl.data.classes import check_class_names, closest_name, normal_name, similar_names
+from fastmpl.data.classes import check_class_names, closest_name, normal_name, remarks_on_names
 from fastmpl.data.dataset import UNKNOWN, Labels
 from fastmpl.data.errors import DataError, printable
 from fastmpl.data.files.encoded import Names
@@ -144,7 +144,7 @@ def _list_tree(root: Path) -> Tree:
         inventory=add_inventories(
             [Inventory(parts.entries, parts.helpers), *(images.inventory for images in of.values())]
         ),
-        remarks=tuple(similar_names(classes)),
+        remarks=tuple(remarks_on_names(classes)),
         labelled_folder=folder,
     )
 
