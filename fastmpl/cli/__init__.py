@@ -16,6 +16,33 @@ from fastmpl import __version__
 from fastmpl.cli.bounds import require_bounds
 from fastmpl.cli.completion import format_completion
 from fastmpl.cli.endings import open_terminal, print_error, print_unexpected
+from fastmpl.cli.verbs_before_runs import (
+    CompletionOptions,
+    DemoOptions,
+    DoctorOptions,
+    InitOptions,
+    PackOptions,
+    init,
+    pack,
+    run_demo,
+    run_doctor,
+)
+from fastmpl.cli.verbs_on_runs import (
+    CompareOptions,
+    EvaluateOptions,
+    ExportOptions,
+    PredictOptions,
+    ReplayOptions,
+    ReportOptions,
+    StatusOptions,
+    compare,
+    evaluate,
+    export,
+    predict,
+    print_status,
+    replay,
+    write_report,
+)
 from fastmpl.cli.verbs_with_config import (
     AblateOptions,
     AnalyseOptions,
@@ -31,31 +58,6 @@ from fastmpl.cli.verbs_with_config import (
     plan,
     probe,
     train,
-)
-from fastmpl.cli.verbs_without_config import (
-    CompareOptions,
-    CompletionOptions,
-    DemoOptions,
-    DoctorOptions,
-    EvaluateOptions,
-    ExportOptions,
-    InitOptions,
-    PackOptions,
-    PredictOptions,
-    ReplayOptions,
-    ReportOptions,
-    StatusOptions,
-    compare,
-    evaluate,
-    export,
-    init,
-    pack,
-    predict,
-    print_status,
-    replay,
-    run_demo,
-    run_doctor,
-    write_report,
 )
 from fastmpl.config.load import load
 from fastmpl.config.options import parse, parse_plain

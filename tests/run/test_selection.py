@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from fastmpl import cli
-from fastmpl.cli.verbs_without_config import NetworkOption
+from fastmpl.cli.verbs_on_runs import NetworkOption
 from fastmpl.commands.distill import TeacherSource, distill
 from fastmpl.commands.evaluate import evaluate
 from fastmpl.commands.export import Wanted, export
