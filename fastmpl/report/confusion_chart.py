@@ -97,7 +97,9 @@ def draw_confusion(found: Predictions, classes: tuple[str, ...]) -> Chart:
 
     title = "Which class is taken for which"
     some = f" The {MOST_CLASSES} of {len(classes)} classes with the most errors." if len(chosen) < len(classes) else ""
-    caption = f"Number of images. A row is a true class; the darker, the larger the share of its images.{some}"
+    caption = (
+        f"Number of images. A row is a true class; the fuller the colour, the larger the share of its images.{some}"
+    )
     side = min(max(3.6, 0.25 * len(names) + 1.1), 4.8)
     svg: Markup = draw(title, (side, side), paint)
     return Chart(title, caption, [Key("right", "student"), Key("wrong", "average")], svg)

@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from fastmpl.config import load
 from tests.pictures import COLOURS, fill
 
 ROOT = Path(__file__).parents[2]
@@ -123,6 +124,17 @@ def test_every_command_of_a_page_runs_or_says_what_it_needs(page: Path) -> None:
     fenced = [block["text"] for block in BLOCK.finditer(text) if block["language"] != "bash"]
     loose += [line for part in fenced for line in part.splitlines() if COMMAND.match(line.strip())]
     assert [line for line in loose if line not in known] == []
+
+
+NAMED = [(page.name, text) for page in PAGES for _, text in blocks(page, "toml") if re.match(r"# \w+\.toml\n", text)]
+
+
+@pytest.mark.parametrize(("name", "text"), NAMED, ids=[f"{name} {text.split()[1]}" for name, text in NAMED])
+def test_a_configuration_of_a_page_has_keys_that_there_are_and_go_together(
+    name: str, text: str, tmp_path: Path
+) -> None:
+    (tmp_path / "config.toml").write_text(text)
+    assert load(tmp_path / "config.toml").run.name == text.split()[1].removesuffix(".toml")
 
 
 def test_a_page_has_commands_where_a_reader_expects_them() -> None:

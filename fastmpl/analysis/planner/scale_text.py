@@ -44,7 +44,7 @@ def _sentences(found: ScalePlan, uneven: Sequence[str]) -> Iterator[tuple[str, s
     for need in breaking:
         yield "breaks", _describe(need)
     if not breaking and found.needs:
-        yield "breaks first", _describe(found.needs[0])
+        yield "breaks", f"nothing; nearest to its limit is {_describe(found.needs[0])}"
 
 
 def _round(value: float) -> str:
