@@ -1,6 +1,7 @@
 """From a configuration and its data to the networks, the method and the step that trains them."""
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
@@ -60,6 +61,66 @@ def sees_images_again(config: Config) -> bool:
     return uses_forward_mode(config) and system.schedule == "split" and system.accumulate == 1
 
 
+@dataclass(frozen=True)
+class _Networks:
+    """Builds the networks of a run on its device, and the learners that train them."""
+
+    config: Config
+    classes: int
+    image_shape: tuple[int, ...]
+    device: torch.device
+    ranks: Ranks
+    weights: Mapping[str, Weights]
+    normalisation: Normalisation | None
+    note: Callable[[str], None]
+
+    def make_learner(self, section: NetworkConfig, seed: int, average: float) -> RunLearner:
+        """The learner of `section`, which is the configuration's student or teacher."""
+        config, system, feedback = self.config, self.config.system, self.config.feedback
+        module = self.place(self._make_network(section, config.run.seed * 1009 + seed))
+        common: dict[str, Any] = {"steps": config.run.steps, "average": average, "ranks": self.ranks}
+        common |= {"tangent": feedback.tangent, "depth": feedback.depth}
+        if section is config.student and uses_forward_mode(config):
+            common["tangent_images"] = images_at_once(module, self.image_shape)
+        if system.engine == "zero":
+            return ZeroLearner(module, section, system, **common)
+        # only a student's passes see the same memory twice, and only where each view has a pass of its own
+        common["shares_prefix"] = section is config.student and feeds_back(config) and system.schedule == "split"
+        common["keeps_inputs"] = section is config.student and sees_images_again(config)
+        common |= {"recompute": system.recompute, "compiler": "inductor" if system.compile else ""}
+        return PlainLearner(module, section, precision=system.precision, **common)
+
+    def _make_network(self, section: NetworkConfig, seed: int) -> nn.Module:
+        if section is self.config.teacher and self.config.method.name == "reduced_mpl":
+            return ReducedTeacher(self.classes, section.width, section.depth, seed)
+        role = "teacher" if section is self.config.teacher else "student"
+        with name_role(role):
+            network = build_network(
+                section,
+                classes=self.classes,
+                image_shape=self.image_shape,
+                seed=seed,
+                weights=self.weights.get(role),
+                note=lambda sentence: self.note(f"{role}: {sentence}."),
+            )
+        own, shown = normalisation_of(section, self.image_shape[0]), self.normalisation
+        if role == "student" or own is None or shown is None or not differ(shown, own):
+            return network
+        self.note("teacher: its images are brought from the student's normalisation to its own by an affine map.")
+        return map_inputs(network, shown, own)
+
+    def place(self, module: nn.Module) -> nn.Module:
+        """`module` on the device, in its memory format, with its form of attention.
+
+        Skips moves that change nothing, which FakeTensorMode rejects.
+        """
+        system = self.config.system
+        set_attention(module, system.attention)
+        if self.device.type != "cpu":
+            module = module.to(self.device)
+        return channels_last(module) if system.channels_last else module
+
+
 def assemble(
     config: Config,
     *,
@@ -78,61 +139,26 @@ def assemble(
     that of the batches, which are the student's inputs; a teacher with another has a map in front of it. note: called with
     a sentence on the tensors that were loaded.
     """
-
-    def make_network(section: NetworkConfig, seed: int) -> nn.Module:
-        if section is config.teacher and config.method.name == "reduced_mpl":
-            return ReducedTeacher(classes, section.width, section.depth, seed)
-        role = "teacher" if section is config.teacher else "student"
-        with name_role(role):
-            network = build_network(
-                section,
-                classes=classes,
-                image_shape=image_shape,
-                seed=seed,
-                weights=weights.get(role),
-                note=lambda sentence: note(f"{role}: {sentence}."),
-            )
-        own = normalisation_of(section, image_shape[0])
-        if role == "student" or own is None or normalisation is None or not differ(normalisation, own):
-            return network
-        note("teacher: its images are brought from the student's normalisation to its own by an affine map.")
-        return map_inputs(network, normalisation, own)
-
-    def make_learner(section: NetworkConfig, seed: int, average: float) -> RunLearner:
-        module = _place(make_network(section, config.run.seed * 1009 + seed), config, device)
-        system, feedback = config.system, config.feedback
-        common: dict[str, Any] = {"steps": config.run.steps, "average": average, "ranks": ranks}
-        common |= {"tangent": feedback.tangent, "depth": feedback.depth}
-        if section is config.student and uses_forward_mode(config):
-            common["tangent_images"] = images_at_once(module, image_shape)
-        if system.engine == "zero":
-            return ZeroLearner(module, section, system, **common)
-        # only a student's passes see the same memory twice, and only where each view has a pass of its own
-        common["shares_prefix"] = section is config.student and feeds_back(config) and system.schedule == "split"
-        common["keeps_inputs"] = section is config.student and sees_images_again(config)
-        common |= {"recompute": system.recompute, "compiler": "inductor" if system.compile else ""}
-        return PlainLearner(module, section, precision=system.precision, **common)
-
-    student = make_learner(config.student, STUDENT_SEED, config.student.average)
-    consistency_ramp = Ramp(config.uda.weight, config.uda.ramp)
+    networks = _Networks(config, classes, image_shape, device, ranks, weights, normalisation, note)
+    student = networks.make_learner(config.student, STUDENT_SEED, config.student.average)
     take: Step
     between: Step | None = None
     teacher = None
     if config.method.name in ("mpl", "reduced_mpl"):
         method = mpl_of(config)
-        teacher = make_learner(config.teacher, TEACHER_SEED, 0.0)
+        teacher = networks.make_learner(config.teacher, TEACHER_SEED, 0.0)
         take = MplStep(method, choose_order(config, method), teacher, student)
         between = leave_out_credit(take, device) if config.feedback.every > 1 else None
     else:
         single = single_network_method(config)
         labels = None
         if single.labeller == "fixed":
-            labels = _place(StoredTeacher() if config.data.store else fixed_teacher(), config, device).eval()
+            labels = networks.place(StoredTeacher() if config.data.store else fixed_teacher()).eval()
         take = SingleNetworkStep(single, student, labels)
     step = EagerStep(
         take,
         seed=config.run.seed,
-        ramp=consistency_ramp,
+        ramp=Ramp(config.uda.weight, config.uda.ramp),
         device=device,
         rank=ranks.rank,
         accumulate=config.system.accumulate,
@@ -198,14 +224,3 @@ def single_network_method(config: Config) -> SingleNetworkMethod:
         supervised_weight=method.supervised_weight,
         student_label_smoothing=config.student.label_smoothing,
     )
-
-
-def _place(module: nn.Module, config: Config, device: torch.device) -> nn.Module:
-    """`module` on its device, in its memory format, with its form of attention.
-
-    Skips moves that change nothing, which FakeTensorMode rejects.
-    """
-    set_attention(module, config.system.attention)
-    if device.type != "cpu":
-        module = module.to(device)
-    return channels_last(module) if config.system.channels_last else module
