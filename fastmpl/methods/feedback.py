@@ -2,7 +2,8 @@
 
 The paper (Pham et al. 2021, "Meta Pseudo Labels", CVPR, section 2) credits a whole batch of sampled labels with one
 scalar, h = V(theta) - V(theta'). Cross-entropy is linear in its target, so dV(theta')/dq is available exactly, per
-image and class, from one Jacobian-vector product of the student: r_ic. It is the scalar's Rao-Blackwellised form.
+image and class, from one Jacobian-vector product of the student: r_ic. For SGD the scalar's mean over the draws of the
+labels is the same to first order in the learning rate; the exact credit has no noise of the draw.
 
 Sign: h > 0 and r < 0 where the labels helped. A learner's feedback loss descends: it raises the probability of labels
 that lowered V. Scale: every kind estimates the same dE[V]/dpsi, so that one weight means one thing.

@@ -89,18 +89,7 @@ class Training:
         if config.system.threads:
             torch.set_num_threads(config.system.threads)
         self.device = torch.device("cuda", here.local_rank) if torch.cuda.is_available() else torch.device("cpu")
-        self.data: Data = build_data(
-            config.data,
-            seed=config.run.seed,
-            rank=self.ranks.rank,
-            world=self.ranks.size,
-            channels_last=config.system.channels_last,
-            threads=torch.get_num_threads(),
-            device=self.device.index or 0 if self.device.type == "cuda" else None,
-            dtype=loaded_dtype(config, self.device),
-            normalisation=normalisation_of(config.student, config.data.channels),
-            unlabelled=learns_unlabelled(config),
-        )
+        self.data = self._build_data()
         self.notes = self.data.remarks()  # shown when training begins
         self.notes += describe_precision(self.device, config.system.precision)
         require_trusted(config, self.data.trusted_count)
@@ -135,6 +124,21 @@ class Training:
             partial(require_own, folder),
         )
         self.saving = Saving(saver, self.monitor, folder, self.ranks)
+
+    def _build_data(self) -> Data:
+        config = self.config
+        return build_data(
+            config.data,
+            seed=config.run.seed,
+            rank=self.ranks.rank,
+            world=self.ranks.size,
+            channels_last=config.system.channels_last,
+            threads=torch.get_num_threads(),
+            device=self.device.index or 0 if self.device.type == "cuda" else None,
+            dtype=loaded_dtype(config, self.device),
+            normalisation=normalisation_of(config.student, config.data.channels),
+            unlabelled=learns_unlabelled(config),
+        )
 
     def _read_pretrained(self) -> dict[str, Start]:
         sections = {role: getattr(self.config, role).pretrained for role in trained_optimisers(self.config)}
