@@ -26,6 +26,12 @@ def test_every_link_leads_to_a_file(path: Path) -> None:
     assert [link for link in links if not (path.parent / link).exists()] == []
 
 
+@pytest.mark.parametrize("path", [ROOT / "CONTRIBUTING.md", *tables.documents()], ids=lambda path: path.name)
+def test_every_path_that_a_sentence_names_exists(path: Path) -> None:
+    names = re.findall(r"`((?:fastmpl|tests|benchmarks|kernels|launch|docs)/[\w./-]+)`", path.read_text())
+    assert [name for name in names if "NAME" not in name and not (ROOT / name).exists()] == []
+
+
 def test_every_path_of_the_tree_exists() -> None:
     tree = README.read_text().split("## The tree")[1].split("```")[1]
     parents: list[str] = []
