@@ -60,6 +60,34 @@ def test_sequential_gets_its_activation_fused_and_keeps_its_names() -> None:
     torch.testing.assert_close(model(images(3)), original(images(3)), rtol=1e-4, atol=1e-5)
 
 
+class Branching(nn.Sequential):
+    """A sequential by its class, whose own forward uses the norm's result twice."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        normalised: Tensor = self[0](x)
+        activated: Tensor = self[1](normalised)
+        return activated - normalised
+
+
+def test_a_sequential_with_a_forward_of_its_own_keeps_its_activations() -> None:
+    plain = Branching(nn.BatchNorm2d(4), nn.ReLU())
+    fused = copy.deepcopy(plain)
+    assert fuse_batch_norm_act(fused) == 0
+    x = torch.randn(3, 4, 5, 5)
+    torch.testing.assert_close(fused(x), plain(x))
+
+
+def test_a_norm_and_an_activation_that_several_places_share_are_fused_where_they_are_a_pair() -> None:
+    norm, act = nn.BatchNorm2d(4), nn.ReLU()
+    plain = nn.Sequential(nn.Sequential(norm, act), nn.Conv2d(4, 4, 1), nn.Sequential(norm), nn.Conv2d(4, 4, 1), act)
+    fused = copy.deepcopy(plain)
+    assert fuse_batch_norm_act(fused) == 1
+    x = torch.randn(3, 4, 5, 5)
+    for _ in range(2):
+        torch.testing.assert_close(fused(x), plain(x))
+    torch.testing.assert_close(fused.state_dict(), plain.state_dict())
+
+
 def test_unknown_activation_is_left_in_its_place() -> None:
     model = nn.Sequential(nn.BatchNorm2d(8), nn.GELU())
     assert fuse_batch_norm_act(model) == 0

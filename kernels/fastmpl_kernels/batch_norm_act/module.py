@@ -122,6 +122,11 @@ def _fuse_timm(module: Any, reduce: Reduce | None) -> BatchNormAct2d | None:
     return None if known is None else _fuse_norm(module, *known, reduce)
 
 
+def _runs_in_order(parent: nn.Module) -> bool:
+    """Whether each child runs directly after the one before it: an nn.Sequential that has no forward of its own."""
+    return isinstance(parent, nn.Sequential) and type(parent).forward is nn.Sequential.forward
+
+
 def _next_activation(parent: nn.Module, name: str) -> str | None:
     """The name of the activation that certainly runs directly after the norm `name`, or None.
 
@@ -129,7 +134,7 @@ def _next_activation(parent: nn.Module, name: str) -> str | None:
     this project's are known to keep to them. (A torchvision block uses its one `relu` three times, once after a sum.)
     """
     names = list(parent._modules)
-    if isinstance(parent, nn.Sequential):
+    if _runs_in_order(parent):
         after = names[names.index(name) + 1 :]
         return after[0] if after else None
     candidate = name.replace("bn", "act")
@@ -140,7 +145,7 @@ def _next_activation(parent: nn.Module, name: str) -> str | None:
 def _follows_sum(parent: nn.Module, activation: str) -> bool:
     """Whether a sum stands between the norm and its activation: timm's residual blocks add their shortcut there."""
     names = [n for n in parent._modules if n.startswith("act")]
-    return not isinstance(parent, nn.Sequential) and hasattr(parent, "downsample") and activation == names[-1]
+    return not _runs_in_order(parent) and hasattr(parent, "downsample") and activation == names[-1]
 
 
 def _fuse_pair(parent: nn.Module, name: str, norm: nn.BatchNorm2d, reduce: Reduce | None) -> BatchNormAct2d:
