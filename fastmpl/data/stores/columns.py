@@ -38,9 +38,14 @@ def _numbered_in_order(names: Sequence[str]) -> bool:
     )
 
 
+def to_number(cell: str) -> float:
+    """The number in a cell, with a decimal point or comma. Raises ValueError where it holds none."""
+    return float(cell.replace(",", ".", 1))
+
+
 def _number(cell: str) -> float | None:
     try:
-        return float(cell)
+        return to_number(cell)
     except ValueError:
         return None
 

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fastmpl.data.errors import DataError, printable
-from fastmpl.data.stores.columns import Columns, find_columns, looks_like_header
+from fastmpl.data.stores.columns import Columns, find_columns, looks_like_header, to_number
 from fastmpl.data.stores.distributions import Probabilities
 from fastmpl.data.stores.image_rows import ImageRows
 from fastmpl.data.stores.rounding import PERCENT, find_scale, normalise_rows
@@ -134,18 +134,23 @@ def _fill_array(lines: Iterable[Line], images: int, classes: int, rows: ImageRow
     return array
 
 
-def _delimiter(line: str) -> str:
-    """A comma, or what separates the columns of a line that has none: spreadsheets write semicolons and tabs as well."""
-    return next((mark for mark in (",", ";", "\t") if mark in line), ",")
+def _delimiter(line: str, classes: int) -> str:
+    """What separates a name and as many numbers as there are classes; a comma where nothing fits.
+
+    Spreadsheets write semicolons and tabs as well. As many commas may stand within the numbers, so that they come last.
+    """
+    marks = (";", "\t", ",")
+    fits = [mark for mark in marks if line.count(mark) == classes]
+    return next(iter(fits), next((mark for mark in reversed(marks) if mark in line), ","))
 
 
-def _cells(path: Path) -> Iterator[tuple[int, list[str]]]:
+def _cells(path: Path, classes: int) -> Iterator[tuple[int, list[str]]]:
     """The numbers of the lines of a CSV file, and their cells. Raises DataError where it is no text or no CSV."""
     with path.open("rb") as raw:
         encoding = _ENCODINGS.get(raw.read(2), "utf-8-sig")
     try:
         with path.open(newline="", encoding=encoding) as file:
-            delimiter = _delimiter(file.readline())
+            delimiter = _delimiter(file.readline(), classes)
             file.seek(0)
             for number, cells in enumerate(csv.reader(file, delimiter=delimiter), 1):
                 if cells:
@@ -158,7 +163,7 @@ def _cells(path: Path) -> Iterator[tuple[int, list[str]]]:
 
 def _read_csv(path: Path, classes: Sequence[str], remarks: list[str]) -> Iterator[Line]:
     columns: Columns | None = None
-    for number, cells in _cells(path):
+    for number, cells in _cells(path, len(classes)):
         if len(cells) != len(classes) + 1:
             raise DataError(
                 f"{printable(path)}, line {number} has {len(cells)} columns; expected {len(classes) + 1}: the image's "
@@ -171,9 +176,9 @@ def _read_csv(path: Path, classes: Sequence[str], remarks: list[str]) -> Iterato
             if header is not None:
                 continue
         try:
-            values = [float(str(cell)) for cell in columns.values(cells)]
+            values = [to_number(str(cell)) for cell in columns.values(cells)]
         except ValueError as error:
-            raise DataError(f"{printable(path)}, line {number}: {error}.") from error
+            raise DataError(f"{printable(path)}, line {number}: {error}. Write a probability in each cell.") from error
         yield cells[columns.image].strip(), values
 
 

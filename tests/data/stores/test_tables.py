@@ -179,6 +179,17 @@ def test_what_spreadsheets_save_is_read(encoding: str, delimiter: str, tmp_path:
     np.testing.assert_allclose(values(read(write(tmp_path, given, encoding))), ROWS, atol=1e-6)
 
 
+@pytest.mark.parametrize("header", ["image;hen;dog;cat", "image;p_0;p_1;p_2", ""])
+def test_decimal_commas_are_read(header: str, tmp_path: Path) -> None:
+    order = slice(None, None, -1 if "hen" in header else None)
+    head, *lines = csv(ROWS[:, order], header or "image;p_0;p_1;p_2", ";").splitlines()
+    given = "\n".join(
+        [*([head] if header else []), *(line.replace(".", ",").replace(",png", ".png") for line in lines)]
+    )
+    assert ";0,5" in given
+    np.testing.assert_allclose(values(read(write(tmp_path, given, "utf-8-sig"))), ROWS, atol=1e-6)
+
+
 @pytest.mark.parametrize(
     ("content", "said"),
     [
