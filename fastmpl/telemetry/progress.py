@@ -85,8 +85,8 @@ def facts(state: State, now: float) -> list[Fact]:
             when = f" (at {state.evaluated:,})" if state.evaluated != state.step else ""
             accuracies = ", ".join(f"{network} {percent(share)}" for network, share in of.items())
             shown.append(Fact(split, accuracies + when))
-    if "skipped" in values:
-        shown.append(Fact("skipped", f"{state.skipped:.0f} updates"))
+    if state.skipped:
+        shown.append(Fact("skipped", f"{state.skipped:.0f} updates that were not finite"))
     if state.saved is not None:
         shown.append(Fact("checkpoint", f"{duration(now - state.saved)} ago"))
     return [fact for fact in shown if fact.value]
