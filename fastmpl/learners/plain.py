@@ -9,7 +9,6 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.autograd import forward_ad
-from torch.func import functional_call
 
 from fastmpl.config import NetworkConfig
 from fastmpl.distributed.ranks import ALONE, Ranks
@@ -30,6 +29,7 @@ from fastmpl.learners.state import Placement
 from fastmpl.learners.tangent_parts import call_in_parts
 from fastmpl.models.attention import use_math_attention
 from fastmpl.models.norms import use_batch_statistics
+from fastmpl.models.stand_ins import call_with
 from fastmpl.models.stochastic import list_draws, write_draws
 from fastmpl.models.sync_norm import synchronise
 from fastmpl_kernels.rows import unit
@@ -163,7 +163,7 @@ class PlainLearner:
         def one(images: Tensor, loss: Loss, draw: Tensor) -> tuple[Tensor, ...]:
             write_draws(self.draws, draw)
             with self._autocast(), use_batch_statistics(self.module):
-                value = loss(to_float32(functional_call(self.module, held, (images,))))
+                value = loss(to_float32(call_with(self.module, held, images)))
             return torch.autograd.grad(value, list(moving.values()), unit(value))
 
         gradients = dict(zip(moving, mean_gradient(one(*each) for each in passes), strict=True))
@@ -251,7 +251,7 @@ class PlainLearner:
 
         def push(images: Tensor) -> Tensor:
             with self.prefix.share(images):
-                return to_float32(tangent_of(functional_call(self.module, duals, (images,))))
+                return to_float32(tangent_of(call_with(self.module, duals, images)))
 
         if self.kept is not None and self.kept.are_of(each.images):
             with self.kept.use():
@@ -273,7 +273,7 @@ class PlainLearner:
         for images, logits, draw in passes:
             write_draws(self.draws, draw)
             with self.prefix.share(images):
-                found.append((to_float32(functional_call(self.module, parameters, (images,))) - logits) / step)
+                found.append((to_float32(call_with(self.module, parameters, images)) - logits) / step)
             self.prefix.forget(images)
         return found
 

@@ -12,11 +12,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import unset_fake_temporarily
-from torch.func import functional_call
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 
 from fastmpl.models.attention import use_math_attention
+from fastmpl.models.stand_ins import call_with
 from fastmpl.models.stochastic import active_dropouts, number_images_from
 
 BOUND: Final = 2**30  # bytes of the temporaries of one part
@@ -79,7 +79,7 @@ def _pass(module: nn.Module, image_shape: tuple[int, ...], images: int) -> tuple
             stand_ins = {name: torch.empty(t.shape, dtype=t.dtype, device="meta") for name, t in tensors}
             inputs = torch.empty(images, *image_shape, device="meta")
             with _LargestResult() as largest:
-                functional_call(module, stand_ins, (inputs,))
+                call_with(module, stand_ins, inputs)
     finally:
         for hook in hooks:
             hook.remove()

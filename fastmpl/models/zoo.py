@@ -16,7 +16,6 @@ import torch
 from timm.layers import BatchNormAct2d, GroupNormAct
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import unset_fake_temporarily
-from torch.func import functional_call
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from fastmpl.models.attention import unfuse_random_attention
@@ -24,6 +23,7 @@ from fastmpl.models.errors import ModelError
 from fastmpl.models.norms import Norm, groups_of
 from fastmpl.models.pretrained import Loaded, Weights, check_loaded, classifier_of, record_load, select_head
 from fastmpl.models.resnet_blocks import fuse_residual_blocks
+from fastmpl.models.stand_ins import call_with
 from fastmpl.models.stochastic import KeyedDropout, replace_dropout
 from fastmpl.models.sync_norm import SumOverRanks, SyncBatchNorm
 from fastmpl_kernels.batch_norm_act.module import BatchNormAct2d as FusedBatchNormAct2d
@@ -70,7 +70,7 @@ def other_draws(model: nn.Module, image_shape: tuple[int, ...]) -> set[str]:
     stand_ins = {name: torch.empty(t.shape, dtype=t.dtype, device="meta") for name, t in tensors.items()}
     before = random.getstate()
     with _Draws() as draws, torch.no_grad():
-        functional_call(model, stand_ins, (torch.empty(2, *image_shape, device="meta"),))
+        call_with(model, stand_ins, torch.empty(2, *image_shape, device="meta"))
     if random.getstate() != before:
         random.setstate(before)
         draws.found.add("Python's random")

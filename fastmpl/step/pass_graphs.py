@@ -24,10 +24,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
-from torch.func import functional_call
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from fastmpl.learners.protocol import Forward, RunLearner
+from fastmpl.models.stand_ins import call_with
 
 WARMUP: Final = 3  # eager passes before a capture: libraries choose their algorithms
 
@@ -130,7 +130,7 @@ class _Differentiated:
         # optimiser, or DeepSpeed's hooks, first asked for them, and a backward pass would make that stream wait.
         aliases = {name: p.detach().requires_grad_() for name, p in graphs.parameters.items()}
         self.forward_graph, logits = graphs.capture(
-            lambda: functional_call(graphs.module, aliases, (self.images,)), self.room.pool
+            lambda: call_with(graphs.module, aliases, self.images), self.room.pool
         )
         self.cotangent = torch.zeros_like(logits)
         self.backward_graph, self.gradients = graphs.capture(

@@ -10,7 +10,6 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 from torch.autograd import forward_ad
-from torch.func import functional_call
 
 from fastmpl.learners.arithmetic import Precision, autocast
 from fastmpl.learners.forward_rules import use_forward_rules
@@ -20,6 +19,7 @@ from fastmpl.learners.tangent_parts import call_in_parts
 from fastmpl.learners.zero.layerwise import Gather, layer_by_layer
 from fastmpl.models.attention import use_math_attention
 from fastmpl.models.norms import use_batch_statistics
+from fastmpl.models.stand_ins import call_with
 from fastmpl.models.stochastic import set_draw
 from fastmpl.models.twin import twin
 
@@ -52,7 +52,7 @@ class TwinPasses:
         def one(images: Tensor, loss: Loss, draw: Tensor) -> tuple[Tensor, ...]:
             set_draw(self.network, draw)
             with self._as_in_training():
-                value = loss(to_float32(functional_call(self.network, held, (images,))))
+                value = loss(to_float32(call_with(self.network, held, images)))
             return torch.autograd.grad(value, list(moving.values()))
 
         return dict(zip(moving, mean_gradient(one(*each) for each in passes), strict=True))
@@ -61,14 +61,14 @@ class TwinPasses:
         """The logits of each pass at `parameters`, which are whole."""
         every = self.fixed | dict(parameters)
         with self._as_in_training():
-            return self._each(lambda images: to_float32(functional_call(self.network, every, (images,))), passes)
+            return self._each(lambda images: to_float32(call_with(self.network, every, images)), passes)
 
     def tangents(self, old: Gradient, direction: Gradient, passes: Sequence[TangentPass]) -> list[Tensor]:
         """The tangent of each pass's logits at the whole parameters `old`, which move along `direction`."""
         with self._in_forward_mode():
             moved = {name: dual(p, direction[name] if name in self.moving else None) for name, p in old.items()}
             every = self.fixed | moved
-            return self._push(lambda images: functional_call(self.network, every, (images,)), passes)
+            return self._push(lambda images: call_with(self.network, every, images), passes)
 
     def tangents_by_layer(self, gather: Gather, passes: Sequence[TangentPass]) -> list[Tensor]:
         """The same where no rank holds the whole network: each pass takes a layer's duals from `gather`."""
