@@ -91,15 +91,19 @@ def add_adapters(network: nn.Module, rank: int, seed: int) -> int:
     kept = {id(parameter) for parameter in classifier.parameters()}
     for parameter in network.parameters():
         parameter.requires_grad_(id(parameter) in kept)
-    adapted = 0
+    made: dict[nn.Module, nn.Module | None] = {}  # a layer that is used twice has one adapter
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
         for parent in list(network.modules()):
-            for name, child in list(parent.named_children()):
-                layer = None if child is classifier else _make_adapted(child, rank)
+            for name, child in list(parent._modules.items()):  # named_children leaves out a layer's second name
+                if child is None or child is classifier:
+                    continue
+                if child not in made:
+                    made[child] = _make_adapted(child, rank)
+                layer = made[child]
                 if layer is not None:
                     setattr(parent, name, layer.train(child.training))
-                    adapted += 1
+    adapted = sum(layer is not None for layer in made.values())
     if not adapted:
         raise ModelError(
             f'adapter = "lora:{rank}" finds no layer to adapt: before its classifier this network has neither linear '

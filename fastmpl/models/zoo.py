@@ -123,7 +123,7 @@ def _sync_norm(norm: nn.BatchNorm2d) -> nn.Module:
 def _replace_norms(model: nn.Module, replacement: Callable[[nn.BatchNorm2d], nn.Module]) -> None:
     """Puts another norm in the place of every batch norm, under the same names and with the same initial weights."""
     for parent in list(model.modules()):
-        for name, child in list(parent.named_children()):
+        for name, child in list(parent._modules.items()):  # named_children leaves out a norm's second name
             if isinstance(child, nn.BatchNorm2d) and not isinstance(child, FusedBatchNormAct2d):
                 norm = replacement(child)
                 norm.weight, norm.bias = child.weight, child.bias  # keeps an initialisation at zero

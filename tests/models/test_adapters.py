@@ -86,3 +86,28 @@ def test_grouped_convolutions_keep_their_weights() -> None:
     add_adapters(module, 2, seed=0)
     grouped = [m for m in module.modules() if isinstance(m, nn.Conv2d) and m.groups > 1]
     assert grouped and not any(hasattr(m, "adapter_a") for m in grouped)
+
+
+class Repeating(nn.Module):
+    """A layer under two names of one module, and of another."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Linear(6, 6)
+        self.second = self.first
+        self.inner = nn.Sequential(self.first)
+        self.fc = nn.Linear(6, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc(self.inner(self.second(self.first(x).tanh()).tanh()))  # type: ignore[no-any-return]
+
+
+def test_a_layer_that_is_used_twice_has_one_adapter_and_is_merged_as_one() -> None:
+    torch.manual_seed(0)
+    module, again, images = Repeating().double(), Repeating().double(), torch.randn(4, 6, dtype=torch.float64)
+    assert add_adapters(module, 2, seed=0) == 1
+    module.double()
+    assert module.first is module.second is module.inner[0]
+    move_adapters(module)
+    again.load_state_dict(merge_adapters(module.state_dict()))
+    torch.testing.assert_close(again(images), module(images), rtol=1e-10, atol=1e-10)
