@@ -118,9 +118,10 @@ class ReportOptions:
 
 def write_report(options: ReportOptions) -> None:
     from fastmpl import report
+    from fastmpl.config.paths import suggest_run
 
     if not (options.run / "config.toml").is_file():
-        raise ConfigError(f"{options.run} is not the folder of a run: it has no config.toml.")
+        raise ConfigError(f"{options.run} is not the folder of a run: it has no config.toml.{suggest_run(options.run)}")
     say(report.write_report(options.run))
 
 

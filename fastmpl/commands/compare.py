@@ -9,6 +9,7 @@ from typing import Final, NamedTuple
 from scipy.stats import binomtest
 
 from fastmpl.config import Config, difference
+from fastmpl.config.paths import suggest_run
 from fastmpl.errors import ConfigError, StorageError
 from fastmpl.paired_statistics import mean, standard_error
 from fastmpl.report import ArmResult, Comparison, compared_rows, points, read_run, write_comparison
@@ -47,7 +48,7 @@ class Compared(NamedTuple):
 
 def _read_finished(folder: Path) -> FinishedRun:
     if not (folder / "config.toml").is_file():
-        raise ConfigError(f"{folder} is not the folder of a run: it has no config.toml.")
+        raise ConfigError(f"{folder} is not the folder of a run: it has no config.toml.{suggest_run(folder)}")
     record = read_run(folder)
     if record.config is None:
         raise ConfigError(f"{folder} has settings that this version cannot read: {' '.join(record.problems)}")

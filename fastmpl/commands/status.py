@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from fastmpl.config import load
+from fastmpl.config.paths import suggest_run
 from fastmpl.errors import ConfigError, StorageError
 from fastmpl.run.checkpoint_files import NAME, read_manifest
 from fastmpl.telemetry.metrics_file import read_lines
@@ -33,7 +34,9 @@ def _read_status(folder: Path) -> dict[str, Any]:
     try:
         return read_json_object(folder / "STATUS.json")
     except (OSError, ValueError) as error:
-        raise ConfigError(f"{folder} is not the folder of a run: it has no readable STATUS.json.") from error
+        raise ConfigError(
+            f"{folder} is not the folder of a run: it has no readable STATUS.json.{suggest_run(folder)}"
+        ) from error
 
 
 def _describe_state(folder: Path, status: dict[str, Any], total: int, saved: int) -> str:

@@ -72,6 +72,9 @@ def _suggest_file(folder: Path) -> str:
 
 
 def _suggest_example(path: Path) -> str:
+    beside = [str(file) for file in sorted(path.parent.glob("*.toml"))] if path.parent.is_dir() else []
+    if near := difflib.get_close_matches(str(path), beside, n=1, cutoff=0.8):
+        return f"Did you mean {near[0]}?"
     name = path.stem if path.stem in list_examples() else "digits"
     return f"`fastmpl init --example {name}` writes an example here."
 

@@ -63,6 +63,13 @@ def _list_starts(values: Mapping[str, Any], file: Path) -> list[Path]:
     return starts
 
 
+def suggest_run(path: Path) -> str:
+    """A question, after a space, where `path` is the name of a run in the usual folder, or of its file; else empty."""
+    runs = [Path("runs") / name for name in (path.name, path.stem)]
+    found = next((run for run in runs if run != path and (run / "config.toml").is_file()), None)
+    return f" Did you mean {found}?" if found else ""
+
+
 def resolve_paths(values: Mapping[str, Any], file: Path) -> dict[str, Any]:
     """The values of a file with every path expanded.
 

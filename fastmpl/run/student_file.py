@@ -15,6 +15,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from fastmpl.config import Config, NetworkConfig, load, uses_tf32
+from fastmpl.config.paths import suggest_run
 from fastmpl.data.evaluation import Framing
 from fastmpl.data.normalise import Normalisation
 from fastmpl.errors import ConfigError, StorageError
@@ -137,7 +138,10 @@ def load_classifier(folder: Path, network: NetworkName | None = None) -> Classif
     if checkpoint.steps(folder / CHECKPOINTS):
         return _load_newest(folder, network)
     if network is None:
-        raise ConfigError(f"{folder} has no {WEIGHTS} and no checkpoint: give the folder of a run, or train it first.")
+        raise ConfigError(
+            f"{folder} has no {WEIGHTS} and no checkpoint: give the folder of a run, or train it first."
+            f"{suggest_run(folder)}"
+        )
     raise ConfigError(
         f"--network {network} is read from the newest checkpoint in {folder / CHECKPOINTS}, and there is none. Leave the "
         f"option out to use {WEIGHTS}."

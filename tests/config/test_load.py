@@ -9,8 +9,10 @@ import pytest
 import tomli_w
 from pydantic import ValidationError
 
+from fastmpl.commands.status import status
 from fastmpl.config import Config, ConfigError, difference, load, save
 from fastmpl.config.load import KEYS, LARGEST, REMOVED
+from fastmpl.config.paths import suggest_run
 from tests.examples import EXAMPLES, NOT_RUN
 
 ROOT = Path(__file__).parents[2]
@@ -167,6 +169,9 @@ def test_a_malformed_file_is_refused_within_a_second(path: Path, text: str | byt
 def test_a_missing_file_and_a_folder_are_said_to_be_so(path: Path) -> None:
     with pytest.raises(ConfigError, match=r"^Config: cfg\.toml cannot be read: No such file"):
         load(path)
+    Path("my_pictures.toml").touch()
+    with pytest.raises(ConfigError, match=r"No such file or directory\. Did you mean my_pictures\.toml\?$"):
+        load("my pictures.toml")
     with pytest.raises(ConfigError, match="is a folder, and the configuration is a TOML file"):
         load(".")
 
@@ -235,6 +240,16 @@ def test_a_relative_path_is_looked_for_here_and_then_beside_the_file(path: Path)
     assert (config.data.root, config.run.output, config.teacher.model) == ("configs/pictures", "pictures", "conv")
     Path("pictures").mkdir()
     assert load(beside).data.root == "pictures"
+
+
+def test_the_name_of_a_run_leads_to_its_folder(path: Path) -> None:
+    Path("runs/a").mkdir(parents=True)
+    assert suggest_run(Path("a")) == ""
+    Path("runs/a/config.toml").touch()
+    assert suggest_run(Path("a")) == suggest_run(Path("a.toml")) == " Did you mean runs/a?"
+    assert suggest_run(Path("runs/a")) == suggest_run(Path("b")) == ""
+    with pytest.raises(ConfigError, match=r"no readable STATUS\.json\. Did you mean runs/a\?$"):
+        list(status(Path("a")))
 
 
 def test_a_run_finds_its_pictures_from_another_folder(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
