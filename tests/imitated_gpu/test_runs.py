@@ -62,6 +62,15 @@ def test_a_run_with_its_loader_on_a_stream_of_its_own_equals_an_eager_one_and_re
     assert_same_run(tmp_path / "eager", tmp_path / "parts")
 
 
+def test_a_supervised_step_is_captured_without_unlabelled_images(dali: ImitatedGpu, tmp_path: Path) -> None:
+    supervised: dict[str, object] = {"method__name": "supervised", "feedback__kind": "off"}
+    train_quietly(small_run(tmp_path / "eager", system__graph="off", **supervised))
+    train_quietly(small_run(tmp_path / "graphed", **supervised))
+    (graph,) = dali.graphs
+    assert graph.replays == 10
+    assert_same_run(tmp_path / "eager", tmp_path / "graphed")
+
+
 def test_a_run_whose_capture_fails_trains_eagerly_and_says_so_in_status_and_report(
     dali: ImitatedGpu, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
