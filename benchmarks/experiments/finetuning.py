@@ -13,9 +13,9 @@ import torch
 from fastmpl.config import Config
 from fastmpl.data.build import build as build_data
 from fastmpl.learners.plain import PlainLearner
+from fastmpl.run.classifier import load_network
 from fastmpl.run.finetune import make_batches, make_finetune_step
 from fastmpl.run.scores import Scorer
-from fastmpl.run.student_file import load_network
 
 RATES = (0.01, 0.03)
 LENGTHS = (50, 200, 800)

@@ -26,9 +26,10 @@ from fastmpl.data.build import build as build_data
 from fastmpl.learners.plain import PlainLearner
 from fastmpl.models import build_network
 from fastmpl.run.build import STUDENT_SEED
+from fastmpl.run.classifier import load_network
 from fastmpl.run.headline import NetworkName
 from fastmpl.run.scores import Scorer
-from fastmpl.run.student_file import FileFacts, load_network, save_network
+from fastmpl.run.student_file import FileFacts, save_network
 from fastmpl.study.arms import Outcome
 from fastmpl_kernels import keyed
 

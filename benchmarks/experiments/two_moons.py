@@ -14,7 +14,7 @@ import torch
 
 from benchmarks.experiments.common import CONFIGS, options, record, row, run_rows, tell
 from benchmarks.records import Record, Row, save
-from fastmpl.run.student_file import load_network
+from fastmpl.run.classifier import load_network
 from fastmpl.study.arms import Arm, run_arms
 
 CONFIG = CONFIGS / "two_moons.toml"

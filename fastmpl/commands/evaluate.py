@@ -19,9 +19,9 @@ from fastmpl.data.prepare import prepare
 from fastmpl.data.readers.folder import read_labelled
 from fastmpl.data.settings import interpolation_of
 from fastmpl.errors import ConfigError
+from fastmpl.run.classifier import Classifier, load_classifier
 from fastmpl.run.headline import NetworkName
 from fastmpl.run.scores import score
-from fastmpl.run.student_file import Classifier, load_classifier
 from fastmpl.untrusted import printable
 
 SHOWN: Final = 10  # classes without an image that are named

@@ -23,8 +23,8 @@ from fastmpl.data.evaluation import framing_of
 from fastmpl.data.normalise import Normalisation
 from fastmpl.errors import ConfigError, StorageError
 from fastmpl.models.attention import set_attention
+from fastmpl.run.classifier import Classifier, load_classifier
 from fastmpl.run.headline import NetworkName
-from fastmpl.run.student_file import Classifier, load_classifier
 from fastmpl.run.tensor_file import encode_tensors
 
 Form = Literal["onnx", "pt2", "safetensors", "timm"]

@@ -19,8 +19,8 @@ from fastmpl.data.files.listing import list_image_files
 from fastmpl.data.normalise import centre, centre_view
 from fastmpl.data.settings import interpolation_of
 from fastmpl.errors import ConfigError
+from fastmpl.run.classifier import Classifier, load_classifier
 from fastmpl.run.headline import NetworkName
-from fastmpl.run.student_file import Classifier, load_classifier
 
 Format = Literal["csv", "json"]
 PASS = 64  # images a pass

@@ -8,7 +8,7 @@ from torch import nn
 
 from fastmpl.data.evaluation import framing_of
 from fastmpl.errors import ConfigError
-from fastmpl.run.student_file import Classifier
+from fastmpl.run.classifier import Classifier
 from fastmpl.run.tensor_file import encode_tensors
 from fastmpl.untrusted import read_json_object
 

@@ -19,8 +19,8 @@ from fastmpl.config import Config
 from fastmpl.data.errors import DataError
 from fastmpl.data.files.decode import to_pixels
 from fastmpl.errors import ConfigError
+from fastmpl.run.classifier import Classifier, load_classifier
 from fastmpl.run.headline import NetworkName
-from fastmpl.run.student_file import Classifier, load_classifier
 
 Pixels = NDArray[np.uint8]  # [H, W, 3] or [N, H, W, 3]
 OneImage = str | Path | Pixels | Image.Image

@@ -6,11 +6,12 @@ from typing import TYPE_CHECKING, Any
 
 from fastmpl.errors import StorageError
 from fastmpl.learners.protocol import RunLearner
+from fastmpl.run.classifier import load_classifier
 from fastmpl.run.closing import Results
 from fastmpl.run.folder import replace_file
 from fastmpl.run.headline import make_headline
 from fastmpl.run.predictions import Shipped, write_predictions
-from fastmpl.run.student_file import FileFacts, load_classifier, save_network, save_student
+from fastmpl.run.student_file import FileFacts, save_network, save_student
 
 if TYPE_CHECKING:
     from fastmpl.run.training import Training

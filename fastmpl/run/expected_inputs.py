@@ -11,8 +11,8 @@ from typing import Any, Literal, NamedTuple
 
 from fastmpl.config import Config, NetworkConfig, load, trained_optimisers
 from fastmpl.errors import ConfigError
+from fastmpl.run.classifier import load_classifier
 from fastmpl.run.input_constants import BYTES, UNSET
-from fastmpl.run.student_file import load_classifier
 
 SIZE, CROP = 28, 0.875  # where no network says one
 

@@ -15,7 +15,7 @@ from fastmpl.data.classes import class_order
 from fastmpl.data.normalise import LUMINANCE, Normalisation
 from fastmpl.errors import ConfigError
 from fastmpl.models.input_map import differ, map_inputs
-from fastmpl.run.student_file import load_classifier
+from fastmpl.run.classifier import load_classifier
 
 BYTES = 255.0  # timm's constants are for pixels in [0, 1]
 

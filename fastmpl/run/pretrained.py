@@ -16,7 +16,7 @@ from fastmpl.data.classes import class_order
 from fastmpl.data.errors import DataError
 from fastmpl.errors import ConfigError
 from fastmpl.models.pretrained import Weights, require_finite
-from fastmpl.run.student_file import load_classifier
+from fastmpl.run.classifier import load_classifier
 
 HUB: Final = "hub"
 WRAPPERS: Final = ("state_dict_ema", "model_ema", "state_dict", "model")  # keys under which trainers keep weights

@@ -21,7 +21,7 @@ class TrainedNetworks:
     def __init__(
         self, trainee: Trainee, config: Config, device: torch.device, watch: Callable[[StepMetrics], None]
     ) -> None:
-        """watch: called with the report of every step of every phase."""
+        """watch: called with the metrics of every step of every phase."""
         self.trainee, self._config, self._device, self._watch = trainee, config, device, watch
         self._finetuned: tuple[RunLearner, EagerStep] | None = None
         trainee.step.watch = watch

@@ -16,7 +16,7 @@ from fastmpl.data.errors import DataError
 from fastmpl.data.stores.store import open_store
 from fastmpl.errors import ConfigError, FastMPLError
 from fastmpl.run import trainer
-from fastmpl.run.student_file import load_network
+from fastmpl.run.classifier import load_network
 
 DIGITS = Path(__file__).parents[2] / "launch" / "configs" / "digits.toml"
 IMAGES, CLASSES = 1297, 10

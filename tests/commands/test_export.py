@@ -13,7 +13,7 @@ import torch
 from fastmpl.commands.export import FACTS, Form, Wanted, export
 from fastmpl.config import load
 from fastmpl.errors import ConfigError
-from fastmpl.run.student_file import load_classifier
+from fastmpl.run.classifier import load_classifier
 from fastmpl.run.trainer import train
 
 CONFIGS = Path(__file__).parents[2] / "launch" / "configs"

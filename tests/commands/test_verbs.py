@@ -21,8 +21,8 @@ from fastmpl.commands.predict import predict
 from fastmpl.commands.status import status
 from fastmpl.config import load
 from fastmpl.run import trainer
+from fastmpl.run.classifier import load_classifier
 from fastmpl.run.folder import lock_folder, write_status
-from fastmpl.run.student_file import load_classifier
 from tests.pictures import BAD, COLOURS, make, spoil
 
 CONFIGS = Path(__file__).parents[2] / "launch" / "configs"

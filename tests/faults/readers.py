@@ -31,9 +31,9 @@ from fastmpl.report.reading import read_run
 from fastmpl.run import checkpoint
 from fastmpl.run.checkpoint import Checkpoint
 from fastmpl.run.checkpoint_files import FACTS, MANIFEST, TENSORS
+from fastmpl.run.classifier import load_classifier
 from fastmpl.run.folder import read_status
 from fastmpl.run.pretrained import read_start
-from fastmpl.run.student_file import load_classifier
 from fastmpl.telemetry.metrics import Log
 from fastmpl.telemetry.replaced_images import ReplacedImagesFile
 from tests import mini_imagenet

@@ -12,7 +12,7 @@ import torch
 from fastmpl.distributed.process_group import MEETING
 from fastmpl.distributed.ranks import ALONE, Ranks
 from fastmpl.run import checkpoint, checkpoint_files
-from fastmpl.run.student_file import load_classifier
+from fastmpl.run.classifier import load_classifier
 from fastmpl.telemetry.metrics_file import read_lines
 from tests.ranks.runs import Ended, Job, conv
 from tests.ranks.spawned import on_ranks

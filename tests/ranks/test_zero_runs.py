@@ -11,7 +11,7 @@ import torch
 from fastmpl.config import Config
 from fastmpl.distributed.ranks import ALONE, Ranks
 from fastmpl.run import checkpoint
-from fastmpl.run.student_file import load_classifier
+from fastmpl.run.classifier import load_classifier
 from tests.ranks.runs import Ended, Job, conv
 from tests.ranks.spawned import on_ranks
 from tests.run.short_runs import short_config, untimed_lines

@@ -10,7 +10,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from fastmpl.analysis.fake_run import FakeRun
 from fastmpl.config import Config, load
 from fastmpl.models import build_network
-from fastmpl.run.student_file import _build
+from fastmpl.run.classifier import _build
 
 DIGITS = Path(__file__).parents[2] / "launch/configs/digits.toml"
 SHAPE = (3, 160, 160)

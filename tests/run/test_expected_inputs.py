@@ -24,9 +24,10 @@ from fastmpl.models.input_map import map_inputs
 from fastmpl.run import checkpoint
 from fastmpl.run.build import Trainee, assemble
 from fastmpl.run.checkpoint import Checkpoint
+from fastmpl.run.classifier import load_classifier
 from fastmpl.run.expected_inputs import describe_inputs, settle_inputs
 from fastmpl.run.input_constants import normalisation_of
-from fastmpl.run.student_file import load_classifier, student_facts
+from fastmpl.run.student_file import student_facts
 from fastmpl.run.trainer import train
 from tests.pictures import COLOURS
 from tests.run.short_runs import CONFIGS

@@ -15,8 +15,9 @@ from fastmpl.data.normalise import LUMINANCE, Normalisation, centre_view
 from fastmpl.errors import ConfigError
 from fastmpl.models import build_network
 from fastmpl.run.build import single_network_method
+from fastmpl.run.classifier import load_classifier
 from fastmpl.run.fixed_teacher import Target, load_fixed_teacher
-from fastmpl.run.student_file import FileFacts, load_classifier, save_network
+from fastmpl.run.student_file import FileFacts, save_network
 from tests.run.short_runs import CONFIGS
 
 OWN = Normalisation((100.0, 120.0, 140.0), (30.0, 40.0, 50.0))

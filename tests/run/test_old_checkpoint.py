@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 
 from fastmpl.commands.evaluate import evaluate
 from fastmpl.config import load
-from fastmpl.run.student_file import load_classifier
+from fastmpl.run.classifier import load_classifier
 from fastmpl.run.trainer import train
 
 WRITTEN = Path(__file__).with_name("written_by_0_1_0")  # `fastmpl train launch/configs/digits.toml`, width 4, 20 steps

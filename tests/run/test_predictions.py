@@ -14,9 +14,9 @@ from fastmpl.data.build import build
 from fastmpl.distributed.ranks import ALONE
 from fastmpl.report.confusion_chart import confusion
 from fastmpl.report.reading import read_run
+from fastmpl.run.classifier import load_classifier
 from fastmpl.run.label_sample import SAMPLE
 from fastmpl.run.predictions import predict_split
-from fastmpl.run.student_file import load_classifier
 from fastmpl.run.thumbnails import SIDE, make_thumbnails
 from fastmpl.telemetry.metrics_file import read_lines
 from fastmpl.telemetry.predictions import Record, read_record

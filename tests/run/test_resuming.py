@@ -12,8 +12,8 @@ from fastmpl.config import Config
 from fastmpl.data.errors import DataError
 from fastmpl.errors import ConfigError, StorageError
 from fastmpl.run import checkpoint, trainer, training
+from fastmpl.run.classifier import load_classifier
 from fastmpl.run.folder import lock_folder, read_status
-from fastmpl.run.student_file import load_classifier
 from tests.run.short_runs import short_config, stop_after, train_quietly, untimed_lines
 
 

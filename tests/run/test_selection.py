@@ -20,10 +20,10 @@ from fastmpl.config import Config, ConfigError
 from fastmpl.data.memory.evaluation_set import DecodedEvaluationSet
 from fastmpl.report.reading import read_run
 from fastmpl.run import checkpoint
+from fastmpl.run.classifier import load_classifier
 from fastmpl.run.headline import NetworkName
 from fastmpl.run.scores import Score, score
 from fastmpl.run.selection import Selection
-from fastmpl.run.student_file import load_classifier
 from tests.run.short_runs import short_config, stop_after, train_quietly
 
 SMALL: dict[str, Any] = {"student__width": 16, "teacher__width": 16, "run__evaluate_every": 4}

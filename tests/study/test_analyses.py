@@ -14,7 +14,7 @@ from fastmpl import cli
 from fastmpl.commands.distill import TeacherSource, distill
 from fastmpl.data.build import build
 from fastmpl.report.analysis_charts import draw_targets, standalone
-from fastmpl.run.student_file import load_classifier
+from fastmpl.run.classifier import load_classifier
 from fastmpl.study.analyses import AnalysedRun, Analyses, average_curves, numbers_of, read_run
 from fastmpl.telemetry.metrics_file import read_lines
 from fastmpl.telemetry.training_analysis import Targets, TrainingAccuracy, moments, read_targets, share_flipped
