@@ -65,6 +65,7 @@ def require_networks(
         if not every and plain and not trained.section.model.startswith("timm:"):
             continue
         network = _pass_empty_batch(trained, classes, image_shape)
+        _require_one_name_of_each(config, trained, network)
         remarks += _require_layers_to_learn(trained, network)
         if trained.role == "student" and _takes_tangent(config) and trained.section.model.startswith("timm:"):
             _require_forward_mode(config, trained, network, image_shape)
@@ -127,6 +128,17 @@ def _require_layers_to_learn(trained: _TrainedNetwork, network: nn.Module) -> li
         f"{role}.freeze = {count} holds {sum(sizes[name] for name in frozen):,} of its {sum(sizes.values()):,} "
         f"parameters as they start{until}."
     ]
+
+
+def _require_one_name_of_each(config: Config, trained: _TrainedNetwork, network: nn.Module) -> None:
+    """Raises ModelError for a parameter with two names where shards are gathered by name: the second would stay empty."""
+    first = {name for name, _ in network.named_parameters()}
+    second = [name for name, _ in network.named_parameters(remove_duplicate=False) if name not in first]
+    if second and config.system.engine == "zero" and config.system.zero_stage == 3:
+        raise ModelError(
+            f'{trained.role}.model = "{trained.section.model}" uses a layer twice ({second[0]} is its second name), which '
+            "system.zero_stage = 3 cannot gather. Use zero_stage = 2."
+        )
 
 
 def _takes_tangent(config: Config) -> bool:

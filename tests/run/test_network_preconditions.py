@@ -49,6 +49,16 @@ def test_a_network_that_cannot_be_trained_is_refused_by_name(changes: dict[str, 
         assert sentence in str(refused.value)
 
 
+def test_a_layer_with_two_names_is_refused_where_shards_are_gathered_by_name() -> None:
+    coat = {"teacher__model": "timm:coat_lite_mini", "system__engine": "zero", "teacher__optimiser": "adamw"}
+    shape = {"classes": 10, "image_shape": (3, 32, 32), "every": False}
+    with pytest.raises(ModelError, match=r"uses a layer twice .* Use zero_stage = 2") as refused:
+        require_networks(config(**coat, system__zero_stage=3), **shape)  # type: ignore[arg-type]
+    assert 'teacher.model = "timm:coat_lite_mini"' in str(refused.value)
+    require_networks(config(**coat, system__zero_stage=2), **shape)  # type: ignore[arg-type]
+    require_networks(config(student__model="conv", **coat | {"teacher__model": "conv"}, system__zero_stage=3), **shape)  # type: ignore[arg-type]
+
+
 def test_group_norm_and_two_images_have_values_to_normalise() -> None:
     one = {"student__model": "timm:resnet10t", "data__batch_labelled": 1}
     assert require_networks(config(**one, student__norm="group"), classes=10, image_shape=(3, 32, 32)) == []
