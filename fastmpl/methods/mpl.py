@@ -13,7 +13,7 @@ B labelled, U unlabelled images, K classes.
 
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, get_args
 
 import torch
 from jaxtyping import Float, Int
@@ -45,6 +45,19 @@ class Feedback:
     every: int = 1  # one step in so many credits, and its credit counts so many times: the same mean over the steps
     control: feedback.Control = "none"
     baseline: float = 0.0  # decay of a moving average that is subtracted from the scalar
+
+    def __post_init__(self) -> None:
+        """Raises ValueError for a word that is none: a control that nobody knows would be no control."""
+        words = {
+            "kind": get_args(feedback.Kind),
+            "control": get_args(feedback.Control),
+            "images": ("labelled", "trusted"),
+        }
+        for name, allowed in words.items():
+            if getattr(self, name) not in allowed:
+                raise ValueError(f"Feedback: {name} = {getattr(self, name)!r} is none of {', '.join(allowed)}.")
+        if self.every < 1:
+            raise ValueError(f"Feedback: every = {self.every}, and one step in at least 1 credits the labels.")
 
     @property
     def needs_losses(self) -> bool:

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 import fastmpl
 from fastmpl.config import StudentConfig
+from fastmpl.errors import ConfigError
 from fastmpl.learners.plain import PlainLearner
 from fastmpl.learners.protocol import LossPass, TangentPass
 from fastmpl.models.stand_ins import call_with, fill_places
@@ -91,3 +92,10 @@ def test_nothing_else_of_ours_calls_torchs_own() -> None:
     package = Path(fastmpl.__file__).parent
     found = [path for path in package.rglob("*.py") if "import functional_call" in path.read_text(encoding="utf-8")]
     assert [path.name for path in found] == ["stand_ins.py"]
+
+
+@pytest.mark.parametrize("frozen", [True, False])
+def test_a_network_without_a_parameter_that_learns_is_refused(network: Repeating, frozen: bool) -> None:
+    module = network.requires_grad_(False) if frozen else nn.Flatten()
+    with pytest.raises(ConfigError, match="no parameter that learns"):
+        PlainLearner(module, StudentConfig(model="linear"), steps=9)

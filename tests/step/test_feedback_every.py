@@ -192,3 +192,11 @@ def test_a_step_between_two_others_keeps_nothing_for_a_tangent() -> None:
     assert not kept
     run.step(given[1])
     assert kept
+
+
+@pytest.mark.parametrize("wrong", [{"control": "flip"}, {"kind": "excat"}, {"images": "test"}, {"every": 0}], ids=str)
+def test_a_word_that_is_none_is_refused_where_the_feedback_is_made(wrong: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=f"Feedback: {next(iter(wrong))} = "):
+        Feedback(**wrong)
+    with pytest.raises(ValueError, match="Feedback: "):
+        replace(Feedback(), **wrong)
