@@ -120,7 +120,7 @@ def check_data(config: Config) -> Generator[str, None, "Prepared"]:
     arrays, parts = prepared.arrays, prepared.split
     from fastmpl.data.remarks import account_of, split_remarks
     from fastmpl.run.network_preconditions import require_label_of_each_class
-    from fastmpl.run.preconditions import require_full_batches, require_trusted
+    from fastmpl.run.preconditions import remark_on_finetuning, require_full_batches, require_trusted
 
     counts = ", ".join(f"{len(index)} {name}" for name, index in parts._asdict().items())
     yield f"data    {config.data.source}: {len(arrays.classes)} classes, {counts}, {len(arrays.test_labels)} test images"
@@ -135,6 +135,7 @@ def check_data(config: Config) -> Generator[str, None, "Prepared"]:
     require_trusted(config, len(parts.trusted))  # after the files that are left out, which may be why images are few
     require_label_of_each_class(config, arrays.classes, arrays.train_labels[parts.labelled])
     require_full_batches(config, parts)
+    yield from (f"note    {line}" for line in remark_on_finetuning(config, parts))
     return prepared
 
 

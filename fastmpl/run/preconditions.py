@@ -1,5 +1,7 @@
 """Conditions that must hold before a run starts; each function raises an error if one does not."""
 
+from typing import Final
+
 import torch
 
 from fastmpl.config import Config, feeds_back, learns_unlabelled
@@ -8,6 +10,8 @@ from fastmpl.data.split import Split
 from fastmpl.distributed.ranks import Ranks
 from fastmpl.errors import ConfigError
 from fastmpl_kernels.library import StaleLibraryError, library
+
+SLOW: Final = 30  # times that a rate of fine-tuning is below the student's, from where it is remarked on
 
 
 def require_kernels() -> None:
@@ -36,6 +40,26 @@ def require_trusted(config: Config, count: int) -> None:
                 f'{section}.images = "trusted", and {config.data.root} has no folder trusted: '
                 "put clean images into trusted/<class>/, or set data.trusted above 0 to take some of the labelled images."
             )
+
+
+def remark_on_finetuning(config: Config, split: Split) -> list[str]:
+    """Sentences on fine-tuning whose defaults, which are for many images, suit those that there are badly."""
+    tuned = config.finetune
+    images = len(split.trusted if tuned.images == "trusted" else split.labelled)
+    if not (tuned.steps and images):
+        return []
+    said = []
+    if tuned.batch >= 2 * images:
+        said.append(
+            f"finetune.batch = {tuned.batch}, and there are {images} {tuned.images} images: a step computes each of them "
+            f"{tuned.batch / images:.0f} times. finetune.batch = {images} takes as much less time."
+        )
+    if tuned.lr * SLOW <= config.student.lr:
+        said.append(
+            f"finetune.lr = {tuned.lr:g} is {config.student.lr / tuned.lr:.0f} times smaller than student.lr: "
+            f"{tuned.steps} steps may change little. Compare larger rates on validation images."
+        )
+    return said
 
 
 def require_full_batches(config: Config, split: Split) -> None:

@@ -35,6 +35,7 @@ from fastmpl.run.input_constants import normalisation_of
 from fastmpl.run.monitor import Monitor
 from fastmpl.run.network_preconditions import require_label_of_each_class, require_networks
 from fastmpl.run.preconditions import (
+    remark_on_finetuning,
     require_full_batches,
     require_kernels,
     require_same_data,
@@ -95,6 +96,7 @@ class Training:
         require_trusted(config, self.data.trusted_count)
         require_label_of_each_class(config, self.data.classes, self.data.truth[self.data.split.labelled].numpy())
         require_full_batches(config, self.data.split)
+        self.notes += remark_on_finetuning(config, self.data.split)
         require_same_data(self.data.train.state()["fingerprint"], self.ranks)
         silent = quiet or not here.is_first
         self.monitor = Monitor(config, self.data, folder, self.device, self.ranks, quiet=silent, callbacks=callbacks)

@@ -7,7 +7,7 @@ import pytest
 from fastmpl.config import Config, load
 from fastmpl.data.errors import DataError
 from fastmpl.data.prepare import prepare
-from fastmpl.run.preconditions import require_full_batches
+from fastmpl.run.preconditions import remark_on_finetuning, require_full_batches
 
 DIGITS = Path(__file__).parents[2] / "launch" / "configs" / "digits.toml"  # 1,297 images
 SMALL = {"data.labels": 20, "data.batch_labelled": 20, "data.validation": 50, "data.batch_unlabelled": 24}
@@ -47,3 +47,23 @@ def test_a_larger_batch_is_refused_with_the_largest_that_fits(changes: dict[str,
     with pytest.raises(DataError) as refused:
         check(changes)
     assert said in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"finetune.batch": 19, "finetune.lr": 0.02}, []),
+        (
+            {"finetune.batch": 512, "finetune.lr": 0.02},
+            ["there are 10 trusted images: a step computes each of them 51"],
+        ),
+        ({"finetune.batch": 10}, [" times smaller than student.lr: 5 steps may change little"]),
+        ({"finetune.steps": 0}, []),
+    ],
+    ids=str,
+)
+def test_fine_tuning_by_defaults_for_many_images_is_remarked_on(changes: dict[str, object], said: list[str]) -> None:
+    config = check({"data.trusted": 10, "finetune.steps": 5, "finetune.images": "trusted"} | changes)
+    found = remark_on_finetuning(config, prepare(config.data, 1).split)
+    assert len(found) == len(said)
+    assert all(words in sentence for words, sentence in zip(said, found, strict=True))
