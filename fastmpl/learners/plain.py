@@ -167,7 +167,8 @@ class PlainLearner:
             write_draws(self.draws, draw)
             with self._autocast(), use_batch_statistics(self.module):
                 value = loss(to_float32(call_with(self.module, held, images)))
-            return torch.autograd.grad(value, list(moving.values()), unit(value))
+            # a parameter that the pass does not use has the gradient 0, as in the pass that learns
+            return torch.autograd.grad(value, list(moving.values()), unit(value), materialize_grads=True)
 
         gradients = dict(zip(moving, mean_gradient(one(*each) for each in passes), strict=True))
         self.ranks.all_reduce_mean_(list(gradients.values()))

@@ -99,3 +99,28 @@ def test_a_network_without_a_parameter_that_learns_is_refused(network: Repeating
     module = network.requires_grad_(False) if frozen else nn.Flatten()
     with pytest.raises(ConfigError, match="no parameter that learns"):
         PlainLearner(module, StudentConfig(model="linear"), steps=9)
+
+
+class Sparing(nn.Module):
+    """A network with a layer that its forward leaves out."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.used, self.unused = nn.Linear(6, 3), nn.Linear(3, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.used(x)  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize("tangent", ["jvp", "difference"])
+def test_a_layer_that_is_not_used_has_a_gradient_of_zero(tangent: str) -> None:
+    config, draw = StudentConfig(model="linear", lr=0.05, warmup=0), torch.tensor(0)
+    learner = PlainLearner(Sparing().double(), config, steps=9, tangent=tangent)  # type: ignore[arg-type]
+    logits = learner.forward(images(), draw)
+    learner.accumulate(logits.square().mean())
+    update = learner.apply(torch.tensor(0), keep=True)
+    gradient = learner.gradient([LossPass(images(), lambda rows: rows.square().mean(), draw)])
+    assert not gradient["unused.weight"].any()
+    assert gradient["used.weight"].any()
+    (found,) = learner.tangents(update, [TangentPass(images(), logits.detach(), draw)], gradient)
+    assert found.any()
