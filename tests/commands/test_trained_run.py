@@ -10,7 +10,7 @@ from PIL import Image
 
 import fastmpl
 from fastmpl.cli import main
-from fastmpl.commands.evaluate import evaluate
+from fastmpl.commands.evaluate import SetScores, evaluate, format_scores
 from fastmpl.config import load
 from fastmpl.data.errors import DataError
 from fastmpl.errors import ConfigError
@@ -110,3 +110,13 @@ def test_the_package_is_imported_without_torch() -> None:
 
     program = "import sys, fastmpl; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0
+
+
+def test_scores_have_an_interval_and_name_the_classes_without_images() -> None:
+    found = SetScores("test", 0.25, np.array([[8, 0, 0], [0, 0, 0], [1, 0, 7]]))
+    first, *_, last = format_scores(("pears", "cherries", "apples"), found).splitlines()
+    # Wilson's interval of 15 of 16, as scipy.stats.binomtest(15, 16).proportion_ci(method="wilson") has it
+    assert first == "test: 93.8 % of 16 images are right (95 % interval 71.7 to 98.9), loss 0.250"
+    assert last == "  no image is of class cherries"
+    whole = format_scores(("a", "b"), SetScores("test", 0.0, np.array([[4, 0], [0, 6]])))
+    assert "interval 72.2 to 100.0" in whole and "no image" not in whole
