@@ -23,6 +23,7 @@ from fastmpl.config.keys import (
 from fastmpl.config.load import difference, load, save, to_toml
 from fastmpl.config.meaning import (
     feeds_back,
+    feeds_back_from_trusted,
     is_capturable,
     learns_unlabelled,
     names_own_model,
@@ -58,6 +59,7 @@ __all__ = [
     "UdaConfig",
     "difference",
     "feeds_back",
+    "feeds_back_from_trusted",
     "is_capturable",
     "learns_unlabelled",
     "load",

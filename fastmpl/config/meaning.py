@@ -39,6 +39,11 @@ def feeds_back(config: "Config") -> bool:
     return config.method.name in ("mpl", "reduced_mpl") and config.feedback.kind != "off"
 
 
+def feeds_back_from_trusted(config: "Config") -> bool:
+    """Whether a step needs trusted images; the others are spared making them. Fine-tuning opens its own."""
+    return feeds_back(config) and config.feedback.images == "trusted"
+
+
 def without_feedback(config: "Config") -> "Config":
     """The configuration of the steps between two that credit the labels, which `feedback.every` spaces."""
     feedback = config.feedback.model_copy(update={"kind": "off", "every": 1})

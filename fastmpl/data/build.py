@@ -165,19 +165,21 @@ def build(
     dtype: torch.dtype = torch.float32,
     normalisation: Normalisation | None = None,
     unlabelled: bool = True,
+    trusted: bool = True,
 ) -> Data:
     """Loads, splits and prepares the data of a run.
 
     Process `rank` of `world` gets its part of every global batch. `device`: the number of the CUDA device that makes
     views and holds batches, None for the CPU. `dtype`: of training images that are decoded at every step; other images
-    are float32. `normalisation`: constants for images instead of the data's own. `unlabelled`: whether batches hold
-    unlabelled images, which supervised learning has no use for. Raises DataError where the data cannot be used as asked.
+    are float32. `normalisation`: constants for images instead of the data's own. `unlabelled`, `trusted`: whether batches
+    hold images of these parts, where there are any; supervised learning has no use for them. Raises DataError where the
+    data cannot be used as asked.
     """
     prepared = prepare(settings, seed, normalisation)
     if prepared.normalisation is not None:
         import_module("fastmpl.data.memory.pipeline")  # a missing DALI is reported now, not at the first batch
     streams = StreamOpener(prepared, settings, seed, rank, world, channels_last, max(threads, 1), device, dtype)
-    with_trusted = prepared.split.trusted.size > 0
+    with_trusted = trusted and prepared.split.trusted.size > 0
     used = [StreamName.LABELLED] + [StreamName.UNLABELLED] * unlabelled + [StreamName.TRUSTED] * with_trusted
     samplers = {stream: streams.sampler(stream, *streams.members(stream)) for stream in used}  # raises DataError
 

@@ -10,7 +10,7 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import nn
 
-from fastmpl.config import Config, learns_unlabelled
+from fastmpl.config import Config, feeds_back_from_trusted, learns_unlabelled
 from fastmpl.config.meaning import trained_optimisers
 from fastmpl.data.batch import Batch
 from fastmpl.data.build import Data
@@ -140,6 +140,7 @@ class Training:
             dtype=loaded_dtype(config, self.device),
             normalisation=normalisation_of(config.student, config.data.channels),
             unlabelled=learns_unlabelled(config),
+            trusted=feeds_back_from_trusted(config),
         )
 
     def _read_pretrained(self) -> dict[str, Start]:

@@ -136,6 +136,15 @@ def test_a_loader_without_unlabelled_images_has_the_labelled_ones_of_the_others(
     assert both.train.state() == alone.train.state()  # so that a run of an older version continues
 
 
+def test_a_loader_without_trusted_images_has_the_other_ones(settings: Make) -> None:
+    both, alone = (build(settings(**SMALL), seed=1, trusted=with_them) for with_them in (True, False))
+    for whole, part in zip(batches(both, 3), batches(alone, 3), strict=True):
+        assert whole.trusted is not None
+        assert_equal(part, whole._replace(trusted=None, trusted_targets=None))
+    assert both.train.state() == alone.train.state()
+    assert alone.trusted_count > 0  # which fine-tuning may use
+
+
 def test_validation_and_test_are_whole_images_with_true_labels(settings: Make) -> None:
     data = build(settings(**SMALL), seed=1)
     assert data.validation is not None

@@ -22,8 +22,9 @@ def check(changes: dict[str, object]) -> Config:
 @pytest.mark.parametrize(
     "changes",
     [
-        {"data.unlabelled": 24, "data.trusted": 20, "data.batch_trusted": 20},
-        {"data.trusted": 10},  # repeated to the labelled batch
+        {"data.unlabelled": 24, "data.trusted": 20, "data.batch_trusted": 20, "feedback.images": "trusted"},
+        {"data.trusted": 10, "feedback.images": "trusted"},  # repeated to the labelled batch
+        {"data.trusted": 10, "data.batch_trusted": 11},  # for which the feedback has no use
         {"data.unlabelled": 23, "method.name": "supervised", "feedback.kind": "off"},  # which uses none
     ],
     ids=str,
@@ -37,7 +38,10 @@ def test_batches_as_large_as_their_sets_are_accepted(changes: dict[str, object])
     [
         ({"data.labels": 10}, "data.batch_labelled = 20, and there are 10 labelled images to train on, after 50 for"),
         ({"data.unlabelled": 23}, "data.batch_unlabelled = 24, and there are 23 unlabelled images"),
-        ({"data.trusted": 10, "data.batch_trusted": 11}, "set data.batch_trusted to 10 or less"),
+        (
+            {"data.trusted": 10, "data.batch_trusted": 11, "feedback.images": "trusted"},
+            "set data.batch_trusted to 10 or less",
+        ),
         ({"data.labels": 0, "data.validation": 1000, "data.batch_labelled": 298}, "there are 297 labelled images"),
         ({"data.labels": 0, "data.validation": 1000, "data.batch_unlabelled": 298}, "there are 297 unlabelled images"),
     ],
