@@ -331,5 +331,5 @@ def test_a_planted_fault_is_found(name: str, gpu: ImitatedGpu, monkeypatch: Patc
 
 def test_a_clean_captured_step_has_none_of_them(gpu: ImitatedGpu) -> None:
     step, _ = take_steps()
-    assert int(step.step) == WARMUP + 3
+    assert int(step.eager.step) == WARMUP + 3
     gpu.memory.raise_found()

@@ -99,7 +99,7 @@ def test_a_run_leaves_what_a_person_and_a_program_need(tmp_path: Path) -> None:
     assert json.loads((folder / "results.json").read_text())["last"] == results.last
     assert results.last.keys() == {"student", "average", "teacher"}
     assert results.selected is not None
-    assert {"validation", "test", "step", "network", "score"} == results.selected.keys()
+    assert {"validation", "test", "step", "network", "score", "loss"} == results.selected.keys()
 
 
 def test_a_bad_checkpoint_is_named_and_the_one_before_is_used(
