@@ -7,8 +7,8 @@ gone. Every picture of batch n holds the number n, and so does every label; the 
 import queue
 import time
 import weakref
+from collections.abc import Sequence
 from functools import partial
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,6 +19,8 @@ from benchmarks.gpu.runs import capture_calls
 from benchmarks.records import Row
 from fastmpl.data.batch import Batch
 from fastmpl.data.prefetch import Prefetcher
+from fastmpl.step.context import StepContext
+from fastmpl.step.eager import EagerStep, Ramp
 from fastmpl.step.step_graph import WARMUP, GraphedStep
 from fastmpl.step.step_metrics import StepMetrics, zero_metrics
 
@@ -58,25 +60,20 @@ class LendingMaker:
         return lent
 
 
-class RecordingStep:
-    """A step whose state is what it saw: for each step the smallest and largest value of every part of its batch."""
+class Sight:
+    """What an EagerStep takes here: it writes down the smallest and largest value of every part of the step's batch."""
 
     def __init__(self, device: torch.device, *, is_slow: bool) -> None:
-        self.step = torch.zeros((), dtype=torch.int64, device=device)
         self.seen = torch.full((STEPS, 6), -1.0, device=device)
         self._is_slow = is_slow
 
-    def __call__(self, batch: Batch) -> StepMetrics:
+    def __call__(self, parts: Sequence[Batch], context: StepContext, baseline: Tensor) -> StepMetrics:
         if self._is_slow:
             torch.cuda._sleep(CYCLES)  # type: ignore[no-untyped-call]
-        parts = [batch.weak, batch.strong, batch.targets.float()]
-        found = torch.stack([value for part in parts for value in part.aminmax()])
-        self.seen.index_copy_(0, self.step.view(1), found.unsqueeze(0))
-        self.step += 1
+        (batch,) = parts
+        values = [value for part in (batch.weak, batch.strong, batch.targets.float()) for value in part.aminmax()]
+        self.seen.index_copy_(0, context.step.view(1), torch.stack(values).unsqueeze(0))
         return zero_metrics(self.seen)
-
-    def state(self) -> dict[str, Tensor]:
-        return {"step": self.step, "seen": self.seen}
 
 
 def check_batches(setting: Setting, ahead: int, graphed: bool) -> Row:
@@ -84,7 +81,8 @@ def check_batches(setting: Setting, ahead: int, graphed: bool) -> Row:
     images, side = (4, 8) if setting.is_imitated else (256, 64)
     with capture_calls(setting) as device:
         maker = LendingMaker(device, images, side, is_imitated=setting.is_imitated)
-        step: Any = RecordingStep(device, is_slow=not setting.is_imitated)
+        sight = Sight(device, is_slow=not setting.is_imitated)
+        step = EagerStep(sight, seed=0, ramp=Ramp(), device=device)
         batches = Prefetcher(maker, ahead, device)
         began = time.perf_counter()
         try:
@@ -95,7 +93,7 @@ def check_batches(setting: Setting, ahead: int, graphed: bool) -> Row:
                 else:
                     graph(graph.load_next(batches.next))
             host = time.perf_counter() - began
-            seen = step.seen.cpu()
+            seen = sight.seen.cpu()
         finally:
             batches.close()
     expected = torch.arange(STEPS, dtype=torch.float32).unsqueeze(1).expand(-1, seen.shape[1])

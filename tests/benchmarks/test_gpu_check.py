@@ -57,6 +57,24 @@ def test_rows_that_are_not_reached_are_reported_as_missing(tmp_path: Path, monke
     assert "not reached" in str(row["why"])
 
 
+def list_failed(folder: Path, *asked: str) -> list[Any]:
+    """The cases that failed on the imitated GPU, with their reasons."""
+    main([*asked, "--device", "imitated", "--seconds", "900", "--out", str(folder)])
+    return [(row["group"], row["what"], row["why"]) for row in rows_of(folder, "correct") if row["status"] == "failed"]
+
+
+def test_the_loader_s_memory_is_checked_beside_captured_steps(tmp_path: Path) -> None:
+    assert list_failed(tmp_path, "--part", "correct", "--group", "loading hazards") == []
+    found = {row["what"]: row["status"] for row in rows_of(tmp_path, "correct")}
+    assert found["captured, 1 batches ahead"] == found["eager, 0 batches ahead"] == "passed"
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_every_case_that_can_be_imitated_passes(tmp_path: Path) -> None:
+    assert list_failed(tmp_path, "--part", "correct") == []
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(1500)
 @pytest.mark.parametrize("fault", ["crash", "hang", "illegal access"])
