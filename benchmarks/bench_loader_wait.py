@@ -24,7 +24,7 @@ from fastmpl.config import Config
 from fastmpl.config.load import build as configured
 from fastmpl.data.batch import Batch
 from fastmpl.data.build import build as data
-from fastmpl.run import monitor, trainer
+from fastmpl.run import monitor, trainer, training
 from fastmpl.run.build import Trainee
 from fastmpl.step.step_metrics import zero_metrics
 from fastmpl.telemetry.metrics_file import read_lines
@@ -98,7 +98,7 @@ def measure_waits(config: Config, step_seconds: float) -> list[float]:
         return step
 
     NotingTimer.waits = []
-    with patch.object(trainer, "choose_execution", sleep_in_step), patch.object(monitor, "StepTimer", NotingTimer):
+    with patch.object(training, "choose_execution", sleep_in_step), patch.object(monitor, "StepTimer", NotingTimer):
         trainer.train(config, resume="never", quiet=True, report=False)
     return NotingTimer.waits
 
