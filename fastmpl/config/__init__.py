@@ -22,6 +22,7 @@ from fastmpl.config.keys import (
 )
 from fastmpl.config.load import difference, load, save, to_toml
 from fastmpl.config.meaning import (
+    batch_sizes,
     feeds_back,
     feeds_back_from_trusted,
     is_capturable,
@@ -57,6 +58,7 @@ __all__ = [
     "Targets",
     "TeacherConfig",
     "UdaConfig",
+    "batch_sizes",
     "difference",
     "feeds_back",
     "feeds_back_from_trusted",

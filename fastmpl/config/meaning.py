@@ -44,6 +44,17 @@ def feeds_back_from_trusted(config: "Config") -> bool:
     return feeds_back(config) and config.feedback.images == "trusted"
 
 
+def batch_sizes(config: "Config") -> dict[str, int]:
+    """The images of each part that a step takes, over all ranks, by their key in [data]."""
+    data = config.data
+    sizes = {"batch_labelled": data.batch_labelled}
+    if learns_unlabelled(config):
+        sizes["batch_unlabelled"] = data.batch_unlabelled
+    if feeds_back_from_trusted(config):
+        sizes["batch_trusted"] = data.batch_trusted or data.batch_labelled
+    return sizes
+
+
 def without_feedback(config: "Config") -> "Config":
     """The configuration of the steps between two that credit the labels, which `feedback.every` spaces."""
     feedback = config.feedback.model_copy(update={"kind": "off", "every": 1})

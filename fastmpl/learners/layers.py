@@ -74,15 +74,16 @@ def freeze_layers(module: nn.Module, config: NetworkConfig) -> list[nn.Module]:
     """Takes the gradient from the parameters that never learn; returns the modules that hold no others, outermost first.
 
     Such a module is a fixed function of an image: it stays in evaluation mode (`set_training`), with the running
-    statistics that it started with and without dropout.
+    statistics that it started with and without dropout. Raises ConfigError where nothing is left that learns.
     """
-    if config.freeze == 0 or config.freeze_steps > 0:
-        return []
-    names = frozen_names(module, config.freeze)
+    freezes = config.freeze > 0 and config.freeze_steps == 0
+    names = frozen_names(module, config.freeze) if freezes else set()
     for name, parameter in module.named_parameters():
         if name in names:
             parameter.requires_grad_(False)
-    return _list_frozen(module)
+    if not any(parameter.requires_grad for parameter in module.parameters()):
+        raise ConfigError("the network has no parameter that learns: all are frozen, or there are none.")
+    return _list_frozen(module) if freezes else []
 
 
 def _list_frozen(module: nn.Module) -> list[nn.Module]:

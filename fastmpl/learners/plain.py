@@ -12,7 +12,6 @@ from torch.autograd import forward_ad
 
 from fastmpl.config import NetworkConfig
 from fastmpl.distributed.ranks import ALONE, Ranks
-from fastmpl.errors import ConfigError
 from fastmpl.learners.arithmetic import Precision, autocast, full_precision
 from fastmpl.learners.average import Average
 from fastmpl.learners.blocks import names_in_last_blocks
@@ -76,8 +75,6 @@ class PlainLearner:
         self.kept: KeptInputs | None = None
         self.keep_inputs(keeps_inputs and not compiler)
         self.parameters = {name: p for name, p in module.named_parameters() if p.requires_grad}
-        if not self.parameters:
-            raise ConfigError("the network has no parameter that learns: all are frozen, or there are none.")
         self.optimiser = Optimiser(self.parameters, config, steps, rates=layer_rates(module, config))
         self.average = Average(learning_tensors(module), average) if average > 0 else None
         self.precision, self.tangent_form, self.ranks = precision, tangent, ranks

@@ -15,4 +15,6 @@ def test_it_measures_the_waits_of_a_real_run(
     bench_loader_wait.main()
     plain, augmented = (line.split("  ") for line in capsys.readouterr().out.splitlines()[-2:])
     assert (plain[0], augmented[0]) == ("no", "2 operations, magnitude 17")
-    assert all(float(share.rstrip("%")) >= 0 for share in plain[4:])
+    batch, step = (float(time.split()[0]) for time in plain[1:3])
+    assert abs(step - 2 * batch) <= 1  # ms, rounded
+    assert plain[3] == "3"  # steps after the first, each of which was waited for

@@ -76,10 +76,11 @@ def pace_of_run(config: Config, run: Path, ranks: int) -> Pace:
         )
     (first, began), (last, ended) = timed[0], timed[-1]
     but = f", whose settings differ in {', '.join(other[:5])}" if other else ""
-    were = _ranks_of(run) or ranks
-    on = f" on {were} rank{'s' * (were > 1)}"
+    known = _ranks_of(run)
+    were = known or ranks
+    on = f" on {were} rank{'s' * (were > 1)}" if known else ", which does not say on how many ranks"
     if were != ranks:
-        on += f", whose batch {ranks} share" if ranks > 1 else ", whose batch one has"
+        on += f" and divided among {ranks}"
     return Pace((ended - began) / (last - first) * were / ranks, f"as measured by {run}{on}{but}", were)
 
 

@@ -14,14 +14,14 @@ from typing import Final, Literal, NamedTuple
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from fastmpl.analysis.planner.cost import BATCHES, Cost, Shape, count_costs, divide_batches
+from fastmpl.analysis.planner.cost import Cost, Shape, count_costs, divide_batches
 from fastmpl.analysis.planner.messages import Exchanged, exchanged_of
 from fastmpl.analysis.planner.state_bytes import FLOAT, Gathered, Stage, StateBytes, gathered_bytes, state_bytes
 from fastmpl.config import (
     Config,
     NetworkConfig,
+    batch_sizes,
     feeds_back,
-    learns_unlabelled,
     trained_optimisers,
     uses_forward_mode,
     without_feedback,
@@ -110,10 +110,11 @@ def plan_memory(
     Raises ConfigError if `classes` is needed and missing, or if a rank would have no image.
     """
     config = settle_inputs(config)
-    for name in ("batch_labelled", *(["batch_unlabelled"] if learns_unlabelled(config) else [])):
-        if getattr(config.data, name) < ranks * config.system.accumulate:
+    asked = batch_sizes(config)
+    for name, size in asked.items():
+        if size < ranks * config.system.accumulate:
             raise ConfigError(
-                f"data.{name} = {getattr(config.data, name)} gives {ranks} ranks less than an image each"
+                f"data.{name} = {size} gives {ranks} ranks less than an image each"
                 f"{' and micro-batch' if config.system.accumulate > 1 else ''}. Set it to a multiple of "
                 f"{ranks * config.system.accumulate}, or use fewer ranks."
             )
@@ -129,10 +130,7 @@ def plan_memory(
         for sharding in states
         for schedule in costs
     ]
-    asked = {name: getattr(config.data, name) for name in BATCHES}
-    if not learns_unlabelled(config):
-        del asked["batch_unlabelled"]
-    batches = {name: math.ceil(count / ranks) for name, count in asked.items() if count}
+    batches = {name: math.ceil(size / ranks) for name, size in asked.items()}
     tangent = divide_tangent(config, shape, ranks, networks["student"])
     exchanged = {
         role: exchanged_of(networks[role], config.feedback.depth if role == "student" else 0) for role in sizes

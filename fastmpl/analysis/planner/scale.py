@@ -8,12 +8,11 @@ the records of `benchmarks/results` (tests/analysis/planner/test_scale.py compar
 from collections.abc import Iterator
 from typing import Final, NamedTuple
 
-from fastmpl.analysis.planner.cost import BATCHES
 from fastmpl.analysis.planner.duration import LAUNCHES, Pace
 from fastmpl.analysis.planner.link import Link, time_messages
 from fastmpl.analysis.planner.messages import Messages, count_messages
 from fastmpl.analysis.planner.plan import SHARDINGS, Fit, MemoryPlan
-from fastmpl.config import Config, without_feedback
+from fastmpl.config import Config, batch_sizes, without_feedback
 from fastmpl.config.meaning import decodes_always
 
 DECODED: Final = 3.4e-3  # CPU seconds of an image with two views, RandAugment on one (record `loader`)
@@ -83,7 +82,7 @@ def plan_scale(
         others = count_messages(without_feedback(config), plan.exchanged, ranks, classes=plan.classes, stage=stage)
         sending = (sending + (every - 1) * time_messages(others, ranks, link)) / every
     step = max(pace.seconds, LAUNCHES) + (0 if pace.sent_by == ranks else sending)
-    seen = sum(plan.batches.get(name, 0) for name in BATCHES)
+    seen = sum(plan.batches.values())
     whole = plan.states["copies"].lasting
     found = ScalePlan(
         ranks,
@@ -107,9 +106,8 @@ def plan_scale(
 def uneven_batches(config: Config, ranks: int) -> list[str]:
     """A sentence for each batch that the ranks cannot share, with the nearest size above it that they can."""
     unit, found = ranks * config.system.accumulate, []
-    for name in BATCHES:
-        size: int = getattr(config.data, name)
-        if size % unit:
+    for name, size in batch_sizes(config).items():
+        if size % unit and getattr(config.data, name):  # 0 trusted images: as many as labelled ones, which are told
             fitting = -(-size // unit) * unit
             found.append(f"data.{name} = {size} is not a multiple of {unit}; set {fitting}.")
     return found

@@ -68,6 +68,19 @@ def test_a_step_between_those_that_credit_sends_no_feedback() -> None:
     assert fourth.sending == pytest.approx((always.sending + 3 * never.sending) / 4)
 
 
+def test_batches_that_no_step_takes_are_neither_counted_nor_refused() -> None:
+    odd = {"data__batch_unlabelled": 2049, "data__trusted": 16, "data__batch_trusted": 3}
+    alone = config(method__name="supervised", **odd)
+    assert planner.uneven_batches(alone, 2) == []
+    assert planner.plan_memory(alone, ranks=2, memory=2**30, schedules=("split",)).batches == {"batch_labelled": 512}
+    fed = config(feedback__kind="exact", feedback__images="trusted", **odd)
+    assert [sentence.split()[0] for sentence in planner.uneven_batches(fed, 2)] == [
+        "data.batch_unlabelled",
+        "data.batch_trusted",
+    ]
+    assert planner.plan_memory(fed, ranks=2, memory=2**30, schedules=("split",)).batches["batch_trusted"] == 2
+
+
 def test_a_single_rank_sends_nothing() -> None:
     found = plan(config(), 1)
     assert (found.messages, found.sending, found.share) == ([], 0, 0)
