@@ -62,6 +62,8 @@ class Job:
             nonlocal asked
             asked += 1
             if ranks.rank == self.rank and asked == self.at:
+                if self.event in ("kill", "freeze"):
+                    training.saving.close()  # a save that has begun is whole, also on a machine that is busy
                 if self.event == "stop":
                     os.kill(os.getpid(), signal.SIGTERM)
                 if self.event == "kill":
