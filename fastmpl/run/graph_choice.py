@@ -7,6 +7,7 @@ import torch
 
 from fastmpl.config import Config, is_capturable
 from fastmpl.config.meaning import NOT_CAPTURABLE
+from fastmpl.distributed.ranks import Ranks
 from fastmpl.learners.plain import PlainLearner
 from fastmpl.run.build import Trainee
 from fastmpl.step.eager import EagerStep
@@ -58,10 +59,16 @@ def choose_execution(
     if is_graphed(config, device):
         give_up = None if system.graph == "on" else partial(_go_on_eagerly, trainee, note)
         images = torch.bfloat16 if decodes and system.precision == "bf16" else None
-        return GraphedStep(trainee.step, device, images, give_up=give_up)
+        agree = partial(_find_reason, trainee.student.ranks)
+        return GraphedStep(trainee.step, device, images, give_up=give_up, agree=agree)
     if system.graph == "auto":
         note(f"The step is not one CUDA graph: {NOT_CAPTURABLE}.")
     return trainee.step
+
+
+def _find_reason(ranks: Ranks, reason: str) -> str:
+    """The first rank's reason against a capture; empty where all ranks have captured. Every rank calls it."""
+    return next(filter(None, ranks.all_gather_object(reason)), "")
 
 
 def _go_on_eagerly(trainee: Trainee, note: Callable[[str], None], reason: str) -> None:

@@ -8,11 +8,15 @@ eager execution would take. State is loaded in place, which keeps the captured a
 Three streams are used. The loading stream prepares and transfers the next batch (`load_next`) during the replay of the
 step before. The capture stream runs the warm-up steps and the capture, which CUDA does not allow on the default stream.
 The stream of the caller fills the static inputs and replays.
+
+A replay is one launch, so that nothing else would keep the host from being many steps ahead of the device. All their
+batches would lie in the device's memory, and a run that is asked to stop would have to take all these steps first. After
+each step the host therefore waits for the end of an earlier one (`AHEAD`), with the steps after it still queued.
 """
 
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import torch
 from torch import Tensor
@@ -24,7 +28,10 @@ from fastmpl.step.step_metrics import StepMetrics
 
 WARMUP: Final = 11  # eager steps before the capture: libraries choose algorithms, all-reduces choose buckets
 
+AHEAD: Final = 2  # steps that are queued or running while the host prepares the next one
+
 GiveUp = Callable[[str], None]  # told why a step cannot be captured
+Agree = Callable[[str], str]  # told why this rank cannot capture ("" where it has), gives the reason of any rank
 
 
 class CaptureError(ConfigError):
@@ -55,8 +62,9 @@ class GraphedStep:
     Both kinds of steps (`EagerStep.is_between`) have a graph and WARMUP eager steps of their own. The two graphs share
     their memory, since one of them runs at a time and neither reads what the other made.
 
-    The next step overwrites the metrics that a call returns. All ranks capture at the same step. A step that cannot be
-    captured leaves the state as it was before that step, and raises CaptureError or goes on eagerly (`give_up`).
+    The next step overwrites the metrics that a call returns. All ranks capture at the same step, and none replays what
+    another could not capture: NCCL asks for the same kind of call on all ranks. A step that cannot be captured leaves the
+    state as it was before that step, and raises CaptureError or goes on eagerly (`give_up`).
     """
 
     def __init__(
@@ -66,13 +74,17 @@ class GraphedStep:
         images: torch.dtype | None = None,
         *,
         give_up: GiveUp | None = None,
+        agree: Agree = lambda reason: reason,
     ) -> None:
         """images: the dtype of pictures in the static inputs, which the copy converts to; None keeps the dtype. give_up: is
         called once with the reason if the step cannot be captured; that step and all later ones are then eager. With None
-        such a step raises CaptureError.
+        such a step raises CaptureError. agree: asks the other ranks.
         """
         self.eager, self.device, self._images, self._give_up = eager, device, images, give_up
+        self._agree = agree
         self._captures = True
+        self._pool: Any = None  # of all graphs; made for the first
+        self._queued: deque[torch.cuda.Event] = deque()  # the ends of the last steps
         self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
         self._loading = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
         self._taken: Counter[bool] = Counter()  # eager steps, by `is_between`
@@ -97,7 +109,16 @@ class GraphedStep:
             captured.graph.replay()
             metrics = captured.metrics
         self.eager.taken += 1
+        self._wait_for_earlier_step()
         return metrics
+
+    def _wait_for_earlier_step(self) -> None:
+        """Lets the host be AHEAD steps ahead of the device, and not more."""
+        ended = torch.cuda.Event(blocking=True)  # type: ignore[no-untyped-call]  # the host sleeps while it waits
+        ended.record()
+        self._queued.append(ended)
+        if len(self._queued) > AHEAD:
+            self._queued.popleft().synchronize()
 
     def _take_eagerly(self, inputs: Batch) -> StepMetrics:
         """One step without a graph, on the stream of the capture."""
@@ -111,22 +132,35 @@ class GraphedStep:
 
     def _try_to_capture(self, inputs: Batch) -> None:
         """Captures the step, or gives up for good. Raises CaptureError if nobody wants to go on without."""
+        between = self.eager.is_between
+        failure: CaptureError | None = None
         try:
-            self._captured[self.eager.is_between] = self._capture(inputs)
+            self._captured[between] = self._capture(inputs)
         except CaptureError as error:
-            if self._give_up is None:
-                raise
-            self._captures = False
-            self._give_up(error.reason)
+            failure = error
+        reason = self._agree(failure.reason if failure is not None else "")
+        if not reason:
+            return
+        self._captured.pop(between, None)
+        if self._give_up is None:
+            raise failure or CaptureError.because(RuntimeError(f"on another rank: {reason}"))
+        failure = None  # with its traceback, which keeps tensors of the step
+        self._captures = False
+        self._give_up(reason)
+        _free_pool(self._pool)
 
     def _capture(self, inputs: Batch) -> _Captured:
         """Records the step without executing it: no state changes. Raises CaptureError."""
         graph = torch.cuda.CUDAGraph()
-        pool = next((other.graph.pool() for other in self._captured.values()), None)
+        self._pool = self._pool or torch.cuda.graph_pool_handle()
         first: Exception | None = None
         try:
-            # only calls of this thread may end the capture: NCCL's watchdog and a loader's thread call CUDA meanwhile
-            with torch.cuda.graph(graph, pool=pool, stream=self._stream, capture_error_mode="thread_local"):
+            # The outer block makes the caller's stream the current one again: torch does not where a capture ends badly.
+            # Only calls of this thread may end the capture: NCCL's watchdog and a loader's thread call CUDA meanwhile.
+            with (
+                torch.cuda.stream(self._stream),
+                torch.cuda.graph(graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local"),
+            ):
                 try:
                     return _Captured(graph, self.eager.execute(inputs))
                 except Exception as error:
@@ -134,6 +168,8 @@ class GraphedStep:
                     raise
         except Exception as error:  # of CUDA, of its libraries, or of a compiler: each means that there is no graph
             raise CaptureError.because(first or error) from error
+        finally:
+            first = None  # its traceback refers to this call: the two would keep the step's tensors
 
     def _fill_inputs(self, arrived: Batch) -> Batch:
         """Copies a batch that was made on the loading stream into the static inputs, and returns these."""
@@ -160,3 +196,19 @@ class GraphedStep:
         if part is None:
             return None
         return part.to(self._images if name in IMAGES and self._images else part.dtype, copy=True)
+
+
+def _free_pool(pool: Any) -> None:
+    """Gives back the memory that a failed capture has taken: nearly that of a whole step, which is taken eagerly next.
+
+    CUDA does not end a capture that an operation has made invalid. torch then neither releases its pool nor, from then on,
+    frees cached memory for an allocation that finds no room.
+    """
+    device = torch.cuda.current_device()
+    try:
+        torch._C._cuda_endAllocateToPool(device, pool)
+    except RuntimeError:  # the capture did end, and the pool went with its graph
+        pass
+    else:
+        torch._C._cuda_releasePool(device, pool)
+    torch.cuda.empty_cache()

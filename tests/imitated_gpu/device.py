@@ -51,14 +51,14 @@ class GpuTimeline(Timeline):
         super().__init__(DEVICE)
         self.gpu = gpu
 
-    def block_host(self, clock: Clock, what: str) -> None:
+    def block_host(self, clock: Clock, what: str, *, is_watched: bool = True) -> None:
         gpu = self.gpu
         assert gpu is not None
         gpu.check_no_capture(f"waits for {what}")
-        if gpu.sync_debug_mode == "error":
+        if is_watched and gpu.sync_debug_mode == "error":
             raise HostWaitError(f"{find_line()} waits for {what}")
         gpu.host_waits.append((find_line(), what, threading.current_thread().name))
-        super().block_host(clock, what)
+        super().block_host(clock, what, is_watched=is_watched)
         gpu.memory.raise_found()
 
     def check_wait(self, stream: Stream, event: Event) -> None:

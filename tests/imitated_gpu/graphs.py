@@ -26,10 +26,24 @@ class Call(NamedTuple):
 
 
 class Pool:
-    """Memory that captures share."""
+    """Memory that captures share. `uses`: graphs that may need it; `is_open`: whether a capture still takes from it."""
 
     def __init__(self) -> None:
         self.blocks: list[Block] = []
+        self.uses = 0
+        self.is_open = False
+
+    def open(self) -> None:
+        self.uses, self.is_open = self.uses + 1, True
+
+    def close(self) -> None:
+        if not self.is_open:
+            raise RuntimeError("endAllocatePool: not currently recording to mempool_id")
+        self.is_open = False
+
+    def release(self) -> None:
+        assert self.uses > 0, "released more often than used"
+        self.uses -= 1
 
 
 class Graph:

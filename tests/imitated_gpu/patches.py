@@ -106,14 +106,25 @@ def patch_torch(gpu: Any, held: ExitStack) -> None:
         graph: Graph, pool: Pool | None = None, stream: Stream | None = None, capture_error_mode: str = "global"
     ) -> Iterator[None]:
         gpu.timeline.synchronize()
-        with use_stream(stream or timeline.make("capture")):
-            gpu.begin_capture(graph, pool, capture_error_mode)
-            failed = True
-            try:
-                yield
-                failed = False
-            finally:
-                gpu.end_capture(failed=failed)
+        before, used = timeline.current(), pool or Pool()
+        timeline.set_current(stream or timeline.make("capture"))
+        gpu.begin_capture(graph, used, capture_error_mode)
+        used.open()
+        try:
+            yield
+            gpu.end_capture(failed=False)
+        except CaptureRefusedError:  # CUDA cannot end what it refused: torch leaves the stream and the pool as they are
+            if gpu.capture is graph:
+                gpu.end_capture(failed=True)
+            raise
+        except BaseException:  # of Python alone; the graph ends, and goes with the error
+            gpu.end_capture(failed=True)
+            used.close()
+            used.release()
+            timeline.set_current(before)
+            raise
+        used.close()
+        timeline.set_current(before)
 
     def differentiate(real: Callable[..., Any]) -> Callable[..., Any]:
         def call(outputs: Any, *args: Any, **kwargs: Any) -> Any:
@@ -177,6 +188,8 @@ def patch_torch(gpu: Any, held: ExitStack) -> None:
     }
     for name, value in names.items():
         held.enter_context(patch.object(torch.cuda, name, value))
+    held.enter_context(patch.object(torch._C, "_cuda_endAllocateToPool", lambda device, pool: pool.close()))
+    held.enter_context(patch.object(torch._C, "_cuda_releasePool", lambda device, pool: pool.release()))
     for name in ("is_available", "device_count", "synchronize", "current_stream", "set_stream"):
         held.enter_context(patch.object(torch.accelerator, name, names[name]))
     held.enter_context(patch.object(torch.accelerator, "current_device_index", names["current_device"]))

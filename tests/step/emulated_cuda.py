@@ -48,9 +48,6 @@ class Graph(TorchDispatchMode):
         for storage, before in self._before.values():
             storage.copy_(before)
 
-    def pool(self) -> object:
-        return self.log
-
     def replay(self) -> None:
         self.replays += 1
         self.log.append("replay")
@@ -73,6 +70,14 @@ class Stream:
         self.cuda.log.append(f"{self.name} waits for {other.name}")
 
 
+class Event:
+    """The work of these streams is done when it is asked for, and so is every event."""
+
+    def __init__(self, **options: object) -> None: ...
+    def record(self) -> None: ...
+    def synchronize(self) -> None: ...
+
+
 class Cuda:
     """Stands in for what `GraphedStep` takes from torch.cuda; `log` is what happened, in order."""
 
@@ -83,6 +88,8 @@ class Cuda:
         self._current = [Stream(self, "current")]
         for name in ("Stream", "CUDAGraph", "stream", "graph", "current_stream"):
             monkeypatch.setattr(torch.cuda, name, getattr(self, name))
+        monkeypatch.setattr(torch.cuda, "Event", Event)
+        monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: (0, 1))
         monkeypatch.setattr(Tensor, "record_stream", lambda tensor, stream: None)
 
     def Stream(self, device: object) -> Stream:
