@@ -6,6 +6,7 @@ position and no shuffle of its own. A million images are a million rows of numbe
 
 import hashlib
 import os
+import sys
 from array import array
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -19,16 +20,17 @@ from fastmpl.untrusted import open_regular
 
 Bytes = NDArray[np.uint8]
 Index = NDArray[np.int64]
+_OF_FILES: Final = (sys.getfilesystemencoding(), sys.getfilesystemencodeerrors())
 OPEN_FILES: Final = 256  # shards that each process keeps open for each set of images
 
 
 class Names(Sequence[str]):
     """Many names in one string: 1.28 million paths take 60 MB, not 200. Bytes that are no text are kept."""
 
-    def __init__(self, names: Iterable[str | os.PathLike[str]] = ()) -> None:
+    def __init__(self, names: Iterable[str] = ()) -> None:
         text, ends = bytearray(), array("q")  # a list of a million parts would take what this class saves
         for name in names:
-            text += os.fsencode(name)
+            text += name.encode(*_OF_FILES)
             ends.append(len(text))
         self._bytes = text
         self._ends = np.frombuffer(ends, np.int64) if ends else np.empty(0, np.int64)

@@ -18,6 +18,7 @@ from fastmpl.data.inventory import Problem, fold_problems
 from fastmpl.untrusted import NO_FILE
 
 THREADS: Final = 16  # they wait for a disk, not for a core
+_ENDS: Final = tuple(SUFFIXES)
 _WINDOWS: Final = ("thumbs.db", "ehthumbs.db", "desktop.ini", "$recycle.bin", "system volume information")
 _OTHERS: Final = ("icon\r", "__macosx", "lost+found", "@eadir", "@recycle", "#recycle", "#snapshot")  # macOS, drives
 _SYSTEM: Final = frozenset((*_WINDOWS, *_OTHERS))
@@ -48,13 +49,19 @@ def why_hidden(name: str) -> str:
     """Why an entry of this name is not the user's own; empty where it is."""
     if name.lower() in _SYSTEM:
         return "it was made by an operating system or a network drive"
-    if name.startswith("._"):
-        return "its name begins with ._ (macOS keeps attributes there)"
-    return "its name begins with a dot" if name.startswith(".") else ""
+    if not name.startswith("."):
+        return ""
+    return (
+        "its name begins with ._ (macOS keeps attributes there)"
+        if name.startswith("._")
+        else "its name begins with a dot"
+    )
 
 
 def why_no_image(name: str) -> str:
     """Why a file of this name is not read as an image; empty where it is."""
+    if name.lower().endswith(_ENDS) and name.rpartition(".")[0][-1:] not in ("", ".", "/"):
+        return ""  # the rule below in a third of its time
     suffix = os.path.splitext(name)[1]
     if suffix.lower() in SUFFIXES:
         return ""

@@ -22,9 +22,10 @@ from fastmpl.data.errors import DataError, printable
 from fastmpl.data.files.encoded import Names
 from fastmpl.data.files.text import read_text
 from fastmpl.data.inventory import Inventory, Problem, fold_problems
-from fastmpl.data.readers.list_form import recognise_form, split_line
+from fastmpl.data.readers.list_form import name_line, recognise_form, split_line
 
 _LOOKED_AT: Final = 20  # paths of a list that are looked for
+_BLOCK: Final = 1 << 16  # characters that are split into lines at once
 
 
 class FileList(NamedTuple):
@@ -51,31 +52,25 @@ def _why_no_content(line: str) -> str:
     return "the line is a comment" if line.lstrip().startswith("#") else ""
 
 
-def _numbered(text: str) -> Iterator[tuple[int, str]]:
-    """The lines, counted from 1. `splitlines` knows more ends of lines, and StringIO takes four times the text's memory."""
-    start, number = 0, 0
+def _lines(text: str) -> Iterator[str]:
+    """The lines. `splitlines` knows more ends of lines; a block at a time, since all at once would take twice the text."""
+    start = 0
     while start < len(text):
-        end = text.find("\n", start)
-        end = len(text) if end < 0 else end
-        number += 1
-        yield number, text[start:end]
+        end = text.find("\n", start + _BLOCK)
+        if end < 0:
+            yield from text[start:].removesuffix("\n").split("\n")
+            return
+        yield from text[start:end].split("\n")
         start = end + 1
-
-
-def _content(text: str) -> Iterator[tuple[int, str]]:
-    return ((number, line) for number, line in _numbered(text) if not _why_no_content(line))
-
-
-def _place(file: Path, number: int) -> str:
-    return f"{printable(file)}, line {number}"
 
 
 def _find_repeated(file: Path, found: FileList) -> NDArray[np.int64]:
     """Positions of paths that the list has before. Raises DataError where the class differs."""
-    unique, count = np.unique(found.keys, return_counts=True)
+    ordered = np.sort(found.keys)
+    several = ordered[1:][ordered[1:] == ordered[:-1]]
     first: dict[str, int] = {}
     again = []
-    for position in np.flatnonzero(np.isin(found.keys, unique[count > 1])).tolist():
+    for position in np.flatnonzero(np.isin(found.keys, several)).tolist() if len(several) else ():
         before = first.setdefault(os.path.normpath(found.names[position]), position)
         if before == position:
             continue
@@ -95,7 +90,7 @@ def _require_files(root: Path, file: Path, found: FileList) -> None:
     some = sorted({0, count - 1, *range(0, count, max(1, count // _LOOKED_AT))}) if count else []
     if some and not any(os.path.exists(root / found.names[position]) for position in some):
         raise DataError(
-            f"{_place(file, found.lines[0])}: there is no file {found.names[0]!r} in {printable(root)}, nor any "
+            f"{name_line(file, found.lines[0])}: there is no file {found.names[0]!r} in {printable(root)}, nor any "
             f"of the {len(some)} paths looked for. Write paths from the folder of the list on."
         )
 
@@ -106,22 +101,24 @@ def read_list(root: Path, file: Path, *, with_class: bool) -> FileList:
     Raises DataError for a line of another form, for a path with two classes, and where no path leads to a file.
     """
     text = read_text(file)
-    problems = [
-        Problem(_place(file, number), why) for number, line in _numbered(text) if (why := _why_no_content(line))
-    ]
-    entries = sum(1 for _ in _numbered(text))
-    start = list(islice(_content(text), 2))
-    if not start:
-        return EMPTY._replace(problems=fold_problems(problems), inventory=Inventory(entries))
-    form = recognise_form(root, file, start[0][1], start[-1][1], with_class=with_class)
-    if form.header:
-        problems.append(Problem(_place(file, start[0][0]), "the line is a header"))
+    start = list(islice((line for line in _lines(text) if not _why_no_content(line)), 2))
+    form = recognise_form(root, file, start[0], start[-1], with_class=with_class) if start else None
+    problems: list[Problem] = []
     words: list[str] = []
-    lines, keys = array("q"), array("q")  # a million tuples would take what Names saves
+    entries, lines, keys = 0, array("q"), array("q")  # a million tuples would take what Names saves
 
     def paths() -> Iterator[str]:
-        for number, line in islice(_content(text), int(form.header), None):
-            path, word = split_line(form, line, _place(file, number), with_class=with_class)
+        nonlocal entries
+        is_header = form is not None and form.header
+        for number, line in enumerate(_lines(text), 1):
+            entries = number
+            why = _why_no_content(line)
+            if is_header and not why:
+                why, is_header = "the line is a header", False
+            if why or form is None:
+                problems.append(Problem(name_line(file, number), why))
+                continue
+            path, word = split_line(form, line, file, number, with_class=with_class)
             words.append(sys.intern(word))  # a million images have a thousand words
             lines.append(number)
             keys.append(hash(os.path.normpath(path)))
@@ -132,7 +129,7 @@ def read_list(root: Path, file: Path, *, with_class: bool) -> FileList:
     again = _find_repeated(file, found)
     if len(again):
         problems += [
-            Problem(_place(file, found.lines[position]), "the list has this path before") for position in again
+            Problem(name_line(file, found.lines[position]), "the list has this path before") for position in again
         ]
         kept = np.setdiff1d(np.arange(len(words)), again)
         found = found._replace(

@@ -115,17 +115,22 @@ def recognise_form(root: Path, file: Path, first: str, second: str, *, with_clas
     return ListForm(split, columns, path, word, header, backslashes)
 
 
-def split_line(form: ListForm, line: str, place: str, *, with_class: bool) -> tuple[str, str]:
-    """Path and word of a line of the list; `place` names the line in a message. Raises DataError for another form."""
+def name_line(file: Path, number: int) -> str:
+    """A line of a list, for a message."""
+    return f"{printable(file)}, line {number}"
+
+
+def split_line(form: ListForm, line: str, file: Path, number: int, *, with_class: bool) -> tuple[str, str]:
+    """Path and word of a line of the list. Raises DataError for another form."""
     cells = form.split(line)
     if not (form.header and form.columns > 2):
         cells = [cell for cell in cells if cell]
     if (form.columns and len(cells) != form.columns) or form.path >= len(cells):
         found = "no class" if len(cells) == 1 else f"{len(cells)} columns, not {form.columns or 1}"
-        raise DataError(f"{place} has {found}: {line.strip()!r}. Give a path and a class.")
+        raise DataError(f"{name_line(file, number)} has {found}: {line.strip()!r}. Give a path and a class.")
     path, word = cells[form.path], cells[form.word] if with_class else ""
     if with_class and not word:
-        raise DataError(f"{place} has no class: {line.strip()!r}. Give a path and a class.")
+        raise DataError(f"{name_line(file, number)} has no class: {line.strip()!r}. Give a path and a class.")
     if path.startswith(("~/", "$")):
-        path = expand_path(path, place)
+        path = expand_path(path, name_line(file, number))
     return (path.replace("\\", "/") if form.backslashes else path), word

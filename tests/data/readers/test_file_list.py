@@ -9,6 +9,7 @@ import pytest
 
 from fastmpl.data.errors import DataError
 from fastmpl.data.files.encoded import Files, Names
+from fastmpl.data.readers import file_list
 from fastmpl.data.readers.file_list import FileList, read_list
 from fastmpl.data.readers.streamed_sources import read_file_list
 from fastmpl.errors import ConfigError
@@ -179,6 +180,16 @@ def test_a_test_image_that_is_trained_on_is_told_when_the_lists_are_read(root: P
         "test images that are also in the list labelled: 2, such as images/cat0.jpg; they are trained"
     )
     assert seen.startswith("test images that are also in the list unlabelled: 1, such as images/a cat0.jpg; ")
+
+
+@pytest.mark.parametrize("block", [1, 2, 7, 1000])
+@pytest.mark.parametrize("end", ["", "\n", "\n\n"])
+def test_lines_are_the_same_however_long_the_blocks_are(block: int, end: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(file_list, "_BLOCK", block)
+    text = "a\n\nbcd\x0b\n\u2028e" + end
+    assert list(file_list._lines(text)) == (text[:-1] if end else text).split("\n")
+    assert list(file_list._lines("")) == []
+    assert list(file_list._lines("\n")) == [""]
 
 
 def test_a_long_list_is_read_in_a_few_times_the_memory_of_its_text(root: Path) -> None:
