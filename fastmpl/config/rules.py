@@ -11,6 +11,7 @@ from fastmpl.config import network_rules
 from fastmpl.config.meaning import (
     GREY,
     STREAMED,
+    batch_sizes,
     decodes_always,
     feeds_back,
     may_have_trusted,
@@ -162,8 +163,7 @@ def _data(config: "Config") -> Iterator[str]:
             yield f"data.{key} = [{low}, {high}] is no range. Use the smaller first, and a larger one above 0."
     yield from _growth(config)
     yield from _filter(config)
-    for key in ("batch_labelled", "batch_unlabelled", "batch_trusted"):
-        batch: int = getattr(data, key)
+    for key, batch in batch_sizes(config).items():
         if batch % system.accumulate:
             yield f"data.{key} = {batch} is not a multiple of system.accumulate = {system.accumulate}."
 

@@ -62,7 +62,7 @@ FORCEABLE: Final = {
         for role in ("teacher", "student")
         for key in ("lr", "weight_decay", "clip", "momentum", "dropout")
     ),
-    *("feedback.weight", "uda.weight", "uda.temperature", "uda.threshold", "uda.ramp", "finetune.lr"),
+    *("feedback.weight", "feedback.every", "uda.weight", "uda.temperature", "uda.threshold", "uda.ramp", "finetune.lr"),
     *("method.temperature", "method.threshold", "method.supervised_weight"),
     *("system.precision", "system.schedule", "system.deferred", "system.recompute", "system.accumulate"),
     *("system.graph", "system.compile", "system.kernels", "system.channels_last", "system.tf32", "system.benchmark"),

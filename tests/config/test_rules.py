@@ -331,6 +331,7 @@ ACCEPTED = [
     {"method.name": "pseudo_label", "teacher.model": "timm:resnet18"},
     {"method.name": "uda", "feedback.kind": "off", "feedback.weight": 3.0},
     {"method.name": "supervised", "uda.weight": 0.0},
+    {"method.name": "supervised", "data.batch_unlabelled": 447, "system.accumulate": 2},  # it takes none of these
     {"feedback.kind": "off", "feedback.images": "trusted", "feedback.baseline": 0.9},
     {"data.source": "two_moons", "student.model": "perceptron", "teacher.model": "perceptron_tanh"},
     {"data.source": "two_moons", "student.model": "perceptron", "method.name": "supervised"},

@@ -129,12 +129,23 @@ def test_other_settings_are_forced_where_the_networks_stay_the_same(
         "--student.lr",
         "0.02",
     ]
-    options += ["--data.batch_unlabelled", "32", "--teacher.warmup", "4", "--student.warmup", "4"]
+    options += [
+        "--data.batch_unlabelled",
+        "32",
+        "--teacher.warmup",
+        "4",
+        "--student.warmup",
+        "4",
+        "--feedback.every",
+        "2",
+    ]
     code = main(["train", str(CONFIGS / "digits.toml"), *options, *(["--force"] if force else [])])
     said = capsys.readouterr()
     assert code == (0 if force else 2)
     if force:
-        assert "Continuing with other settings (student.lr from" in said.out
+        assert "Continuing with other settings (" in said.out
+        assert "student.lr from" in said.out
+        assert "feedback.every from 1 to 2" in said.out
     else:
         assert "--force to continue with them" in said.err
 
