@@ -115,10 +115,18 @@ def join_group(here: Place, folder: Path, stopper: Callable[[], Stopper], timeou
             if dist.is_initialized():  # by an engine, which needs a group
                 dist.destroy_process_group()
         return
-    store = _connect(here, folder, timeout)
+    backend = choose_backend(here)
+    store = _connect(here, folder, timeout, backend)
     try:
         with StopAgreement(
-            stopper(), here.rank, here.size, store, ParentProcess(), timeout=timeout, stacks=folder / STACKS
+            stopper(),
+            here.rank,
+            here.size,
+            store,
+            ParentProcess(),
+            timeout=timeout,
+            stacks=folder / STACKS,
+            patience=timeout if backend == "nccl" else None,  # NCCL's own watchdog names nobody
         ) as guard:
             saving = dist.new_group(backend="gloo", timeout=timedelta(seconds=timeout))
             assert isinstance(saving, dist.ProcessGroup)  # every rank is one of it
@@ -127,12 +135,27 @@ def join_group(here: Place, folder: Path, stopper: Callable[[], Stopper], timeou
         dist.destroy_process_group()
 
 
-def _connect(here: Place, folder: Path, timeout: int) -> SharedStore:
+def choose_backend(here: Place) -> str:
+    """NCCL, with this rank's GPU as the current device, or gloo where there is no GPU.
+
+    Raises ConfigError where no GPU is left for this rank.
+    """
+    if not torch.cuda.is_available():
+        return "gloo"
+    count = torch.cuda.device_count()
+    if here.local_rank >= count:
+        raise ConfigError(
+            f"{here.local_size} ranks were started on this machine, and rank {here.rank} sees {count} GPU"
+            f"{'s' * (count > 1)}: each rank needs one of its own. Start as many ranks as there are GPUs, and let every "
+            "rank see all of them (CUDA_VISIBLE_DEVICES)."
+        )
+    torch.cuda.set_device(here.local_rank)
+    return "nccl"
+
+
+def _connect(here: Place, folder: Path, timeout: int, backend: str) -> SharedStore:
     """Waits for all ranks, makes their process group, and gives their store."""
     allow_open_files(here.size)
-    backend = "nccl" if torch.cuda.is_available() else "gloo"
-    if backend == "nccl":
-        torch.cuda.set_device(here.local_rank)
     try:
         store = _meet(here, folder)
         inner = PrefixStore("group", store)

@@ -2,7 +2,8 @@
 
 Ranks wait for each other in collectives, so a rank that stopped by itself would leave the others waiting. A thread of each
 rank therefore talks to the others through the store. The device is never read for it. Every wait has a limit: the store
-itself is served by rank 0, which may be the one that stands still.
+itself is served by rank 0, which may be the one that stands still. Each rank listens to the next one's heartbeat: NCCL
+gives up a collective by itself, but not one that a CUDA graph replays, for which a host would wait for ever.
 """
 
 import json
@@ -36,6 +37,13 @@ class RankFault(NamedTuple):
     sentence: str
 
 
+class Heard(NamedTuple):
+    """The heartbeats of the next rank, and when the last one was heard, on time.monotonic's clock."""
+
+    beats: int
+    at: float
+
+
 class StopAgreement:
     """Watches the signals, the launcher and the peers of one rank while it is entered.
 
@@ -57,9 +65,14 @@ class StopAgreement:
         *,
         timeout: float,
         stacks: Path,
+        patience: float | None = None,
     ) -> None:
-        """timeout: seconds that an answer of rank 0's store may take. stacks: the folder of stacks after a fault."""
+        """timeout: seconds that an answer of rank 0's store may take. stacks: the folder of stacks after a fault. patience:
+        seconds without a heartbeat after which the next rank counts as lost; None: somewhat more than `timeout`, within
+        which a collective says more of it.
+        """
         self.stopper, self.rank, self.size, self.parent = stopper, rank, size, parent
+        self._next, self._patience = (rank + 1) % size, timeout + GRACE if patience is None else patience
         self.store, self._timeout, self._stacks = BoundedStore(store, timeout), timeout, stacks
         self._places: dict[int, str] = {}  # of other ranks, when they last gave one
         self._turn = threading.Lock()
@@ -128,10 +141,13 @@ class StopAgreement:
 
     def _watch(self) -> None:
         asked = failed = None
+        heard, listens = Heard(-1, time.monotonic()), 0.0
         while not self._over.wait(EVERY):
             now = time.monotonic()
             try:
                 self._beat()
+                if failed is None and now >= listens:
+                    heard, listens = self._listen(heard, now), now + BEATS
                 if asked is None and self._is_stopping():
                     asked = now
                 if failed is None and self._first_fault() is not None:
@@ -154,6 +170,19 @@ class StopAgreement:
         self.store.add(f"beat/{self.rank}", 1)
         if self.rank and self.store.check(["place/0"]):
             self._places[0] = self.store.get("place/0").decode()
+
+    def _listen(self, before: Heard, now: float) -> Heard:
+        """What is heard of the next rank. Reports it as lost after `patience` seconds of silence, unless it has left."""
+        beats = self.store.add(f"beat/{self._next}", 0)
+        if beats != before.beats:
+            return Heard(beats, now)
+        if now - before.at > self._patience and not self.store.check([f"left/{self._next}"]):
+            if self.store.check([f"place/{self._next}"]):
+                self._places[self._next] = self.store.get(f"place/{self._next}").decode()
+            sentence = f"{self._describe_silence([self._next])} The same command continues at the newest checkpoint."
+            if self._report_fault(RankFault(PeerLostError.exit_code, sentence)) is None:
+                print(f"Ranks: {sentence}", file=sys.stderr)
+        return before
 
     def _print_end(self, sentence: str) -> None:
         print(f"Ranks: {sentence}, at {describe_place()}.", file=sys.stderr)
@@ -200,6 +229,7 @@ class StopAgreement:
     def _leave(self, seconds: float) -> None:
         """Uses the store for the last time; rank 0, which serves it, waits until the others have done so too."""
         try:
+            self.store.set(f"left/{self.rank}", "")
             self.store.add("left", 1)
             until = time.monotonic() + seconds
             while self.rank == 0 and self.store.add("left", 0) < self.size and time.monotonic() < until:
