@@ -155,7 +155,7 @@ def test_a_rank_that_stands_still_is_named_with_its_operation_within_the_timeout
     settings = short_config(tmp_path, run__checkpoint_every=5, system__timeout=10)
     began = time.monotonic()
     left = on_ranks(2, Job(settings, event="freeze", rank=frozen), grouped=False, killed=frozen)
-    assert time.monotonic() - began < 60
+    assert time.monotonic() - began < 120
     assert [e.code for e in left] == [6]
     # it beats 5 times a second
     seen = rf"Rank {frozen} no longer answers \(last seen: rank {frozen} in step \d+ at \w+\.py:"
