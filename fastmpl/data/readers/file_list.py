@@ -64,6 +64,18 @@ def _lines(text: str) -> Iterator[str]:
         start = end + 1
 
 
+def _content(text: str, file: Path, header: bool, others: list[Problem]) -> Iterator[tuple[int, str]]:
+    """The lines that name images, counted from 1; the other lines are added to `others`. header: whether there is one."""
+    for number, line in enumerate(_lines(text), 1):
+        why = _why_no_content(line)
+        if header and not why:
+            why, header = "the line is a header", False
+        if why:
+            others.append(Problem(name_line(file, number), why))
+        else:
+            yield number, line
+
+
 def _find_repeated(file: Path, found: FileList) -> NDArray[np.int64]:
     """Positions of paths that the list has before. Raises DataError where the class differs."""
     ordered = np.sort(found.keys)
@@ -101,23 +113,17 @@ def read_list(root: Path, file: Path, *, with_class: bool) -> FileList:
     Raises DataError for a line of another form, for a path with two classes, and where no path leads to a file.
     """
     text = read_text(file)
-    start = list(islice((line for line in _lines(text) if not _why_no_content(line)), 2))
-    form = recognise_form(root, file, start[0], start[-1], with_class=with_class) if start else None
     problems: list[Problem] = []
+    start = [line for _, line in islice(_content(text, file, header=False, others=problems), 2)]
+    if not start:
+        return EMPTY._replace(problems=fold_problems(problems), inventory=Inventory(len(problems)))
+    problems.clear()
+    form = recognise_form(root, file, start[0], start[-1], with_class=with_class)
     words: list[str] = []
-    entries, lines, keys = 0, array("q"), array("q")  # a million tuples would take what Names saves
+    lines, keys = array("q"), array("q")  # a million tuples would take what Names saves
 
     def paths() -> Iterator[str]:
-        nonlocal entries
-        is_header = form is not None and form.header
-        for number, line in enumerate(_lines(text), 1):
-            entries = number
-            why = _why_no_content(line)
-            if is_header and not why:
-                why, is_header = "the line is a header", False
-            if why or form is None:
-                problems.append(Problem(name_line(file, number), why))
-                continue
+        for number, line in _content(text, file, form.header, problems):
             path, word = split_line(form, line, file, number, with_class=with_class)
             words.append(sys.intern(word))  # a million images have a thousand words
             lines.append(number)
@@ -125,7 +131,8 @@ def read_list(root: Path, file: Path, *, with_class: bool) -> FileList:
             yield path
 
     names = Names(paths())
-    found = FileList(names, words, np.array(lines, np.int64), (), Inventory(entries), np.array(keys, np.int64))
+    inventory = Inventory(len(names) + len(problems))
+    found = FileList(names, words, np.array(lines, np.int64), (), inventory, np.array(keys, np.int64))
     again = _find_repeated(file, found)
     if len(again):
         problems += [
