@@ -7,7 +7,7 @@ from torch import Tensor
 
 from fastmpl.analysis.capture_lint import STEPS, lint
 from fastmpl.analysis.capture_trace import Fault
-from fastmpl.config import Config, feeds_back_from_trusted, learns_unlabelled, without_feedback
+from fastmpl.config import Config, learns_unlabelled, takes_trusted, without_feedback
 from fastmpl.data.batch import Batch
 from fastmpl.data.normalise import IMAGENET
 from fastmpl.learners.plain import PlainLearner
@@ -79,7 +79,7 @@ def make_fake_batch(config: Config, image_shape: tuple[int, ...], classes: int) 
         return torch.zeros(n, dtype=torch.int64)
 
     unlabelled = data.batch_unlabelled if learns_unlabelled(config) else 0
-    trusted = (data.batch_trusted or data.batch_labelled) if feeds_back_from_trusted(config) else 0
+    trusted = (data.batch_trusted or data.batch_labelled) if takes_trusted(config) else 0
     return Batch(
         labelled=make_pictures(data.batch_labelled),
         targets=make_numbers(data.batch_labelled),

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from fastmpl.config import Config, is_capturable
+from fastmpl.config import Config, estimates_corruption, is_capturable
 from fastmpl.config.meaning import NOT_CAPTURABLE
 from fastmpl.errors import StorageError
 
@@ -148,12 +148,16 @@ def _image_shape(config: Config, prepared: "Prepared") -> tuple[int, ...]:
 
 def check_networks(config: Config, prepared: "Prepared") -> Iterator[str]:
     """Remarks on the networks. Raises ConfigError for one that cannot be trained, or a class without a label."""
+    from fastmpl.data.prepare import fingerprint
     from fastmpl.distributed.process_group import read_place
+    from fastmpl.run.corruption import require_judge
     from fastmpl.run.network_preconditions import require_networks
     from fastmpl.run.preconditions import require_graph, require_kernels
 
     require_kernels()
     require_graph(config)
+    if estimates_corruption(config):
+        require_judge(config.teacher.model, fingerprint(prepared, config.data, config.run.seed))
     arrays, world = prepared.arrays, read_place().size
     shape = _image_shape(config, prepared)
     for remark in require_networks(config, classes=len(arrays.classes), image_shape=shape, world=world):

@@ -26,7 +26,7 @@ Norm = Literal["batch", "sync", "group"]
 Optimiser = Literal[
     "sgd", "nesterov", "adamw", "lamb", "fastmpl:sgd_ema", "apex:FusedSGD", "apex:FusedAdam", "apex:FusedLAMB"
 ]
-MethodName = Literal["supervised", "distillation", "pseudo_label", "uda", "mpl", "reduced_mpl"]
+MethodName = Literal["supervised", "distillation", "pseudo_label", "uda", "mpl", "reduced_mpl", "gold_correction"]
 Targets = Literal["soft", "sampled", "argmax"]
 FeedbackKind = Literal["exact", "per_example", "scalar", "off"]
 CleanImages = Literal["labelled", "trusted"]
@@ -176,8 +176,9 @@ class NetworkConfig(_Section):
 
 
 class TeacherConfig(NetworkConfig):
-    """The teacher. For distillation and pseudo labels `model` may also be the folder of a run. For reduced_mpl it is a
-    perceptron over stored distributions: `width` and `depth` are read, `model` is not.
+    """The teacher. For distillation and pseudo labels `model` may also be the folder of a run. For gold_correction it is
+    the folder of a run that learned the noisy labels. For reduced_mpl it is a perceptron over stored distributions: `width`
+    and `depth` are read, `model` is not.
     """
 
 
@@ -198,6 +199,13 @@ class MethodConfig(_Section):
     threshold: BelowOne = _key(0.0, "Confidence below which pseudo_label leaves an image out.")
     label_smoothing: BelowOne = _rare(0.0, "Smoothing of the true labels in the supervised loss.")
     supervised_weight: Rate = _rare(1.0, "Weight of the supervised loss.")
+    trusted_weight: Annotated[float, Field(gt=0, le=1000)] = _rare(
+        1.0, "Weight of the trusted images' loss beside that of the noisy labels, for gold_correction."
+    )
+    corruption: Literal["estimated", "identity"] = _rare(
+        "estimated",
+        "What gold_correction takes labels to be: confused as teacher.model says of the trusted images, or right.",
+    )
 
 
 class FeedbackConfig(_Section):

@@ -31,7 +31,7 @@ def names_run(model: str) -> bool:
 
 def learns_unlabelled(config: "Config") -> bool:
     """Whether the method learns from unlabelled images; the others are spared making them."""
-    return config.method.name != "supervised"
+    return config.method.name not in ("supervised", "gold_correction")
 
 
 def feeds_back(config: "Config") -> bool:
@@ -40,8 +40,18 @@ def feeds_back(config: "Config") -> bool:
 
 
 def feeds_back_from_trusted(config: "Config") -> bool:
-    """Whether a step needs trusted images; the others are spared making them. Fine-tuning opens its own."""
+    """Whether the student's validation loss is that of trusted images."""
     return feeds_back(config) and config.feedback.images == "trusted"
+
+
+def takes_trusted(config: "Config") -> bool:
+    """Whether a step needs trusted images; the others are spared making them. Fine-tuning opens its own."""
+    return feeds_back_from_trusted(config) or config.method.name == "gold_correction"
+
+
+def estimates_corruption(config: "Config") -> bool:
+    """Whether a run begins by estimating how labels are confused, by the run that `teacher.model` names."""
+    return config.method.name == "gold_correction" and config.method.corruption == "estimated"
 
 
 def batch_sizes(config: "Config") -> dict[str, int]:
@@ -50,7 +60,7 @@ def batch_sizes(config: "Config") -> dict[str, int]:
     sizes = {"batch_labelled": data.batch_labelled}
     if learns_unlabelled(config):
         sizes["batch_unlabelled"] = data.batch_unlabelled
-    if feeds_back_from_trusted(config):
+    if takes_trusted(config):
         sizes["batch_trusted"] = data.batch_trusted or data.batch_labelled
     return sizes
 

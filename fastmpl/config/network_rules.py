@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from fastmpl.config.meaning import HEADS, names_own_model, names_run, trained_optimisers
+from fastmpl.config.meaning import HEADS, estimates_corruption, names_own_model, names_run, trained_optimisers
 from fastmpl.config.optimisers import ABILITIES
 from fastmpl.config.wording import toml
 
@@ -22,7 +22,18 @@ def refuse_models(config: "Config") -> Iterator[str]:
             f'method.name = "distillation" with teacher.model = "{teacher}" has nothing to learn from. '
             'Name the folder of a run (runs/NAME) or "timm:NAME".'
         )
-    if names_run(teacher) and method not in ("distillation", "pseudo_label"):
+    if estimates_corruption(config) and not names_run(teacher):
+        yield (
+            f'method.name = "gold_correction" with teacher.model = "{teacher}" names no run that learned the noisy labels. '
+            'Train method.name = "supervised" on the same data and name its folder (runs/NAME), or set '
+            'method.corruption = "identity".'
+        )
+    if method == "gold_correction" and config.method.corruption == "identity" and not names_own_model(teacher):
+        yield (
+            f'method.corruption = "identity" estimates nothing, and teacher.model = "{teacher}" names a network to '
+            "estimate by. Leave one of the two out."
+        )
+    if names_run(teacher) and method not in ("distillation", "pseudo_label", "gold_correction"):
         yield f'teacher.model = "{teacher}" is no network that method.name = "{method}" can train. {known}.'
     if config.data.store and not names_own_model(teacher):
         yield (

@@ -64,10 +64,28 @@ def _method(config: "Config") -> Iterator[str]:
         )
     if method.name == "uda" and config.uda.weight == 0:
         yield 'method.name = "uda" with uda.weight = 0 is supervised training. Use method.name = "supervised".'
+    yield from _gold_correction(config)
     if method.name == "reduced_mpl" and not config.data.store:
         yield 'method.name = "reduced_mpl" needs data.store, the stored distributions of a large teacher.'
     if config.data.store and method.name not in ("distillation", "reduced_mpl"):
         yield f'data.store is for method.name = "distillation" or "reduced_mpl", not "{method.name}".'
+
+
+def _gold_correction(config: "Config") -> Iterator[str]:
+    """Noisy and trusted labels that are learned together."""
+    method = config.method
+    if method.name != "gold_correction":
+        for key in ("trusted_weight", "corruption"):
+            if (value := getattr(method, key)) != type(method).model_fields[key].default:
+                yield f'method.{key} = {toml(value)} is for method.name = "gold_correction", not "{method.name}".'
+        return
+    if not may_have_trusted(config):
+        yield 'method.name = "gold_correction" needs data.trusted above 0, the number of clean images to set aside.'
+    if method.supervised_weight != 1:
+        yield (
+            f'method.supervised_weight = {method.supervised_weight} with method.name = "gold_correction" weighs nothing. '
+            "Use method.trusted_weight, the weight of the trusted images."
+        )
 
 
 def _feedback(config: "Config") -> Iterator[str]:

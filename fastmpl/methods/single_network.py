@@ -40,7 +40,8 @@ class SingleNetworkMethod(Protocol):
         student: Logits,
         labels: PseudoLabels | None,
         targets: Int[Tensor, "B"],
+        trusted_targets: Int[Tensor, "M"] | None,
         consistency_weight: Float[Tensor, ""],
     ) -> LossParts:
-        """The loss of the network's logits, by the labels and the true targets."""
+        """The loss of the network's logits, by the labels, the targets of the labelled images and those of trusted ones."""
         ...

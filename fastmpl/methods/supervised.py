@@ -29,6 +29,7 @@ class Supervised:
         student: Logits,
         labels: PseudoLabels | None,
         targets: Int[Tensor, "B"],
+        trusted_targets: Int[Tensor, "M"] | None,
         consistency_weight: Float[Tensor, ""],
     ) -> LossParts:
         loss = soft_cross_entropy(student.of("labelled"), targets, label_smoothing=self.label_smoothing)

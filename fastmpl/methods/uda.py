@@ -48,6 +48,7 @@ class Uda:
         student: Logits,
         labels: PseudoLabels | None,
         targets: Int[Tensor, "B"],
+        trusted_targets: Int[Tensor, "M"] | None,
         consistency_weight: Float[Tensor, ""],
     ) -> LossParts:
         assert labels is not None

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from fastmpl.data.batch import Batch
 
-View = Literal["labelled", "weak", "strong"]
+View = Literal["labelled", "weak", "strong", "trusted"]
 LabelView = Literal["weak", "strong"]  # of an unlabelled image, whose logits become its label
 
 
@@ -19,6 +19,7 @@ class Logits(NamedTuple):
     labelled: Float[Tensor, "B K"] | None = None
     weak: Float[Tensor, "U K"] | None = None
     strong: Float[Tensor, "U K"] | None = None
+    trusted: Float[Tensor, "M K"] | None = None
 
     def of(self, view: View) -> Float[Tensor, "N K"]:
         logits: Tensor | None = getattr(self, view)

@@ -6,17 +6,19 @@ from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import torch
-from torch import nn
+from jaxtyping import Float
+from torch import Tensor, nn
 
 from fastmpl.config import Config, NetworkConfig, feeds_back, names_own_model, uses_forward_mode
 from fastmpl.data.normalise import Normalisation
 from fastmpl.distributed.ranks import ALONE, Ranks
 from fastmpl.learners.plain import PlainLearner
 from fastmpl.learners.protocol import RunLearner
-from fastmpl.learners.state import Parts
+from fastmpl.learners.state import Parts, Stateful
 from fastmpl.learners.tangent_parts import images_at_once
 from fastmpl.learners.zero.learner import ZeroLearner
 from fastmpl.methods.distillation import distillation
+from fastmpl.methods.gold_correction import GoldCorrection
 from fastmpl.methods.mpl import Feedback, MetaPseudoLabels
 from fastmpl.methods.pseudo_label import PseudoLabel
 from fastmpl.methods.single_network import SingleNetworkMethod
@@ -29,6 +31,7 @@ from fastmpl.models.input_map import differ, map_inputs
 from fastmpl.models.layout import channels_last
 from fastmpl.models.pretrained import Weights
 from fastmpl.models.reduced_teacher import ReducedTeacher, StoredTeacher
+from fastmpl.run.corruption import KeptCorruption
 from fastmpl.run.input_constants import normalisation_of
 from fastmpl.step.eager import EagerStep, Ramp, Step
 from fastmpl.step.mpl_step import MplStep
@@ -45,6 +48,7 @@ class Trainee(NamedTuple):
     student: RunLearner
     teacher: RunLearner | None
     step: EagerStep
+    kept: Mapping[str, Stateful] = MappingProxyType({})  # what else a step reads that was made when the run began
 
     def learners(self) -> dict[str, RunLearner]:
         """The networks that learn, by their role."""
@@ -52,7 +56,7 @@ class Trainee(NamedTuple):
 
     def parts(self) -> Parts:
         """What training continues from."""
-        return Parts({**self.learners(), "step": self.step})
+        return Parts({**self.learners(), "step": self.step, **self.kept})
 
 
 def sees_images_again(config: Config) -> bool:
@@ -128,6 +132,7 @@ def assemble(
     image_shape: tuple[int, ...],
     device: torch.device,
     fixed_teacher: Callable[[], nn.Module],
+    corruption: Callable[[], Float[Tensor, "K K"]] | None = None,
     ranks: Ranks = ALONE,
     weights: Mapping[str, Weights] = MappingProxyType({}),
     normalisation: Normalisation | None = None,
@@ -135,6 +140,7 @@ def assemble(
 ) -> Trainee:
     """Networks on `device`, and the step of `config`'s method; `fixed_teacher` gives the one that does not learn.
 
+    corruption: gives that of the labels, for gold loss correction; None: the identity, until a state is loaded.
     weights: what the networks that learn start from, by role; random weights for a role that is missing. normalisation:
     that of the batches, which are the student's inputs; a teacher with another has a map in front of it. note: called with
     a sentence on the tensors that were loaded.
@@ -144,13 +150,18 @@ def assemble(
     take: Step
     between: Step | None = None
     teacher = None
+    kept: dict[str, Stateful] = {}
     if config.method.name in ("mpl", "reduced_mpl"):
         method = mpl_of(config)
         teacher = networks.make_learner(config.teacher, TEACHER_SEED, 0.0)
         take = MplStep(method, choose_order(config, method), teacher, student)
         between = leave_out_credit(take, device) if config.feedback.every > 1 else None
     else:
-        single = single_network_method(config)
+        matrix = None
+        if config.method.name == "gold_correction":
+            matrix = torch.eye(classes, device=device) if corruption is None else corruption().to(device)
+            kept["corruption"] = KeptCorruption(matrix)
+        single = single_network_method(config, matrix)
         labels = None
         if single.labeller == "fixed":
             labels = networks.place(StoredTeacher() if config.data.store else fixed_teacher()).eval()
@@ -165,7 +176,7 @@ def assemble(
         between=between,
         every=config.feedback.every,
     )
-    return Trainee(student, teacher, step)
+    return Trainee(student, teacher, step, kept)
 
 
 def choose_order(config: Config, method: MetaPseudoLabels) -> Order:
@@ -201,9 +212,12 @@ def consistency_of(config: Config) -> Consistency:
     return Consistency(config.uda.temperature, config.uda.threshold)
 
 
-def single_network_method(config: Config) -> SingleNetworkMethod:
-    """The method of a run that trains one network."""
+def single_network_method(config: Config, corruption: Float[Tensor, "K K"] | None = None) -> SingleNetworkMethod:
+    """The method of a run that trains one network. corruption: that of the labels, which gold loss correction needs."""
     method = config.method
+    if method.name == "gold_correction":
+        assert corruption is not None, "the corruption of the labels was not given"
+        return GoldCorrection(corruption, method.trusted_weight, method.label_smoothing)
     if method.name == "supervised":
         return Supervised(method.label_smoothing)
     if method.name == "uda":

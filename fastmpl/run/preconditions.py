@@ -4,7 +4,7 @@ from typing import Final
 
 import torch
 
-from fastmpl.config import Config, feeds_back_from_trusted, learns_unlabelled
+from fastmpl.config import Config, feeds_back_from_trusted, learns_unlabelled, takes_trusted
 from fastmpl.data.errors import DataError
 from fastmpl.data.split import Split
 from fastmpl.distributed.ranks import Ranks
@@ -31,13 +31,14 @@ def require_graph(config: Config) -> None:
 def require_trusted(config: Config, count: int) -> None:
     """Raises DataError if trusted images are asked for and the data has none."""
     asked = {
-        "feedback": feeds_back_from_trusted(config),
-        "finetune": config.finetune.steps > 0 and config.finetune.images == "trusted",
+        'feedback.images = "trusted"': feeds_back_from_trusted(config),
+        'method.name = "gold_correction"': config.method.name == "gold_correction",
+        'finetune.images = "trusted"': config.finetune.steps > 0 and config.finetune.images == "trusted",
     }
-    for section, used in asked.items():
+    for key, used in asked.items():
         if used and not count:
             raise DataError(
-                f'{section}.images = "trusted", and {config.data.root} has no folder trusted: '
+                f"{key}, and {config.data.root} has no folder trusted: "
                 "put clean images into trusted/<class>/, or set data.trusted above 0 to take some of the labelled images."
             )
 
@@ -71,7 +72,7 @@ def require_full_batches(config: Config, split: Split) -> None:
     batches = {"labelled": (settings.batch_labelled, len(split.labelled))}
     if learns_unlabelled(config):
         batches["unlabelled"] = settings.batch_unlabelled, len(split.unlabelled)
-    if feeds_back_from_trusted(config):
+    if takes_trusted(config):
         batches["trusted"] = settings.batch_trusted, len(split.trusted)
     for part, (batch, images) in batches.items():
         if batch > images:

@@ -63,7 +63,7 @@ FORCEABLE: Final = {
         for key in ("lr", "weight_decay", "clip", "momentum", "dropout")
     ),
     *("feedback.weight", "feedback.every", "uda.weight", "uda.temperature", "uda.threshold", "uda.ramp", "finetune.lr"),
-    *("method.temperature", "method.threshold", "method.supervised_weight"),
+    *("method.temperature", "method.threshold", "method.supervised_weight", "method.trusted_weight"),
     *("system.precision", "system.schedule", "system.deferred", "system.recompute", "system.accumulate"),
     *("system.graph", "system.compile", "system.kernels", "system.channels_last", "system.tf32", "system.benchmark"),
 }

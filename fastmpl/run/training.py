@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from fastmpl.config import Config, feeds_back_from_trusted, learns_unlabelled
+from fastmpl.config import Config, estimates_corruption, learns_unlabelled, takes_trusted
 from fastmpl.config.meaning import trained_optimisers
 from fastmpl.data.batch import Batch
 from fastmpl.data.build import Data
@@ -25,6 +25,7 @@ from fastmpl.run import checkpoint, finetune
 from fastmpl.run.build import assemble
 from fastmpl.run.callbacks import Callback
 from fastmpl.run.checkpoint import Checkpoint
+from fastmpl.run.corruption import estimate_by_run
 from fastmpl.run.divergence import describe_divergence
 from fastmpl.run.expected_inputs import describe_inputs
 from fastmpl.run.fixed_teacher import Target, load_fixed_teacher
@@ -82,7 +83,7 @@ class Training:
         starts: bool = True,
         callbacks: Sequence[Callback] = (),
     ) -> None:
-        """starts: False for a run that continues, and does not read pretrained weights again."""
+        """starts: False for a run that continues: it reads no pretrained weights and no other run again."""
         self.config, self.folder, self.starts = config, folder, starts
         self.ranks, self.stops = group.ranks, group.stops
         require_kernels()
@@ -110,6 +111,7 @@ class Training:
             device=self.device,
             ranks=self.ranks,
             fixed_teacher=self._load_fixed_teacher,
+            corruption=self._estimate_corruption if starts and estimates_corruption(config) else None,
             weights={role: start.weights for role, start in pretrained.items()},
             normalisation=self.data.normalisation,
             note=self.notes.append,
@@ -140,7 +142,7 @@ class Training:
             dtype=loaded_dtype(config, self.device),
             normalisation=normalisation_of(config.student, config.data.channels),
             unlabelled=learns_unlabelled(config),
-            trusted=feeds_back_from_trusted(config),
+            trusted=takes_trusted(config),
         )
 
     def _read_pretrained(self) -> dict[str, Start]:
@@ -158,6 +160,12 @@ class Training:
         self.notes += remarks
         return module
 
+    def _estimate_corruption(self) -> Tensor:
+        """How labels are confused: rank 0's estimate for all, since other processors round otherwise."""
+        found = estimate_by_run(self.config.teacher.model, self.data, self.device)
+        self.notes += found.remarks
+        return self.ranks.all_gather_object(found.matrix)[0]
+
     def restore(self, resume: str) -> None:
         """Continues from a checkpoint, if there is one: the newest that is valid and fits, or the one that is named."""
         is_named = resume not in ("auto", "never")
@@ -173,8 +181,8 @@ class Training:
                 lambda found: self._require_fitting(found, f"The checkpoint of step {found.step}"),
             )
         if found is None:
-            wanted = [role for role in trained_optimisers(self.config) if getattr(self.config, role).pretrained]
-            if wanted and not self.starts:
+            wanted = any(getattr(self.config, role).pretrained for role in trained_optimisers(self.config))
+            if (wanted or estimates_corruption(self.config)) and not self.starts:
                 raise StorageError(
                     f"{self.folder} has no checkpoint that can be read: {' '.join(self.notes)} "
                     "Use --resume never to start over."

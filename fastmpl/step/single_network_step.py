@@ -33,7 +33,8 @@ class SingleNetworkStep:
             here = context.part(number)
             labels = self._label(part, here)  # first: the activations of the pass below are not there yet
             rows = student.forward(images(part, method.graph), here.dropout(STUDENT))
-            loss = method.learn(by_view(rows, part, method.graph), labels, part.targets, context.consistency_weight)
+            logits = by_view(rows, part, method.graph)
+            loss = method.learn(logits, labels, part.targets, part.trusted_targets, context.consistency_weight)
             student.accumulate(share(loss.loss, len(parts)))
             sums = sums._replace(
                 student_loss=sums.student_loss + loss.loss.detach(),

@@ -26,7 +26,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from fastmpl.analysis.planner.state_bytes import FLOAT, Stage
-from fastmpl.config import Config, feeds_back
+from fastmpl.config import Config, feeds_back, learns_unlabelled
 from fastmpl.distributed.ranks import LARGEST
 from fastmpl.learners.blocks import names_in_last_blocks
 from fastmpl.learners.zero.settings import BUCKET
@@ -122,7 +122,7 @@ def count_messages(
 def _count_passes(config: Config, role: str) -> _Passes:
     parts, again = config.system.accumulate, config.system.recompute
     if config.method.name not in ("mpl", "reduced_mpl"):
-        labels = single_network_method(config).labeller == "self"
+        labels = learns_unlabelled(config) and single_network_method(config).labeller == "self"
         return _Passes(parts * (1 + again + labels), parts)
     order = choose_order(config, mpl_of(config))
     if role == "teacher":
