@@ -14,11 +14,12 @@ trusted images in the rivals that see both; then the rate and length of the fine
 import argparse
 import sys
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal, NamedTuple
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import torch
 
-from benchmarks.experiments import finetuning, gold
+from benchmarks.experiments import finetuning
 from benchmarks.experiments.common import CONFIGS, options, parallel, record, row, tell
 from benchmarks.records import Row
 from fastmpl.study.arms import Arm, Outcome, run_arms
@@ -35,7 +36,8 @@ OTHERS: Mapping[str, Mapping[str, Any]] = {
     "MPL, scalar": {**SAMPLED, "feedback.kind": "scalar"},
     "MPL, flipped": {"feedback.control": "flipped"},
 }
-BOTH: Mapping[str, Literal["identity", "gold"]] = {"noisy and trusted": "identity", "gold loss correction": "gold"}
+GOLD = "gold loss correction"
+BOTH = ("noisy and trusted", GOLD)  # the rivals that learn from both kinds of labels
 FINETUNED = (NOISY, *BOTH, OFF, EXACT)
 NETWORKS: Mapping[str, Mapping[str, Any]] = {
     "perceptron": {},
@@ -179,28 +181,22 @@ def train_arms(
     return {case: [c._replace(outcomes=outcomes[c.runs.name]) for c in of_case] for case, of_case in best.items()}
 
 
-def rivals(asked: argparse.Namespace, case: Case, noisy: Arm) -> list[Candidate]:
+def rival_arm(case: Case, common: Mapping[str, Any], name: str, weight: float, noisy: Path) -> tuple[str, float, Arm]:
+    """An arm that learns from both kinds of labels. noisy: the folder of the case's noisy run, for any seed."""
+    by = {"teacher.model": str(noisy)} if name == GOLD else {"method.corruption": "identity"}
+    method = {"method.name": "gold_correction", "feedback.kind": "off", "method.trusted_weight": weight}
+    return name, weight, Arm(case.slug(name, weight), CONFIG, {**base_of(case, common), **method, **by})
+
+
+def rivals(asked: argparse.Namespace, case: Case, common: Mapping[str, Any], noisy: Arm) -> list[Candidate]:
     """The arms that learn from both kinds of labels, at their best weights, chosen as the trainer's are."""
-
-    def task(name: str, weight: float | None, arm: Arm, seed: int) -> gold.CorrectionTask:
-        assert weight is not None, "a rival has a weight"
-        return gold.CorrectionTask(
-            arm.config_of(seed, asked.output), asked.output / f"{noisy.name}-{seed}", BOTH[name], weight
-        )
-
-    def trained(found: Sequence[tuple[str, float | None, Arm]], seeds: range) -> list[list[Outcome]]:
-        tasks = [task(*each, s) for each in found for s in seeds]
-        done = iter(parallel(gold.train_corrected, tasks, asked.jobs))
-        return [[next(done) for _ in seeds] for _ in found]
-
-    every: list[tuple[str, float | None, Arm]] = [
-        (name, weight, noisy._replace(name=case.slug(name, weight))) for name in BOTH for weight in TRUSTED_WEIGHTS
-    ]
-    tried = trained(every, range(asked.choose_on))
-    candidates = [Candidate(*each, outcomes) for each, outcomes in zip(every, tried, strict=True)]
+    judge = asked.output / f"{noisy.name}-{{seed}}"
+    every = [rival_arm(case, common, name, weight, judge) for name in BOTH for weight in TRUSTED_WEIGHTS]
+    tried = run_arms([arm for _, _, arm in every], asked.choose_on, asked.output, tell, asked.jobs)
+    candidates = [Candidate(*each, tried[each[2].name]) for each in every]
     best = [best_of([c for c in candidates if c.arm == name]) for name in BOTH]
-    rest = trained([c[:3] for c in best], range(asked.choose_on, asked.seeds))
-    return [c._replace(outcomes=c.outcomes + more) for c, more in zip(best, rest, strict=True)]
+    outcomes = run_arms([c.runs for c in best], asked.seeds, asked.output, tell, asked.jobs)
+    return [c._replace(outcomes=outcomes[c.runs.name]) for c in best]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -222,7 +218,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     rows: list[Row] = []
     for case in cases:
         noisy = next(c.runs for c in arms[case] if c.arm == NOISY)
-        candidates = [*arms[case], *rivals(asked, case, noisy)]
+        candidates = [*arms[case], *rivals(asked, case, common, noisy)]
         tuned = [c for c in candidates if c.arm in FINETUNED]
         tasks = [
             finetuning.FinetuningTask(c.runs.config_of(seed, asked.output), lengths=asked.finetune_steps)

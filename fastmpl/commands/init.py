@@ -65,7 +65,7 @@ def format_config(tree: Tree, recipe: Recipe, name: str, path: Path, *, gpu: boo
     sizes = [len(part.names) for part in (tree.labelled, tree.unlabelled, tree.test)]
     counts = "{} labelled, {} unlabelled, {} test".format(*sizes)
     if tree.trusted:
-        counts += f', {len(tree.trusted.names)} trusted (used where [feedback] has images = "trusted")'
+        counts += f", {len(tree.trusted.names)} trusted (for gold_correction, feedback or fine-tuning)"
     lines = [
         f"# A first run on the pictures in {json.dumps(str(tree.root), ensure_ascii=False)}: {len(tree.classes)} classes;",
         f"# images: {counts}.",

@@ -57,6 +57,7 @@ def test_the_step_of_a_shipped_config_could_be_captured(name: str) -> None:
         {"system__accumulate": 2, "method__label_view": "weak", "feedback__control": "flipped"},
         {"feedback__depth": 1},
         {"feedback__every": 4},
+        {"method__name": "gold_correction", "method__corruption": "identity", "data__trusted": 50},
     ],
     ids=lambda changes: " ".join(f"{key.split('__')[1]}={value}" for key, value in changes.items()),
 )

@@ -1,34 +1,14 @@
-"""The experiments' own mathematics and choices: gold loss correction, biased teachers, and that nothing looks at tests."""
+"""The experiments' own choices: arms that are legal, settings by validation images, and that nothing looks at tests."""
 
 from typing import Any
 
 import numpy as np
 import pytest
-import torch
-import torch.nn.functional as F
 
 from benchmarks.experiments import ablation, all_labels, biased_teacher, few_labels_pretrained, noisy_labels
 from benchmarks.experiments.finetuning import Tuned
-from benchmarks.experiments.gold import corrected_loss, corruption_of
 from benchmarks.records import load
 from fastmpl.study.arms import Arm
-
-
-def test_gold_loss_is_cross_entropy_of_the_corrupted_distribution() -> None:
-    g = torch.Generator().manual_seed(0)
-    logits, labels = torch.randn(6, 3, generator=g), torch.tensor([0, 1, 2, 0, 1, 2])
-    c = torch.tensor([[0.6, 0.4, 0.0], [0.0, 0.7, 0.3], [0.5, 0.0, 0.5]])
-    p = torch.softmax(logits, -1)
-    by_hand = -sum(torch.log(sum(p[i, k] * c[k, labels[i]] for k in range(3))) for i in range(6)) / 6
-    torch.testing.assert_close(corrected_loss(logits, labels, c), by_hand)
-    torch.testing.assert_close(corrected_loss(logits, labels, torch.eye(3)), F.cross_entropy(logits, labels))
-
-
-def test_the_corruption_of_a_perfect_judge_of_noisy_labels_is_the_noise() -> None:
-    noise = torch.tensor([[0.55, 0.45, 0.0], [0.0, 0.55, 0.45], [0.45, 0.0, 0.55]])
-    labels = torch.tensor([0, 0, 1, 1, 2])
-    torch.testing.assert_close(corruption_of(noise[labels], labels), noise)
-    torch.testing.assert_close(corruption_of(noise[labels[:2]], labels[:2])[1:], torch.eye(3)[1:])
 
 
 def candidate(arm: str, weight: float, validation: float, test: float) -> noisy_labels.Candidate:
@@ -65,6 +45,10 @@ def test_every_arm_of_r7_is_legal_and_the_trusted_arm_learns_from_the_trusted_im
     case = noisy_labels.Case("pair", 0.45, 50, "conv")
     made = {name: arm.config_of(0, tmp_path) for name, _, arm in noisy_labels.mpl_arms(case, {"run.steps": 5}, [1.0])}
     labels = np.random.default_rng(0).integers(0, 10, 40_000)
+    for name in noisy_labels.BOTH:
+        _, _, arm = noisy_labels.rival_arm(case, {"run.steps": 5}, name, 0.2, tmp_path / "noisy-{seed}")
+        made[name] = arm.config_of(0, tmp_path)
+    assert made[noisy_labels.GOLD].teacher.model == str(tmp_path / "noisy-0")
     splits = {
         name: split(
             labels,
@@ -79,6 +63,7 @@ def test_every_arm_of_r7_is_legal_and_the_trusted_arm_learns_from_the_trusted_im
     }
     np.testing.assert_array_equal(splits["trusted"].labelled, splits["MPL, exact"].trusted)
     np.testing.assert_array_equal(splits["trusted"].validation, splits["noisy"].validation)
+    np.testing.assert_array_equal(splits[noisy_labels.GOLD].trusted, splits["MPL, exact"].trusted)
     assert made["trusted"].data.noise == ("none", 0.0)
 
 

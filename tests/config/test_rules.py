@@ -166,6 +166,45 @@ REFUSED = [
         'data.store takes the place of a teacher, and teacher.model = "runs/b" names another. '
         "Leave one of the two out.",
     ),
+    (
+        {"method.name": "gold_correction", "data.trusted": 50},
+        'method.name = "gold_correction" with teacher.model = "wrn_28_2" names no run that learned the noisy labels. '
+        'Train method.name = "supervised" on the same data and name its folder (runs/NAME), or set '
+        'method.corruption = "identity".',
+    ),
+    (
+        {"method.name": "gold_correction", "data.trusted": 50, "teacher.model": "timm:resnet18"},
+        'method.name = "gold_correction" with teacher.model = "timm:resnet18" names no run that learned the noisy labels. '
+        'Train method.name = "supervised" on the same data and name its folder (runs/NAME), or set '
+        'method.corruption = "identity".',
+    ),
+    (
+        {"method.name": "gold_correction", "data.trusted": 50, "teacher.model": "a", "method.corruption": "identity"},
+        'method.corruption = "identity" estimates nothing, and teacher.model = "a" names a network to estimate by. '
+        "Leave one of the two out.",
+    ),
+    (
+        {"method.name": "gold_correction", "teacher.model": "runs/a"},
+        'method.name = "gold_correction" needs data.trusted above 0, the number of clean images to set aside.',
+    ),
+    (
+        {"method.name": "gold_correction", "data.trusted": 50, "teacher.model": "a", "method.supervised_weight": 2.0},
+        'method.supervised_weight = 2.0 with method.name = "gold_correction" weighs nothing. '
+        "Use method.trusted_weight, the weight of the trusted images.",
+    ),
+    (
+        {"method.trusted_weight": 0.5},
+        'method.trusted_weight = 0.5 is for method.name = "gold_correction", not "mpl".',
+    ),
+    (
+        {"method.name": "supervised", "method.corruption": "identity"},
+        'method.corruption = "identity" is for method.name = "gold_correction", not "supervised".',
+    ),
+    (
+        {"method.name": "gold_correction", "data.trusted": 50, "teacher.model": "a", "feedback.images": "trusted"},
+        '[feedback] is for method.name = "mpl" or "reduced_mpl", not "gold_correction". '
+        'Leave the section out, or set feedback.kind = "off".',
+    ),
     ({"data.store": "a"}, 'data.store is for method.name = "distillation" or "reduced_mpl", not "mpl".'),
     (
         {"data.per_class": 9},
@@ -326,6 +365,8 @@ ACCEPTED = [
     {"feedback.control": "shuffled"},
     {"method.name": "pseudo_label", "method.targets": "argmax", "method.threshold": 0.9},
     {"method.name": "pseudo_label", "teacher.model": "runs/a"},
+    {"method.name": "gold_correction", "teacher.model": "runs/a", "data.trusted": 50, "method.trusted_weight": 0.2},
+    {"method.name": "gold_correction", "method.corruption": "identity", "data.source": "folder", "data.root": "a"},
     {"method.name": "distillation", "teacher.model": "runs/a"},
     {"method.name": "distillation", "teacher.model": "timm:resnet18.a1_in1k"},
     {"method.name": "pseudo_label", "teacher.model": "timm:resnet18"},

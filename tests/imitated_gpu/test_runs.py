@@ -71,6 +71,19 @@ def test_a_supervised_step_is_captured_without_unlabelled_images(dali: ImitatedG
     assert_same_run(tmp_path / "eager", tmp_path / "graphed")
 
 
+def test_a_step_of_gold_correction_is_captured_with_the_corruption_that_its_run_estimated(
+    dali: ImitatedGpu, tmp_path: Path
+) -> None:
+    data: dict[str, object] = {"data__trusted": 20, "data__batch_trusted": 10, "feedback__kind": "off"}
+    train_quietly(small_run(tmp_path, run__name="judge", method__name="supervised", **data))
+    gold: dict[str, object] = {"method__name": "gold_correction", "teacher__model": str(tmp_path / "judge"), **data}
+    train_quietly(small_run(tmp_path / "eager", system__graph="off", **gold))
+    train_quietly(small_run(tmp_path / "graphed", **gold))
+    graph = dali.graphs[-1]
+    assert graph.replays == 10
+    assert_same_run(tmp_path / "eager", tmp_path / "graphed")
+
+
 def test_a_run_whose_capture_fails_trains_eagerly_and_says_so_in_status_and_report(
     dali: ImitatedGpu, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

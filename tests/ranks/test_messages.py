@@ -42,6 +42,7 @@ CASES: dict[str, dict[str, Any]] = {
     "accumulated difference": {"system.accumulate": 2, "feedback.tangent": "difference"},
     "last layer": {"feedback.depth": 1},
     "supervised": {"method.name": "supervised"},
+    "gold correction": {"method.name": "gold_correction", "method.corruption": "identity", "data.trusted": 16},
     "wrn": WRN,
     "sync exact": SYNC,
     "sync scalar": SYNC | {"feedback.kind": "scalar", "method.targets": "sampled", "system.deferred": True},

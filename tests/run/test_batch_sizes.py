@@ -39,6 +39,10 @@ def test_batches_as_large_as_their_sets_are_accepted(changes: dict[str, object])
         ({"data.labels": 10}, "data.batch_labelled = 20, and there are 10 labelled images to train on, after 50 for"),
         ({"data.unlabelled": 23}, "data.batch_unlabelled = 24, and there are 23 unlabelled images"),
         (
+            {"method.name": "gold_correction", "teacher.model": "a", "data.trusted": 10, "data.batch_trusted": 11},
+            "set data.batch_trusted to 10 or less",
+        ),
+        (
             {"data.trusted": 10, "data.batch_trusted": 11, "feedback.images": "trusted"},
             "set data.batch_trusted to 10 or less",
         ),

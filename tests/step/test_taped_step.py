@@ -27,6 +27,7 @@ def refuse(reason: str) -> None:
         PERCEPTRONS | {"feedback__kind": "exact"},
         {"method__name": "uda"},
         {"method__name": "supervised", "student__optimiser": "adamw"},
+        {"method__name": "gold_correction", "method__corruption": "identity", "data__trusted": 8},
     ],
     ids=str,
 )

@@ -118,6 +118,14 @@ def test_one_network_has_one_schedule() -> None:
     assert list(found.costs) == ["one network"]
 
 
+def test_gold_correction_is_planned_with_its_trusted_images_and_without_unlabelled_ones() -> None:
+    changes = {"method__name": "gold_correction", "feedback__kind": "off", "teacher__model": "runs/a"}
+    settings = config(**changes, data__trusted=50, data__batch_trusted=32)
+    (fit, *_), batches = (found := planner.plan_memory(settings, ranks=1, memory=GIB)).fits, found.batches
+    assert batches == {"batch_labelled": 16, "batch_trusted": 32}
+    assert fit.peak == pytest.approx(peak_of(settings), rel=0.05)
+
+
 def test_the_largest_layer_is_that_of_one_module() -> None:
     import torch
 
