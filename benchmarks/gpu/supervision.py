@@ -25,6 +25,7 @@ WORKER: Final = ("-m", "benchmarks.gpu.worker")
 START: Final = 120.0  # seconds for a process to import its libraries and say which cases it has
 GRACE: Final = 1.0  # seconds for a hung process to write where it stands
 LONGEST: Final = 200  # characters of a log's line in a row
+NOT_REACHED: Final = "not reached within the"  # begins what such a row says
 
 
 class Attempt(NamedTuple):
@@ -137,33 +138,36 @@ class Progress(NamedTuple):
 class GroupRun:
     """One group from its first to its last row. `environment` is what its first process said of the machine."""
 
-    def __init__(self, group: Group, attempt: Attempt, seconds: float) -> None:
-        """seconds: until the rows that are left are not reached."""
+    def __init__(self, group: Group, attempt: Attempt, seconds: float, until: float | None = None) -> None:
+        """seconds: until the rows that are left are not reached. A process's start is not counted: on a fresh machine the
+        import of torch alone may take a minute. until: the end in any case, on time.monotonic's clock.
+        """
         self.group, self.attempt, self.seconds = group, attempt, seconds
+        self._end = time.monotonic() + seconds
+        self._last = self._end if until is None else until
         self.environment: dict[str, Any] = {}
         self._names: list[str] = []
         self._log = attempt.out / f"{group.name.replace(' ', '_')}.log"
 
     def rows(self) -> Iterator[Row]:
         """The rows as they come; one for every case, whatever happens to it."""
-        end = time.monotonic() + self.seconds
         self._log.unlink(missing_ok=True)
         first: int | None = 0
         while first is not None:
             begun = first
             with _process(self.group, begun, self.attempt, self._log) as (process, descriptor):
-                for progress in self._listen(process, _Listener(descriptor), begun, end):
+                for progress in self._listen(process, _Listener(descriptor), begun):
                     yield from ({"group": self.group.name, **row} for row in progress.rows)
                     first = progress.next
 
-    def _listen(
-        self, process: subprocess.Popen[bytes], listener: _Listener, first: int, end: float
-    ) -> Iterator[Progress]:
+    def _listen(self, process: subprocess.Popen[bytes], listener: _Listener, first: int) -> Iterator[Progress]:
         """What one process achieves from case `first` on."""
         number, until, began, told = first, time.monotonic() + START, time.monotonic(), False
+        end = self._last
         while True:
             event = listener.next(min(until, end))
             if event.kind == "cases":
+                self._end = end = min(self._end + time.monotonic() - began, self._last)
                 self._names, self.environment = event.said["names"], event.said["environment"]
             elif event.kind == "begin":
                 number, began, told = event.said["number"], time.monotonic(), False
@@ -196,5 +200,5 @@ class GroupRun:
         return Progress([row], number + 1 if number + 1 < len(self._names) else None)
 
     def _not_reached(self, number: int) -> list[Row]:
-        why = f"not reached within the {self.seconds:.0f} s of this group"
+        why = f"{NOT_REACHED} {self.seconds:.0f} s of this group"
         return [_row(what, "missing", why) for what in self._names[number:] or ["all rows"]]

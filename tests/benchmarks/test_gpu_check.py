@@ -1,6 +1,7 @@
 """The check of a GPU machine: whatever a row does to its process, the other rows are written."""
 
 import json
+import time
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +11,10 @@ import torch
 from benchmarks.environment import COMMIT_VARIABLE, commit
 from benchmarks.gpu.cases import Case, Device, Group, MissingError, Part, Setting
 from benchmarks.gpu.groups import GROUPS
-from benchmarks.gpu.supervision import Attempt, GroupRun
+from benchmarks.gpu.supervision import NOT_REACHED, Attempt, GroupRun
 from benchmarks.gpu.worker import POISONED, judge, run_cases
-from benchmarks.gpu_check import main
+from benchmarks.gpu_check import _share, give_verdict, main
+from benchmarks.records import Record, Row, save
 from tests.benchmarks.planted_worker import KEPT, VARIABLE
 
 PLANTED = ("-m", "tests.benchmarks.planted_worker")
@@ -55,6 +57,56 @@ def test_rows_that_are_not_reached_are_reported_as_missing(tmp_path: Path, monke
     (row,) = GroupRun(MACHINE, Attempt("imitated", tmp_path, PLANTED), 0.0).rows()
     assert row["status"] == "missing"
     assert "not reached" in str(row["why"])
+
+
+def test_the_start_of_a_process_is_not_the_time_of_its_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(VARIABLE, "exception")
+    run = GroupRun(MACHINE, Attempt("imitated", tmp_path, PLANTED), 240, time.monotonic() + 480)
+    end = run._end
+    assert [row["what"] for row in run.rows()] == ["planted exception", "torch", "device"]
+    assert run._end > end
+
+
+def test_groups_that_are_asked_share_the_time() -> None:
+    few, many = Group("few", "", 30), Group("many", "", 90)
+    assert _share(many, [many], 560) == 560
+    assert _share(few, [few, many], 560) == 140
+    assert _share(many, [many, few], 100) == 90
+    assert _share(many, [many], -1) == 0
+
+
+def row_of(group: str, status: str, why: str = "") -> Row:
+    return {"group": group, "what": "", "status": status, "why": why}
+
+
+@pytest.mark.parametrize(
+    ("rows", "said", "code"),
+    [
+        ([row_of("kernels", "passed"), row_of("machine", "missing", "not installed")], "is fit, as far", 0),
+        ([row_of("kernels", "passed"), row_of("zero", "missing", "needs deepspeed")], "Not asked: zero", 0),
+        (
+            [row_of("kernels", "failed"), row_of("graphs", "missing", NOT_REACHED)],
+            "not fit: 1 rows failed (kernels)",
+            1,
+        ),
+        ([row_of("kernels", "passed"), row_of("kernels", "missing", NOT_REACHED)], '--group "kernels"', 4),
+    ],
+)
+def test_the_verdict_tells_what_was_not_asked_from_what_is_right(rows: list[Row], said: str, code: int) -> None:
+    verdict, found = give_verdict(rows, "cuda")
+    assert said in verdict
+    assert found == code
+
+
+def test_a_group_that_is_asked_again_keeps_the_rows_of_the_others(tmp_path: Path) -> None:
+    asked = ["--part", "correct", "--device", "imitated", "--out", str(tmp_path)]
+    early: Row = {"part": "correct", **row_of("graphs", "failed")}
+    save(Record("gpu_check_imitated_correct", "table", [early, {**early, "group": "machine"}], {}), tmp_path)
+    assert main([*asked, "--group", "machine"]) == 1  # for the row that is kept
+    first, *found = rows_of(tmp_path, "correct")
+    assert first["group"] == "graphs"
+    assert {row["group"] for row in found} == {"machine"}
+    assert "failed" not in {row["status"] for row in found}
 
 
 def list_failed(folder: Path, *asked: str) -> list[Any]:
