@@ -8,9 +8,10 @@ Leaves out the collectives of a step (`fastmpl.distributed.ranks`) and when rank
 
 import json
 import os
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import timedelta
 from pathlib import Path
 from typing import Final, NamedTuple, Protocol
@@ -24,7 +25,7 @@ from fastmpl.distributed.open_files import allow_open_files
 from fastmpl.distributed.parent_process import ParentProcess, end_with_parent, identity
 from fastmpl.distributed.ranks import ALONE, Ranks
 from fastmpl.distributed.signals import Stopper
-from fastmpl.distributed.stop_agreement import StopAgreement, first_line
+from fastmpl.distributed.stop_agreement import GRACE, StopAgreement, first_line
 from fastmpl.errors import ConfigError, FastMPLError, PeerLostError
 from fastmpl.untrusted import read_json_object
 
@@ -117,6 +118,7 @@ def join_group(here: Place, folder: Path, stopper: Callable[[], Stopper], timeou
         return
     backend = choose_backend(here)
     store = _connect(here, folder, timeout, backend)
+    failed = True
     try:
         with StopAgreement(
             stopper(),
@@ -131,8 +133,28 @@ def join_group(here: Place, folder: Path, stopper: Callable[[], Stopper], timeou
             saving = dist.new_group(backend="gloo", timeout=timedelta(seconds=timeout))
             assert isinstance(saving, dist.ProcessGroup)  # every rank is one of it
             yield Group(Ranks(here.rank, here.size), guard, Ranks(here.rank, here.size, saving))
+        failed = False
     finally:
+        leave_group(failed=failed)
+
+
+def leave_group(*, failed: bool) -> None:
+    """Ends the process group.
+
+    NCCL ends one together with all ranks. A rank that failed would wait there for others which wait for it, before it has
+    said what failed: its group is aborted, and where even that takes long, left to the end of the process.
+    """
+    if not failed or dist.get_backend() != "nccl":
         dist.destroy_process_group()
+        return
+
+    def abort() -> None:
+        with suppress(RuntimeError):
+            dist.distributed_c10d._abort_process_group()
+
+    thread = threading.Thread(target=abort, name="leaving", daemon=True)
+    thread.start()
+    thread.join(GRACE)
 
 
 def choose_backend(here: Place) -> str:

@@ -224,7 +224,11 @@ class Training:
                 self.monitor.note(note)
             self.stops.begin(self.step + 1)
             for phase in self._phases():
-                self._train(phase)
+                try:
+                    self._train(phase)
+                finally:
+                    if isinstance(phase.step, GraphedStep):
+                        phase.step.close()
 
     @property
     def is_finished(self) -> bool:

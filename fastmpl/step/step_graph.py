@@ -112,6 +112,16 @@ class GraphedStep:
         self._wait_for_earlier_step()
         return metrics
 
+    def close(self) -> None:
+        """Destroys the graphs; later steps are eager.
+
+        NCCL ends no group while a graph holds its collectives, and an error that is on its way keeps a step alive.
+        """
+        self._captures = False
+        for captured in self._captured.values():
+            captured.graph.reset()
+        self._captured.clear()
+
     def _wait_for_earlier_step(self) -> None:
         """Lets the host be AHEAD steps ahead of the device, and not more."""
         ended = torch.cuda.Event(blocking=True)  # type: ignore[no-untyped-call]  # the host sleeps while it waits

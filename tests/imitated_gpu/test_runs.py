@@ -62,6 +62,21 @@ def test_a_run_with_its_loader_on_a_stream_of_its_own_equals_an_eager_one_and_re
     assert_same_run(tmp_path / "eager", tmp_path / "parts")
 
 
+@pytest.mark.parametrize("stops", [True, False])
+def test_no_graph_outlives_its_run(
+    stops: bool, dali: ImitatedGpu, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """NCCL ends no group of ranks while one lives. `graphs` keeps them here, as an error keeps the frames it passed."""
+    config = small_run(tmp_path, run__steps=6, run__evaluate_every=6)
+    if stops:
+        stop_after(5, config, monkeypatch)
+    else:
+        train_quietly(config)
+    (graph,) = dali.graphs
+    assert graph.replays
+    assert not graph.calls
+
+
 def test_a_supervised_step_is_captured_without_unlabelled_images(dali: ImitatedGpu, tmp_path: Path) -> None:
     supervised: dict[str, object] = {"method__name": "supervised", "feedback__kind": "off"}
     train_quietly(small_run(tmp_path / "eager", system__graph="off", **supervised))
