@@ -60,8 +60,6 @@ def why_hidden(name: str) -> str:
 
 def why_no_image(name: str) -> str:
     """Why a file of this name is not read as an image; empty where it is."""
-    if name.lower().endswith(_ENDS) and name.rpartition(".")[0][-1:] not in ("", ".", "/"):
-        return ""  # the rule below in a third of its time
     suffix = os.path.splitext(name)[1]
     if suffix.lower() in SUFFIXES:
         return ""
@@ -87,12 +85,23 @@ def why_no_file(entry: "os.DirEntry[str]") -> str:
         return NO_TARGET
 
 
+def _is_plain_image(entry: "os.DirEntry[str]") -> bool:
+    """Whether an entry is what nearly all are, a file with the name of an image and no link, at a third of the cost."""
+    name = entry.name
+    try:
+        return name.lower().endswith(_ENDS) and not name.startswith(".") and entry.is_file(follow_symlinks=False)
+    except OSError:
+        return False
+
+
 def _read_folder(root: Path, folder: str) -> _Folder:
     files, left_out, folders, links, entries = [], [], [], set(), 0
     with os.scandir(root / folder) as found:
         for entry in found:
             name, entries = entry.name, entries + 1
-            if reason := why_hidden(name):
+            if _is_plain_image(entry):
+                files.append(name)
+            elif reason := why_hidden(name):
                 left_out.append((name, reason))
             elif is_folder(entry):
                 folders.append(name)
