@@ -129,7 +129,9 @@ class RunLearner(Learner, Stateful, Protocol):
         ...
 
     def replace_call(self, wrap: Callable[[Forward], Forward]) -> None:
-        """From now on the training passes of the network call `wrap` of what they called before."""
+        """From now on the training passes of the network call `wrap` of what they called before. `close` of a learner calls
+        `close` of what `wrap` gave, where it has one.
+        """
         ...
 
     def close(self) -> None:

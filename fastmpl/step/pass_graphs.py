@@ -76,6 +76,14 @@ class PassGraphs:
         logits: Tensor = _Replay.apply(self._differentiated[key], images, *self.parameters.values())
         return logits
 
+    def close(self) -> None:
+        """Destroys the graphs, which may hold collectives of synchronised norms; later passes are eager."""
+        for observed in self._observed.values():
+            observed.reset()
+        for differentiated in self._differentiated.values():
+            differentiated.reset()
+        self._observed, self._differentiated, self._counts = {}, {}, {}
+
     def _beside(self, images: Tensor) -> Tensor:
         """An eager pass on the stream of the captures."""
         current = torch.cuda.current_stream()
@@ -119,6 +127,9 @@ class _Observed:
         logits: Tensor = self.logits.clone()  # its memory is the next pass's
         return logits
 
+    def reset(self) -> None:
+        self.graph.reset()
+
 
 class _Differentiated:
     """A captured pass with a graph, and its backward."""
@@ -152,6 +163,10 @@ class _Differentiated:
         self.backward_graph.replay()
         # copies: autograd may keep what it is given as the parameter's gradient, and the next replay writes here
         return [None if gradient is None else gradient.clone() for gradient in self.gradients]
+
+    def reset(self) -> None:
+        self.forward_graph.reset()
+        self.backward_graph.reset()
 
 
 class _Replay(torch.autograd.Function):

@@ -37,6 +37,7 @@ def _train(stage: int, ranks: Ranks, graphs: bool) -> dict[str, Any]:
             patch.setattr(parity, "_learner", make_with_graphs)
         tensors = parity.train_case(case, ranks, steps=8)["tensors"]
         replays = sum(graph.replays for graph in cuda.graphs)
+        assert not any(graph.calls for graph in cuda.graphs), "the learners are closed, and their graphs with them"
     return tensors | {"replays": replays}
 
 

@@ -48,6 +48,9 @@ class Graph(TorchDispatchMode):
         for storage, before in self._before.values():
             storage.copy_(before)
 
+    def reset(self) -> None:
+        self.calls.clear()
+
     def replay(self) -> None:
         self.replays += 1
         self.log.append("replay")

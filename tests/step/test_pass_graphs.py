@@ -83,6 +83,19 @@ def test_gradients_add_up_over_passes_and_are_no_tensors_of_the_graph(cuda: Pool
     assert all(map(torch.equal, *found))
 
 
+def test_passes_that_are_closed_keep_no_graph_and_go_on_eagerly(cuda: Pooled) -> None:
+    module, images = network()
+    replayed = PassGraphs(module.__call__, module, CPU)
+    for each in images:
+        replayed(each).sum().backward()
+        with torch.no_grad():
+            replayed(each)
+    assert sum(graph.replays > 0 for graph in cuda.graphs) == 3
+    replayed.close()
+    assert not any(graph.calls for graph in cuda.graphs)
+    assert torch.equal(replayed(images[0]), module(images[0]))
+
+
 def test_a_graph_that_is_still_open_is_not_overwritten(cuda: Pooled) -> None:
     module, images = network()
     replayed = PassGraphs(module.__call__, module, CPU)

@@ -295,6 +295,9 @@ class ZeroLearner:
         self.network.call = wrap(self.network.call)
 
     def close(self) -> None:
+        close = getattr(self.network.call, "close", None)  # of graphs, which the group of ranks would wait for
+        if close is not None:
+            close()
         deepspeed.destroy(self.engine)
 
     def _infer(self, images: Tensor, precise: bool = False) -> Tensor:
