@@ -72,4 +72,5 @@ def test_the_demonstration_of_an_installed_wheel_ends_with_two_tables(program: P
     printed = run(program, tmp_path, "demo", seconds=1400)
     assert printed.count("mean ± s.e.") == 2
     assert printed.count("paired 95 % interval") == 2
+    assert "gold loss correction" in printed
     assert (tmp_path / "runs" / "demo" / "report.html").is_file()
