@@ -1,4 +1,5 @@
-"""A captured step is the eager one, bit for bit: every form of it, over replays, and after a state was loaded."""
+"""A captured step is the eager one, bit for bit: every form of it, over replays, and after a state was loaded; and a step
+that cannot be captured is taken eagerly."""
 
 import os
 from functools import partial
@@ -12,7 +13,8 @@ from benchmarks.gpu.runs import FORMS, Form, capture_calls, make_batches, make_c
 from benchmarks.records import Row
 from fastmpl.data.batch import Batch
 from fastmpl.run.build import Trainee
-from fastmpl.step.eager import EagerStep
+from fastmpl.run.graph_choice import choose_execution
+from fastmpl.step.eager import EagerStep, Watch
 from fastmpl.step.step_graph import GraphedStep
 from fastmpl.step.step_metrics import StepMetrics
 
@@ -87,6 +89,40 @@ def check_form(form: Form, setting: Setting) -> Row:
     return {"passed": not wrong, "why": "; ".join(wrong), "replays": replays}
 
 
+def _private_bytes() -> int:
+    """Bytes that the allocator holds for graphs alone."""
+    segments = torch.cuda.memory_snapshot()  # type: ignore[no-untyped-call]
+    return sum(int(each["total_size"]) for each in segments if tuple(each["segment_pool_id"]) != (0, 0))
+
+
+def check_refused_capture(setting: Setting, watch: Watch = lambda report: float(report.student_loss)) -> Row:
+    """A step that reads the device goes on eagerly, on the stream and in the memory from before its capture."""
+    be_deterministic()
+    config = make_config({})
+    said: list[str] = []
+    with capture_calls(setting) as device:
+        before = 0 if setting.is_imitated else _private_bytes()
+        batches = make_batches(config, warmup_steps() + 3, device)
+        eager, refused = (make_trainee(config, device) for _ in range(2))
+        refused.step.watch = watch
+        step = choose_execution(refused, config, device, said.append, decodes=False)
+        assert isinstance(step, GraphedStep)
+        found = [
+            compare_steps(eager.step, step, batches),
+            _differing_state(eager, refused),
+            "" if len(said) == 1 else f"{len(said)} notes",
+            ""
+            if torch.cuda.current_stream(device) == torch.cuda.default_stream(device)
+            else "another stream is current",
+        ]
+        kept = 0 if setting.is_imitated else _private_bytes() - before
+    wrong = [what for what in [*found, f"{kept} bytes are kept for graphs" if kept > 0 else ""] if what]
+    return {"passed": not wrong, "why": "; ".join(wrong), "said": said[0] if said else ""}
+
+
 def cases(setting: Setting) -> Cases:
     names = IMITATED if setting.is_imitated else tuple(FORMS)
-    return [Case(name, partial(check_form, FORMS[name], setting), 60) for name in names]
+    return [
+        *(Case(name, partial(check_form, FORMS[name], setting), 60) for name in names),
+        Case("a capture that is refused", partial(check_refused_capture, setting), 60),
+    ]

@@ -25,6 +25,7 @@ from fastmpl.step.step_graph import WARMUP, GraphedStep
 from fastmpl.step.step_metrics import StepMetrics, zero_metrics
 
 STEPS = WARMUP + 40
+MOST = 10  # batches in memory beside those made ahead: some more than a host has that is two steps ahead of the device
 CYCLES = 5_000_000  # of the device's clock that a step takes at least, so that the host runs ahead of it
 
 
@@ -76,6 +77,11 @@ class Sight:
         return zero_metrics(self.seen)
 
 
+def describe_pile(made: int, ahead: int) -> str:
+    """Says where more batches were in memory at once than the steps need that are queued; "" where not."""
+    return "" if made <= ahead + MOST else f"{made} batches were in memory at once: the host is too many steps ahead"
+
+
 def check_batches(setting: Setting, ahead: int, graphed: bool) -> Row:
     """Runs the loader's thread and the step side by side, and reads at the end what each step saw."""
     images, side = (4, 8) if setting.is_imitated else (256, 64)
@@ -99,8 +105,10 @@ def check_batches(setting: Setting, ahead: int, graphed: bool) -> Row:
     expected = torch.arange(STEPS, dtype=torch.float32).unsqueeze(1).expand(-1, seen.shape[1])
     wrong = (seen != expected).any(1).nonzero().flatten().tolist()
     why = f"{len(wrong)} steps saw another batch: step {wrong[0]} saw {seen[wrong[0]].tolist()}" if wrong else ""
+    if graphed and not setting.is_imitated:  # an imitated GPU is late with its events
+        why = why or describe_pile(maker.made, ahead)
     return {
-        "passed": not wrong,
+        "passed": not why,
         "why": why,
         "steps": STEPS,
         "batches_of_memory": maker.made,

@@ -10,7 +10,9 @@ import torch
 
 from benchmarks.environment import COMMIT_VARIABLE, commit
 from benchmarks.gpu.cases import Case, Device, Group, MissingError, Part, Setting
+from benchmarks.gpu.graph_checks import check_refused_capture
 from benchmarks.gpu.groups import GROUPS
+from benchmarks.gpu.loading_hazards import describe_pile
 from benchmarks.gpu.supervision import NOT_REACHED, Attempt, GroupRun
 from benchmarks.gpu.worker import POISONED, judge, run_cases
 from benchmarks.gpu_check import _share, give_verdict, main
@@ -107,6 +109,20 @@ def test_a_group_that_is_asked_again_keeps_the_rows_of_the_others(tmp_path: Path
     assert first["group"] == "graphs"
     assert {row["group"] for row in found} == {"machine"}
     assert "failed" not in {row["status"] for row in found}
+
+
+def test_a_refused_capture_passes_where_it_is_said_and_changes_nothing(tmp_path: Path) -> None:
+    setting = Setting("imitated", tmp_path)
+    found = check_refused_capture(setting)
+    assert found["passed"], found
+    assert "reads the device" in str(found["said"])
+    harmless = check_refused_capture(setting, lambda report: None)
+    assert (harmless["passed"], harmless["why"]) == (False, "0 notes")
+
+
+def test_batches_that_pile_up_beside_captured_steps_are_found() -> None:
+    assert describe_pile(made=6, ahead=1) == ""
+    assert "40 batches were in memory at once" in describe_pile(made=40, ahead=1)
 
 
 def list_failed(folder: Path, *asked: str) -> list[Any]:
