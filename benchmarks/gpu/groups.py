@@ -8,7 +8,7 @@ GROUPS: Final[dict[Part, tuple[Group, ...]]] = {
     "correct": (
         Group("machine", "benchmarks.gpu.machine", 30),
         Group("ceilings", "benchmarks.gpu.ceilings", 30),
-        Group("kernels", "benchmarks.gpu.kernel_checks", 180),
+        Group("kernels", "benchmarks.gpu.kernel_checks", 240),
         Group("graphs", "benchmarks.gpu.graph_checks", 150),
         Group("synchronisation", "benchmarks.gpu.synchronisation", 60),
         Group("loading hazards", "benchmarks.gpu.loading_hazards", 45),

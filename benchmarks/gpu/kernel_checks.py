@@ -1,5 +1,8 @@
 """Every kernel against float64: small and large, at odd addresses, three times the same, on two streams at once."""
 
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
@@ -26,6 +29,7 @@ ALLOWANCE: Final = {torch.float32: 1e-5, torch.bfloat16: 1e-2}  # relative, besi
 CLASSES: Final = (10, 1000, 21841)
 CHANNELS: Final = (16, 17, 128, 640)  # of WRN-28-2 and ResNet-50; 17: no multiple of a tile
 ROUNDS: Final = 20  # of two streams
+MOST_COMPILERS: Final = 12  # processes, each with a context of some hundred MB on the GPU
 PAST: Final = 2**31 + 12_345  # elements: where 32-bit offsets wrap
 
 
@@ -190,6 +194,17 @@ def check_large_parameters(setting: Setting) -> Row:
     return {"passed": same and abs(norm - PAST**0.5) < 0.01, "elements": PAST, "norm": norm, "expected": PAST**0.5}
 
 
+def compile_kernels(setting: Setting) -> Row:
+    """Compiles what the checks below need, in several processes: one alone would need minutes. No verdict: each check
+    compiles what is missing."""
+    if setting.is_imitated:
+        raise MissingError("needs a GPU: nothing is compiled for a CPU")
+    shares = max(1, min(len(os.sched_getaffinity(0)) - 1, MOST_COMPILERS))
+    command = [sys.executable, "-m", "benchmarks.gpu.every_kernel", "--share"]
+    running = [subprocess.Popen([*command, str(number), str(shares)]) for number in range(shares)]
+    return {"processes": shares, "ended_well": sum(process.wait() == 0 for process in running)}
+
+
 def cases(setting: Setting) -> Cases:
     every = [(operation, dtype) for operation in OPERATIONS for dtype in operation.types]
 
@@ -206,6 +221,7 @@ def cases(setting: Setting) -> Cases:
         for what, check in checks.items()
         for operation, dtype in every
     ]
+    found.insert(0, Case("compiled in several processes", partial(compile_kernels, setting), 120))
     rows = [operation for operation in OPERATIONS if operation.kind == "rows"]
     found += [Case(f"{o.name}: past 2^31 elements", partial(check_long_rows, o, setting)) for o in rows]
     found.append(Case("batch_norm_act: past 2^31 elements", partial(check_large_maps, setting)))

@@ -9,10 +9,12 @@ import pytest
 import torch
 
 from benchmarks.environment import COMMIT_VARIABLE, commit
+from benchmarks.gpu import every_kernel
 from benchmarks.gpu.cases import Case, Device, Group, MissingError, Part, Setting
 from benchmarks.gpu.graph_checks import check_refused_capture
 from benchmarks.gpu.groups import GROUPS
 from benchmarks.gpu.loading_hazards import describe_pile
+from benchmarks.gpu.operations import OPERATIONS
 from benchmarks.gpu.supervision import NOT_REACHED, Attempt, GroupRun
 from benchmarks.gpu.worker import POISONED, judge, run_cases
 from benchmarks.gpu_check import _share, give_verdict, main
@@ -239,6 +241,19 @@ def test_the_cases_of_a_kernel_fail_where_a_kernel_is_wrong(monkeypatch: pytest.
 
     monkeypatch.setattr(kernel_checks, "run_on", spoil)
     assert not kernel_checks.check_accuracy(entropy, torch.float32, setting)["passed"]
+
+
+def test_the_shares_of_the_compiling_processes_are_all_kernels(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    checked: list[tuple[str, torch.dtype]] = []
+    monkeypatch.setattr(
+        every_kernel, "check_accuracy", lambda operation, dtype, _: checked.append((operation.name, dtype))
+    )
+    for number in range(5):
+        every_kernel.main(["--device", "imitated", "--share", str(number), "5"])
+    assert sorted(checked, key=str) == sorted(((o.name, t) for o in OPERATIONS for t in o.types), key=str)
+    assert len(capsys.readouterr().out.splitlines()) == 5
 
 
 def test_devices_are_those_of_the_command_line() -> None:
