@@ -21,6 +21,7 @@ from fastmpl.data.sampler import Sampler
 from fastmpl.data.streaming.crops import Crops
 from fastmpl.data.streaming.encoded_pipeline import EncodedStream, Machine
 from fastmpl.data.streaming.reading import Reader
+from fastmpl.distributed.ranks import ALONE
 from fastmpl.run.build import Trainee
 from fastmpl.run.graph_choice import choose_execution, loaded_dtype
 from tests import mini_imagenet
@@ -96,7 +97,8 @@ def test_the_copy_into_a_graph_s_inputs_is_the_only_one_and_converts(
     images: Files, cuda: torch.device, precision: str, dtype: torch.dtype
 ) -> None:
     config, read = asked(precision), list[Batch]()
-    trainee = cast(Trainee, SimpleNamespace(step=SimpleNamespace(execute=read.append, is_between=False, taken=0)))
+    step_of = SimpleNamespace(execute=read.append, is_between=False, taken=0)
+    trainee = cast(Trainee, SimpleNamespace(step=step_of, student=SimpleNamespace(ranks=ALONE)))
     step = choose_execution(trainee, config, cuda, pytest.fail, decodes=True)
     batches, same = loader(images, loaded_dtype(config, cuda)), loader(images, torch.float32)
     step(next(batches))  # makes the inputs
