@@ -12,10 +12,10 @@ from tests.ranks.runs import Job
 from tests.ranks.spawned import on_ranks
 from tests.run.short_runs import short_config, train_quietly, untimed_lines
 
-SHARDS = pytest.mark.timeout(600)
+pytestmark = pytest.mark.timeout(600)
 
 
-@pytest.mark.parametrize("stage", [None, pytest.param(3, marks=[SHARDS, pytest.mark.slow])])
+@pytest.mark.parametrize("stage", [None, 3])  # of ZeRO
 def test_two_ranks_train_the_run_of_one_process(stage: int | None, tmp_path: Path) -> None:
     if stage is not None:
         pytest.importorskip("deepspeed", reason="pip install fastmpl[sharded]")

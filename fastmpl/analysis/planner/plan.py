@@ -92,7 +92,7 @@ class MemoryPlan(NamedTuple):
     memory: float  # bytes of a device
     batches: dict[str, int]  # images of a step of a rank
     networks: dict[str, NetworkSize]
-    states: dict[Sharding, StateBytes]  # of all networks
+    states: dict[Sharding, StateBytes]  # of all networks; with gold loss correction's matrix, which each rank holds
     gathered: dict[Sharding, Gathered]
     costs: dict[str, Cost]  # by schedule
     fits: list[Fit]
@@ -121,7 +121,11 @@ def plan_memory(
     shape = shape_of(config, classes)
     networks = build_networks(config, shape)
     sizes = {role: size_of(networks[role]) for role in trained_optimisers(config)}
-    states = {name: _state(config, sizes, stage, ranks, offload) for name, (stage, offload) in _possible(config)}
+    corruption = StateBytes(parameters=FLOAT * shape.classes**2 if config.method.name == "gold_correction" else 0)
+    states = {
+        name: _state(config, sizes, stage, ranks, offload).plus(corruption)
+        for name, (stage, offload) in _possible(config)
+    }
     gathered = {name: _count_gathered(config, sizes["student"], stage, ranks) for name, (stage, _) in _possible(config)}
     names = (schedules or schedules_of(config)) if "teacher" in sizes else ("one network",)
     costs = _count_costs(config, names, shape, ranks)
