@@ -1,7 +1,8 @@
 """How labels are confused, as gold loss correction needs it: estimated when a run begins, kept in its checkpoints.
 
-The judge is a finished run that learned the noisy labels; its network sees the trusted images once, as it is evaluated. A
-run that continues reads the matrix from its checkpoint and needs the judge no more.
+The judge is a finished run that learned the noisy labels. Its averaged network, or that of its headline where it keeps no
+average, sees the trusted images once, as it is evaluated. A run that continues reads the matrix from its checkpoint and
+needs the judge no more.
 """
 
 from collections.abc import Mapping, Sequence
@@ -20,6 +21,7 @@ from fastmpl.methods.gold_correction import CorruptionEstimate, estimate_corrupt
 from fastmpl.run import checkpoint
 from fastmpl.run.checkpoint_files import FACTS, read_json
 from fastmpl.run.fixed_teacher import Target, load_fixed_teacher
+from fastmpl.run.headline import NetworkName
 from fastmpl.run.resuming import CHECKPOINTS
 
 SHOWN = 10  # classes that are named
@@ -83,7 +85,10 @@ def estimate_by_run(model: str, data: Data, device: torch.device) -> Estimated:
     fingerprint = data.train.state()["fingerprint"]
     assert isinstance(fingerprint, Mapping)
     require_judge(model, fingerprint)
-    judge, remarks = load_fixed_teacher(model, Target(data.classes, data.image_shape, data.normalisation))
+    # The last step's average where there is one: its probabilities are nearer to the shares of labels. The network of the
+    # headline is selected by its answers, and may be one that has learned wrong labels by heart.
+    network: NetworkName | None = "average" if load(Path(model) / "config.toml").student.average else None
+    judge, remarks = load_fixed_teacher(model, Target(data.classes, data.image_shape, data.normalisation), network)
     judge = judge.to(device)
     with torch.no_grad():
         held = data.examples(data.split.trusted)

@@ -16,6 +16,7 @@ from fastmpl.data.normalise import LUMINANCE, Normalisation
 from fastmpl.errors import ConfigError
 from fastmpl.models.input_map import differ, map_inputs
 from fastmpl.run.classifier import load_classifier
+from fastmpl.run.headline import NetworkName
 
 BYTES = 255.0  # timm's constants are for pixels in [0, 1]
 
@@ -63,18 +64,19 @@ class AdaptedNetwork(nn.Module):
         return logits if self.order is None else logits.index_select(-1, self.order)
 
 
-def load_fixed_teacher(model: str, target: Target) -> FixedTeacher:
+def load_fixed_teacher(model: str, target: Target, network: NetworkName | None = None) -> FixedTeacher:
     """The teacher named `model`, a run's folder or "timm:NAME", for the data `target`; on the CPU, in evaluation mode.
 
     It sees the images at its own size and in its own channels. Raises ConfigError if it cannot be loaded, and DataError
-    if its classes have other
-    names than the data's. The same names in another order are mapped, which a remark says.
+    if its classes have other names than the data's. The same names in another order are mapped, which a remark says.
+
+    network: of a run; None: that of its headline.
     """
-    return _load_timm(model, target) if model.startswith("timm:") else _load_run(model, target)
+    return _load_timm(model, target) if model.startswith("timm:") else _load_run(model, target, network)
 
 
-def _load_run(folder: str, target: Target) -> FixedTeacher:
-    held = load_classifier(Path(folder))
+def _load_run(folder: str, target: Target, network: NetworkName | None) -> FixedTeacher:
+    held = load_classifier(Path(folder), network)
     if (held.normalisation is None or target.normalisation is None) and held.image_shape != target.image_shape:
         raise ConfigError(
             f"The teacher {folder} was trained on inputs of shape {held.image_shape}; this run's have shape "

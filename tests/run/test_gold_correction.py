@@ -6,7 +6,6 @@ from typing import Any
 
 import pytest
 import torch
-import torch.nn.functional as F
 
 from fastmpl.cli import main
 from fastmpl.config import Config, ConfigError, save
@@ -16,8 +15,11 @@ from fastmpl.methods.gold_correction import CorruptionEstimate, estimate_corrupt
 from fastmpl.run import checkpoint
 from fastmpl.run.classifier import load_classifier
 from fastmpl.run.corruption import _describe
+from fastmpl.run.headline import NetworkName
 from fastmpl.telemetry.metrics_file import read_lines
 from tests.run.short_runs import short_config, stop_after, train_quietly, untimed_lines
+
+NAMES: tuple[NetworkName, ...] = ("selected", "last", "average")
 
 
 def judged(folder: Path, name: str, **changes: Any) -> Config:
@@ -35,9 +37,9 @@ def last(folder: Path, step: int = 20) -> dict[str, torch.Tensor]:
 
 @pytest.fixture(scope="module")
 def judge(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A finished run on noisy digits."""
+    """A finished run on noisy digits, which selects a network of its middle."""
     folder = tmp_path_factory.mktemp("judge")
-    train_quietly(judged(folder, "noisy", method__name="supervised"))
+    train_quietly(judged(folder, "noisy", method__name="supervised", run__steps=60, run__evaluate_every=10))
     return folder / "noisy"
 
 
@@ -49,16 +51,26 @@ def whole(judge: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_the_corruption_is_what_the_judge_says_of_the_trusted_images(judge: Path, whole: Path) -> None:
+@pytest.mark.parametrize("average", [True, False])
+def test_the_corruption_is_what_the_judges_average_or_else_its_headline_says_of_the_trusted_images(
+    average: bool, judge: Path, whole: Path, tmp_path: Path
+) -> None:
+    if not average:
+        judge, whole = tmp_path / "alone", tmp_path
+        train_quietly(judged(tmp_path, "alone", method__name="supervised", student__average=0.0))
+        train_quietly(gold(tmp_path, judge))
     config = gold(whole, judge)
     data = build_data(config.data, seed=config.run.seed)
     trusted = data.examples(data.split.trusted)
     with torch.no_grad():
-        logits = load_classifier(judge).module(trusted.images)
-    expected = estimate_corruption([(logits, trusted.labels)], 10)
-    assert expected.images.tolist() == [5] * 10
-    torch.testing.assert_close(last(whole)["corruption/matrix"], expected.matrix)
-    assert F.one_hot(trusted.labels).sum() == len(trusted) == 50
+        by = {
+            name: load_classifier(judge, name).module(trusted.images) for name in NAMES if average or name != "average"
+        }
+    found = {name: estimate_corruption([(logits, trusted.labels)], 10) for name, logits in by.items()}
+    assert found["selected"].images.tolist() == [5] * 10
+    expected = found.pop("average" if average else "selected").matrix
+    torch.testing.assert_close(last(whole)["corruption/matrix"], expected)
+    assert not average or (found["last"].matrix - expected).abs().max() > 0.01
 
 
 def test_a_run_learns_from_both_kinds_of_labels(whole: Path) -> None:
