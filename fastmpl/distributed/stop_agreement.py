@@ -23,7 +23,7 @@ from fastmpl.distributed.places import PACKAGE, describe_place, whole_stack
 from fastmpl.distributed.signals import Stopper
 from fastmpl.errors import FastMPLError, PeerLostError, ToldByPeer
 
-EVERY: Final = 0.2  # seconds between two checks of the thread
+EVERY: Final = 0.4  # seconds between two checks of the thread: rank 0 answers five calls for each, of every rank
 BEATS: Final = 1.5  # seconds without a heartbeat after which a rank is named as silent
 GRACE: Final = 5.0  # seconds in which a rank may end by itself after another failed
 SPEAKS_FIRST: Final = 0.5  # seconds: a launcher ends every rank as soon as one has ended
@@ -168,7 +168,7 @@ class StopAgreement:
         """Tells the others that this rank is alive and where it is, and keeps where rank 0 is, which serves the store."""
         self.store.set(f"place/{self.rank}", f"step {self._begun} at {describe_place()}")
         self.store.add(f"beat/{self.rank}", 1)
-        if self.rank and self.store.check(["place/0"]):
+        if self.rank and (0 in self._places or self.store.check(["place/0"])):
             self._places[0] = self.store.get("place/0").decode()
 
     def _listen(self, before: Heard, now: float) -> Heard:

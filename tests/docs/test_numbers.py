@@ -58,7 +58,7 @@ CONSTANTS = {  # page -> part of a line, and why the number in it is no measurem
     ],
     "reliability.md": [
         ("1, 2, 4, ... 60 seconds", "a setting"),
-        ("tells the others five times a", "a setting of distributed/stop_agreement.py"),
+        ("tells the others twice a", "a setting of distributed/stop_agreement.py"),
         ("within 30 s", "a limit that a test holds"),
     ],
     "scale.md": [

@@ -157,7 +157,7 @@ def test_a_rank_that_stands_still_is_named_with_its_operation_within_the_timeout
     left = on_ranks(2, Job(settings, event="freeze", rank=frozen), grouped=False, killed=frozen)
     assert time.monotonic() - began < 120
     assert [e.code for e in left] == [6]
-    # it beats 5 times a second
+    # it beats twice a second
     seen = rf"Rank {frozen} no longer answers \(last seen: rank {frozen} in step \d+ at \w+\.py:"
     assert re.search(seen, left[0].told), left[0].told
     assert f"Rank {1 - frozen} waited in step 7 at ranks.py:" in left[0].told
