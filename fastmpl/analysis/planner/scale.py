@@ -20,9 +20,7 @@ ENCODED: Final = 91_000  # bytes of such a JPEG, 500 x 375 pixels (record `loade
 LISTED: Final = 150  # bytes of a rank for each image that the data has (record `listing`)
 LISTING: Final = 3.8e-6  # seconds to list an image, by a file list (record `listing`)
 STORED: Final = 66  # bytes of an image in a store of the 16 likeliest classes (record `store`)
-ASKED: Final = (
-    31  # calls a second of one rank to rank 0's store: six in each check of its StopAgreement, and its listening
-)
+ASKED: Final = 14  # calls a second of one rank to rank 0's store: five in each check of its StopAgreement, and more
 ANSWERED: Final = 37e-6  # CPU seconds of rank 0 for one of them, on a busy host (record `scale`)
 FEW: Final = 8  # images below which a batch norm's statistics are mostly noise
 
