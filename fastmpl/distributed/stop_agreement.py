@@ -142,10 +142,12 @@ class StopAgreement:
     def _watch(self) -> None:
         asked = failed = None
         heard, listens = Heard(-1, time.monotonic()), 0.0
-        while not self._over.wait(EVERY):
+        pause = EVERY / 10  # until it is known where rank 0 is, which cannot be asked once it stands still
+        while not self._over.wait(pause):
             now = time.monotonic()
             try:
                 self._beat()
+                pause = EVERY if self.rank == 0 or 0 in self._places else pause
                 if failed is None and now >= listens:
                     heard, listens = self._listen(heard, now), now + BEATS
                 if asked is None and self._is_stopping():

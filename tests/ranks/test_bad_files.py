@@ -124,6 +124,7 @@ class OtherImages:
 
     def __call__(self, ranks: Ranks) -> Ended:
         if ranks.rank:
-            own = listing.why_hidden
-            listing.why_hidden = lambda name: "not seen" if name == "image 001é.JPEG" else own(name)
+            own, plain, unseen = listing.why_hidden, listing._is_plain_image, "image 001é.JPEG"
+            listing.why_hidden = lambda name: "not seen" if name == unseen else own(name)
+            listing._is_plain_image = lambda entry: entry.name != unseen and plain(entry)
         return self.job(ranks)
