@@ -51,11 +51,9 @@ def why_hidden(name: str) -> str:
         return "it was made by an operating system or a network drive"
     if not name.startswith("."):
         return ""
-    return (
-        "its name begins with ._ (macOS keeps attributes there)"
-        if name.startswith("._")
-        else "its name begins with a dot"
-    )
+    if name.startswith("._"):
+        return "its name begins with ._ (macOS keeps attributes there)"
+    return "its name begins with a dot"
 
 
 def why_no_image(name: str) -> str:
@@ -86,7 +84,7 @@ def why_no_file(entry: "os.DirEntry[str]") -> str:
 
 
 def _is_plain_image(entry: "os.DirEntry[str]") -> bool:
-    """Whether an entry is what nearly all are, a file with the name of an image and no link, at a third of the cost."""
+    """Whether an entry is a regular file, not a link, with the name of an image, as nearly all entries are."""
     name = entry.name
     try:
         return name.lower().endswith(_ENDS) and not name.startswith(".") and entry.is_file(follow_symlinks=False)
